@@ -1,0 +1,67 @@
+"""What the command lines share: parsing by dataclass, one-line errors, exit codes.
+
+Exit codes: 0 done; 2 bad input; 3 a loss is not finite; 128 + N stopped by signal N (130 for
+Ctrl-C, 143 for SIGTERM) with the state saved.
+"""
+
+import contextlib
+import io
+import sys
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import tyro
+
+from jaxvae.errors import InputError
+
+T = TypeVar("T")
+
+EXIT_OK = 0
+EXIT_BAD_INPUT = 2
+EXIT_DIVERGED = 3
+
+
+def parse(kind: type[T], args: Sequence[str], *, prog: str, description: str, default: T | None = None) -> T:
+    """`args` as a dataclass `kind`, a flag a field, help from its docstrings.
+
+    Prints help and raises `SystemExit` for ``--help``.
+
+    Raises:
+      InputError: an unknown flag or a value that does not fit, in one line.
+    """
+    refusal = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(refusal):
+            parsed: T = tyro.cli(
+                tyro.conf.OmitArgPrefixes[kind],  # type: ignore
+                args=args,
+                prog=prog,
+                description=description,
+                default=default,
+                config=(tyro.conf.FlagCreatePairsOff,),
+            )
+            return parsed
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        raise InputError(_first_paragraph(refusal.getvalue(), prog)) from None
+
+
+def _first_paragraph(box: str, prog: str) -> str:
+    """The sentence in the box that tyro draws around an error."""
+    lines = [line.strip("│ \n") for line in box.splitlines()[1:]]
+    sentence: list[str] = []
+    for line in lines:
+        if not line or line[0] in "─╰":
+            break
+        sentence.append(line)
+    return f"{' '.join(sentence) or box.strip()} (see {prog} --help)"
+
+
+def run(command: Callable[[], int]) -> int:
+    """Run a command; bad input becomes one line on stderr and exit code 2."""
+    try:
+        return command()
+    except InputError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return EXIT_BAD_INPUT

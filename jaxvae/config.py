@@ -1,0 +1,208 @@
+"""The configuration of a run: one frozen dataclass, its presets, and its JSON form.
+
+Every field is a flag of ``python -m jaxvae.train`` (``batch_size`` is ``--batch-size``) and a key
+of a run directory's ``config.json``.
+"""
+
+import dataclasses
+import json
+import math
+import types
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from jaxvae.errors import InputError
+
+Head = Literal["relu", "linear"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What is trained, on what, and how."""
+
+    # A docstring below a field is its help text. The command line needs it on one line.
+    preset: str = "notes-vae"
+    """notes-ae or notes-vae: the notes' models to the letter; vae: what the field means by a VAE."""
+
+    # Data.
+    dataset: str = "auto"
+    """mnist (auto: else digits), fashion_mnist, kmnist, digits, a .npy/.npz file, a folder of images."""
+    data_dir: str | None = None
+    """Directory of IDX files (.gz or not). Without it they are downloaded once, checksums verified."""
+
+    # Model.
+    hidden: tuple[int, ...] = (256, 64)
+    """Widths of the encoder's hidden layers; the decoder mirrors them."""
+    latent_size: int = 10
+    """Latent dimensions; for an autoencoder, the width of its code."""
+    head: Head = "relu"
+    """The encoder's end. relu: mean and standard deviation after a ReLU; linear: mean, log-variance."""
+    objective: Literal["mse", "notes-elbo", "elbo"] = "notes-elbo"
+    """mse (autoencoder) and notes-elbo (VAE): the notes', per pixel; elbo: Bernoulli, nats/image."""
+    compute_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Arithmetic of the layers' products; parameters, losses and updates are always float32."""
+
+    # Training.
+    learning_rate: float = 1e-3
+    """Adam's learning rate."""
+    batch_size: int = 32
+    """Images a step. Of an epoch's shuffled images, those that do not fill a batch sit it out."""
+    epochs: int = 20
+    """Passes over the training images; the notes train for 1000."""
+    seed: int = 0
+    """Everything random follows from it: initial weights, order of the images, noise."""
+    steps_per_call: int = 2000
+    """Most steps in one compiled call; figures, progress and signals are handled between calls."""
+
+    # Cadence: what is written and when. It does not change what is trained.
+    log_every: int = 0
+    """Steps that a train line of metrics.jsonl averages over; 0: all those of a compiled call."""
+    image_every: int = 1
+    """Epochs between pictures; 0: only at the end."""
+    checkpoint_every: int = 5
+    """Epochs between checkpoints; 0: only at the end."""
+    keep_checkpoints: int = 3
+    """Newest checkpoints to keep."""
+
+    def __post_init__(self) -> None:
+        """Raise `InputError` for a value out of range; types are for `from_json` and the command line."""
+        positive = ("latent_size", "batch_size", "epochs", "steps_per_call", "keep_checkpoints")
+        not_negative = ("log_every", "image_every", "checkpoint_every", "seed")
+        for name in positive:
+            if getattr(self, name) < 1:
+                raise InputError(f"{flag(name)} must be at least 1, not {getattr(self, name)}")
+        for name in not_negative:
+            if getattr(self, name) < 0:
+                raise InputError(f"{flag(name)} must not be negative, not {getattr(self, name)}")
+        if self.seed >= 2**32:
+            raise InputError(f"{flag('seed')} must be below 2^32, not {self.seed}")
+        if any(width < 1 for width in self.hidden):
+            raise InputError(f"{flag('hidden')} takes widths of at least 1, not {list(self.hidden)}")
+        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
+            raise InputError(f"{flag('learning_rate')} must be positive and finite, not {self.learning_rate}")
+        if self.objective == "elbo" and self.head != "linear":
+            raise InputError(
+                "--objective elbo needs --head linear: it has no finite value at a standard deviation of 0"
+            )
+        if not self.dataset:
+            raise InputError("--dataset must not be empty")
+
+    @property
+    def is_vae(self) -> bool:
+        """Whether the model is a `VAE` rather than an `AutoEncoder`."""
+        return self.objective != "mse"
+
+
+# What may change when a run is resumed: how long it goes on, what it writes when, and where the
+# images lie (the images themselves are compared by digest).
+RESUMABLE_FIELDS = frozenset({"epochs", "data_dir", "log_every", "image_every", "checkpoint_every", "keep_checkpoints"})
+
+# The notes' two models to the letter but for the number of epochs, and what the field means by a VAE.
+PRESETS: Mapping[str, Config] = types.MappingProxyType(
+    {
+        config.preset: config
+        for config in (
+            Config(preset="notes-ae", objective="mse", latent_size=20),
+            Config(preset="notes-vae"),
+            Config(
+                preset="vae",
+                objective="elbo",
+                head="linear",
+                hidden=(512, 256),
+                latent_size=20,
+                batch_size=128,
+            ),
+        )
+    }
+)
+
+
+def flag(field: str) -> str:
+    """The command-line flag of a field: "batch_size" is "--batch-size"."""
+    return "--" + field.replace("_", "-")
+
+
+def preset(name: str) -> Config:
+    """The preset called `name`. Raises `InputError` if there is none."""
+    if name not in PRESETS:
+        raise InputError(f"--preset {name}: unknown; choose from {', '.join(PRESETS)}")
+    return PRESETS[name]
+
+
+def to_json(config: Config) -> str:
+    """`config` as JSON text, a field a line, that `from_json` takes back to an equal `Config`."""
+    return json.dumps(dataclasses.asdict(config), indent=2) + "\n"
+
+
+def _checked(name: str, value: Any, annotation: Any, origin: str) -> Any:
+    """`value` as it came from JSON, checked against a field's annotation; lists become tuples."""
+    origin_type, args = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin_type is Literal:
+        ok = value in args and isinstance(value, str)
+    elif origin_type is tuple:
+        ok = isinstance(value, list) and all(type(item) is args[0] for item in value)
+        value = tuple(value) if ok else value
+    elif annotation is float:
+        ok = type(value) in (int, float)
+        value = float(value) if ok else value
+    else:
+        ok = type(value) in (args or (annotation,))
+    if not ok:
+        raise InputError(f"{origin}: {name} must be {annotation_words(annotation)}, not {json.dumps(value)}")
+    return value
+
+
+def annotation_words(annotation: Any) -> str:
+    """A field's type in words, for error messages."""
+    if typing.get_origin(annotation) is Literal:
+        return "one of " + ", ".join(typing.get_args(annotation))
+    if typing.get_origin(annotation) is tuple:
+        return "a list of whole numbers"
+    words = {int: "a whole number", float: "a number", str: "a text"}
+    return words.get(annotation, "a text or null")
+
+
+def from_json(text: str, origin: str = "config.json") -> Config:
+    """The `Config` that `to_json` wrote.
+
+    Args:
+      text: a JSON object. A field it lacks takes its preset's value, so that a file of an older
+        version still loads.
+      origin: the file's name, for messages.
+
+    Raises:
+      InputError: not a JSON object, an unknown field, a value of the wrong type or out of range.
+    """
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{origin} is not JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise InputError(f"{origin} must hold a JSON object")
+    hints = typing.get_type_hints(Config)
+    if unknown := sorted(values.keys() - hints.keys()):
+        raise InputError(f"{origin} has a field this version does not know: {', '.join(unknown)}")
+    checked = {name: _checked(name, value, hints[name], origin) for name, value in values.items()}
+    try:
+        return dataclasses.replace(preset(checked.get("preset", Config.preset)), **checked)
+    except InputError as error:
+        raise InputError(f"{origin}: {error}") from None
+
+
+def load(path: Path) -> Config:
+    """The `Config` in a file. Raises `InputError` if it cannot be read."""
+    try:
+        return from_json(path.read_text(encoding="utf-8"), str(path))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+
+
+def differences(old: Config, new: Config) -> list[str]:
+    """The fields, other than `RESUMABLE_FIELDS`, in which two configurations differ: "field: old -> new"."""
+    return [
+        f"{field.name}: {getattr(old, field.name)} -> {getattr(new, field.name)}"
+        for field in dataclasses.fields(Config)
+        if field.name not in RESUMABLE_FIELDS and getattr(old, field.name) != getattr(new, field.name)
+    ]

@@ -1,0 +1,180 @@
+"""The network part of `jaxvae.data`: MNIST and its relatives through TensorFlow Datasets' cache.
+
+TensorFlow Datasets (TFDS) knows sizes and SHA-256 sums of the files, and keeps them in
+``<data dir>/downloads/<dataset>``, where the data dir is ``$TFDS_DATA_DIR`` or ``~/tensorflow_datasets``.
+The same folder and file names are used here, so what either has downloaded serves both. TensorFlow
+itself is not needed: nothing is extracted or prepared.
+"""
+
+import contextlib
+import os
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from jaxvae.errors import InputError
+
+BASE_URLS: dict[str, str] = {
+    "mnist": "https://storage.googleapis.com/cvdf-datasets/mnist/",
+    "fashion_mnist": "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
+    "kmnist": "http://codh.rois.ac.jp/kmnist/dataset/kmnist/",
+}
+"""Dataset name -> where TFDS downloads its IDX files from."""
+
+FILES = ("train-images-idx3-ubyte.gz", "t10k-images-idx3-ubyte.gz")
+"""The two files of a dataset that hold images: training, test."""
+
+DEADLINE_S = 4.0
+"""Seconds in which the server must have answered a first request, name lookup included."""
+
+
+class Unreachable(InputError):
+    """The server of a dataset does not answer: no network, a closed port, a proxy that refuses, silence."""
+
+
+def idx_files(
+    name: str,
+    *,
+    base_url: str | None = None,
+    url_infos: Mapping[str, Any] | None = None,
+    data_dir: str | os.PathLike[str] | None = None,
+) -> tuple[Path, Path]:
+    """Returns the gzipped IDX image files of a dataset, downloading what the cache lacks.
+
+    Files found in the cache need no network. A downloaded file enters the cache only after its size and
+    SHA-256 have been verified.
+
+    Args:
+      name: a key of `BASE_URLS`.
+      base_url: a mirror to use instead of ``BASE_URLS[name]``, with its trailing slash.
+      url_infos: file name -> TFDS ``UrlInfo`` (size in bytes, SHA-256); default: those TFDS has for `name`.
+      data_dir: TFDS data dir; default: ``$TFDS_DATA_DIR`` or ``~/tensorflow_datasets``.
+
+    Returns:
+      Paths of the training and of the test images.
+
+    Raises:
+      Unreachable: the server did not answer within `DEADLINE_S` seconds.
+      InputError: the download failed, had the wrong checksum, or could not be written.
+    """
+    from tensorflow_datasets.core import constants
+    from tensorflow_datasets.core.download import checksums, resource
+
+    if url_infos is None:
+        known = checksums.get_all_url_infos()
+        url_infos = {file: known[BASE_URLS[name] + file] for file in FILES}
+    base_url = BASE_URLS[name] if base_url is None else base_url
+    data_dir = os.fspath(constants.get_default_data_dir() if data_dir is None else data_dir)
+    if "://" in data_dir:
+        raise InputError(f"{name}: TFDS_DATA_DIR must be a local folder, not {data_dir}; {_advice(name)}")
+    downloads = Path(data_dir).expanduser() / "downloads"
+
+    paths = []
+    reached = False
+    for file in FILES:
+        url, info = base_url + file, url_infos[file]
+        file_name = resource.get_dl_fname(url, info.checksum)
+        # Older TFDS versions did not have a folder per dataset; newer ones still look there.
+        candidates = (downloads / name / file_name, downloads / file_name)
+        # TFDS's rule: a file counts once its INFO file is there. os.path.exists takes "may not look" for no.
+        cached = (c for c in candidates if all(map(os.path.exists, (c, resource.get_info_path(c)))))
+        path = next(cached, None)
+        if path is None:
+            if not reached:
+                _require_reachable(name, url)
+                reached = True
+            path = candidates[0]
+            _download(name, url, info, path)
+        paths.append(path)
+    return paths[0], paths[1]
+
+
+def _advice(name: str) -> str:
+    return f"to use files you have, pass --dataset {name} --data-dir DIR with the IDX files in DIR"
+
+
+def _require_reachable(name: str, url: str) -> None:
+    """Raises unless the server answers a HEAD request with success within `DEADLINE_S`.
+
+    TFDS retries ten times with growing pauses and without timeouts, so being offline has to be found out
+    before it starts. The thread bounds what a socket timeout does not: name lookup, and several addresses
+    or redirects that each take their time.
+    """
+    import requests
+
+    outcome: list[int | Exception] = []
+
+    def head() -> None:
+        try:
+            outcome.append(requests.head(url, timeout=DEADLINE_S, allow_redirects=True).status_code)
+        except Exception as error:  # an exception in a thread would otherwise be printed, and the cause lost
+            outcome.append(error)
+
+    thread = threading.Thread(target=head, name="jaxvae-reachable", daemon=True)
+    thread.start()
+    thread.join(DEADLINE_S)
+    answer = outcome[0] if outcome else requests.Timeout()
+    host = url.split("/")[2]
+    if isinstance(answer, Exception):
+        silent = isinstance(answer, requests.Timeout)
+        reason = f"no answer within {DEADLINE_S:g} s" if silent else _root(answer)
+        raise Unreachable(f"{name}: cannot reach {host} ({reason}); {_advice(name)}")
+    if answer != 200:
+        raise InputError(f"{name}: {url} answers with HTTP status {answer}; {_advice(name)}")
+
+
+def _download(name: str, url: str, info: Any, path: Path) -> None:
+    """Downloads `url` to `path` and writes the INFO file by which TFDS knows a complete download."""
+    import requests
+    import tensorflow_datasets as tfds
+    from tensorflow_datasets.core.download import download_manager, resource, util
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # TFDS leaves what it could not finish or verify where it downloads to: let that be a passing folder.
+        scratch_dir = tempfile.TemporaryDirectory(prefix="incomplete.", dir=path.parent)
+        with scratch_dir as scratch, _bars_on_terminal():
+            manager = tfds.download.DownloadManager(
+                download_dir=scratch,
+                dataset_name=name,
+                url_infos={url: info},
+                force_checksums_validation=True,
+            )
+            downloaded = manager.download(url)
+            # The INFO file first: the pair counts as cached once both are there.
+            resource.get_info_path(downloaded).replace(resource.get_info_path(path))
+            downloaded.replace(path)
+    except download_manager.NonMatchingChecksumError as error:
+        raise InputError(
+            f"{name}: {url} does not have the expected size and SHA-256 ({info.checksum[:12]}...), "
+            f"so it was thrown away; {_advice(name)}"
+        ) from error
+    except (requests.RequestException, util.DownloadError) as error:
+        raise InputError(f"{name}: downloading {url} failed ({_root(error)}); {_advice(name)}") from error
+    except OSError as error:
+        where = f"cannot write to {path.parent} ({_root(error)})"
+        raise InputError(f"{name}: {where}; set TFDS_DATA_DIR to a folder that can be written") from error
+
+
+@contextlib.contextmanager
+def _bars_on_terminal() -> Iterator[None]:
+    """TFDS's progress bars on a terminal, nothing in a log file; its switch is global, so it is put back."""
+    from tensorflow_datasets.core.utils import tqdm_utils
+
+    before = tqdm_utils._active
+    tqdm_utils.display_progress_bar(before and sys.stderr.isatty())
+    try:
+        yield
+    finally:
+        tqdm_utils.display_progress_bar(before)
+
+
+def _root(error: BaseException) -> str:
+    """The first cause of a chain of network errors, in a few words: the outer ones only quote it."""
+    while (inner := error.__cause__ or error.__context__) is not None:
+        error = inner
+    text = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
+    return " ".join(text.split())[:100]

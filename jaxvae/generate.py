@@ -1,0 +1,65 @@
+"""Draw new images from a trained VAE: ``python -m jaxvae.generate RUN_DIR``."""
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import tyro
+from numpy.typing import NDArray
+
+from jaxvae import checkpoint, cli, models, plots
+from jaxvae.errors import InputError
+from jaxvae.keys import purpose_key
+
+DESCRIPTION = "Draw images from the prior of a run's newest VAE, as a PNG grid, 8 to a row."
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """What to draw."""
+
+    run_dir: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN_DIR")]
+    """Directory of a run of jaxvae.train."""
+    n: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 64
+    """Images to draw."""
+    out: Path = Path("samples.png")
+    """PNG file to write."""
+    seed: int = 0
+    """Another seed draws other images."""
+
+
+def generate(run_dir: Path, n: int, seed: int = 0) -> NDArray[np.float32]:
+    """`n` images [n, H, W, C], intensities in [0, 1], from a run's newest checkpoint.
+
+    Raises:
+      InputError: no run, an unreadable checkpoint, or an autoencoder, which has no prior.
+    """
+    run = checkpoint.load_run(run_dir)
+    if not isinstance(run.model, models.VAE):
+        raise InputError(f"{run_dir} holds an autoencoder ({run.config.preset}), which has no prior to draw from")
+    return np.asarray(models.sample(run.model, run.state.params, purpose_key(seed, "generate"), n))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; the exit code (see `jaxvae.cli`)."""
+    args = sys.argv[1:] if argv is None else argv
+    arguments = cli.parse(Arguments, args, prog="python -m jaxvae.generate", description=DESCRIPTION)
+    if arguments.n < 1:
+        raise InputError(f"-n must be at least 1, not {arguments.n}")
+    if not 0 <= arguments.seed < 2**32:
+        raise InputError(f"--seed must be in [0, 2^32), not {arguments.seed}")
+    if arguments.out.suffix.lower() != ".png":
+        raise InputError(f"--out {arguments.out}: must end in .png")
+    if not arguments.out.absolute().parent.is_dir():
+        raise InputError(f"--out {arguments.out}: no such directory")
+    images = generate(arguments.run_dir, arguments.n, arguments.seed)
+    plots.save_png(arguments.out, plots.image_grid(images), scale=2)
+    print(f"{arguments.n} images -> {arguments.out}")
+    return cli.EXIT_OK
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))

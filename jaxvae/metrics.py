@@ -1,0 +1,161 @@
+"""Figures from the device to the terminal, to JSONL and to TensorBoard.
+
+``metrics.jsonl`` holds what a run computed and nothing that depends on the clock, so two runs of
+one configuration write the same bytes. ``timing.jsonl`` holds what the clock said.
+"""
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+Record = dict[str, Any]
+
+TERMS = ("loss", "recon", "kl")  # In the order people read them; an objective may lack some.
+
+
+def record(step: int, epoch: int, split: str, unit: str, values: Mapping[str, NDArray[np.floating[Any]]]) -> Record:
+    """A line of ``metrics.jsonl``: the mean of each array of `values`, to 9 significant digits.
+
+    The mean is taken in float64, and 9 digits tell any two float32 values apart.
+    """
+    means = {t: float(f"{np.mean(values[t], dtype=np.float64):.9g}") for t in TERMS if t in values}
+    return {"step": step, "epoch": epoch, "split": split, "unit": unit, **means}
+
+
+def read_records(path: Path) -> list[Record]:
+    """The lines of a ``metrics.jsonl``; a last line that was cut off by a crash is left out."""
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+class RunLog:
+    """The records of one run directory: appends to its JSONL files and its TensorBoard events.
+
+    Args:
+      run_dir: an existing directory.
+      step: the step the run starts or resumes from. Lines of ``metrics.jsonl`` past it belong to
+        steps that will be taken again, and are dropped.
+    """
+
+    def __init__(self, run_dir: Path, step: int):
+        from tensorboardX import SummaryWriter
+
+        path = run_dir / "metrics.jsonl"
+        self.records = [r for r in read_records(path) if r["step"] <= step]
+        # The old file stays whole until the new one is.
+        fresh = path.with_suffix(".jsonl.tmp")
+        fresh.write_text("".join(_line(r) for r in self.records), encoding="utf-8")
+        fresh.replace(path)
+        self._metrics = path.open("a", encoding="utf-8")
+        self._timing = (run_dir / "timing.jsonl").open("a", encoding="utf-8")
+        self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=step + 1 if step else None)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._metrics.close()
+        self._timing.close()
+        self._board.close()
+
+    def write(self, line: Record) -> None:
+        """Append a `record`."""
+        self.records.append(line)
+        self._metrics.write(_line(line))
+        self._metrics.flush()
+        unit = line["unit"].replace("/", "_per_").replace(" ", "_")
+        for term in TERMS:
+            if term in line:
+                self._board.add_scalar(f"{term}_{unit}/{line['split']}", line[term], line["step"])
+
+    def write_timing(self, event: str, **values: float) -> None:
+        """Append a line to ``timing.jsonl``. Durations are in seconds."""
+        self._timing.write(_line({"event": event, **values}))
+        self._timing.flush()
+
+    def write_picture(self, name: str, picture: NDArray[np.uint8], step: int) -> None:
+        """Add a picture [rows, cols, C] to TensorBoard."""
+        self._board.add_image(name, picture, step, dataformats="HWC")
+
+
+def _line(values: Mapping[str, Any]) -> str:
+    return json.dumps(values, allow_nan=False) + "\n"
+
+
+def words(line: Mapping[str, Any]) -> str:
+    """A record's terms in words: "loss 0.0543  recon 0.0481  kl 0.0062"."""
+    return "  ".join(f"{term} {line[term]:.4g}" for term in TERMS if term in line)
+
+
+class Console:
+    """What a person sees: a live progress bar on a terminal, plain lines otherwise. All on stderr.
+
+    Args:
+      epochs: of the whole run.
+      steps: of the whole run.
+      step: the step the run starts or resumes from.
+      unit: of the figures.
+    """
+
+    def __init__(self, epochs: int, steps: int, step: int, unit: str):
+        from rich.console import Console as RichConsole
+        from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+        self._epochs, self._steps, self._unit = epochs, steps, unit
+        self._rich = RichConsole(file=sys.stderr, highlight=False, soft_wrap=True)
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=20),
+            TaskProgressColumn(),
+            TextColumn("{task.fields[speed]}"),
+            TimeRemainingColumn(),
+            TextColumn("left"),
+            console=self._rich,
+            disable=not self._rich.is_terminal,
+        )
+        self._task = self._bar.add_task("compiling", total=steps, completed=step, speed="")
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def say(self, text: str) -> None:
+        """Print a line, above the bar if there is one."""
+        self._rich.print(text, markup=False)
+
+    def progress(self, step: int, epoch: int, terms: str, steps_per_second: float) -> None:
+        """Move the bar to `step`, with the newest figures."""
+        self._bar.update(
+            self._task,
+            completed=step,
+            description=f"epoch {epoch}/{self._epochs}  {terms}",
+            speed=f"{steps_per_second:,.0f} steps/s",
+        )
+
+    def epoch(self, train: Record, test: Record, steps_per_second: float) -> None:
+        """Print the line of a finished epoch."""
+        step = train["step"]
+        left = f"  {_duration((self._steps - step) / steps_per_second)} left" if step < self._steps else ""
+        self.say(
+            f"epoch {train['epoch']}/{self._epochs}  step {step:,}  train {words(train)}  "
+            f"test {words(test)}  ({self._unit})  {steps_per_second:,.0f} steps/s{left}"
+        )
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}"

@@ -1,0 +1,73 @@
+"""Strict JAX for the whole suite, and what several test modules need."""
+
+import os
+
+# Eight devices, so that what runs on several is tested on every machine. Must be set before JAX starts.
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
+
+import functools
+import struct
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+import pytest
+from numpy.typing import NDArray
+
+# Many tests run one small program: what one has compiled, the next loads.
+_cache = tempfile.TemporaryDirectory(prefix="jaxvae-tests-")
+jax.config.update("jax_compilation_cache_dir", _cache.name)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+def _promoting(update: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(update)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        with jax.numpy_dtype_promotion("standard"):
+            return update(*args, **kwargs)
+
+    return wrapped
+
+
+# Optax raises floats to integer step counts, which strict promotion refuses: it alone is exempt.
+_adam = optax.adam
+optax.adam = lambda *args, **kwargs: optax.GradientTransformation(
+    _adam(*args, **kwargs).init, _promoting(_adam(*args, **kwargs).update)
+)
+
+
+@pytest.fixture(scope="session")
+def images() -> NDArray[np.uint8]:
+    """[96, 6, 5, 1]: bright blobs at random places, so that there is something to learn."""
+    rng = np.random.default_rng(0)
+    rows, cols = np.mgrid[:6, :5]
+    centre = rng.uniform(0, 5, (96, 2, 1, 1))
+    distance = (rows - centre[:, 0]) ** 2 + (cols - centre[:, 1]) ** 2
+    return np.round(255 * np.exp(-distance / 3)).astype(np.uint8)[..., None]
+
+
+@pytest.fixture
+def image_file(images: NDArray[np.uint8], tmp_path: Path) -> Path:
+    """An .npz file with 64 training and 32 test images of 6 x 5."""
+    path = tmp_path / "images.npz"
+    np.savez(path, train=images[:64], test=images[64:])
+    return path
+
+
+@pytest.fixture
+def mnist_dir(tmp_path: Path) -> Path:
+    """IDX files of 40 training and 20 test images of 28 x 28, for where real MNIST would do as well."""
+    rng = np.random.default_rng(1)
+    for name, count in (("train", 40), ("t10k", 20)):
+        pixels = rng.integers(0, 256, (count, 28, 28), np.uint8).tobytes()
+        header = struct.pack(">IIII", 0x803, count, 28, 28)
+        (tmp_path / f"{name}-images-idx3-ubyte").write_bytes(header + pixels)
+    return tmp_path

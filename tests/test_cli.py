@@ -1,0 +1,67 @@
+import dataclasses
+from typing import Annotated
+
+import pytest
+import tyro
+
+from jaxvae import cli
+from jaxvae.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class Inner:
+    """Some numbers."""
+
+    count: int = 3
+    """How many."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Outer:
+    """Where."""
+
+    inner: Inner
+    where: Annotated[str, tyro.conf.Positional]
+    """A place."""
+
+
+def parse(*args: str) -> Outer:
+    return cli.parse(Outer, args, prog="prog", description="Does it.")
+
+
+def test_fields_of_inner_dataclasses_are_flags_without_prefix() -> None:
+    assert parse("here", "--count", "5") == Outer(Inner(5), "here")
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["here", "--count", "many"], ["--count", "many"]),
+        (["here", "--cuont", "5"], ["--cuont"]),
+        ([], ["Missing", "A place."]),
+        (["here", "x" * 300], ["x" * 60]),
+    ],
+)
+def test_a_refusal_is_one_line_that_names_the_flag(args: list[str], words: list[str]) -> None:
+    with pytest.raises(InputError) as refused:
+        parse(*args)
+    message = str(refused.value)
+    assert all(word in message for word in words) and "\n" not in message
+    assert message.endswith("(see prog --help)") and "│" not in message
+
+
+def test_help_explains_and_exits_with_0(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        parse("--help")
+    assert not stop.value.code
+    shown = capsys.readouterr().out
+    assert "Does it." in shown and "How many. (default: 3)" in shown
+
+
+def test_run_turns_input_errors_into_a_line_and_exit_code_2(capsys: pytest.CaptureFixture[str]) -> None:
+    def command() -> int:
+        raise InputError("--flag is\nwrong")
+
+    assert cli.run(command) == 2
+    assert capsys.readouterr().err == "error: --flag is wrong\n"
+    assert cli.run(lambda: 0) == 0

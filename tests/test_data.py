@@ -1,0 +1,704 @@
+"""`jaxvae.data`: every format against bytes written by other means than the code under test."""
+
+import gzip
+import io
+import os
+import pickle
+import struct
+import tracemalloc
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from jaxvae import data
+from jaxvae.errors import InputError
+
+TRAIN, TEST = "train-images-idx3-ubyte", "t10k-images-idx3-ubyte"
+FUZZ = settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], database=None
+)
+
+
+def noise(*shape: int, seed: int = 0) -> data.Images:
+    return np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
+
+
+def idx(images: data.Images) -> bytes:
+    return struct.pack(">BBBB", 0, 0, 8, 3) + struct.pack(">III", *images.shape) + images.tobytes()
+
+
+def refuses(*fragments: object, dataset: str, data_dir: Path | None = None) -> None:
+    """`load` raises an `InputError` of one line that holds all fragments, found outside of paths."""
+    with pytest.raises(InputError) as caught:
+        data.load(dataset, data_dir)
+    message = str(caught.value)
+    assert "\n" not in message
+    for fragment in sorted(map(str, fragments), key=lambda text: os.sep not in text):
+        assert fragment in message
+        if os.sep in fragment:
+            message = message.replace(fragment, "PATH")
+
+
+# --- Names and flags ----------------------------------------------------------------------------------------
+
+
+def test_unknown_name_lists_the_known_ones() -> None:
+    refuses("--dataset", "'minst'", *data.DATASETS, ".npy", "folder", dataset="minst")
+
+
+@pytest.mark.parametrize("dataset", ["", "\0", "x" * 5000, "no/such/file.npy"])
+def test_names_that_are_no_paths(dataset: str) -> None:
+    refuses("--dataset", repr(dataset), dataset=dataset)
+
+
+def test_a_file_of_another_kind(tmp_path: Path) -> None:
+    path = tmp_path / "data.csv"
+    path.write_text("1,2,3")
+    refuses("--dataset", path, ".npy", dataset=str(path))
+
+
+@pytest.mark.parametrize("dataset", ["digits", "images.npy", "nonsense"])
+def test_data_dir_goes_with_idx_datasets_only(dataset: str, tmp_path: Path) -> None:
+    refuses("--data-dir", "mnist", repr(dataset), dataset=dataset, data_dir=tmp_path)
+
+
+# --- IDX ----------------------------------------------------------------------------------------------------
+
+
+def write_pair(folder: Path, train: bytes, test: bytes | None = None) -> None:
+    (folder / TRAIN).write_bytes(train)
+    (folder / TEST).write_bytes(idx(noise(3, 5, 4)) if test is None else test)
+
+
+@pytest.mark.parametrize("dataset", ["auto", *data.IDX_DATASETS])
+@pytest.mark.parametrize("dotted", [False, True])
+@pytest.mark.parametrize("zipped", [False, True])
+def test_idx_round_trip(dataset: str, dotted: bool, zipped: bool, tmp_path: Path) -> None:
+    train, test = noise(7, 5, 4), noise(3, 5, 4, seed=1)
+    for name, images in ((TRAIN, train), (TEST, test)):
+        name = name.replace("-idx3", ".idx3") if dotted else name
+        content = idx(images)
+        (tmp_path / (name + ".gz" * zipped)).write_bytes(gzip.compress(content) if zipped else content)
+    loaded = data.load(dataset, tmp_path, warn=lambda message: pytest.fail(message))
+    np.testing.assert_array_equal(loaded.train, train[..., None])
+    np.testing.assert_array_equal(loaded.test, test[..., None])
+    assert loaded.train.dtype == loaded.test.dtype == np.uint8
+    assert loaded.name == ("mnist" if dataset == "auto" else dataset)
+    assert loaded.source == f"IDX files in {tmp_path}"
+
+
+def test_content_counts_not_the_name_gz(tmp_path: Path) -> None:
+    images = noise(3, 5, 4)
+    (tmp_path / f"{TRAIN}.gz").write_bytes(idx(images))
+    (tmp_path / TEST).write_bytes(gzip.compress(idx(images)))
+    loaded = data.load("mnist", tmp_path)
+    np.testing.assert_array_equal(loaded.train, loaded.test)
+
+
+GOOD = idx(noise(7, 5, 4))
+BAD_IDX = {
+    "no content": (b"", "truncated"),
+    "half a header": (GOOD[:15], "truncated"),
+    "one byte short": (GOOD[:-1], "truncated"),
+    "header only": (GOOD[:16], "truncated"),
+    "one byte long": (GOOD + b"\0", "trailing"),
+    "labels": (struct.pack(">II", 0x801, 7) + bytes(range(20)), "0x00000801"),
+    "little endian": (b"\3\x08\0\0" + GOOD[4:], "0x03080000"),
+    "no images": (struct.pack(">4I", 0x803, 0, 28, 28), "empty"),
+    "no pixels": (struct.pack(">4I", 0x803, 5, 28, 0), "empty"),
+    "huge claim": (struct.pack(">4I", 0x803, 2**32 - 1, 2**32 - 1, 2**32 - 1) + b"x" * 99, "truncated"),
+    "large claim": (struct.pack(">4I", 0x803, 2**14, 2**10, 2**10) + b"x" * 99, "truncated"),
+    "a web page": (b"<!DOCTYPE html><html>Not found</html>", "0x3c21444f"),
+}
+
+
+@pytest.mark.parametrize("zipped", [False, True], ids=["plain", "gzip"])
+@pytest.mark.parametrize("case", BAD_IDX)
+@pytest.mark.parametrize("which", [TRAIN, TEST])
+def test_bad_idx(case: str, zipped: bool, which: str, tmp_path: Path) -> None:
+    content, fragment = BAD_IDX[case]
+    write_pair(tmp_path, idx(noise(7, 5, 4)))
+    (tmp_path / which).write_bytes(gzip.compress(content) if zipped else content)
+    refuses(tmp_path / which, fragment, dataset="mnist", data_dir=tmp_path)
+
+
+def crc_flipped() -> bytes:
+    content = bytearray(gzip.compress(GOOD))
+    content[-5] ^= 1
+    return bytes(content)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\x1f\x8b",
+        b"\x1f\x8b" + b"junk" * 9,
+        gzip.compress(GOOD)[:-30],
+        gzip.compress(GOOD)[:-4],
+        crc_flipped(),
+        gzip.compress(GOOD) + b"junk after the end",
+    ],
+    ids=["magic only", "junk", "cut in the data", "cut in the checksum", "wrong checksum", "junk after"],
+)
+def test_bad_gzip(content: bytes, tmp_path: Path) -> None:
+    write_pair(tmp_path, content)
+    refuses(tmp_path / TRAIN, "cannot be read", dataset="mnist", data_dir=tmp_path)
+
+
+def test_gzip_bomb_is_not_unpacked(tmp_path: Path) -> None:
+    bomb = gzip.compress(GOOD + bytes(64 << 20))
+    write_pair(tmp_path, bomb)
+    data.load("digits")  # what is imported on first use should not count below
+    tracemalloc.start()
+    try:
+        refuses(tmp_path / TRAIN, "trailing", dataset="mnist", data_dir=tmp_path)
+        assert tracemalloc.get_traced_memory()[1] < 8 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_idx_that_is_missing(tmp_path: Path) -> None:
+    refuses("--data-dir", tmp_path / "nowhere", dataset="mnist", data_dir=tmp_path / "nowhere")
+    refuses("--data-dir", tmp_path, TRAIN, dataset="auto", data_dir=tmp_path)
+    (tmp_path / TRAIN).write_bytes(GOOD)
+    refuses("--data-dir", tmp_path, TEST, dataset="mnist", data_dir=tmp_path)
+
+
+def test_idx_sets_of_different_sizes(tmp_path: Path) -> None:
+    write_pair(tmp_path, idx(noise(7, 6, 4)))
+    refuses("mnist", "[6, 4, 1]", "[5, 4, 1]", dataset="mnist", data_dir=tmp_path)
+
+
+@FUZZ
+@given(
+    content=st.one_of(
+        st.binary(max_size=80),
+        st.builds(lambda tail: GOOD[:4] + tail, st.binary(max_size=80)),
+        st.builds(lambda tail: b"\x1f\x8b\x08" + tail, st.binary(max_size=80)),
+    )
+)
+def test_fuzz_idx_bytes(content: bytes, tmp_path: Path) -> None:
+    write_pair(tmp_path, content)
+    loads_or_refuses("mnist", tmp_path)
+
+
+@FUZZ
+@given(edit=st.data(), zipped=st.booleans())
+def test_fuzz_idx_mutated(edit: st.DataObject, zipped: bool, tmp_path: Path) -> None:
+    write_pair(tmp_path, mutated(gzip.compress(GOOD) if zipped else GOOD, edit))
+    loads_or_refuses("mnist", tmp_path)
+
+
+def mutated(content: bytes, edit: st.DataObject) -> bytes:
+    """`content` with a few bytes replaced, cut or put in."""
+    changed = bytearray(content)
+    for _ in range(edit.draw(st.integers(1, 4))):
+        start = edit.draw(st.integers(0, len(changed)))
+        stop = start + edit.draw(st.integers(0, 4))
+        changed[start:stop] = edit.draw(st.binary(max_size=4))
+    return bytes(changed)
+
+
+def loads_or_refuses(dataset: str, data_dir: Path | None = None) -> None:
+    try:
+        loaded = data.load(dataset, data_dir)
+    except InputError as error:
+        message = str(error)
+        assert "\n" not in message
+    else:
+        for images in (loaded.train, loaded.test):
+            assert images.dtype == np.uint8
+            assert images.ndim == 4
+            assert images.size > 0
+        assert loaded.train.shape[1:] == loaded.test.shape[1:]
+
+
+# --- Digits -------------------------------------------------------------------------------------------------
+
+
+def test_digits_are_scikit_learns() -> None:
+    from sklearn.datasets import load_digits
+
+    loaded = data.load("digits")
+    assert loaded.name == "digits"
+    assert loaded.train.shape == (1500, 28, 28, 1)
+    assert loaded.test.shape == (297, 28, 28, 1)
+    images = np.concatenate([loaded.train, loaded.test])
+    assert images.dtype == np.uint8
+    assert (images.min(), images.max()) == (0, 255)
+    # In the same order, upright and with the same greys: averages over a 4x4 grid agree.
+    blocks = images.reshape(1797, 4, 7, 4, 7).mean((2, 4)) / 255
+    small = load_digits().images.reshape(1797, 4, 2, 4, 2).mean((2, 4)) / 16
+    assert np.abs(blocks - small).max() < 0.15
+    assert np.abs(blocks - small).mean() < 0.03
+
+
+# --- NumPy files --------------------------------------------------------------------------------------------
+
+
+def save(path: Path, array: Any) -> str:
+    np.save(path, array)
+    return str(path)
+
+
+def whole(loaded: data.ImageData) -> data.Images:
+    """The single set that was split, put together again."""
+    total = len(loaded.train) + len(loaded.test)
+    images = np.empty((total, *loaded.train.shape[1:]), np.uint8)
+    is_test = np.arange(total) % 10 == 9
+    images[is_test], images[~is_test] = loaded.test, loaded.train
+    return images
+
+
+@pytest.mark.parametrize("n", [10, 19, 20, 101])
+def test_every_tenth_image_is_held_out(n: int, tmp_path: Path) -> None:
+    images = np.broadcast_to(np.arange(n, dtype=np.uint8)[:, None, None], (n, 3, 2))
+    path = save(tmp_path / "x.npy", images)
+    loaded = data.load(path)
+    assert loaded.test[:, 0, 0, 0].tolist() == list(range(9, n, 10))
+    assert loaded.train[:, 0, 0, 0].tolist() == [i for i in range(n) if i % 10 != 9]
+    assert loaded.name == path
+    assert path in loaded.source
+
+
+def test_nine_images_are_too_few(tmp_path: Path) -> None:
+    path = save(tmp_path / "x.npy", noise(9, 3, 2))
+    refuses(path, "9", "10", dataset=path)
+
+
+@pytest.mark.parametrize("shape", [(20, 5, 4), (20, 5, 4, 1), (20, 5, 4, 3), (20, 5, 4, 4)])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_npy_uint8(shape: tuple[int, ...], order: Any, tmp_path: Path) -> None:
+    images = noise(*shape)
+    loaded = data.load(save(tmp_path / "x.npy", np.asarray(images, order=order)))
+    np.testing.assert_array_equal(whole(loaded), images.reshape(20, 5, 4, -1))
+    assert loaded.train.flags.c_contiguous
+    assert loaded.test.flags.c_contiguous
+
+
+@pytest.mark.parametrize("dtype", ["f2", "f4", "f8", ">f2", ">f4", ">f8"])
+def test_npy_float_of_every_grey_comes_back_exactly(dtype: str, tmp_path: Path) -> None:
+    greys = np.arange(256, dtype=np.uint8).reshape(16, 4, 4)
+    loaded = data.load(save(tmp_path / "x.npy", (greys / 255).astype(dtype)))
+    np.testing.assert_array_equal(whole(loaded)[..., 0], greys)
+
+
+@pytest.mark.parametrize("dtype", ["i1", "u2", "i2", "i4", "u8", "i8", ">i4"])
+def test_npy_integers(dtype: str, tmp_path: Path) -> None:
+    images = noise(10, 5, 4) // 2
+    loaded = data.load(save(tmp_path / "x.npy", images.astype(dtype)))
+    np.testing.assert_array_equal(whole(loaded)[..., 0], images)
+
+
+def test_npy_bool(tmp_path: Path) -> None:
+    images = noise(10, 5, 4) > 127
+    path = save(tmp_path / "x.npy", images)
+    np.testing.assert_array_equal(whole(data.load(path))[..., 0], np.where(images, 255, 0))
+    # A file may hold "booleans" other than 0 and 1.
+    content = bytearray(Path(path).read_bytes())
+    content[-200:] = bytes([7]) * 200
+    Path(path).write_bytes(content)
+    assert np.unique(whole(data.load(path))).tolist() == [255]
+
+
+def filled(value: Any, dtype: Any) -> Any:
+    array = np.zeros((10, 5, 4), dtype)
+    array[3, 2, 1] = value
+    return array
+
+
+BAD_ARRAYS = {
+    "float above 1": (filled(1.01, "f4"), "[0, 1]"),
+    "float below 0": (filled(-0.01, "f8"), "[0, 1]"),
+    "0..255 as float": (filled(255, "f4"), "[0, 1]"),
+    "NaN": (filled(np.nan, "f2"), "[0, 1]"),
+    "infinity": (filled(np.inf, "f4"), "[0, 1]"),
+    "256": (filled(256, "i4"), "0..255"),
+    "-1": (filled(-1, "i8"), "0..255"),
+    "huge": (filled(2**64 - 1, "u8"), "0..255"),
+    "complex": (filled(1, "c8"), "complex64"),
+    "text": (filled("a", "U3"), "dtype"),
+    "dates": (np.zeros((10, 5, 4), "M8[s]"), "dtype"),
+    "records": (np.zeros((10, 5, 4), [("a", "u1")]), "dtype"),
+    "no images": (np.zeros((0, 5, 4), "u1"), "empty"),
+    "no pixels": (np.zeros((10, 5, 0, 3), "u1"), "empty"),
+    "scalar": (np.uint8(3), "[]"),
+    "two dimensions": (noise(10, 784), "[10, 784]"),
+    "five dimensions": (noise(10, 2, 2, 2, 3), "[10, 2, 2, 2, 3]"),
+    "two channels": (noise(10, 5, 4, 2), "[10, 5, 4, 2]"),
+    "channels first": (noise(10, 3, 32, 32), "channels go last"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_ARRAYS)
+def test_bad_arrays(case: str, tmp_path: Path) -> None:
+    array, fragment = BAD_ARRAYS[case]
+    path = save(tmp_path / "x.npy", array)
+    refuses(path, fragment, dataset=path)
+    np.savez_compressed(tmp_path / "x.npz", train=noise(10, 5, 4), test=array)
+    refuses(tmp_path / "x.npz", "test", fragment, dataset=str(tmp_path / "x.npz"))
+
+
+class Payload:
+    """Unpickling this creates a folder."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self.path),)
+
+
+def test_pickles_are_refused_and_not_run(tmp_path: Path) -> None:
+    trap = tmp_path / "sprung"
+    array = np.full((10, 5, 4), Payload(trap), dtype=object)
+    npy, npz = tmp_path / "x.npy", tmp_path / "x.npz"
+    np.save(npy, array, allow_pickle=True)
+    np.savez(npz, train=array, test=array)
+    refuses(npy, "unpickling runs code", dataset=str(npy))
+    refuses(npz, "unpickling runs code", dataset=str(npz))
+    bare = tmp_path / "bare.npy"
+    bare.write_bytes(pickle.dumps(Payload(trap)))
+    refuses(bare, dataset=str(bare))
+    assert not trap.exists()
+    np.load(npy, allow_pickle=True)
+    assert trap.exists(), "the payload works, so the test above means something"
+
+
+def npy(header: str, payload: bytes = b"") -> bytes:
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header.encode("latin1") + payload
+
+
+def header(shape: str, descr: str = "'|u1'") -> str:
+    return f"{{'descr': {descr}, 'fortran_order': False, 'shape': {shape}}}\n"
+
+
+BAD_NPY = {
+    "no content": (b"", "cannot be read"),
+    "not NumPy": (b"P5 28 28 255" * 9, "cannot be read"),
+    "half a header": (npy(header("(10, 5, 4)"))[:30], "cannot be read"),
+    "huge claim": (npy(header("(1000000000000, 1000000, 1000000)"), b"x" * 200), "truncated"),
+    "large claim": (npy(header("(100000, 1000, 1000)"), b"x" * 200), "truncated"),
+    "one byte short": (npy(header("(10, 5, 4)"), b"x" * 199), "truncated"),
+    "one byte long": (npy(header("(10, 5, 4)"), b"x" * 201), "trailing"),
+    "negative": (npy(header("(-10, -5, 4)"), b"x" * 200), "empty"),
+    "version 3": (npy(header("(10, 5, 4)"), b"x" * 200).replace(b"Y\x01", b"Y\x03"), "version 3.0"),
+    "version 9": (npy(header("(10, 5, 4)"), b"x" * 200).replace(b"Y\x01", b"Y\x09"), "version 9.0"),
+    "code": (npy("__import__('os').mkdir('x')"), "cannot be read"),
+    "deep": (npy("(" * 9000), "cannot be read"),
+    "long": (npy(header("(10, 5, 4)") + " " * 20000, b"x" * 200), "cannot be read"),
+    "strange dtype": (npy(header("(10, 5, 4)", "[('a', [('b', 3)])]"), b"x" * 200), "cannot be read"),
+    "long double": (npy(header("(10, 5, 4)", "'<f16'"), b"x" * 3200), "dtype"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_NPY)
+def test_bad_npy(case: str, tmp_path: Path) -> None:
+    content, fragment = BAD_NPY[case]
+    path = tmp_path / "x.npy"
+    path.write_bytes(content)
+    refuses(path, fragment, dataset=str(path))
+    with zipfile.ZipFile(tmp_path / "x.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("images.npy", content)
+    refuses(tmp_path / "x.npz", "images", fragment, dataset=str(tmp_path / "x.npz"))
+
+
+def test_odd_but_valid_npy_headers(tmp_path: Path) -> None:
+    path = tmp_path / "x.npy"
+    path.write_bytes(npy(header("(10L, 5, 4)"), bytes(200)))  # as Python 2 wrote them
+    assert whole(data.load(str(path))).shape == (10, 5, 4, 1)
+    path.write_bytes(npy(header("(10, True, 4)"), bytes(40)))
+    assert whole(data.load(str(path))).shape == (10, 1, 4, 1)
+    with path.open("wb") as file:
+        np.lib.format.write_array(file, noise(10, 5, 4), version=(2, 0))
+    np.testing.assert_array_equal(whole(data.load(str(path)))[..., 0], noise(10, 5, 4))
+
+
+A, B, C = noise(12, 5, 4), noise(3, 5, 4, seed=1), noise(20, 5, 4, seed=2)
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+@pytest.mark.parametrize(
+    "arrays",
+    [
+        {"x_train": A, "x_test": B, "y_train": np.arange(12), "y_test": np.arange(3)},
+        {"train": A, "test": B},
+        {"x_train": A, "x_test": B, "train": C, "test": C},
+        {"train": A, "test": B, "val": C, "labels": np.array(["a"], object)},
+    ],
+    ids=["Keras", "plain", "both", "more"],
+)
+def test_npz_with_two_sets(arrays: dict[str, Any], compressed: bool, tmp_path: Path) -> None:
+    path = tmp_path / "x.npz"
+    (np.savez_compressed if compressed else np.savez)(path, **arrays)
+    loaded = data.load(str(path))
+    np.testing.assert_array_equal(loaded.train[..., 0], A)
+    np.testing.assert_array_equal(loaded.test[..., 0], B)
+    assert loaded.name == str(path)
+
+
+def test_npz_with_one_array_is_split(tmp_path: Path) -> None:
+    np.savez(tmp_path / "x.npz", C)
+    np.testing.assert_array_equal(whole(data.load(str(tmp_path / "x.npz")))[..., 0], C)
+
+
+@pytest.mark.parametrize("names", [(), ("a", "b"), ("x_train", "test"), ("x_train", "y_train")])
+def test_npz_with_unknown_keys(names: tuple[str, ...], tmp_path: Path) -> None:
+    path = tmp_path / "x.npz"
+    arrays: dict[str, Any] = dict.fromkeys(names, C)
+    np.savez(path, **arrays)
+    refuses(path, "x_train and x_test", *map(repr, names), dataset=str(path))
+
+
+def test_npz_keys_cannot_break_the_line(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "x.npz", "w") as archive:
+        archive.writestr("a\nb.npy", b"")
+        archive.writestr("c.npy", b"")
+    refuses(tmp_path / "x.npz", r"'a\nb'", dataset=str(tmp_path / "x.npz"))
+
+
+def test_npz_sets_of_different_sizes(tmp_path: Path) -> None:
+    path = tmp_path / "x.npz"
+    np.savez(path, train=noise(3, 5, 4), test=noise(3, 4, 5))
+    refuses(path, "[5, 4, 1]", "[4, 5, 1]", dataset=str(path))
+
+
+def stored(content: bytes, **claims: int) -> bytes:
+    """A zip file with the one member images.npy, whose directory entry makes the `claims`."""
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("images.npy", content)
+        for field, value in claims.items():
+            setattr(archive.filelist[0], field, value)
+    return out.getvalue()
+
+
+def test_npz_that_claims_more_than_can_be(tmp_path: Path) -> None:
+    path = tmp_path / "x.npz"
+    content = npy(header("(100000, 1000, 1000)"), bytes(5000))
+    claimed = len(content) - 5000 + 10**11
+    path.write_bytes(stored(content, file_size=claimed))
+    refuses(path, "images", claimed, dataset=str(path))
+    # Within what deflate could do, but not there.
+    content = npy(header("(1000, 10, 10)"), noise(5000).tobytes())
+    path.write_bytes(stored(content, file_size=len(content) + 95000))
+    refuses(path, "images", dataset=str(path))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"not a zip file",
+        stored(npy(header("(10, 5, 4)"), bytes(200)))[:-30],
+        stored(npy(header("(10, 5, 4)"), bytes(200)), CRC=1),
+        stored(npy(header("(10, 5, 4)"), bytes(200)), flag_bits=1),
+        stored(npy(header("(10, 5, 4)"), bytes(200)), compress_type=zipfile.ZIP_LZMA),
+        stored(npy(header("(10, 5, 4)"), bytes(200)), header_offset=5000),
+    ],
+    ids=["no content", "not a zip", "truncated", "wrong checksum", "encrypted", "lzma", "offset"],
+)
+def test_bad_npz(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "x.npz"
+    path.write_bytes(content)
+    refuses(path, dataset=str(path))
+
+
+@FUZZ
+@given(
+    text=st.one_of(
+        st.text(st.characters(max_codepoint=255), max_size=60),
+        st.builds(header, st.lists(st.integers(-2, 2**70), max_size=5).map(lambda x: repr(tuple(x)))),
+        st.builds(header, st.just("(10, 5, 4)"), st.text("'|<>=iufbcOSUVMm[](),0123456789 ", max_size=12)),
+    ),
+    payload=st.sampled_from([b"", bytes(200), bytes(1600)]),
+)
+def test_fuzz_npy_headers(text: str, payload: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "x.npy"
+    path.write_bytes(npy(text, payload))
+    loads_or_refuses(str(path))
+
+
+@FUZZ
+@given(edit=st.data(), content=st.binary(max_size=60))
+def test_fuzz_npy_mutated(edit: st.DataObject, content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "x.npy"
+    path.write_bytes(content)
+    loads_or_refuses(str(path))
+    path.write_bytes(mutated(npy(header("(10, 5, 4)", "'<f4'"), bytes(800)), edit))
+    loads_or_refuses(str(path))
+
+
+@FUZZ
+@given(edit=st.data())
+def test_fuzz_npz_mutated(edit: st.DataObject, tmp_path: Path) -> None:
+    path = tmp_path / "x.npz"
+    path.write_bytes(mutated(stored(npy(header("(10, 5, 4)"), noise(200).tobytes())), edit))
+    loads_or_refuses(str(path))
+
+
+# --- Folders of pictures ------------------------------------------------------------------------------------
+
+
+def picture(path: Path, pixels: Any, **options: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path, **options)
+
+
+def test_grey_folder_in_order_of_relative_paths(tmp_path: Path) -> None:
+    names = ["b/0.png", "a.png", "b.PNG", "c/d/e.png", *(f"n{i}.png" for i in range(8))]
+    pixels = {name: noise(5, 4, seed=i) for i, name in enumerate(names)}
+    for name, values in pixels.items():
+        picture(tmp_path / name, values)
+    (tmp_path / "notes.txt").write_text("not a picture")
+    picture(tmp_path / "other.bmp", noise(9, 9))
+    loaded = data.load(str(tmp_path))
+    expected = np.stack([pixels[name] for name in sorted(names)])[..., None]
+    np.testing.assert_array_equal(whole(loaded), expected)
+    assert loaded.name == str(tmp_path)
+    assert str(tmp_path) in loaded.source
+
+
+def test_colour_folder_turns_grey_pictures_to_rgb(tmp_path: Path) -> None:
+    colour, grey, clear = noise(5, 4, 3), noise(5, 4), noise(5, 4, 4)
+    for i in range(10):
+        picture(tmp_path / f"{i}.png", grey)
+    picture(tmp_path / "3.png", colour)
+    picture(tmp_path / "4.png", clear)
+    images = whole(data.load(str(tmp_path)))
+    assert images.shape == (10, 5, 4, 3)
+    np.testing.assert_array_equal(images[3], colour)
+    np.testing.assert_array_equal(images[4], clear[..., :3])
+    np.testing.assert_array_equal(images[5], np.stack([grey] * 3, axis=-1))
+
+
+def test_other_picture_modes(tmp_path: Path) -> None:
+    for i in range(10):
+        picture(tmp_path / f"{i}.png", noise(5, 4) > 127)
+    Image.fromarray(noise(5, 4)).convert("LA").save(tmp_path / "2.png")
+    images = whole(data.load(str(tmp_path)))
+    assert images.shape == (10, 5, 4, 1)
+    np.testing.assert_array_equal(images[0, ..., 0], np.where(noise(5, 4) > 127, 255, 0))
+    np.testing.assert_array_equal(images[2, ..., 0], noise(5, 4))
+
+    palette = Image.fromarray(np.full((5, 4, 3), (10, 200, 30), np.uint8)).convert(
+        "P", palette=Image.Palette.ADAPTIVE, colors=2
+    )
+    palette.save(tmp_path / "5.png")
+    Image.new("CMYK", (4, 5), (0, 0, 0, 0)).save(tmp_path / "6.jpeg")
+    images = whole(data.load(str(tmp_path)))
+    assert images.shape == (11, 5, 4, 3)
+    np.testing.assert_allclose(images[5, 0, 0], (10, 200, 30), atol=5)
+    np.testing.assert_array_equal(images[6, 0, 0], (255, 255, 255))
+
+
+def test_sixteen_bits_are_refused_not_clipped(tmp_path: Path) -> None:
+    Image.fromarray(np.full((5, 4), 40000, np.uint16)).save(tmp_path / "deep.png")
+    refuses(tmp_path / "deep.png", "8 bits", dataset=str(tmp_path))
+
+
+def test_folder_with_train_and_test(tmp_path: Path) -> None:
+    for i in range(3):
+        picture(tmp_path / "train" / f"{i}.png", np.full((5, 4), i, np.uint8))
+    picture(tmp_path / "test" / "sub" / "0.png", np.full((5, 4), 9, np.uint8))
+    picture(tmp_path / "ignored.png", noise(8, 8))
+    loaded = data.load(str(tmp_path))
+    assert loaded.train[:, 0, 0, 0].tolist() == [0, 1, 2]
+    assert loaded.test[:, 0, 0, 0].tolist() == [9]
+    # One colour picture makes both sets RGB, so that they agree.
+    picture(tmp_path / "test" / "1.png", noise(5, 4, 3))
+    loaded = data.load(str(tmp_path))
+    assert loaded.train.shape == (3, 5, 4, 3)
+    assert loaded.test.shape == (2, 5, 4, 3)
+
+
+def test_pictures_of_different_sizes(tmp_path: Path) -> None:
+    for i in range(10):
+        picture(tmp_path / f"{i}.png", noise(5, 4))
+    picture(tmp_path / "6.png", noise(4, 5))
+    picture(tmp_path / "8.png", noise(9, 9))
+    refuses(tmp_path / "6.png", tmp_path / "0.png", "5x4", "4x5", dataset=str(tmp_path))
+
+
+def test_pictures_are_turned_upright(tmp_path: Path) -> None:
+    pixels = noise(5, 4)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees clockwise
+    for i in range(10):
+        picture(tmp_path / f"{i}.png", np.rot90(pixels), exif=exif)
+    np.testing.assert_array_equal(whole(data.load(str(tmp_path)))[0, ..., 0], pixels)
+
+
+def test_links_to_files_elsewhere(tmp_path: Path) -> None:
+    picture(tmp_path / "elsewhere.png", noise(5, 4))
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for i in range(10):
+        (folder / f"{i}.png").symlink_to(tmp_path / "elsewhere.png")
+    assert whole(data.load(str(folder))).shape == (10, 5, 4, 1)
+    (folder / "3.png").unlink()
+    (folder / "3.png").symlink_to(tmp_path / "nowhere.png")
+    refuses(folder / "3.png", "No such file", dataset=str(folder))
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg"])
+@pytest.mark.parametrize("damage", ["empty", "junk", "cut", "other format"])
+def test_pictures_that_cannot_be_decoded(suffix: str, damage: str, tmp_path: Path) -> None:
+    path = tmp_path / f"x{suffix}"
+    picture(path, noise(50, 40))
+    content = path.read_bytes()
+    bitmap = io.BytesIO()
+    Image.fromarray(noise(5, 4)).save(bitmap, "BMP")
+    bad = {"empty": b"", "junk": b"junk" * 99, "cut": content[: len(content) // 2]}
+    path.write_bytes(bad.get(damage, bitmap.getvalue()))
+    refuses(path, "cannot be read", dataset=str(tmp_path))
+
+
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("side", [10_000, 20_000, 2**31 - 1], ids=["warning", "error", "absurd"])
+def test_decompression_bombs(side: int, tmp_path: Path) -> None:
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    path = tmp_path / "bomb.png"
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0))
+        + chunk(b"IDAT", zlib.compress(bytes(1000)))
+        + chunk(b"IEND", b"")
+    )
+    refuses(path, "decompression bomb", dataset=str(tmp_path))
+
+
+def test_folder_without_pictures(tmp_path: Path) -> None:
+    (tmp_path / "x.npy").write_bytes(b"")
+    (tmp_path / "folder.png").mkdir()
+    refuses(tmp_path, "PNG", dataset=str(tmp_path))
+    picture(tmp_path / "train" / "0.png", noise(5, 4))
+    (tmp_path / "test").mkdir()
+    refuses(tmp_path / "test", "PNG", dataset=str(tmp_path))
+
+
+def test_too_few_pictures(tmp_path: Path) -> None:
+    for i in range(9):
+        picture(tmp_path / f"{i}.png", noise(5, 4))
+    refuses(tmp_path, "9", "10", dataset=str(tmp_path))
+
+
+@FUZZ
+@given(edit=st.data(), jpeg=st.booleans())
+def test_fuzz_pictures_mutated(edit: st.DataObject, jpeg: bool, tmp_path: Path) -> None:
+    content = io.BytesIO()
+    Image.fromarray(noise(8, 8, 3)).save(content, "JPEG" if jpeg else "PNG")
+    for part in ("train", "test"):
+        path = tmp_path / part / "x.png"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(mutated(content.getvalue(), edit))
+    loads_or_refuses(str(tmp_path))

@@ -1,0 +1,66 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jaxvae import plots
+from jaxvae.metrics import record
+
+RNG = np.random.default_rng(5)
+
+
+def test_image_grid_is_eight_to_a_row() -> None:
+    images = RNG.integers(0, 256, (19, 6, 5, 3), np.uint8)
+    grid = plots.image_grid(images)
+    assert grid.shape == (3 * 8 + 2, 8 * 7 + 2, 3)
+    for i, image in enumerate(images):
+        row, column = divmod(i, 8)
+        tile = grid[2 + row * 8 : 8 + row * 8, 2 + column * 7 : 7 + column * 7]
+        np.testing.assert_array_equal(tile, image)
+    assert len(np.unique(grid[18:24, 2 + 3 * 7 :])) == 1  # The places that are left are blank.
+
+
+def test_intensities_are_clipped_and_rounded() -> None:
+    images = np.float32([-0.5, 0, 0.5, 1, 2]).reshape(5, 1, 1, 1)
+    grid = plots.image_grid(images)
+    np.testing.assert_array_equal(grid[2, 2 : 2 + 3 * 5 : 3, 0], [0, 0, 128, 255, 255])
+
+
+@pytest.mark.parametrize("count", [1, 8, 11, 32])
+def test_reconstructions_stand_below_their_images(count: int) -> None:
+    x = RNG.integers(0, 256, (count, 4, 4, 1), np.uint8)
+    x_hat = RNG.uniform(size=(count, 4, 4, 1)).astype(np.float32)
+    grid = plots.reconstruction_grid(x, x_hat)
+    assert grid.shape[0] == 2 * -(-count // 8) * 6 + 2
+    for i in range(count):
+        row, column = divmod(i, 8)
+        top, left = 2 + 12 * row, 2 + 6 * column
+        np.testing.assert_array_equal(grid[top : top + 4, left : left + 4], x[i])
+        below = grid[top + 6 : top + 10, left : left + 4]
+        np.testing.assert_array_equal(below, np.round(x_hat[i] * 255))
+
+
+@pytest.mark.parametrize(("channels", "mode"), [(1, "L"), (3, "RGB"), (4, "RGBA")])
+def test_png_holds_the_picture(channels: int, mode: str, tmp_path: Path) -> None:
+    picture = RNG.integers(0, 256, (5, 7, channels), np.uint8)
+    plots.save_png(tmp_path / "p.png", picture, scale=2)
+    with Image.open(tmp_path / "p.png") as image:
+        assert image.mode == mode
+        read = np.asarray(image).reshape(10, 14, channels)
+    np.testing.assert_array_equal(read[::2, ::2], picture)
+    np.testing.assert_array_equal(read[1::2, 1::2], picture)
+
+
+@pytest.mark.parametrize("terms", [("loss",), ("loss", "recon", "kl")])
+def test_curves_are_drawn(terms: tuple[str, ...], tmp_path: Path) -> None:
+    records = [
+        record(step, step // 10, split, "nats/image", {t: np.float32([100 / step]) for t in terms})
+        for step in (10, 20, 30)
+        for split in ("train", "test")
+    ]
+    plots.save_curves(tmp_path / "curves.png", records)
+    with Image.open(tmp_path / "curves.png") as image:
+        pixels = np.asarray(image.convert("RGB"))
+    assert pixels.shape[1] == 540 * len(terms)
+    assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 20  # Lines in colours, not a white sheet.

@@ -1,0 +1,327 @@
+"""The command line of training, and the loop behind it, from the outside: what is written, said and returned."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+import jaxvae.train
+from jaxvae import checkpoint, cli, evaluate, generate, loop
+from jaxvae.config import PRESETS
+from jaxvae.errors import InputError
+
+SMALL = ["--hidden", "16", "8", "--latent-size", "4", "--batch-size", "8"]
+
+
+def train(*args: str) -> int:
+    return cli.run(lambda: jaxvae.train.main(args))
+
+
+def params(run_dir: Path) -> Any:
+    return checkpoint.load_run(run_dir).state
+
+
+def assert_same_run(a: Path, b: Path) -> None:
+    """The same figures, byte for byte, and the same state, bit for bit."""
+    assert (a / "metrics.jsonl").read_bytes() == (b / "metrics.jsonl").read_bytes()
+    jax.tree.map(np.testing.assert_array_equal, params(a), params(b))
+
+
+@pytest.fixture
+def base(image_file: Path) -> list[str]:
+    return ["--dataset", str(image_file), *SMALL]
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_run_writes_what_it_promises(preset: str, base: list[str], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert train("--preset", preset, *base, "--epochs", "3", "--run-dir", str(run)) == 0
+
+    config = json.loads((run / "config.json").read_text())
+    assert (config["preset"], config["hidden"], config["epochs"]) == (preset, [16, 8], 3)
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [(line["step"], line["epoch"], line["split"]) for line in lines] == [
+        (8, 1, "train"), (8, 1, "test"), (16, 2, "train"), (16, 2, "test"), (24, 3, "train"), (24, 3, "test"),
+    ]  # fmt: skip
+    for line in lines:
+        assert line["unit"] == ("nats/image" if preset == "vae" else "per pixel")
+        assert line["loss"] > 0
+        if preset != "notes-ae":
+            assert line["loss"] == pytest.approx(line["recon"] + line["kl"], rel=1e-5)
+    timing = [json.loads(line) for line in (run / "timing.jsonl").read_text().splitlines()]
+    assert [line["event"] for line in timing] == ["compile", "call", "call", "call"]
+
+    pictures = sorted(p.name for p in (run / "images").iterdir())
+    grids = ["reconstructions"] if preset == "notes-ae" else ["reconstructions", "samples"]
+    assert pictures == sorted(["curves.png"] + [f"{g}_epoch_{e:04}.png" for g in grids for e in (1, 2, 3)])
+    with Image.open(run / "images" / "reconstructions_epoch_0003.png") as picture:
+        assert picture.size == (2 * (8 * 7 + 2), 2 * (2 * 4 * 8 + 2))
+    assert list((run / "tensorboard").glob("events.*"))
+    assert checkpoint.load_run(run).state.step == 24
+
+
+def test_two_runs_of_one_configuration_write_the_same_bytes(base: list[str], tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        assert train(*base, "--epochs", "2", "--run-dir", str(tmp_path / name)) == 0
+    assert_same_run(tmp_path / "a", tmp_path / "b")
+
+
+def test_another_seed_is_another_run(base: list[str], tmp_path: Path) -> None:
+    for seed in ("0", "1"):
+        assert train(*base, "--epochs", "1", "--seed", seed, "--run-dir", str(tmp_path / seed)) == 0
+    assert (tmp_path / "0" / "metrics.jsonl").read_text() != (tmp_path / "1" / "metrics.jsonl").read_text()
+
+
+@pytest.mark.parametrize("cut", ["epochs", "calls"])
+def test_a_resumed_run_is_the_uninterrupted_run(cut: str, base: list[str], tmp_path: Path) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    calls = ["--steps-per-call", "3", "--log-every", "2"] if cut == "calls" else []
+    assert train(*base, *calls, "--epochs", "4", "--run-dir", str(whole)) == 0
+    assert train(*base, *calls, "--epochs", "1", "--run-dir", str(parts)) == 0
+    for epochs in ("2", "4"):
+        assert train("--resume", "--epochs", epochs, "--run-dir", str(parts)) == 0
+    assert_same_run(whole, parts)
+
+
+def test_a_finished_run_has_nothing_to_resume(
+    base: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    assert train(*base, "--epochs", "1", "--run-dir", str(run)) == 0
+    before = (run / "metrics.jsonl").read_bytes()
+    assert train("--resume", "--run-dir", str(run)) == 0
+    assert "nothing to do: 8 steps are done already; raise --epochs" in capsys.readouterr().err
+    assert (run / "metrics.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_stops_and_the_run_goes_on(
+    number: signal.Signals, base: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert train(*base, "--epochs", "5", "--run-dir", str(whole)) == 0
+    write = loop._Writer.write
+
+    def write_and_kill(self: Any, result: Any) -> None:
+        write(self, result)
+        if result.step == 16:
+            os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(loop._Writer, "write", write_and_kill)
+    handler = signal.getsignal(number)
+    assert train(*base, "--epochs", "5", "--run-dir", str(cut)) == 128 + number
+    assert signal.getsignal(number) is handler
+    assert 16 <= int(checkpoint.load_run(cut).state.step) < 40
+    monkeypatch.undo()
+    assert train("--resume", "--run-dir", str(cut)) == 0
+    assert_same_run(whole, cut)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(
+    base: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    assert train("--preset", "vae", *base, "--learning-rate", "1e30", "--run-dir", str(run)) == 3
+    assert "error: the loss is" in capsys.readouterr().err
+    assert all(np.isfinite(json.loads(line)["loss"]) for line in (run / "metrics.jsonl").read_text().splitlines())
+
+
+def test_evaluate_gives_the_last_test_line(base: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run, out = tmp_path / "run", tmp_path / "figures.json"
+    assert train(*base, "--epochs", "2", "--run-dir", str(run)) == 0
+    assert cli.run(lambda: evaluate.main([str(run), "--json", str(out)])) == 0
+    figures = json.loads(out.read_text())
+    last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+    for name in ("step", "epoch", "split", "unit"):
+        assert figures[name] == last[name]
+    for name in ("loss", "recon", "kl"):
+        assert figures[name] == pytest.approx(last[name], rel=1e-6)
+    assert figures["images"] == 32
+    shown = capsys.readouterr().out
+    assert "32 test images" in shown and "(per pixel)" in shown and f"{figures['loss']:.6g}" in shown
+
+
+def test_generate_draws_a_grid(base: list[str], tmp_path: Path) -> None:
+    run, out = tmp_path / "run", tmp_path / "grid.png"
+    assert train(*base, "--epochs", "1", "--run-dir", str(run)) == 0
+    assert cli.run(lambda: generate.main([str(run), "-n", "11", "--out", str(out)])) == 0
+    with Image.open(out) as picture:
+        assert picture.size == (2 * (8 * 7 + 2), 2 * (2 * 8 + 2))
+    again, other = generate.generate(run, 5, seed=0), generate.generate(run, 5, seed=1)
+    np.testing.assert_array_equal(again, generate.generate(run, 5, seed=0))
+    assert not np.array_equal(again, other)
+
+
+def test_generate_refuses_an_autoencoder(base: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "run"
+    assert train("--preset", "notes-ae", *base, "--epochs", "1", "--run-dir", str(run)) == 0
+    assert cli.run(lambda: generate.main([str(run), "--out", str(tmp_path / "x.png")])) == 2
+    assert "has no prior to draw from" in capsys.readouterr().err
+
+
+def test_idx_directory_trains_under_its_name(mnist_dir: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    args = ["--data-dir", str(mnist_dir), "--batch-size", "8", "--epochs", "1"]
+    assert train(*args, "--run-dir", str(run)) == 0
+    config = json.loads((run / "config.json").read_text())
+    assert (config["dataset"], config["data_dir"]) == ("mnist", str(mnist_dir))
+
+
+class TestBadInput:
+    """Each: exit code 2, one line that names the culprit, nothing compiled, nothing lost."""
+
+    @pytest.fixture(autouse=True)
+    def _nothing_compiles(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def compiles(*_: Any, **__: Any) -> None:
+            pytest.fail("something was compiled")
+
+        monkeypatch.setattr(loop, "_Trainer", compiles)
+
+    def refused(self, capsys: pytest.CaptureFixture[str], *args: str) -> str:
+        assert train(*args) == 2
+        err = capsys.readouterr().err
+        assert err.startswith("error: ") and err.count("\n") == 1
+        return err
+
+    @pytest.mark.parametrize(
+        ("args", "words"),
+        [
+            (["--preset", "nope"], "--preset nope: unknown; choose from notes-ae, notes-vae, vae"),
+            (["--preset"], "--preset"),
+            (["--epochs", "many"], "--epochs"),
+            (["--epochs", "0"], "--epochs must be at least 1, not 0"),
+            (["--epoch", "3"], "--epoch"),
+            (["--batch-size", "65"], "--batch-size 65 is larger than the 64 training images"),
+            (["--dataset", "no-such-file.npz"], "no-such-file.npz"),
+            (["--data-dir", "/nowhere"], "--data-dir"),
+            (["--head", "tanh"], "--head"),
+            (["--preset", "vae", "--head", "relu"], "--objective elbo needs --head linear"),
+            (["--resume"], "--resume needs --run-dir"),
+            (["--resume", "--run-dir", "/nowhere"], "--resume: /nowhere holds no run"),
+            (["--run-dir", "/proc/run"], "--run-dir /proc/run cannot be written"),
+            (["--run-dir", "/dev/null"], "--run-dir /dev/null cannot be written"),
+        ],
+    )
+    def test_flags(
+        self,
+        args: list[str],
+        words: str,
+        image_file: Path,
+        tmp_path: Path,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        dataset = [] if "--dataset" in args or "--resume" in args else ["--dataset", str(image_file)]
+        run_dir = [] if "--run-dir" in args or "--resume" in args else ["--run-dir", str(tmp_path / "run")]
+        assert words in self.refused(capsys, *dataset, *run_dir, *args)
+        assert not (tmp_path / "run").exists()
+
+    @pytest.mark.parametrize(
+        ("array", "words"),
+        [
+            (np.zeros((0, 4, 4), np.uint8), "empty"),
+            (np.full((20, 4, 4), np.nan), "NaN"),
+            (np.zeros((20, 4)), "shape"),
+            (np.zeros((20, 4, 4), complex), "complex"),
+            (np.array([{}] * 20), "pickle"),
+        ],
+    )
+    def test_arrays(self, array: NDArray[Any], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        path = tmp_path / "bad.npy"
+        np.save(path, array, allow_pickle=True)
+        err = self.refused(capsys, "--dataset", str(path), "--run-dir", str(tmp_path / "run"))
+        assert "bad.npy" in err and words.lower() in err.lower()
+
+    def test_a_truncated_idx_file(self, mnist_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        path = mnist_dir / "t10k-images-idx3-ubyte"
+        path.write_bytes(path.read_bytes()[:-1])
+        err = self.refused(capsys, "--data-dir", str(mnist_dir), "--run-dir", str(tmp_path / "run"))
+        assert str(path) in err
+
+    def test_a_directory_that_holds_a_run(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        (tmp_path / "config.json").write_text("precious")
+        err = self.refused(capsys, "--run-dir", str(tmp_path))
+        assert f"--run-dir {tmp_path} already holds a run: add --resume" in err
+        assert (tmp_path / "config.json").read_text() == "precious"
+
+
+class TestResumeIsRefused:
+    @pytest.fixture
+    def run(self, base: list[str], tmp_path: Path) -> Path:
+        assert train(*base, "--epochs", "1", "--run-dir", str(tmp_path / "run")) == 0
+        return tmp_path / "run"
+
+    @pytest.mark.parametrize(
+        ("args", "words"),
+        [
+            (["--seed", "1"], "seed: 0 -> 1"),
+            (["--latent-size", "5", "--batch-size", "4"], "latent_size: 4 -> 5; batch_size: 8 -> 4"),
+            (["--preset", "vae"], "preset: notes-vae -> vae"),
+            (["--dataset", "digits"], "-> digits"),
+        ],
+    )
+    def test_with_another_configuration(
+        self, args: list[str], words: str, run: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        before = (run / "config.json").read_bytes()
+        assert train("--resume", "--run-dir", str(run), *args) == 2
+        assert words in capsys.readouterr().err
+        assert (run / "config.json").read_bytes() == before
+
+    def test_with_other_images_under_the_same_name(
+        self, run: Path, image_file: Path, images: NDArray[np.uint8], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        np.savez(image_file, train=images[32:], test=images[:32])
+        assert train("--resume", "--epochs", "2", "--run-dir", str(run)) == 2
+        assert "are not the images that" in capsys.readouterr().err
+
+
+def test_schedule_cuts_an_epoch_into_equal_calls() -> None:
+    config = PRESETS["notes-vae"]
+    assert loop.schedule(config, 60_000) == loop.Schedule(1875, 1)
+    assert loop.schedule(dataclasses.replace(config, steps_per_call=1000), 60_000) == loop.Schedule(937, 2)
+    assert loop.schedule(dataclasses.replace(config, steps_per_call=1), 100) == loop.Schedule(1, 3)
+    with pytest.raises(InputError, match="--batch-size 32 is larger than the 31 training images"):
+        loop.schedule(config, 31)
+
+
+@pytest.mark.slow
+def test_python_m_runs_outside_the_checkout(image_file: Path, tmp_path: Path) -> None:
+    def run(module: str, *args: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", f"jaxvae.{module}", *args]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+
+    trained = run("train", "--dataset", str(image_file), *SMALL, "--epochs", "1", "--run-dir", "run")
+    assert trained.returncode == 0, trained.stderr
+    assert "epoch 1/1  step 8  train loss" in trained.stderr and "per pixel" in trained.stderr
+    assert run("evaluate", "run").stdout.startswith("notes-vae on 32 test images")
+    assert run("generate", "run", "-n", "3").stdout == "3 images -> samples.png\n"
+    refused = run("train", "--preset", "nope")
+    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+
+
+@pytest.mark.slow
+def test_import_is_cheap() -> None:
+    code = "import sys, jaxvae; print(*{m.split('.')[0] for m in sys.modules})"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert {"jax", "flax", "optax"} <= set(loaded)
+    late = {
+        "orbax",
+        "matplotlib",
+        "sklearn",
+        "tensorflow_datasets",
+        "tensorflow",
+        "tensorboardX",
+        "PIL",
+        "tyro",
+    }
+    assert not late & set(loaded)

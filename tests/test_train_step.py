@@ -1,0 +1,226 @@
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import Mesh, PartitionSpec
+from numpy.typing import NDArray
+
+from jaxvae.config import PRESETS
+from jaxvae.keys import example_keys, purpose_key
+from jaxvae.models import VAE, AutoEncoder, build_model
+from jaxvae.objectives import OBJECTIVES
+from jaxvae.train_step import (
+    TrainState,
+    build_optimizer,
+    init_state,
+    intensities,
+    make_evaluate,
+    make_run_steps,
+    make_train_step,
+)
+
+SHAPE = (6, 5, 1)
+NOISE = purpose_key(0, "train-noise")
+
+
+def parts(preset: str) -> tuple[AutoEncoder | VAE, Any, Any, TrainState]:
+    config = dataclasses.replace(PRESETS[preset], hidden=(16, 8), latent_size=4)
+    model, optimizer = build_model(config, SHAPE), build_optimizer(config)
+    state = jax.jit(lambda key: init_state(model, optimizer, key))(purpose_key(0, "init"))
+    return model, OBJECTIVES[config.objective], optimizer, state
+
+
+def assert_trees_equal(a: Any, b: Any) -> None:
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def assert_trees_close(a: Any, b: Any, rtol: float, atol: float) -> None:
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=rtol, atol=atol), a, b)
+
+
+def test_intensities() -> None:
+    every = jnp.arange(256, dtype=jnp.uint8)
+    # To one rounding: XLA may multiply by the reciprocal.
+    np.testing.assert_allclose(intensities(every), np.arange(256) / 255, rtol=1.2e-7)
+    assert intensities(every).dtype == jnp.float32
+    floats = jnp.array([0.0, 0.3, 1.0])
+    assert intensities(floats) is floats
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_step_is_the_gradient_step_written_out(preset: str, images: NDArray[np.uint8]) -> None:
+    model, objective, optimizer, state = parts(preset)
+    batch = jnp.asarray(images[:8])
+    new, metrics = jax.jit(make_train_step(model, objective, optimizer))(state, batch, NOISE)
+
+    x = jnp.asarray(images[:8] / np.float32(255))
+    keys = example_keys(jax.random.fold_in(NOISE, 0), 0, 8)
+
+    @jax.jit
+    def terms(params: Any) -> Any:
+        return objective.losses(model.apply(params, x, keys), x)
+
+    for name, value in terms(state.params).items():
+        np.testing.assert_allclose(metrics[name], np.asarray(value, np.float64).mean(), rtol=1e-5)
+    grads = jax.grad(lambda p: terms(p)["loss"].mean())(state.params)
+    updates, _ = optimizer.update(grads, state.opt_state)
+    assert_trees_close(new.params, optax.apply_updates(state.params, updates), rtol=1e-5, atol=1e-6)
+    assert int(new.step) == 1
+
+
+def test_each_step_and_each_example_has_noise_of_its_own(images: NDArray[np.uint8]) -> None:
+    model, objective, optimizer, state = parts("notes-vae")
+    train_step = jax.jit(make_train_step(model, objective, optimizer))
+    batch = jnp.asarray(np.repeat(images[:1], 8, axis=0))
+    first, metrics = train_step(state, batch, NOISE)
+    again, same = train_step(state, batch, NOISE)
+    _, later = train_step(state._replace(step=state.step + 1), batch, NOISE)
+    assert_trees_equal((first, metrics), (again, same))
+    assert float(metrics["recon"]) != float(later["recon"])
+    alone = train_step(state, batch[:1], NOISE)[1]["recon"]
+    assert float(alone) != float(metrics["recon"])  # The seven copies of the image drew other latents.
+
+
+@pytest.mark.parametrize(("way", "devices"), [("pmap", 8), ("shard_map", 2)])
+@pytest.mark.parametrize("preset", PRESETS)
+def test_axis_name_gives_on_many_devices_what_one_computes(
+    preset: str, way: str, devices: int, images: NDArray[np.uint8]
+) -> None:
+    model, objective, optimizer, state = parts(preset)
+    batch = jnp.asarray(images[:32])
+    expected, metrics = jax.jit(make_train_step(model, objective, optimizer))(state, batch, NOISE)
+
+    step = make_train_step(model, objective, optimizer, axis_name="data")
+    new: Any
+    got: Any
+    if way == "pmap":
+        shares = batch.reshape(devices, -1, *SHAPE)
+        run = jax.pmap(step, axis_name="data", in_axes=(None, 0, None), devices=jax.devices()[:devices])
+        new, got = run(state, shares, NOISE)
+        for leaf in jax.tree.leaves((new, got)):  # All devices end with the same state.
+            np.testing.assert_array_equal(leaf, np.repeat(leaf[:1], devices, axis=0))
+        new, got = jax.tree.map(lambda a: a[0], (new, got))
+    else:
+        mesh = Mesh(np.array(jax.devices()[:devices]), ("data",))
+        here, split = PartitionSpec(), PartitionSpec("data")
+        run = jax.shard_map(step, mesh=mesh, in_specs=(here, split, here), out_specs=(here, here), check_vma=False)
+        new, got = jax.jit(run)(state, batch, NOISE)
+    assert_trees_close(got, metrics, rtol=1e-5, atol=0)
+    # Adam's first step is lr * sign(g): where a gradient is 0 to rounding, its sign is not determined.
+    assert_trees_close(new.opt_state[0].mu, expected.opt_state[0].mu, rtol=1e-4, atol=1e-8)
+
+
+def run_steps(preset: str, steps_per_epoch: int, steps_per_call: int, batch_size: int = 8) -> Any:
+    model, objective, optimizer, _ = parts(preset)
+    step = make_train_step(model, objective, optimizer)
+    return jax.jit(make_run_steps(step, batch_size, steps_per_epoch, steps_per_call), donate_argnums=0)
+
+
+def test_an_epoch_takes_every_image_once_in_a_new_order(images: NDArray[np.uint8]) -> None:
+    seen: list[NDArray[np.uint8]] = []
+
+    def record(state: TrainState, batch: jax.Array, key: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
+        jax.debug.callback(lambda b: seen.append(np.asarray(b)), batch, ordered=True)
+        return state._replace(step=state.step + 1), {"loss": jnp.zeros(())}
+
+    state = TrainState(jnp.zeros((), jnp.int32), {}, ())
+    run = jax.jit(make_run_steps(record, batch_size=8, steps_per_epoch=12, steps_per_call=6))
+    for _ in range(4):
+        state, metrics = run(state, jnp.asarray(images), purpose_key(0, "shuffle"), NOISE)
+        assert metrics["loss"].shape == (6,)
+    jax.effects_barrier()
+    epochs = np.concatenate(seen).reshape(2, 96, -1)
+    everything = sorted(map(bytes, images.reshape(96, -1)))
+    assert [sorted(map(bytes, epoch)) for epoch in epochs] == [everything, everything]
+    assert not np.array_equal(epochs[0], epochs[1])
+    assert not np.array_equal(epochs[0], images.reshape(96, -1))
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_scan_equals_steps_one_by_one(preset: str, images: NDArray[np.uint8]) -> None:
+    model, objective, optimizer, state = parts(preset)
+    step = jax.jit(make_train_step(model, objective, optimizer))
+    shuffle, on_device = purpose_key(0, "shuffle"), jnp.asarray(images)
+    one_by_one, losses = state, []
+    for epoch in range(2):
+        order = jax.random.permutation(jax.random.fold_in(shuffle, epoch), 96)
+        for i in range(6):
+            one_by_one, metrics = step(one_by_one, on_device[order[i * 16 : (i + 1) * 16]], NOISE)
+            losses.append(metrics["loss"])
+    run = run_steps(preset, steps_per_epoch=6, steps_per_call=6, batch_size=16)
+    scanned = []
+    for _ in range(2):
+        state, metrics = run(state, on_device, shuffle, NOISE)
+        scanned.append(metrics["loss"])
+    np.testing.assert_allclose(np.concatenate(scanned), np.stack(losses), rtol=1e-4)
+    assert int(state.step) == int(one_by_one.step) == 12
+
+
+def test_calls_an_epoch_do_not_change_what_is_trained(images: NDArray[np.uint8]) -> None:
+    results = []
+    for steps_per_call in (12, 4):
+        state = parts("notes-vae")[-1]
+        run = run_steps("notes-vae", 12, steps_per_call)
+        for _ in range(24 // steps_per_call):
+            state, _ = run(state, jnp.asarray(images), purpose_key(0, "shuffle"), NOISE)
+        results.append(state)
+    assert_trees_close(*results, rtol=1e-4, atol=1e-6)
+
+
+def test_a_run_traces_its_step_once(images: NDArray[np.uint8]) -> None:
+    model, objective, optimizer, state = parts("notes-vae")
+    step = make_train_step(model, objective, optimizer)
+    traces = 0
+
+    def counted(*args: Any) -> Any:
+        nonlocal traces
+        traces += 1
+        return step(*args)
+
+    run = jax.jit(make_run_steps(counted, 8, steps_per_epoch=12, steps_per_call=4), donate_argnums=0)
+    for _ in range(7):
+        state, _ = run(state, jnp.asarray(images), purpose_key(0, "shuffle"), NOISE)
+    assert traces == 1
+
+
+def test_state_is_donated(images: NDArray[np.uint8]) -> None:
+    state = parts("notes-vae")[-1]
+    run_steps("notes-vae", 12, 4)(state, jnp.asarray(images), purpose_key(0, "shuffle"), NOISE)
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state))
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_training_lowers_the_loss(preset: str, images: NDArray[np.uint8]) -> None:
+    state, run = parts(preset)[-1], run_steps(preset, 12, 12)
+    losses = []
+    for _ in range(40):
+        state, metrics = run(state, jnp.asarray(images), purpose_key(0, "shuffle"), NOISE)
+        losses.append(float(metrics["loss"].mean()))
+    assert losses[-1] < 0.8 * losses[0]
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("chunk", [1, 7, 32, 1000])
+def test_evaluate_takes_every_image_once_whatever_the_chunk(preset: str, chunk: int, images: NDArray[np.uint8]) -> None:
+    model, objective, _, state = parts(preset)
+    key, test = purpose_key(0, "test-noise"), jnp.asarray(images[:32])
+    got = jax.jit(make_evaluate(model, objective, chunk))(state.params, test, key)
+    x = intensities(test)
+    keys = example_keys(key, 0, 32)
+    expected = jax.jit(lambda p: objective.losses(model.apply(p, x, keys), x))(state.params)
+    assert got.keys() == expected.keys()
+    for name, value in got.items():
+        np.testing.assert_allclose(value, expected[name], rtol=1e-5)
+
+
+def test_init_state_is_a_function_of_its_key() -> None:
+    model, _, optimizer, state = parts("vae")
+    init = jax.jit(lambda key: init_state(model, optimizer, key))
+    assert_trees_equal(state, init(purpose_key(0, "init")))
+    other = init(purpose_key(1, "init"))
+    kernels = [jax.tree.leaves(s.params)[1] for s in (state, other)]
+    assert not np.array_equal(*kernels)
