@@ -5,16 +5,12 @@ import os
 # Eight devices, so that what runs on several is tested on every machine. Must be set before JAX starts.
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
 
-import functools
 import struct
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
-import optax
 import pytest
 from numpy.typing import NDArray
 
@@ -26,22 +22,6 @@ jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
-
-
-def _promoting(update: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(update)
-    def wrapped(*args: Any, **kwargs: Any) -> Any:
-        with jax.numpy_dtype_promotion("standard"):
-            return update(*args, **kwargs)
-
-    return wrapped
-
-
-# Optax raises floats to integer step counts, which strict promotion refuses: it alone is exempt.
-_adam = optax.adam
-optax.adam = lambda *args, **kwargs: optax.GradientTransformation(
-    _adam(*args, **kwargs).init, _promoting(_adam(*args, **kwargs).update)
-)
 
 
 @pytest.fixture(scope="session")

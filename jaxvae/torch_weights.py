@@ -1,0 +1,296 @@
+"""Weights travel between PyTorch and jaxvae.
+
+    python -m jaxvae.torch_weights export RUN_DIR weights.safetensors
+    python -m jaxvae.torch_weights import weights.pt RUN_DIR --preset notes-vae
+
+The PyTorch side is the state_dict of a module whose `encoder` and `decoder` are `nn.Sequential` of
+`Linear` layers, an activation after each: ``encoder.0.weight``, ``encoder.0.bias``,
+``encoder.2.weight`` ... ``decoder.4.bias``, as NumPy arrays. A flattened image is in the order
+(H, W, C) on both sides; with one channel, as in the notes, that is PyTorch's (C, H, W) too.
+"""
+
+import dataclasses
+import os.path
+import pickle
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, TypeAlias
+
+import jax
+import numpy as np
+import tyro
+from numpy.typing import DTypeLike, NDArray
+
+from jaxvae import cli
+from jaxvae import config as configs
+from jaxvae.errors import InputError
+from jaxvae.keys import purpose_key
+from jaxvae.models import VAE, AutoEncoder, Params, build_model
+from jaxvae.train_step import TrainState, build_optimizer, init_state
+
+StateDict: TypeAlias = dict[str, NDArray[Any]]
+
+DESCRIPTION = "Move weights between a run directory and a file that PyTorch reads or wrote."
+
+
+# --- Names and shapes ---------------------------------------------------------------------------------------
+
+
+def _paths(params: Params) -> dict[str, tuple[str, str, str]]:
+    """The state_dict name of every parameter: "encoder.2.weight" for ("encoder", "dense_1", "kernel")."""
+    return {
+        f"{part}.{2 * i}.{kind}": (part, f"dense_{i}", leaf)
+        for part in ("encoder", "decoder")
+        for i in range(len(params["params"][part]["mlp"]))
+        for kind, leaf in (("weight", "kernel"), ("bias", "bias"))
+    }
+
+
+def torch_from_params(params: Params) -> StateDict:
+    """The parameters of an `AutoEncoder` or a `VAE` as a state_dict: weights [out, in], biases [out].
+
+    Values and dtypes are kept.
+    """
+    return {
+        name: np.asarray(params["params"][part]["mlp"][dense][leaf]).T
+        for name, (part, dense, leaf) in _paths(params).items()
+    }
+
+
+def params_from_torch(
+    state_dict: Mapping[str, NDArray[Any]], model: AutoEncoder | VAE, dtype: DTypeLike = np.float32
+) -> Params:
+    """A state_dict as the parameters of `model`.
+
+    Args:
+      state_dict: floating-point arrays, weights [out, in], biases [out], by name.
+      model: whose parameters they are to be; it says which names and shapes are right.
+      dtype: of the result; jaxvae trains float32 parameters.
+
+    Returns:
+      What ``model.init`` returns, filled with the values of `state_dict`.
+
+    Raises:
+      InputError: a name is missing or unexpected, a shape is wrong, or a value is not
+        floating-point or not finite (in `dtype`).
+    """
+    shapes = _parameter_shapes(model)
+    paths = _paths(shapes)
+    if missing := [name for name in paths if name not in state_dict]:
+        raise InputError(f"weights lack {', '.join(missing)}")
+    if unexpected := [name for name in state_dict if name not in paths]:
+        raise InputError(f"weights hold {', '.join(unexpected)}, which the model does not have")
+    params: dict[str, Any] = {part: {"mlp": {}} for part in shapes["params"]}
+    for name, (part, dense, leaf) in paths.items():
+        values, shape = state_dict[name], shapes["params"][part]["mlp"][dense][leaf].shape[::-1]
+        if values.shape != shape:
+            raise InputError(f"{name} has shape {list(values.shape)}; the model needs {list(shape)}")
+        if not jax.numpy.issubdtype(values.dtype, np.floating):
+            raise InputError(f"{name} is {values.dtype}, not floating-point")
+        with np.errstate(over="ignore"):
+            values = values.astype(dtype)
+        if not np.isfinite(values).all():
+            raise InputError(f"{name} holds NaN or infinite values")
+        params[part]["mlp"].setdefault(dense, {})[leaf] = jax.numpy.asarray(values.T)
+    return {"params": params}
+
+
+def _parameter_shapes(model: AutoEncoder | VAE) -> Params:
+    optimizer = build_optimizer(configs.Config())
+    return jax.eval_shape(lambda key: init_state(model, optimizer, key), purpose_key(0, "init")).params
+
+
+# --- Files --------------------------------------------------------------------------------------------------
+
+
+def load_weights(path: Path) -> StateDict:
+    """The state_dict in a file; nothing in the file is executed.
+
+    Args:
+      path: what ``torch.save(model.state_dict(), path)`` wrote (.pt or .pth, which needs torch
+        installed), a .safetensors file, or a .npz file.
+
+    Raises:
+      InputError: another suffix, a file that cannot be read or holds anything but arrays by name,
+        or torch is needed and not installed.
+    """
+    readers = {".pt": _load_torch, ".pth": _load_torch, ".safetensors": _load_safetensors, ".npz": _load_npz}
+    if path.suffix not in readers:
+        raise InputError(f"{path}: weights end in {', '.join(readers)}")
+    try:
+        with path.open("rb"):
+            pass
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from None
+    try:
+        return readers[path.suffix](path)
+    except InputError:
+        raise
+    except Exception as error:  # All three libraries raise many kinds for a damaged file.
+        # What PyTorch says of a pickle that it refuses is how to run it all the same.
+        refused = isinstance(error, pickle.UnpicklingError)
+        reason = "it is damaged, or holds more than tensors" if refused else str(error).split("\n")[0]
+        raise InputError(f"{path} is no {path.suffix} file of arrays by name: {reason}") from None
+
+
+def _load_torch(path: Path) -> StateDict:
+    try:
+        import torch
+    except ImportError:
+        raise InputError(f"{path} needs PyTorch to be read: pip install torch, or save .safetensors") from None
+    loaded = torch.load(path, map_location="cpu", weights_only=True)
+    if not isinstance(loaded, dict) or not all(
+        isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in loaded.items()
+    ):
+        raise InputError(f"{path} is no state_dict of tensors; save model.state_dict()")
+    # NumPy has no bfloat16; float32 holds its values exactly.
+    return {name: (value.float() if value.dtype == torch.bfloat16 else value).numpy() for name, value in loaded.items()}
+
+
+def _load_safetensors(path: Path) -> StateDict:
+    import safetensors.numpy
+
+    loaded: StateDict = safetensors.numpy.load_file(path)
+    return loaded
+
+
+def _load_npz(path: Path) -> StateDict:
+    with np.load(path, allow_pickle=False) as archive:
+        return dict(archive)
+
+
+def save_weights(path: Path, state_dict: Mapping[str, NDArray[Any]]) -> None:
+    """Write a state_dict to a .safetensors or .npz file.
+
+    Raises:
+      InputError: another suffix, or the file cannot be written.
+    """
+    # Transposed views would be written in memory order, under the wrong shape.
+    arrays = {name: np.ascontiguousarray(values) for name, values in state_dict.items()}
+    try:
+        if path.suffix == ".safetensors":
+            import safetensors.numpy
+
+            path.write_bytes(safetensors.numpy.save(arrays))
+        elif path.suffix == ".npz":
+            np.savez(path, **arrays)  # type: ignore[arg-type]
+        else:
+            raise InputError(f"{path}: weights are written as .safetensors or .npz")
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror or error}") from None
+
+
+# --- Run directories ----------------------------------------------------------------------------------------
+
+
+def export_run(run_dir: Path, out: Path) -> StateDict:
+    """Write the newest weights of a run to `out`, and return them.
+
+    Raises:
+      InputError: no run, an unreadable checkpoint, or as `save_weights`.
+    """
+    from jaxvae import checkpoint
+
+    state_dict = torch_from_params(checkpoint.load_run(run_dir).state.params)
+    save_weights(out, state_dict)
+    return state_dict
+
+
+def import_run(
+    weights: Path,
+    run_dir: Path,
+    preset: str = configs.Config.preset,
+    dataset: str = "mnist",
+    data_dir: str | None = None,
+    image_shape: tuple[int, int, int] = (28, 28, 1),
+) -> None:
+    """Make a run directory, to evaluate and to generate from, of weights that PyTorch trained.
+
+    Its one checkpoint is at step 0. It cannot be resumed: it does not know its training images.
+
+    Args:
+      weights: as `load_weights` takes.
+      run_dir: a directory to create.
+      preset: which model the weights are of.
+      dataset, data_dir: what it is evaluated on.
+      image_shape: (H, W, C).
+
+    Raises:
+      InputError: `run_dir` exists, or as `load_weights` and `params_from_torch`.
+    """
+    from jaxvae.checkpoint import Checkpoints
+
+    config = dataclasses.replace(
+        configs.preset(preset), dataset=dataset, data_dir=os.path.abspath(data_dir) if data_dir else None
+    )
+    if min(image_shape) < 1:
+        raise InputError(f"--image-shape takes sizes of at least 1, not {list(image_shape)}")
+    model = build_model(config, image_shape)
+    try:
+        params = params_from_torch(load_weights(weights), model)
+    except InputError as error:
+        named = str(error).startswith(str(weights))
+        raise error if named else InputError(f"{weights}: {error}") from None
+    state = TrainState(jax.numpy.zeros((), jax.numpy.int32), params, build_optimizer(config).init(params))
+    try:
+        run_dir.mkdir(parents=True)
+    except OSError as error:
+        raise InputError(f"{run_dir} cannot be created: {error.strerror}") from None
+    with Checkpoints(run_dir / "checkpoints") as checkpoints:
+        checkpoints.save(state, {"image_shape": list(image_shape)})
+    # Last, since it is what makes the directory a run.
+    (run_dir / "config.json").write_text(configs.to_json(config), encoding="utf-8")
+
+
+@dataclasses.dataclass(frozen=True)
+class Export:
+    """Write the newest weights of a run to a file that PyTorch reads."""
+
+    run_dir: Annotated[Path, tyro.conf.Positional]
+    """Directory of a run of jaxvae.train."""
+    out: Annotated[Path, tyro.conf.Positional]
+    """File to write: .safetensors or .npz."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Import:
+    """Make a run directory, for jaxvae.evaluate and jaxvae.generate, of weights that PyTorch trained."""
+
+    weights: Annotated[Path, tyro.conf.Positional]
+    """A state_dict: .pt or .pth (needs PyTorch), .safetensors or .npz."""
+    run_dir: Annotated[Path, tyro.conf.Positional]
+    """Directory to create."""
+    preset: str = configs.Config.preset
+    """Which model the weights are of: notes-ae, notes-vae or vae."""
+    dataset: str = "mnist"
+    """What the run is evaluated on, as in jaxvae.train."""
+    data_dir: str | None = None
+    """Directory of its files, as in jaxvae.train."""
+    image_shape: tuple[int, int, int] = (28, 28, 1)
+    """Height, width and channels of the images."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; the exit code (see `jaxvae.cli`)."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    prog, commands = "python -m jaxvae.torch_weights", {"export": Export, "import": Import}
+    if not args or args[0] not in commands:
+        usage = f"{prog} {{{','.join(commands)}}} ... (each with --help)"
+        if args and args[0] in ("-h", "--help"):
+            print(f"usage: {usage}\n\n{DESCRIPTION}")
+            return cli.EXIT_OK
+        raise InputError(f"usage: {usage}")
+    kind = commands[args[0]]
+    parsed: Any = cli.parse(kind, args[1:], prog=f"{prog} {args[0]}", description=kind.__doc__ or "")
+    if isinstance(parsed, Export):
+        written = export_run(parsed.run_dir, parsed.out)
+        print(f"{len(written)} arrays -> {parsed.out}")
+    else:
+        import_run(**{field.name: getattr(parsed, field.name) for field in dataclasses.fields(parsed)})
+        print(f"{parsed.weights} -> {parsed.run_dir}")
+    return cli.EXIT_OK
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))

@@ -1,0 +1,390 @@
+"""`jaxvae.torch_weights`: values travel both ways unchanged, and what does not fit is refused."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from jaxvae import (
+    OBJECTIVES,
+    PRESETS,
+    TrainState,
+    build_model,
+    build_optimizer,
+    checkpoint,
+    cli,
+    init_state,
+    make_train_step,
+    torch_weights,
+)
+from jaxvae.errors import InputError
+from jaxvae.models import VAE, AutoEncoder, reconstruct
+from jaxvae.torch_weights import (
+    StateDict,
+    load_weights,
+    params_from_torch,
+    save_weights,
+    torch_from_params,
+)
+
+NOTES = ("notes-ae", "notes-vae")
+SUFFIXES = (".safetensors", ".npz")
+
+
+def notes_model(preset: str) -> AutoEncoder | VAE:
+    return build_model(PRESETS[preset], (28, 28, 1))
+
+
+@pytest.fixture(scope="module")
+def images() -> NDArray[np.float32]:
+    return np.random.default_rng(0).uniform(0, 1, (8, 28, 28, 1)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def states(images: NDArray[np.float32]) -> dict[str, TrainState]:
+    """Each of the notes' models after three steps."""
+    trained = {}
+    for preset in NOTES:
+        config, model = PRESETS[preset], notes_model(preset)
+        optimizer = build_optimizer(config)
+        state = jax.jit(lambda key, m=model, o=optimizer: init_state(m, o, key))(jax.random.key(5))
+        step = jax.jit(make_train_step(model, OBJECTIVES[config.objective], optimizer))
+        for _ in range(3):
+            state, _ = step(state, jnp.asarray(images), jax.random.key(6))
+        trained[preset] = state
+    return trained
+
+
+@pytest.fixture(params=NOTES)
+def preset(request: pytest.FixtureRequest) -> str:
+    name: str = request.param
+    return name
+
+
+def refuses(*fragments: object) -> Any:
+    """An `InputError` of one line that holds the fragments in this order."""
+    return pytest.raises(InputError, match="(?m)^[^\n]*" + "[^\n]*".join(map(str, fragments)) + "[^\n]*\\Z")
+
+
+# --- Names and shapes ---------------------------------------------------------------------------------------
+
+
+def test_names_and_layout_are_pytorchs(states: dict[str, TrainState], preset: str) -> None:
+    code = {"notes-ae": 20, "notes-vae": 10}[preset]
+    widths = {"encoder": (784, 256, 64, 20), "decoder": (code, 64, 256, 784)}
+    shapes = {name: values.shape for name, values in torch_from_params(states[preset].params).items()}
+    assert shapes == {
+        f"{part}.{2 * i}.{kind}": (w[i + 1], w[i]) if kind == "weight" else (w[i + 1],)
+        for part, w in widths.items()
+        for i in range(3)
+        for kind in ("weight", "bias")
+    }
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_round_trip_is_exact(states: dict[str, TrainState], preset: str, suffix: str, tmp_path: Path) -> None:
+    params, path = states[preset].params, tmp_path / f"weights{suffix}"
+    save_weights(path, torch_from_params(params))
+    back = params_from_torch(load_weights(path), notes_model(preset))
+    assert jax.tree.structure(back) == jax.tree.structure(params)
+    for a, b in zip(jax.tree.leaves(back), jax.tree.leaves(params), strict=True):
+        assert a.dtype == b.dtype == jnp.float32
+        np.testing.assert_array_equal(a, b)
+
+
+def numpy_reconstruct(weights: StateDict, x: NDArray[Any], eps: NDArray[Any]) -> NDArray[Any]:
+    """The notes' forward pass from PyTorch's layout: ``x @ weight.T + bias``."""
+
+    def stack(part: str, x: NDArray[Any]) -> NDArray[Any]:
+        for i in (0, 2, 4):
+            x = (np.maximum(x, 0) if i else x) @ weights[f"{part}.{i}.weight"].T + weights[f"{part}.{i}.bias"]
+        return x
+
+    code = np.maximum(stack("encoder", x.reshape(len(x), 784)), 0)
+    if weights["decoder.0.weight"].shape[1] == 10:
+        code = code[:, :10] + code[:, 10:] * eps
+    return 1 / (1 + np.exp(-stack("decoder", code))).reshape(x.shape)
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_exported_weights_compute_the_same_in_numpy(
+    states: dict[str, TrainState], images: NDArray[np.float32], preset: str, suffix: str, tmp_path: Path
+) -> None:
+    save_weights(tmp_path / f"w{suffix}", torch_from_params(states[preset].params))
+    key = jax.random.key(1)
+    eps = np.asarray(jax.random.normal(key, (8, 10)))
+    expected = numpy_reconstruct(load_weights(tmp_path / f"w{suffix}"), images, eps)
+    found = reconstruct(notes_model(preset), states[preset].params, jnp.asarray(images), key)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_exported_weights_compute_the_same_in_pytorch(
+    states: dict[str, TrainState], images: NDArray[np.float32], preset: str, tmp_path: Path, monkeypatch: Any
+) -> None:
+    torch = pytest.importorskip("torch")
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "experiments" / "parity")
+    import torch_notes
+    from safetensors.torch import load_file
+
+    save_weights(tmp_path / "w.safetensors", torch_from_params(states[preset].params))
+    module = torch_notes.MODULES[preset]()
+    module.load_state_dict(load_file(tmp_path / "w.safetensors"))
+    key, x = jax.random.key(1), torch.tensor(images).permute(0, 3, 1, 2)
+    with torch.no_grad():
+        if preset == "notes-vae":
+            expected, _ = module(x, torch.tensor(np.asarray(jax.random.normal(key, (8, 10)))))
+        else:
+            expected = module(x)
+    found = reconstruct(notes_model(preset), states[preset].params, jnp.asarray(images), key)
+    np.testing.assert_allclose(found, expected.permute(0, 2, 3, 1).numpy(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".pth"])
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16", "float16"])
+def test_what_pytorch_saved_is_read(suffix: str, dtype: str, tmp_path: Path, monkeypatch: Any) -> None:
+    torch = pytest.importorskip("torch")
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "experiments" / "parity")
+    import torch_notes
+
+    module = torch_notes.VAE().to(getattr(torch, dtype))
+    path = tmp_path / f"weights{suffix}"
+    torch.save(module.state_dict(), path)
+    params = params_from_torch(load_weights(path), notes_model("notes-vae"))
+    back = torch_from_params(params)
+    for name, values in module.state_dict().items():
+        assert back[name].dtype == np.float32
+        np.testing.assert_array_equal(back[name], values.float().numpy())
+
+
+def test_bfloat16_safetensors_from_pytorch_are_read(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    from safetensors.torch import save_file
+
+    values = torch.arange(6, dtype=torch.bfloat16).reshape(2, 3) / 3
+    save_file({"a": values}, tmp_path / "w.safetensors")
+    np.testing.assert_array_equal(load_weights(tmp_path / "w.safetensors")["a"], values.float().numpy())
+
+
+def test_layers_of_other_widths_travel_too() -> None:
+    model = VAE((2, 3, 1), hidden=(5, 4, 3, 2), latent_size=2)
+    params = init_state(model, build_optimizer(PRESETS["vae"]), jax.random.key(0)).params
+    weights = torch_from_params(params)
+    assert weights["decoder.8.weight"].shape == (6, 5)
+    jax.tree.map(np.testing.assert_array_equal, params_from_torch(weights, model), params)
+
+
+@pytest.fixture
+def weights(states: dict[str, TrainState]) -> StateDict:
+    return torch_from_params(states["notes-vae"].params)
+
+
+def test_a_missing_name(weights: StateDict) -> None:
+    del weights["encoder.2.bias"], weights["decoder.4.weight"]
+    with refuses("lack", "encoder.2.bias", "decoder.4.weight"):
+        params_from_torch(weights, notes_model("notes-vae"))
+
+
+def test_an_unexpected_name(weights: StateDict) -> None:
+    weights["decoder.6.bias"] = np.zeros(784, np.float32)
+    with refuses("decoder.6.bias"):
+        params_from_torch(weights, notes_model("notes-vae"))
+
+
+def test_weights_of_the_other_model(weights: StateDict) -> None:
+    with refuses("decoder.0.weight", r"\[64, 10\]", r"\[64, 20\]"):
+        params_from_torch(weights, notes_model("notes-ae"))
+
+
+def test_a_weight_that_is_transposed(weights: StateDict) -> None:
+    weights["encoder.0.weight"] = weights["encoder.0.weight"].T
+    with refuses("encoder.0.weight", r"\[784, 256\]", r"\[256, 784\]"):
+        params_from_torch(weights, notes_model("notes-vae"))
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 1e39])
+def test_a_value_that_is_not_finite_in_float32(weights: StateDict, bad: float) -> None:
+    weights["decoder.2.bias"] = weights["decoder.2.bias"].astype(np.float64)
+    weights["decoder.2.bias"][7] = bad
+    with refuses("decoder.2.bias", "NaN or infinite"):
+        params_from_torch(weights, notes_model("notes-vae"))
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.bool_, np.complex64, np.str_])
+def test_a_value_that_is_not_floating_point(weights: StateDict, dtype: Any) -> None:
+    weights["decoder.2.bias"] = np.zeros(256).astype(dtype)
+    with refuses("decoder.2.bias", "not floating-point"):
+        params_from_torch(weights, notes_model("notes-vae"))
+
+
+# --- Files --------------------------------------------------------------------------------------------------
+
+
+class Payload:
+    """Unpickled, it makes a directory."""
+
+    def __init__(self, path: Path):
+        self.path = str(path)
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (self.path,)
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".pth"])
+def test_a_malicious_pickle_is_refused_and_does_not_run(suffix: str, tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    path, trace = tmp_path / f"weights{suffix}", tmp_path / "ran"
+    torch.save({"encoder.0.weight": torch.zeros(1), "more": Payload(trace)}, path)
+    with refuses(path.name, "is no .pth? file", "more than tensors"):
+        load_weights(path)
+    assert not trace.exists()
+    torch.load(path, weights_only=False)
+    assert trace.exists()  # It would have run.
+
+
+def test_objects_in_an_npz_are_refused_and_do_not_run(tmp_path: Path) -> None:
+    path, trace = tmp_path / "weights.npz", tmp_path / "ran"
+    np.savez(path, a=np.array([Payload(trace)], dtype=object))
+    with refuses(path.name, "is no .npz file"):
+        load_weights(path)
+    assert not trace.exists()
+
+
+def test_a_file_of_pytorchs_that_is_no_state_dict(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    for number, content in enumerate([torch.zeros(3), {"epoch": 3}, {1: torch.zeros(3)}, [torch.zeros(3)]]):
+        path = tmp_path / f"{number}.pt"
+        torch.save(content, path)
+        with refuses(path.name, "no state_dict", "model.state_dict"):
+            load_weights(path)
+
+
+@pytest.mark.parametrize("suffix", [".pt", *SUFFIXES])
+@pytest.mark.parametrize(
+    "content", [b"", b"PK\x03\x04", b"\x08\0\0\0\0\0\0\0{", b"x" * 300, b"\x80\x02.", b"\x93NUMPY"]
+)
+def test_a_broken_file(suffix: str, content: bytes, tmp_path: Path) -> None:
+    if suffix == ".pt":
+        pytest.importorskip("torch")
+    path = tmp_path / f"weights{suffix}"
+    path.write_bytes(content)
+    with refuses(path.name, "is no"):
+        load_weights(path)
+
+
+@pytest.mark.parametrize("suffix", [".pt", *SUFFIXES])
+def test_a_file_that_was_cut_short(weights: StateDict, suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"weights{suffix}"
+    if suffix == ".pt":
+        torch = pytest.importorskip("torch")
+        torch.save({n: torch.tensor(v) for n, v in weights.items()}, path)
+    else:
+        save_weights(path, weights)
+    path.write_bytes(path.read_bytes()[:-5000])
+    with refuses(path.name, "is no"):
+        load_weights(path)
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".pth", *SUFFIXES])
+def test_a_file_that_is_not_there_or_is_a_directory(suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"weights{suffix}"
+    with refuses(path.name, "cannot be read", "No such file"):
+        load_weights(path)
+    path.mkdir()
+    with refuses(path.name, "cannot be read", "directory"):
+        load_weights(path)
+
+
+def test_a_file_of_another_kind(weights: StateDict, tmp_path: Path) -> None:
+    for name in ("weights", "weights.ckpt"):
+        with refuses(name, ".safetensors"):
+            load_weights(tmp_path / name)
+    for name in ("weights", "weights.pt"):
+        with refuses(name, ".safetensors or .npz"):
+            save_weights(tmp_path / name, weights)
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_place_that_cannot_be_written(weights: StateDict, suffix: str, tmp_path: Path) -> None:
+    with refuses("cannot be written", "No such file"):
+        save_weights(tmp_path / "no" / f"weights{suffix}", weights)
+
+
+def test_without_torch_a_pt_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    (tmp_path / "weights.pt").write_bytes(b"whatever")
+    with refuses("weights.pt", "needs PyTorch", ".safetensors"):
+        load_weights(tmp_path / "weights.pt")
+
+
+# --- The command line ---------------------------------------------------------------------------------------
+
+
+def run(*args: object) -> int:
+    return cli.run(lambda: torch_weights.main([str(a) for a in args]))
+
+
+def test_import_then_export(
+    weights: StateDict, tmp_path: Path, capsys: pytest.CaptureFixture[str], mnist_dir: Path
+) -> None:
+    source, run_dir, out = tmp_path / "in.npz", tmp_path / "new" / "run", tmp_path / "out.safetensors"
+    save_weights(source, weights)
+    assert run("import", source, run_dir, "--preset", "notes-vae", "--data-dir", mnist_dir) == cli.EXIT_OK
+    assert run("export", run_dir, out) == cli.EXIT_OK
+    assert capsys.readouterr().err == ""
+    found = load_weights(out)
+    assert found.keys() == weights.keys()
+    for name, values in weights.items():
+        np.testing.assert_array_equal(found[name], values)
+
+    from jaxvae import evaluate, generate
+
+    loaded = checkpoint.load_run(run_dir)
+    assert int(loaded.state.step) == 0
+    assert loaded.config.preset == "notes-vae" and loaded.config.dataset == "mnist"
+    figures = evaluate.evaluate_run(run_dir)
+    assert figures["images"] == 20 and 0 < figures["recon"] < figures["loss"]
+    assert generate.generate(run_dir, 3).shape == (3, 28, 28, 1)
+
+
+def test_import_refuses_in_one_line_and_leaves_nothing(
+    weights: StateDict, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, run_dir = tmp_path / "in.npz", tmp_path / "run"
+    save_weights(source, weights)
+    missing = tmp_path / "none.npz"
+    cases = {
+        (source, run_dir, "--preset", "notes-ae"): f"error: {source}: decoder.0.weight has shape",
+        (source, run_dir, "--preset", "nothing"): "error: --preset nothing",
+        (source, run_dir, "--image-shape", "28", "28", "3"): f"error: {source}: encoder.0.weight has shape",
+        (source, run_dir, "--image-shape", "28", "0", "1"): "error: --image-shape takes sizes of at least 1",
+        (missing, run_dir): f"error: {missing} cannot be read",
+        (source, tmp_path): f"error: {tmp_path} cannot be created: File exists",
+        (source, source / "run"): f"error: {source / 'run'} cannot be created: Not a directory",
+    }
+    for args, message in cases.items():
+        assert run("import", *args) == cli.EXIT_BAD_INPUT
+        error = capsys.readouterr().err
+        assert error.startswith(message) and error.count("\n") == 1
+    assert not run_dir.exists()
+
+
+def test_export_refuses_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("export", tmp_path, tmp_path / "out.npz") == cli.EXIT_BAD_INPUT
+    assert "not a run directory" in capsys.readouterr().err
+
+
+def test_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    for args in ([], ["convert"], ["--help"]):
+        assert run(*args) == (cli.EXIT_OK if args == ["--help"] else cli.EXIT_BAD_INPUT)
+        said = capsys.readouterr()
+        assert "{export,import}" in (said.out if args == ["--help"] else said.err)
+    with pytest.raises(SystemExit) as stopped:
+        run("import", "--help")
+    assert not stopped.value.code
+    assert "--preset" in capsys.readouterr().out
