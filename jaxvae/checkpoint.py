@@ -5,6 +5,8 @@ what it belongs to. Saving is asynchronous: `save` returns once the arrays are o
 """
 
 import logging
+import sys
+import warnings
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -16,16 +18,18 @@ from orbax.checkpoint import checkpoint_managers
 from jaxvae.config import Config
 from jaxvae.config import load as load_config
 from jaxvae.errors import InputError
-from jaxvae.keys import purpose_key
 from jaxvae.models import VAE, AutoEncoder, build_model
-from jaxvae.train_step import TrainState, build_optimizer, init_state
+from jaxvae.train_step import TrainState, abstract_state, build_optimizer
 
 # Orbax reports every phase of every save at INFO, and its own fallbacks at WARNING, through absl.
 logging.getLogger("absl").setLevel(logging.ERROR)
 
 
 class Checkpoints:
-    """The newest `keep` checkpoints of one run. A context manager: leaving it waits for saves."""
+    """The newest `keep` checkpoints of one run. A context manager: leaving it waits for saves.
+
+    Raises `InputError` if `directory` cannot be used.
+    """
 
     def __init__(self, directory: Path, keep: int = 3, read_only: bool = False):
         self.directory = directory.absolute()
@@ -35,7 +39,10 @@ class Checkpoints:
             create=not read_only,
             read_only=read_only,
         )
-        self._manager = ocp.CheckpointManager(self.directory, options=options)
+        try:
+            self._manager = ocp.CheckpointManager(self.directory, options=options)
+        except OSError as error:
+            raise InputError(f"{directory} cannot be used for checkpoints: {error.strerror or error}") from None
 
     def __enter__(self) -> Self:
         return self
@@ -51,15 +58,13 @@ class Checkpoints:
         return step
 
     def save(self, state: TrainState, record: dict[str, Any]) -> None:
-        """Save `state` under its step, with a JSON `record`. A step that is there already is left alone.
+        """Save `state` under its step, with a JSON `record`.
 
         Raises:
           Exception: whatever an earlier save met in the background, at the latest here or on leaving.
-          RuntimeError: Orbax declined to save.
+          RuntimeError: Orbax declined to save, as it does where there is a step as late as this one.
         """
         step = int(state.step)
-        if step == self.latest_step():
-            return
         args = ocp.args.Composite(state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(record))
         if not self._manager.save(step, args=args):
             raise RuntimeError(f"{self.directory}: step {step} was not saved (newest is {self.latest_step()})")
@@ -88,11 +93,29 @@ class Checkpoints:
         step = self.latest_step()
         if step is None:
             raise InputError(f"{self.directory} holds no checkpoint")
+        reason = ""
         try:
             return self._manager.restore(step, args=ocp.args.Composite(**items))
         except Exception as error:  # Orbax and TensorStore raise many kinds for a damaged checkpoint.
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise InputError(f"checkpoint {self.directory / str(step)} cannot be read: {reason}") from error
+            reason = " ".join(str(error).split())[:300] or type(error).__name__
+        _silence_remains()
+        raise InputError(f"checkpoint {self.directory / str(step)} cannot be read: {reason}")
+
+
+def _silence_remains() -> None:
+    """Keep what a failed restore leaves behind from complaining on stderr.
+
+    Orbax closes its event loop over coroutines half run and reads under way: the ones complain when
+    they are collected, the others from threads of their own when they end.
+    """
+    report = sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:
+        if not str(unraisable.exc_value).endswith(("Event loop is closed", "was never awaited")):
+            report(unraisable)
+
+    sys.unraisablehook = hook
+    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
 
 
 def _shape_and_dtype(leaf: Any) -> tuple[tuple[int, ...], str]:
@@ -123,7 +146,5 @@ def load_run(run_dir: Path) -> TrainedRun:
         record = checkpoints.read_record()
         height, width, channels = record["image_shape"]
         model = build_model(config, (height, width, channels))
-        state = jax.eval_shape(lambda key: init_state(model, build_optimizer(config), key), purpose_key(0, "init"))
-        sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        like = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), state)
-        return TrainedRun(config, model, checkpoints.restore(like), record)
+        state = checkpoints.restore(abstract_state(model, build_optimizer(config)))
+        return TrainedRun(config, model, state, record)

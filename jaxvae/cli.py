@@ -6,8 +6,10 @@ Ctrl-C, 143 for SIGTERM) with the state saved.
 
 import contextlib
 import io
+import signal
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TypeVar
 
 import tyro
@@ -58,10 +60,29 @@ def _first_paragraph(box: str, prog: str) -> str:
     return f"{' '.join(sentence) or box.strip()} (see {prog} --help)"
 
 
+def check_writable(flag: str, path: Path) -> None:
+    """Refuse, before any work is done, a file that could not be written at its end.
+
+    Raises:
+      InputError: `path` is a directory, has no directory, or may not be written.
+    """
+    existed = path.exists()
+    try:
+        with path.open("ab"):
+            pass
+    except OSError as error:
+        raise InputError(f"{flag} {path} cannot be written: {error.strerror}") from None
+    if not existed:
+        path.unlink()
+
+
 def run(command: Callable[[], int]) -> int:
-    """Run a command; bad input becomes one line on stderr and exit code 2."""
+    """Run a command; bad input becomes one line on stderr and exit code 2, Ctrl-C exit code 130."""
     try:
         return command()
     except InputError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return EXIT_BAD_INPUT
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 128 + signal.SIGINT

@@ -16,6 +16,7 @@ from typing import Any, Literal
 from jaxvae.errors import InputError
 
 Head = Literal["relu", "linear"]
+MAX_WIDTH = 2**16  # Of a layer; a wider one is a slip of the finger, and would hang while it is allocated.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,8 +79,10 @@ class Config:
                 raise InputError(f"{flag(name)} must not be negative, not {getattr(self, name)}")
         if self.seed >= 2**32:
             raise InputError(f"{flag('seed')} must be below 2^32, not {self.seed}")
-        if any(width < 1 for width in self.hidden):
-            raise InputError(f"{flag('hidden')} takes widths of at least 1, not {list(self.hidden)}")
+        if not all(1 <= width <= MAX_WIDTH for width in self.hidden):
+            raise InputError(f"{flag('hidden')} takes widths from 1 to {MAX_WIDTH}, not {list(self.hidden)}")
+        if self.latent_size > MAX_WIDTH:
+            raise InputError(f"{flag('latent_size')} must be at most {MAX_WIDTH}, not {self.latent_size}")
         if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
             raise InputError(f"{flag('learning_rate')} must be positive and finite, not {self.learning_rate}")
         if self.objective == "elbo" and self.head != "linear":
@@ -96,8 +99,10 @@ class Config:
 
 
 # What may change when a run is resumed: how long it goes on, what it writes when, and where the
-# images lie (the images themselves are compared by digest).
-RESUMABLE_FIELDS = frozenset({"epochs", "data_dir", "log_every", "image_every", "checkpoint_every", "keep_checkpoints"})
+# images lie. The images themselves are compared by digest.
+RESUMABLE_FIELDS = frozenset(
+    {"epochs", "dataset", "data_dir", "log_every", "image_every", "checkpoint_every", "keep_checkpoints"}
+)
 
 # The notes' two models to the letter but for the number of epochs, and what the field means by a VAE.
 PRESETS: Mapping[str, Config] = types.MappingProxyType(

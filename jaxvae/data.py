@@ -6,6 +6,7 @@ Everything read is untrusted: no pickles, no allocation on a header's word alone
 
 import contextlib
 import dataclasses
+import hashlib
 import io
 import math
 import os
@@ -53,6 +54,11 @@ class ImageData:
     source: str
     train: Images
     test: Images
+
+
+def digest(images: Images) -> str:
+    """SHA-256 of the pixels of uint8 images [N, H, W, C]."""
+    return hashlib.sha256(np.ascontiguousarray(images).data).hexdigest()
 
 
 def _warn_on_stderr(message: str) -> None:

@@ -14,6 +14,8 @@ from jaxvae import checkpoint, cli, models, plots
 from jaxvae.errors import InputError
 from jaxvae.keys import purpose_key
 
+MOST = 10_000  # Images in one picture.
+
 DESCRIPTION = "Draw images from the prior of a run's newest VAE, as a PNG grid, 8 to a row."
 
 
@@ -39,7 +41,7 @@ def generate(run_dir: Path, n: int, seed: int = 0) -> NDArray[np.float32]:
     """
     run = checkpoint.load_run(run_dir)
     if not isinstance(run.model, models.VAE):
-        raise InputError(f"{run_dir} holds an autoencoder ({run.config.preset}), which has no prior to draw from")
+        raise InputError(f"{run_dir} holds an autoencoder, which has no prior to draw from")
     return np.asarray(models.sample(run.model, run.state.params, purpose_key(seed, "generate"), n))
 
 
@@ -47,14 +49,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code (see `jaxvae.cli`)."""
     args = sys.argv[1:] if argv is None else argv
     arguments = cli.parse(Arguments, args, prog="python -m jaxvae.generate", description=DESCRIPTION)
-    if arguments.n < 1:
-        raise InputError(f"-n must be at least 1, not {arguments.n}")
+    if not 1 <= arguments.n <= MOST:
+        raise InputError(f"-n must be from 1 to {MOST}, not {arguments.n}")
     if not 0 <= arguments.seed < 2**32:
         raise InputError(f"--seed must be in [0, 2^32), not {arguments.seed}")
     if arguments.out.suffix.lower() != ".png":
         raise InputError(f"--out {arguments.out}: must end in .png")
-    if not arguments.out.absolute().parent.is_dir():
-        raise InputError(f"--out {arguments.out}: no such directory")
+    cli.check_writable("--out", arguments.out)
     images = generate(arguments.run_dir, arguments.n, arguments.seed)
     plots.save_png(arguments.out, plots.image_grid(images), scale=2)
     print(f"{arguments.n} images -> {arguments.out}")

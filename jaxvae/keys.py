@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 Array = jax.Array
-Purpose = Literal["init", "shuffle", "train-noise", "test-noise", "pictures", "generate"]
+Purpose = Literal["init", "shuffle", "train-noise", "test-noise", "reconstructions", "samples", "generate"]
 
 
 def purpose_key(seed: int, purpose: Purpose) -> Array:

@@ -4,31 +4,32 @@ The device is kept busy: a compiled call is dispatched, and while it runs the ho
 and draws what the call before it left.
 """
 
-import hashlib
+import itertools
 import os
 import signal
 import threading
 import time
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from numpy.typing import NDArray
 
 from jaxvae import config as configs
 from jaxvae import data, metrics, models, plots
 from jaxvae.checkpoint import Checkpoints
 from jaxvae.config import Config, flag
 from jaxvae.errors import InputError
-from jaxvae.keys import purpose_key
+from jaxvae.keys import Purpose, purpose_key
 from jaxvae.objectives import OBJECTIVES
 from jaxvae.train_step import (
     TrainState,
+    abstract_state,
     build_optimizer,
     init_state,
     intensities,
@@ -41,10 +42,11 @@ Array = jax.Array
 
 SHOWN = 32  # Test images in a picture of reconstructions: one batch of the notes.
 SAMPLED = 64  # Samples from the prior in a picture.
+RUN_FILES = ("config.json", "metrics.jsonl", "timing.jsonl", "checkpoints", "images", "tensorboard")
 
 
 class Diverged(RuntimeError):
-    """A training loss is NaN or infinite. The message names the step."""
+    """A loss or a parameter is NaN or infinite. The message names the step."""
 
 
 class Schedule(NamedTuple):
@@ -74,48 +76,13 @@ def schedule(config: Config, num_images: int) -> Schedule:
     return Schedule(steps // calls, calls)
 
 
-class _CallResult(NamedTuple):
-    """What a call left on the device, to be fetched while the next one runs. None where it was not due."""
-
-    step: int
-    train: Mapping[str, Array]
-    test: Mapping[str, Array] | None
-    pictures: Mapping[str, Array] | None
-    checkpoint: TrainState | None
-
-
-class _StopSignals:
-    """Notes SIGINT and SIGTERM, so that the run can save and stop; a second one acts at once."""
-
-    def __init__(self) -> None:
-        self.received: int | None = None
-
-    def __enter__(self) -> "_StopSignals":
-        # Python allows handlers in the main thread only; elsewhere the caller owns the signals.
-        self._old: dict[int, Any] = {}
-        if threading.current_thread() is threading.main_thread():
-            self._old = {s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._restore()
-
-    def _restore(self) -> None:
-        for number, handler in self._old.items():
-            signal.signal(number, handler)
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        self.received = number
-        self._restore()
-
-
-def train(config: Config, run_dir: Path, resume: bool = False) -> int | None:
+def train(config: Config, run_dir: Path | None = None, resume: bool = False) -> int | None:
     """Train as `config` says, into `run_dir`.
 
     Args:
       config: what to train. Its dataset "auto" is resolved, and the resolved name recorded.
-      run_dir: created if it is not there. Gets config.json, metrics.jsonl, timing.jsonl,
-        checkpoints/, images/ and tensorboard/.
+      run_dir: a directory that holds no run yet, created if need be; None: a new one,
+        runs/PRESET-DATE-TIME. Gets `RUN_FILES`.
       resume: go on from the newest checkpoint of `run_dir`, with the configuration that is there
         but for the fields that may change.
 
@@ -124,125 +91,207 @@ def train(config: Config, run_dir: Path, resume: bool = False) -> int | None:
       saved then.
 
     Raises:
-      InputError: bad input, found before anything is compiled.
-      Diverged: a loss is not finite. The last checkpoint is from before that.
+      InputError: bad input, found before anything is compiled; the run directory is as it was.
+      Diverged: a loss or a parameter is not finite. All checkpoints are from before that.
     """
-    _check_run_dir(run_dir, resume)
+    if run_dir is not None:
+        _check_run_dir(run_dir, resume)
     images = data.load(config.dataset, config.data_dir)
-    config = replace(
-        config, dataset=images.name, data_dir=os.path.abspath(config.data_dir) if config.data_dir else None
-    )
+    config = _with_absolute_paths(replace(config, dataset=images.name))
     plan = schedule(config, len(images.train))
-    if resume:
-        _check_resumable(run_dir, config)
-    _make_run_dir(run_dir, config)
-
-    total = config.epochs * plan.steps_per_epoch
     record = {
         "image_shape": list(images.train.shape[1:]),
-        "train_images_sha256": hashlib.sha256(images.train.data).hexdigest(),
+        "steps_per_epoch": plan.steps_per_epoch,
+        "train_images_sha256": data.digest(images.train),
+        "test_images_sha256": data.digest(images.test),
     }
+    trainer = _Trainer(config, plan, images)
+    if run_dir is None or not resume:
+        run_dir = _claim_run_dir(run_dir, config)
+        return _train(trainer, run_dir, record, None)
+    old = configs.load(run_dir / "config.json")
+    if changed := configs.differences(old, config):
+        raise InputError(f"--resume: {run_dir} was started with another configuration: {'; '.join(changed)}")
+    metrics.read_records(run_dir / "metrics.jsonl")
+    state = None
+    if (run_dir / "checkpoints").exists():
+        with Checkpoints(run_dir / "checkpoints", read_only=True) as checkpoints:
+            if checkpoints.latest_step() is not None:
+                if checkpoints.read_record() != record:
+                    raise InputError(
+                        f"--resume: {images.source}: not the images that {run_dir} was trained on "
+                        f"(dataset: {old.dataset} -> {config.dataset})"
+                    )
+                state = checkpoints.restore(abstract_state(trainer.model, trainer.optimizer))
+    _write_config(run_dir, config)
+    return _train(trainer, run_dir, record, state)
+
+
+def _train(trainer: "_Trainer", run_dir: Path, record: dict[str, Any], state: TrainState | None) -> int | None:
+    """`train`, once all that could be wrong has been checked. `state` is None for a fresh run."""
+    config, plan, images = trainer.config, trainer.plan, trainer.images
+    total = config.epochs * plan.steps_per_epoch
+    step = 0 if state is None else int(state.step)
+    curves = run_dir / "images" / "curves.png"
     with (
-        _StopSignals() as stop,
         Checkpoints(run_dir / "checkpoints", config.keep_checkpoints) as checkpoints,
+        metrics.RunLog(run_dir, step) as log,
+        metrics.Console(config.epochs, total, step, trainer.objective.unit) as console,
     ):
-        if resume and checkpoints.latest_step() is not None:
-            saved = checkpoints.read_record()
-            if saved != record:
-                raise InputError(f"--resume: {images.source} are not the images that {run_dir} was trained on")
-        trainer = _Trainer(config, plan, images)
-        state = trainer.state
-        if resume and checkpoints.latest_step() is not None:
-            state = checkpoints.restore(state)
-        step = int(state.step)
-        unit = trainer.objective.unit
-        with (
-            metrics.RunLog(run_dir, step) as log,
-            metrics.Console(config.epochs, total, step, unit) as console,
-        ):
-            console.say(f"{config.preset} on {images.name} ({images.source}): {len(images.train):,} images")
-            console.say(f"{jax.devices()[0].device_kind}, {plan.steps_per_epoch:,} steps an epoch -> {run_dir}")
-            if step >= total:
-                console.say(f"nothing to do: {step:,} steps are done already; raise {flag('epochs')} to go on")
-                return None
-            log.write_timing("compile", seconds=trainer.compile(state))
-            writer = _Writer(config, plan, run_dir, record, unit, trainer.shown, log, console, checkpoints)
+        console.say(f"{config.preset} on {images.name} ({images.source}): {len(images.train):,} images")
+        console.say(f"{jax.devices()[0].device_kind}, {plan.steps_per_epoch:,} steps an epoch -> {run_dir}")
+        if step >= total:
+            if log.records:
+                plots.save_curves(curves, log.records)
+            console.say(f"nothing to do: {step:,} steps are done already; raise {flag('epochs')} to go on")
+            return None
+        state = trainer.start(state)
+        log.write_timing("compile", seconds=trainer.compile(state))
+        writer = _Writer(trainer, run_dir, record, log, console, checkpoints)
+        with _StopSignals(console) as stop, ThreadPoolExecutor(1) as watcher:
             pending: _CallResult | None = None
             while step < total and stop.received is None:
-                state, pending, previous = *trainer.run_call(state, step, total), pending
+                dispatched = time.perf_counter()
+                state, train_terms = trainer.run_steps(state)
                 step += plan.steps_per_call
-                if previous is not None:
-                    writer.write(previous)
+                # A thread of its own sees when results are ready, however long the host writes.
+                trained = watcher.submit(_when_ready, train_terms)
+                due = trainer.run_due(state, step, total)
+                done = watcher.submit(_when_ready, due)
+                result = _CallResult(step, train_terms, due, dispatched, trained, done)
+                if pending is not None:
+                    writer.write(pending)
+                pending = result
             if pending is not None:
                 writer.write(pending)
-            checkpoints.save(state, record)
-            if stop.received is None:
-                plots.save_curves(run_dir / "images" / "curves.png", log.records)
-                console.say(f"done: {run_dir}")
-            else:
-                name = signal.Signals(stop.received).name
-                console.say(f"stopped by {name} at step {step:,}, saved; go on with --resume --run-dir {run_dir}")
+            if checkpoints.latest_step() != step:
+                writer.save(state)
+            if log.records:
+                plots.save_curves(curves, log.records)
+        if step < total and stop.received is not None:
+            console.say(f"saved at step {step:,}; go on with --resume --run-dir {run_dir}")
             return stop.received
+        console.say(f"done: {run_dir}")
+        return None
+
+
+class _Due(NamedTuple):
+    """What was due after a call: on the device, or None."""
+
+    test: Mapping[str, Array] | None
+    pictures: Mapping[str, Array] | None
+    checkpoint: TrainState | None
+
+
+class _CallResult(NamedTuple):
+    """What a call that ended at `step` left on the device, to be fetched while the next one runs.
+
+    And on the clock: when the call was dispatched, when its steps were done, and when all that was
+    due after it was.
+    """
+
+    step: int
+    train: Mapping[str, Array]
+    due: _Due
+    dispatched: float
+    trained: "Future[float]"
+    done: "Future[float]"
+
+
+def _when_ready(values: Any) -> float:
+    jax.block_until_ready(values)
+    return time.perf_counter()
+
+
+class _StopSignals:
+    """Notes SIGINT and SIGTERM, so that the run can save and stop; a second one ends it at once."""
+
+    def __init__(self, console: metrics.Console) -> None:
+        self.received: int | None = None
+        self._console = console
+
+    def __enter__(self) -> Self:
+        # Python allows handlers in the main thread only; elsewhere the caller owns the signals.
+        self._old: dict[int, Any] = {}
+        if threading.current_thread() is threading.main_thread():
+            self._old = {s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.received is not None:
+            # Not by an exception: a save may be under way, whose threads would be waited for for ever.
+            os._exit(128 + number)
+        self.received = number
+        # Not by `say`: the handler may have interrupted it.
+        name = signal.Signals(number).name
+        os.write(2, f"{name}: saving after this call; once more to end at once\n".encode())
 
 
 class _Trainer:
-    """The device's side of a run: its programs, compiled once, and what they work on."""
+    """The device's side of a run: its programs, each compiled once, and what they work on."""
 
     def __init__(self, config: Config, plan: Schedule, images: data.ImageData):
-        self.config, self.plan = config, plan
+        self.config, self.plan, self.images = config, plan, images
         _, height, width, channels = images.train.shape
         self.model = models.build_model(config, (height, width, channels))
         self.objective = OBJECTIVES[config.objective]
-        optimizer = build_optimizer(config)
-        self.state = jax.jit(lambda key: init_state(self.model, optimizer, key))(self._key("init"))
-        self.train_images = jnp.asarray(images.train)
-        self.test_images = jnp.asarray(images.test)
+        self.optimizer = build_optimizer(config)
         self.shown = images.test[:SHOWN]
-        step = make_train_step(self.model, self.objective, optimizer)
+        step = make_train_step(self.model, self.objective, self.optimizer)
         self._run_steps: Any = jax.jit(
-            make_run_steps(step, config.batch_size, plan.steps_per_epoch, plan.steps_per_call),
-            donate_argnums=0,
+            make_run_steps(step, config.batch_size, plan.steps_per_epoch, plan.steps_per_call), donate_argnums=0
         )
         self._evaluate: Any = jax.jit(make_evaluate(self.model, self.objective))
         self._draw: Any = jax.jit(self._pictures)
         self._copy: Any = jax.jit(lambda state: jax.tree.map(jnp.copy, state))
 
-    def _key(self, purpose: Any) -> Array:
+    def _key(self, purpose: Purpose) -> Array:
         return purpose_key(self.config.seed, purpose)
+
+    def start(self, state: TrainState | None) -> TrainState:
+        """Put the images on the device, and make the first state unless there is one."""
+        self._train_images = jnp.asarray(self.images.train)
+        self._test_images = jnp.asarray(self.images.test)
+        if state is None:
+            state = jax.jit(lambda key: init_state(self.model, self.optimizer, key))(self._key("init"))
+        return state
 
     def compile(self, state: TrainState) -> float:
         """Compile the training program; the seconds it took."""
         start = time.perf_counter()
         keys = self._key("shuffle"), self._key("train-noise")
-        self._run_steps = self._run_steps.lower(state, self.train_images, *keys).compile()
+        self._run_steps = self._run_steps.lower(state, self._train_images, *keys).compile()
         return time.perf_counter() - start
 
-    def run_call(self, state: TrainState, step: int, total: int) -> tuple[TrainState, _CallResult]:
-        """Dispatch the call that starts at `step`, and what is due after it. Waits for nothing."""
+    def run_steps(self, state: TrainState) -> tuple[TrainState, Mapping[str, Array]]:
+        """Dispatch the call that starts at ``state.step``; the values of its steps. Waits for nothing."""
         keys = self._key("shuffle"), self._key("train-noise")
-        state, train = self._run_steps(state, self.train_images, *keys)
-        step += self.plan.steps_per_call
+        result: tuple[TrainState, Mapping[str, Array]] = self._run_steps(state, self._train_images, *keys)
+        return result
+
+    def run_due(self, state: TrainState, step: int, total: int) -> _Due:
+        """Dispatch what is due at `step`, the step of `state`. Waits for nothing."""
         epoch, inside = divmod(step, self.plan.steps_per_epoch)
 
         def due(every: int) -> bool:
             return not inside and (step == total or (every > 0 and epoch % every == 0))
 
-        return state, _CallResult(
-            step=step,
-            train=train,
-            test=self._evaluate(state.params, self.test_images, self._key("test-noise")) if not inside else None,
+        return _Due(
+            test=self._evaluate(state.params, self._test_images, self._key("test-noise")) if not inside else None,
             pictures=self._draw(state.params) if due(self.config.image_every) else None,
             # A copy, since the state itself is donated to the next call.
             checkpoint=self._copy(state) if due(self.config.checkpoint_every) else None,
         )
 
-    def _pictures(self, params: Any) -> dict[str, Array]:
-        key = self._key("pictures")
-        pictures = {
-            "reconstructions": models.reconstruct(self.model, params, intensities(jnp.asarray(self.shown)), key)
-        }
+    def _pictures(self, params: models.Params) -> dict[str, Array]:
+        x = intensities(jnp.asarray(self.shown))
+        pictures = {"reconstructions": models.reconstruct(self.model, params, x, self._key("reconstructions"))}
         if isinstance(self.model, models.VAE):
-            pictures["samples"] = models.sample(self.model, params, key, SAMPLED)
+            pictures["samples"] = models.sample(self.model, params, self._key("samples"), SAMPLED)
         return pictures
 
 
@@ -251,26 +300,23 @@ class _Writer:
 
     def __init__(
         self,
-        config: Config,
-        plan: Schedule,
+        trainer: _Trainer,
         run_dir: Path,
         record: dict[str, Any],
-        unit: str,
-        shown: NDArray[np.uint8],
         log: metrics.RunLog,
         console: metrics.Console,
         checkpoints: Checkpoints,
     ):
-        self._config, self._plan, self._run_dir, self._record = config, plan, run_dir, record
-        self._unit, self._shown = unit, shown
+        self._config, self._plan, self._shown = trainer.config, trainer.plan, trainer.shown
+        self._unit = trainer.objective.unit
+        self._run_dir, self._record = run_dir, record
         self._log, self._console, self._checkpoints = log, console, checkpoints
-        self._clock = time.perf_counter()
+        self._device_free = 0.0
 
     def write(self, result: _CallResult) -> None:
         """Wait for the result of a call, and put it where it belongs. Raises `Diverged`."""
-        train = {name: np.asarray(values) for name, values in result.train.items()}
-        now = time.perf_counter()
-        seconds, self._clock = now - self._clock, now
+        seconds = result.trained.result() - max(result.dispatched, self._device_free)
+        self._device_free = result.done.result()
         speed = self._plan.steps_per_call / seconds
         self._log.write_timing(
             "call",
@@ -280,6 +326,7 @@ class _Writer:
             images_per_second=speed * self._config.batch_size,
         )
         first = result.step - self._plan.steps_per_call
+        train = {name: np.asarray(values) for name, values in result.train.items()}
         bad = np.flatnonzero(~np.isfinite(train["loss"]))
         if bad.size:
             raise Diverged(f"the loss is {train['loss'][bad[0]]} at step {first + int(bad[0]) + 1:,}")
@@ -290,17 +337,25 @@ class _Writer:
             part = {name: values[start : start + window] for name, values in train.items()}
             step = first + min(start + window, self._plan.steps_per_call)
             self._log.write(metrics.record(step, epoch, "train", self._unit, part))
-        self._console.progress(result.step, epoch, metrics.words(self._log.records[-1]), speed)
-        if result.test is not None:
-            train_line = metrics.record(result.step, epoch, "train", self._unit, train)
-            test_values = {name: np.asarray(values) for name, values in result.test.items()}
-            test_line = metrics.record(result.step, epoch, "test", self._unit, test_values)
+        train_line = metrics.record(result.step, epoch, "train", self._unit, train)
+        self._console.progress(train_line, speed)
+        if result.due.test is not None:
+            test = {name: np.asarray(values) for name, values in result.due.test.items()}
+            if not np.isfinite(test["loss"]).all():
+                raise Diverged(f"the test loss is not finite at step {result.step:,}")
+            test_line = metrics.record(result.step, epoch, "test", self._unit, test)
             self._log.write(test_line)
             self._console.epoch(train_line, test_line, speed)
-        if result.pictures is not None:
-            self._save_pictures(result.pictures, result.step, epoch)
-        if result.checkpoint is not None:
-            self._checkpoints.save(result.checkpoint, self._record)
+        if result.due.pictures is not None:
+            self._save_pictures(result.due.pictures, result.step, epoch)
+        if result.due.checkpoint is not None:
+            self.save(result.due.checkpoint)
+
+    def save(self, state: TrainState) -> None:
+        """Save a checkpoint. Raises `Diverged` rather than save a state that is not finite."""
+        if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.device_get(state))):
+            raise Diverged(f"a parameter is not finite at step {int(state.step):,}")
+        self._checkpoints.save(state, self._record)
 
     def _save_pictures(self, pictures: Mapping[str, Array], step: int, epoch: int) -> None:
         for name, images in pictures.items():
@@ -316,25 +371,53 @@ class _Writer:
 
 def _check_run_dir(run_dir: Path, resume: bool) -> None:
     """Refuse, before anything is read, a run directory that holds the wrong thing."""
-    holds_run = (run_dir / "config.json").exists()
-    if resume and not holds_run:
+    if run_dir.exists() and not run_dir.is_dir():
+        raise InputError(f"--run-dir {run_dir} is not a directory")
+    if resume and not (run_dir / "config.json").is_file():
         raise InputError(f"--resume: {run_dir} holds no run (no config.json)")
-    if holds_run and not resume:
-        raise InputError(f"--run-dir {run_dir} already holds a run: add --resume to go on, or name another")
+    found = [name for name in RUN_FILES if (run_dir / name).exists()]
+    if found and not resume:
+        raise InputError(
+            f"--run-dir {run_dir} already holds a run ({found[0]}): add --resume to go on, or name another directory"
+        )
 
 
-def _check_resumable(run_dir: Path, config: Config) -> None:
-    changed = configs.differences(configs.load(run_dir / "config.json"), config)
-    if changed:
-        raise InputError(f"--resume: {run_dir} was started with another configuration: {'; '.join(changed)}")
-
-
-def _make_run_dir(run_dir: Path, config: Config) -> None:
-    path = run_dir / "config.json"
-    fresh = path.with_suffix(".json.tmp")
+def _claim_run_dir(run_dir: Path | None, config: Config) -> Path:
+    """Make a fresh run directory, and make sure that no other process does."""
     try:
-        (run_dir / "images").mkdir(parents=True, exist_ok=True)
-        fresh.write_text(configs.to_json(config), encoding="utf-8")
-        fresh.replace(path)
+        if run_dir is None:
+            name = time.strftime(f"{config.preset}-%Y%m%d-%H%M%S")
+            for suffix in itertools.chain([""], (f"-{n}" for n in itertools.count(2))):
+                run_dir = Path("runs") / (name + suffix)
+                try:
+                    run_dir.mkdir(parents=True)
+                    break
+                except FileExistsError:
+                    continue
+        assert run_dir is not None
+        run_dir.mkdir(parents=True, exist_ok=True)
+        (run_dir / "config.json").open("x").close()
+        _write_config(run_dir, config)
+        (run_dir / "images").mkdir(exist_ok=True)
+    except FileExistsError:
+        raise InputError(f"--run-dir {run_dir} already holds a run") from None
     except OSError as error:
         raise InputError(f"--run-dir {run_dir} cannot be written: {error.strerror}") from None
+    return run_dir
+
+
+def _write_config(run_dir: Path, config: Config) -> None:
+    # The old file stays whole until the new one is.
+    fresh = run_dir / "config.json.tmp"
+    fresh.write_text(configs.to_json(config), encoding="utf-8")
+    fresh.replace(run_dir / "config.json")
+
+
+def _with_absolute_paths(config: Config) -> Config:
+    """`config`, with paths that mean the same wherever the run is resumed from."""
+    named = config.dataset in data.DATASETS
+    return replace(
+        config,
+        dataset=config.dataset if named else os.path.abspath(config.dataset),
+        data_dir=os.path.abspath(config.data_dir) if config.data_dir else None,
+    )

@@ -6,6 +6,7 @@ one configuration write the same bytes. ``timing.jsonl`` holds what the clock sa
 
 import json
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -13,6 +14,8 @@ from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
+
+from jaxvae.errors import InputError
 
 Record = dict[str, Any]
 
@@ -29,9 +32,24 @@ def record(step: int, epoch: int, split: str, unit: str, values: Mapping[str, ND
 
 
 def read_records(path: Path) -> list[Record]:
-    """The lines of a ``metrics.jsonl``; a last line that was cut off by a crash is left out."""
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    """The lines of a ``metrics.jsonl``; a last line that was cut off by a crash is left out.
+
+    Raises:
+      InputError: the file cannot be read, or a line of it is no record.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    records: list[Record] = []
+    for number, line in enumerate(lines, start=1):
+        if line.endswith("\n"):
+            try:
+                records.append(json.loads(line))
+                int(records[-1]["step"])
+            except (ValueError, TypeError, KeyError, RecursionError):
+                raise InputError(f"{path}, line {number}: not a record with a step") from None
+    return records
 
 
 class RunLog:
@@ -54,7 +72,7 @@ class RunLog:
         fresh.replace(path)
         self._metrics = path.open("a", encoding="utf-8")
         self._timing = (run_dir / "timing.jsonl").open("a", encoding="utf-8")
-        self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=step + 1 if step else None)
+        self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=step + 1 if step else None, flush_secs=5)
 
     def __enter__(self) -> Self:
         return self
@@ -107,19 +125,18 @@ class Console:
 
     def __init__(self, epochs: int, steps: int, step: int, unit: str):
         from rich.console import Console as RichConsole
-        from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import BarColumn, Progress, TextColumn
 
         self._epochs, self._steps, self._unit = epochs, steps, unit
-        self._rich = RichConsole(file=sys.stderr, highlight=False, soft_wrap=True)
+        self._start, self._first_step = time.perf_counter(), step
+        terminal = sys.stderr.isatty()
+        self._rich = RichConsole(file=sys.stderr, force_terminal=terminal, highlight=False, soft_wrap=True)
         self._bar = Progress(
             TextColumn("{task.description}"),
-            BarColumn(bar_width=20),
-            TaskProgressColumn(),
-            TextColumn("{task.fields[speed]}"),
-            TimeRemainingColumn(),
-            TextColumn("left"),
+            BarColumn(bar_width=10),
+            TextColumn("{task.percentage:.0f}% {task.fields[speed]}"),
             console=self._rich,
-            disable=not self._rich.is_terminal,
+            disable=not terminal,
         )
         self._task = self._bar.add_task("compiling", total=steps, completed=step, speed="")
 
@@ -136,22 +153,24 @@ class Console:
         """Print a line, above the bar if there is one."""
         self._rich.print(text, markup=False)
 
-    def progress(self, step: int, epoch: int, terms: str, steps_per_second: float) -> None:
-        """Move the bar to `step`, with the newest figures."""
-        self._bar.update(
-            self._task,
-            completed=step,
-            description=f"epoch {epoch}/{self._epochs}  {terms}",
-            speed=f"{steps_per_second:,.0f} steps/s",
-        )
+    def _left(self, step: int) -> str:
+        """The time left, if all that is still to do goes as fast as all that has been done since the start."""
+        seconds = (time.perf_counter() - self._start) / (step - self._first_step) * (self._steps - step)
+        return f"{_duration(seconds)} left" if step < self._steps else ""
+
+    def progress(self, train: Record, steps_per_second: float) -> None:
+        """Move the bar to the step of a train record, with its figures: all of them, or the loss where it is narrow."""
+        step, wide = train["step"], self._rich.width >= 110
+        epoch = min(train["epoch"] + (step * self._epochs % self._steps == 0), self._epochs)
+        figures = f"{words(train)} ({self._unit})" if wide else f"loss {train['loss']:.4g} {self._unit}"
+        speed = f"{steps_per_second:,.0f} steps/s {self._left(step)}"
+        self._bar.update(self._task, completed=step, description=f"{epoch}/{self._epochs} {figures}", speed=speed)
 
     def epoch(self, train: Record, test: Record, steps_per_second: float) -> None:
         """Print the line of a finished epoch."""
-        step = train["step"]
-        left = f"  {_duration((self._steps - step) / steps_per_second)} left" if step < self._steps else ""
         self.say(
-            f"epoch {train['epoch']}/{self._epochs}  step {step:,}  train {words(train)}  "
-            f"test {words(test)}  ({self._unit})  {steps_per_second:,.0f} steps/s{left}"
+            f"epoch {train['epoch']}/{self._epochs}  step {train['step']:,}  train {words(train)}  "
+            f"test {words(test)}  ({self._unit})  {steps_per_second:,.0f} steps/s  {self._left(train['step'])}".rstrip()
         )
 
 

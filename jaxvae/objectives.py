@@ -69,9 +69,9 @@ def notes_kld(mean: Array, std: Array, num_pixels: int) -> Array:
 def bernoulli_nll(logits: Array, x: Array) -> Array:
     """Negative log-likelihood of intensities under a Bernoulli per pixel, given its logits.
 
-    ``sum_pixels softplus(logits) - x * logits``, which neither overflows nor loses digits for
-    large logits. For grey `x` it is the cross-entropy, as usual in the literature (Kingma and
-    Welling, arXiv 1312.6114, appendix C.1).
+    ``sum_pixels max(l, 0) - x * l + log(1 + exp(-|l|))``, which is ``softplus(l) - x * l`` in the
+    form that neither overflows nor loses the digits of a small value. For grey `x` it is the
+    cross-entropy, as usual in the literature (Kingma and Welling, arXiv 1312.6114, appendix C.1).
 
     Args:
       logits: [B, ...].
@@ -84,7 +84,7 @@ def bernoulli_nll(logits: Array, x: Array) -> Array:
       ValueError: if the shapes differ.
     """
     _check_same_shape(logits=logits, x=x)
-    return _sum_per_example(jax.nn.softplus(logits) - x * logits)
+    return _sum_per_example(jax.nn.relu(logits) - x * logits + jnp.log1p(jnp.exp(-jnp.abs(logits))))
 
 
 def gaussian_kl(mean: Array, std: Array) -> Array:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -60,9 +59,8 @@ def _peek(argv: Sequence[str]) -> tuple[str | None, Path | None, bool]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code (see `jaxvae.cli`)."""
     arguments = parse(sys.argv[1:] if argv is None else argv)
-    run_dir = arguments.run_dir or Path("runs") / time.strftime(f"{arguments.config.preset}-%Y%m%d-%H%M%S")
     try:
-        stopped_by = loop.train(arguments.config, run_dir, arguments.resume)
+        stopped_by = loop.train(arguments.config, arguments.run_dir, arguments.resume)
     except loop.Diverged as error:
         print(f"error: {error}", file=sys.stderr)
         return cli.EXIT_DIVERGED

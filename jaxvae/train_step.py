@@ -60,14 +60,28 @@ def _scale_by_adam(b1: float, b2: float, eps: float) -> optax.GradientTransforma
 def init_state(model: AutoEncoder | VAE, optimizer: optax.GradientTransformation, key: Array) -> TrainState:
     """A fresh state at step 0, float32, for a `model` of `jaxvae.models`."""
     image = jnp.zeros((1, *model.image_shape), jnp.float32)
-    params = model.init(key, image, key)
+    params = model.init(key, image, jax.random.fold_in(key, 0))
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
 
 
+def abstract_state(model: AutoEncoder | VAE, optimizer: optax.GradientTransformation) -> TrainState:
+    """The shapes, dtypes and (one-device) shardings of `init_state`, to restore to; nothing is computed."""
+    shapes = jax.eval_shape(lambda key: init_state(model, optimizer, key), jax.random.key(0))
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    state: TrainState = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), shapes)
+    return state
+
+
 def intensities(images: Array) -> Array:
-    """Intensities in [0, 1], float32: uint8 images are divided by 255, float images are taken as they are."""
+    """Intensities in [0, 1]: uint8 images are divided by 255 (float32), float images are taken as they are.
+
+    Raises:
+      TypeError: another dtype, whose scale nobody could tell.
+    """
     if images.dtype == jnp.uint8:
         return images.astype(jnp.float32) / 255
+    if not jnp.issubdtype(images.dtype, jnp.floating):
+        raise TypeError(f"images must be uint8, or floats in [0, 1], not {images.dtype}")
     return images
 
 
@@ -91,6 +105,11 @@ def make_train_step(
     def train_step(state: TrainState, batch: Array, key: Array) -> tuple[TrainState, Metrics]:
         x = intensities(batch)
         size = x.shape[0]
+        params = state.params
+        if axis_name is not None:
+            # Where shard_map tracks what varies, a gradient by parameters that do not would be summed over
+            # the devices unasked; `pmean` below is to be the only reduction.
+            params = jax.lax.pcast(params, axis_name, to="varying")
         first = 0 if axis_name is None else jax.lax.axis_index(axis_name) * size
         keys = example_keys(jax.random.fold_in(key, state.step), first, size)
 
@@ -99,7 +118,7 @@ def make_train_step(
             metrics = {name: value.mean() for name, value in losses.items()}
             return metrics["loss"], metrics
 
-        grads, metrics = jax.grad(mean_loss, has_aux=True)(state.params)
+        grads, metrics = jax.grad(mean_loss, has_aux=True)(params)
         if axis_name is not None:
             grads, metrics = jax.lax.pmean((grads, metrics), axis_name)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
@@ -137,14 +156,15 @@ def make_run_steps(
 
 
 def make_evaluate(
-    model: AutoEncoder | VAE, objective: Objective, chunk: int = 1000
+    model: AutoEncoder | VAE, objective: Objective, chunk: int | None = None
 ) -> Callable[[Params, Array, Array], Metrics]:
     """``evaluate(params, images, key) -> losses``: the objective's terms for every image once, [N] each.
 
-    To be jitted. `images` are uint8 [N, H, W, C]; they are taken `chunk` at a time, so memory does
-    not grow with N, and each image's noise is keyed by its place, so the chunk's size does not
-    matter (but for rounding). Terms are per example: the caller reduces.
+    To be jitted. `images` are uint8 [N, H, W, C]; they are taken `chunk` at a time (by default about
+    a million pixels), so memory does not grow with N, and each image's noise is keyed by its place,
+    so the chunk's size does not matter (but for rounding). Terms are per example: the caller reduces.
     """
+    chunk = chunk or max(1, 2**20 // math.prod(model.image_shape))
 
     def evaluate(params: Params, images: Array, key: Array) -> Metrics:
         def losses(image_and_key: tuple[Array, Array]) -> dict[str, Array]:

@@ -47,12 +47,13 @@ def test_the_newest_are_kept(tmp_path: Path) -> None:
     assert sorted(int(p.name) for p in tmp_path.iterdir() if p.name.isdigit()) == [30, 40]
 
 
-def test_a_step_that_is_there_is_left_alone_and_an_older_one_refused(tmp_path: Path) -> None:
+def test_a_step_is_never_saved_over_or_before_another_in_silence(tmp_path: Path) -> None:
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(make_state(20, seed=1), RECORD)
-        checkpoints.save(make_state(20, seed=2), RECORD)
         with pytest.raises(RuntimeError, match="step 10 was not saved"):
             checkpoints.save(make_state(10), RECORD)
+        with pytest.raises(Exception, match="20"):
+            checkpoints.save(make_state(20, seed=2), RECORD)
     with Checkpoints(tmp_path) as checkpoints:
         assert_same(checkpoints.restore(make_state(0)), make_state(20, seed=1))
 

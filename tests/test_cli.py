@@ -1,4 +1,5 @@
 import dataclasses
+from pathlib import Path
 from typing import Annotated
 
 import pytest
@@ -65,3 +66,25 @@ def test_run_turns_input_errors_into_a_line_and_exit_code_2(capsys: pytest.Captu
     assert cli.run(command) == 2
     assert capsys.readouterr().err == "error: --flag is wrong\n"
     assert cli.run(lambda: 0) == 0
+
+
+def test_run_turns_ctrl_c_into_exit_code_130(capsys: pytest.CaptureFixture[str]) -> None:
+    def command() -> int:
+        raise KeyboardInterrupt
+
+    assert cli.run(command) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+
+
+@pytest.mark.parametrize(("name", "reason"), [("", "Is a directory"), ("no/file", "No such file")])
+def test_check_writable_names_the_flag(name: str, reason: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=f"--out .* cannot be written: {reason}"):
+        cli.check_writable("--out", tmp_path / name)
+
+
+def test_check_writable_leaves_everything_as_it_was(tmp_path: Path) -> None:
+    (tmp_path / "old").write_text("text")
+    cli.check_writable("--out", tmp_path / "old")
+    cli.check_writable("--out", tmp_path / "new")
+    assert (tmp_path / "old").read_text() == "text"
+    assert not (tmp_path / "new").exists()

@@ -53,11 +53,13 @@ def test_presets_are_named_after_themselves() -> None:
         ({"log_every": -1}, "--log-every must not be negative, not -1"),
         ({"seed": -1}, "--seed must not be negative"),
         ({"seed": 2**32}, r"--seed must be below 2\^32"),
-        ({"hidden": (256, 0)}, r"--hidden takes widths of at least 1, not \[256, 0\]"),
+        ({"hidden": (256, 0)}, r"--hidden takes widths from 1 to 65536, not \[256, 0\]"),
         ({"learning_rate": 0.0}, "--learning-rate must be positive"),
         ({"learning_rate": float("nan")}, "--learning-rate must be positive and finite, not nan"),
         ({"learning_rate": float("inf")}, "--learning-rate must be positive and finite, not inf"),
         ({"objective": "elbo"}, "--objective elbo needs --head linear"),
+        ({"hidden": (10**20,)}, "--hidden takes widths from 1 to 65536"),
+        ({"latent_size": 10**12}, "--latent-size must be at most 65536, not 1000000000000"),
         ({"dataset": ""}, "--dataset must not be empty"),
     ],
 )
@@ -122,7 +124,7 @@ def test_load_names_a_file_it_cannot_read(tmp_path: Path) -> None:
 def test_differences_leave_out_what_may_change_on_resume() -> None:
     old = Config()
     allowed = dataclasses.replace(
-        old, epochs=99, data_dir="/x", log_every=1, image_every=9, checkpoint_every=9, keep_checkpoints=9
+        old, epochs=99, dataset="/y", data_dir="/x", log_every=1, image_every=9, checkpoint_every=9, keep_checkpoints=9
     )
     assert config.differences(old, allowed) == []
     assert config.differences(old, dataclasses.replace(old, seed=1, latent_size=3)) == [

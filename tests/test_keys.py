@@ -5,7 +5,7 @@ from jaxvae.keys import example_keys, purpose_key
 
 
 def test_purposes_and_seeds_give_different_keys() -> None:
-    purposes = ("init", "shuffle", "train-noise", "test-noise", "pictures", "generate")
+    purposes = ("init", "shuffle", "train-noise", "test-noise", "reconstructions", "samples", "generate")
     keys = [jax.random.key_data(purpose_key(seed, p)).tolist() for seed in (0, 1, 2**32 - 1) for p in purposes]
     assert len({tuple(k) for k in keys}) == len(keys)
 

@@ -1,5 +1,6 @@
 import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -77,24 +78,37 @@ def test_tensorboard_reads_the_scalars_and_pictures(tmp_path: Path) -> None:
 def test_console_prints_plain_lines_when_it_is_no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     err = io.StringIO()
     monkeypatch.setattr("sys.stderr", err)
+    monkeypatch.setenv("FORCE_COLOR", "1")
     with Console(epochs=3, steps=300, step=0, unit="per pixel") as console:
         console.say("[bold]brackets stay[/bold]")
-        console.progress(50, 1, "loss 0.2", 100.0)
-        console.epoch(line(100), line(100), steps_per_second=1000 / 7)
+        console.progress(line(50), 100.0)
+        console.epoch(line(300), line(300), steps_per_second=1000 / 7)
     assert err.getvalue().splitlines() == [
         "[bold]brackets stay[/bold]",
-        "epoch 1/3  step 100  train loss 14.29  test loss 14.29  (per pixel)  143 steps/s  0:00:01 left",
+        "epoch 1/3  step 300  train loss 42.86  test loss 42.86  (per pixel)  143 steps/s",
     ]
 
 
-def test_console_draws_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("columns", "shown", "hidden"),
+    [
+        (80, ["501/1000 loss 12.34 nats/image", "50%", "12,345 steps/s", "left"], "kl"),
+        (120, ["501/1000 loss 12.34  recon 12.34  kl 12.34 (nats/image)", "50%", "12,345 steps/s", "left"], "…"),
+    ],
+)
+def test_console_draws_a_bar_that_fits_the_terminal(
+    columns: int, shown: list[str], hidden: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     err = io.StringIO()
     monkeypatch.setattr(err, "isatty", lambda: True)
     monkeypatch.setattr("sys.stderr", err)
     monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setenv("COLUMNS", "120")
-    with Console(epochs=3, steps=300, step=0, unit="per pixel") as console:
-        console.progress(150, 2, "loss 0.2", 1234.0)
-    text = err.getvalue()
-    for shown in ("epoch 2/3  loss 0.2", "50%", "1,234 steps/s", "left"):
-        assert shown in text
+    monkeypatch.setenv("COLUMNS", str(columns))
+    with Console(epochs=1000, steps=300_000, step=0, unit="nats/image") as console:
+        values = np.float32([12.34])
+        full = record(150_000, 500, "train", "nats/image", {"loss": values, "recon": values, "kl": values})
+        console.progress(full, 12345.0)
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", err.getvalue())
+    for part in shown:
+        assert part in text
+    assert hidden not in text

@@ -26,6 +26,8 @@ def test_bernoulli_nll_is_exact_for_logits_that_would_overflow() -> None:
     logits = jnp.array([[1e4], [-1e4], [1e4], [-1e4]])
     x = jnp.array([[1.0], [0.0], [0.0], [1.0]])
     np.testing.assert_array_equal(objectives.bernoulli_nll(logits, x), [0, 0, 1e4, 1e4])
+    small = objectives.bernoulli_nll(jnp.array([[15.0], [-80.0]]), jnp.array([[1.0], [0.0]]))
+    np.testing.assert_allclose(small, np.log1p(np.exp([-15.0, -80.0])), rtol=1e-6)
     slope = jax.grad(lambda v: objectives.bernoulli_nll(v, x).sum())(logits)
     np.testing.assert_array_equal(slope, [[0], [0], [1], [-1]])
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import jaxvae.train
-from jaxvae import checkpoint, cli, evaluate, generate, loop
+from jaxvae import checkpoint, cli, evaluate, generate, loop, metrics
 from jaxvae.config import PRESETS
 from jaxvae.errors import InputError
 
@@ -133,7 +133,18 @@ def test_a_loss_that_is_not_finite_stops_the_run(
     run = tmp_path / "run"
     assert train("--preset", "vae", *base, "--learning-rate", "1e30", "--run-dir", str(run)) == 3
     assert "error: the loss is" in capsys.readouterr().err
-    assert all(np.isfinite(json.loads(line)["loss"]) for line in (run / "metrics.jsonl").read_text().splitlines())
+    assert all(np.isfinite(line["loss"]) for line in metrics.read_records(run / "metrics.jsonl"))
+
+
+def test_what_is_not_finite_only_after_the_last_step_stops_the_run_too(
+    base: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    # One step: its own loss is finite, what it makes of the parameters is not.
+    args = ["--preset", "vae", *base, "--batch-size", "64", "--learning-rate", "1e30", "--epochs", "1"]
+    assert train(*args, "--run-dir", str(run)) == 3
+    assert "error: the test loss is not finite at step 1" in capsys.readouterr().err
+    assert not list((run / "checkpoints").glob("[0-9]*"))
 
 
 def test_evaluate_gives_the_last_test_line(base: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -185,7 +196,8 @@ class TestBadInput:
         def compiles(*_: Any, **__: Any) -> None:
             pytest.fail("something was compiled")
 
-        monkeypatch.setattr(loop, "_Trainer", compiles)
+        monkeypatch.setattr(loop._Trainer, "start", compiles)
+        monkeypatch.setattr(loop._Trainer, "compile", compiles)
 
     def refused(self, capsys: pytest.CaptureFixture[str], *args: str) -> str:
         assert train(*args) == 2
@@ -209,7 +221,7 @@ class TestBadInput:
             (["--resume"], "--resume needs --run-dir"),
             (["--resume", "--run-dir", "/nowhere"], "--resume: /nowhere holds no run"),
             (["--run-dir", "/proc/run"], "--run-dir /proc/run cannot be written"),
-            (["--run-dir", "/dev/null"], "--run-dir /dev/null cannot be written"),
+            (["--run-dir", "/dev/null"], "--run-dir /dev/null is not a directory"),
         ],
     )
     def test_flags(
@@ -247,11 +259,143 @@ class TestBadInput:
         err = self.refused(capsys, "--data-dir", str(mnist_dir), "--run-dir", str(tmp_path / "run"))
         assert str(path) in err
 
-    def test_a_directory_that_holds_a_run(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        (tmp_path / "config.json").write_text("precious")
+    @pytest.mark.parametrize("name", loop.RUN_FILES)
+    def test_a_directory_that_holds_a_run(self, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        (tmp_path / name).write_text("precious")
         err = self.refused(capsys, "--run-dir", str(tmp_path))
-        assert f"--run-dir {tmp_path} already holds a run: add --resume" in err
-        assert (tmp_path / "config.json").read_text() == "precious"
+        assert f"--run-dir {tmp_path} already holds a run ({name}): add --resume" in err
+        assert (tmp_path / name).read_text() == "precious"
+        assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_runs_started_in_the_same_second_get_directories_of_their_own(
+    base: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(loop.time, "strftime", lambda _: "now")
+    claimed = [loop._claim_run_dir(None, PRESETS["vae"]) for _ in range(3)]
+    assert claimed == [Path("runs/now"), Path("runs/now-2"), Path("runs/now-3")]
+    # And a directory named by hand goes to the first only.
+    loop._claim_run_dir(tmp_path / "mine", PRESETS["vae"])
+    with pytest.raises(InputError, match="already holds a run"):
+        loop._claim_run_dir(tmp_path / "mine", PRESETS["notes-ae"])
+    assert json.loads((tmp_path / "mine" / "config.json").read_text())["preset"] == "vae"
+
+
+def test_a_run_of_a_relative_path_goes_on_from_elsewhere(
+    image_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert train("--dataset", image_file.name, *SMALL, "--epochs", "1", "--run-dir", "run") == 0
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert train("--resume", "--epochs", "2", "--run-dir", "../run") == 0
+    assert cli.run(lambda: evaluate.main(["../run"])) == 0
+    # The images may move too, as long as they are the same.
+    moved = image_file.rename(tmp_path / "elsewhere" / "moved.npz")
+    assert train("--resume", "--epochs", "3", "--dataset", moved.name, "--run-dir", "../run") == 0
+    assert evaluate.evaluate_run(Path("../run"))["step"] == 24
+
+
+def test_evaluate_counts_epochs_as_training_does(base: list[str], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert train(*base, "--batch-size", "13", "--epochs", "9", "--run-dir", str(run)) == 0
+    last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+    assert (evaluate.evaluate_run(run)["epoch"], last["epoch"]) == (9, 9)
+
+
+def test_evaluate_refuses_other_test_images(base: list[str], image_file: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert train(*base, "--epochs", "1", "--run-dir", str(run)) == 0
+    with np.load(image_file) as archive:
+        arrays = dict(archive)
+    np.savez(image_file, train=arrays["train"], test=arrays["test"][::-1])
+    with pytest.raises(InputError, match="not the test images of"):
+        evaluate.evaluate_run(run)
+
+
+def test_a_run_traces_each_of_its_programs_once(
+    base: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    traces: list[str] = []
+    make = loop.make_train_step
+
+    def counting(*args: Any) -> Any:
+        step = make(*args)
+
+        def counted(*step_args: Any) -> Any:
+            traces.append("train")
+            return step(*step_args)
+
+        return counted
+
+    monkeypatch.setattr(loop, "make_train_step", counting)
+    losses = loop.OBJECTIVES["notes-elbo"].losses
+
+    def counted_losses(*args: Any) -> Any:
+        traces.append("losses")
+        return losses(*args)
+
+    objective = loop.OBJECTIVES["notes-elbo"]._replace(losses=counted_losses)
+    monkeypatch.setattr(loop, "OBJECTIVES", {"notes-elbo": objective})
+    args = ["--steps-per-call", "4", "--epochs", "4", "--run-dir", str(tmp_path / "run")]
+    assert train(*base, *args) == 0
+    assert traces.count("train") == 1
+    assert traces.count("losses") == 2  # In the train step and in the evaluation.
+
+
+@pytest.mark.slow
+def test_a_killed_run_is_resumed_to_the_same_bytes(base: list[str], tmp_path: Path) -> None:
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    cadence = ["--steps-per-call", "3", "--log-every", "2", "--checkpoint-every", "2", "--image-every", "0"]
+    assert train(*base, *cadence, "--epochs", "300", "--run-dir", str(whole)) == 0
+    command = [sys.executable, "-m", "jaxvae.train", *base, *cadence, "--epochs", "300", "--run-dir", str(cut)]
+    for lines in (40, 200, 700):
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        assert process.stderr is not None
+        while process.poll() is None:
+            process.stderr.readline()
+            if len(metrics.read_records(cut / "metrics.jsonl")) >= lines:
+                process.kill()
+                break
+        process.stderr.close()
+        assert process.wait() == -signal.SIGKILL
+        command = [sys.executable, "-m", "jaxvae.train", "--resume", "--run-dir", str(cut)]
+    assert train("--resume", "--run-dir", str(cut)) == 0
+    assert_same_run(whole, cut)
+
+
+@pytest.mark.slow
+def test_a_second_signal_ends_the_run_at_once(base: list[str], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    command = [sys.executable, "-m", "jaxvae.train", *base, "--epochs", "1000000", "--run-dir", str(run)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    while not process.stderr.readline().startswith("epoch 2/"):
+        pass
+    # Both while the process is held, so that the second finds the first not yet done.
+    process.send_signal(signal.SIGSTOP)
+    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGCONT)
+    with process.stderr:
+        rest = process.stderr.read()
+    assert process.wait() in (130, 143)
+    assert "saving after this call; once more to end at once" in rest and "Traceback" not in rest
+
+
+@pytest.mark.slow
+def test_a_damaged_checkpoint_is_one_line(base: list[str], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert train(*base, "--epochs", "1", "--run-dir", str(run)) == 0
+    before = (run / "config.json").read_bytes()
+    (run / "checkpoints" / "8" / "state" / "manifest.ocdbt").write_bytes(b"")
+    for command in (["evaluate", str(run)], ["train", "--resume", "--epochs", "3", "--run-dir", str(run)]):
+        call = [sys.executable, "-m", f"jaxvae.{command[0]}", *command[1:]]
+        done = subprocess.run(call, capture_output=True, text=True, check=False)
+        assert done.returncode == 2
+        assert done.stderr.startswith("error: checkpoint ") and done.stderr.count("\n") == 1, done.stderr
+    assert (run / "config.json").read_bytes() == before
 
 
 class TestResumeIsRefused:
@@ -267,6 +411,7 @@ class TestResumeIsRefused:
             (["--latent-size", "5", "--batch-size", "4"], "latent_size: 4 -> 5; batch_size: 8 -> 4"),
             (["--preset", "vae"], "preset: notes-vae -> vae"),
             (["--dataset", "digits"], "-> digits"),
+            (["--epochs", "9", "--seed", "1"], "seed: 0 -> 1"),
         ],
     )
     def test_with_another_configuration(
@@ -277,12 +422,24 @@ class TestResumeIsRefused:
         assert words in capsys.readouterr().err
         assert (run / "config.json").read_bytes() == before
 
+    @pytest.mark.parametrize("split", ["train", "test"])
     def test_with_other_images_under_the_same_name(
-        self, run: Path, image_file: Path, images: NDArray[np.uint8], capsys: pytest.CaptureFixture[str]
+        self, split: str, run: Path, image_file: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        np.savez(image_file, train=images[32:], test=images[:32])
+        with np.load(image_file) as archive:
+            arrays = dict(archive)
+        np.savez(image_file, **(arrays | {split: arrays[split][::-1]}))
+        before = (run / "config.json").read_bytes()
         assert train("--resume", "--epochs", "2", "--run-dir", str(run)) == 2
-        assert "are not the images that" in capsys.readouterr().err
+        assert "not the images that" in capsys.readouterr().err
+        assert (run / "config.json").read_bytes() == before
+
+    @pytest.mark.parametrize("line", ["garbage", "[]", '{"epoch": 1}', "{}"])
+    def test_with_a_line_that_is_no_record(self, line: str, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        path = run / "metrics.jsonl"
+        path.write_text(line + "\n" + path.read_text())
+        assert train("--resume", "--epochs", "2", "--run-dir", str(run)) == 2
+        assert capsys.readouterr().err == f"error: {path}, line 1: not a record with a step\n"
 
 
 def test_schedule_cuts_an_epoch_into_equal_calls() -> None:

@@ -49,6 +49,8 @@ def test_intensities() -> None:
     assert intensities(every).dtype == jnp.float32
     floats = jnp.array([0.0, 0.3, 1.0])
     assert intensities(floats) is floats
+    with pytest.raises(TypeError, match="uint8, or floats in .0, 1., not int32"):
+        intensities(jnp.arange(3))
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -85,7 +87,7 @@ def test_each_step_and_each_example_has_noise_of_its_own(images: NDArray[np.uint
     assert float(alone) != float(metrics["recon"])  # The seven copies of the image drew other latents.
 
 
-@pytest.mark.parametrize(("way", "devices"), [("pmap", 8), ("shard_map", 2)])
+@pytest.mark.parametrize(("way", "devices"), [("pmap", 8), ("shard_map", 2), ("shard_map, varying tracked", 4)])
 @pytest.mark.parametrize("preset", PRESETS)
 def test_axis_name_gives_on_many_devices_what_one_computes(
     preset: str, way: str, devices: int, images: NDArray[np.uint8]
@@ -107,7 +109,8 @@ def test_axis_name_gives_on_many_devices_what_one_computes(
     else:
         mesh = Mesh(np.array(jax.devices()[:devices]), ("data",))
         here, split = PartitionSpec(), PartitionSpec("data")
-        run = jax.shard_map(step, mesh=mesh, in_specs=(here, split, here), out_specs=(here, here), check_vma=False)
+        specs = {"in_specs": (here, split, here), "out_specs": (here, here)}
+        run = jax.shard_map(step, mesh=mesh, **specs, check_vma="tracked" in way)
         new, got = jax.jit(run)(state, batch, NOISE)
     assert_trees_close(got, metrics, rtol=1e-5, atol=0)
     # Adam's first step is lr * sign(g): where a gradient is 0 to rounding, its sign is not determined.
@@ -185,6 +188,20 @@ def test_a_run_traces_its_step_once(images: NDArray[np.uint8]) -> None:
     for _ in range(7):
         state, _ = run(state, jnp.asarray(images), purpose_key(0, "shuffle"), NOISE)
     assert traces == 1
+
+
+def test_vmap_over_seeds_is_each_seed_alone(images: NDArray[np.uint8]) -> None:
+    model, objective, optimizer, _ = parts("notes-vae")
+    train_step, batch = make_train_step(model, objective, optimizer), jnp.asarray(images[:8])
+
+    def first_step(seed: jax.Array) -> Any:
+        key = jax.random.key(seed)
+        return train_step(init_state(model, optimizer, key), batch, key)
+
+    together = jax.jit(jax.vmap(first_step))(jnp.arange(3))
+    for i in range(3):
+        alone = jax.jit(first_step)(i)
+        assert_trees_close(jax.tree.map(lambda a: a[i], together[1]), alone[1], rtol=1e-5, atol=0)  # noqa: B023
 
 
 def test_state_is_donated(images: NDArray[np.uint8]) -> None:
