@@ -25,6 +25,28 @@ from jaxvae.train_step import TrainState, abstract_state, build_optimizer
 logging.getLogger("absl").setLevel(logging.ERROR)
 
 
+def _silence_remains_of_failed_restores() -> None:
+    """Keep them from complaining on stderr: the error itself is raised.
+
+    Orbax closes its event loop over tasks half run and reads under way. The ones complain when they
+    are collected, the others from threads of their own when they end.
+    """
+    report = sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:
+        remains = "Event loop is closed", "was never awaited"
+        in_orbax = "_read_array_index_and_device_put" in repr(unraisable.object)
+        if not in_orbax and not str(unraisable.exc_value).endswith(remains):
+            report(unraisable)
+
+    sys.unraisablehook = hook
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
+
+
+_silence_remains_of_failed_restores()
+
+
 class Checkpoints:
     """The newest `keep` checkpoints of one run. A context manager: leaving it waits for saves.
 
@@ -98,24 +120,7 @@ class Checkpoints:
             return self._manager.restore(step, args=ocp.args.Composite(**items))
         except Exception as error:  # Orbax and TensorStore raise many kinds for a damaged checkpoint.
             reason = " ".join(str(error).split())[:300] or type(error).__name__
-        _silence_remains()
         raise InputError(f"checkpoint {self.directory / str(step)} cannot be read: {reason}")
-
-
-def _silence_remains() -> None:
-    """Keep what a failed restore leaves behind from complaining on stderr.
-
-    Orbax closes its event loop over coroutines half run and reads under way: the ones complain when
-    they are collected, the others from threads of their own when they end.
-    """
-    report = sys.unraisablehook
-
-    def hook(unraisable: Any) -> None:
-        if not str(unraisable.exc_value).endswith(("Event loop is closed", "was never awaited")):
-            report(unraisable)
-
-    sys.unraisablehook = hook
-    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
 
 
 def _shape_and_dtype(leaf: Any) -> tuple[tuple[int, ...], str]:
