@@ -156,7 +156,8 @@ def _load_safetensors(path: Path) -> StateDict:
 
 
 def _load_npz(path: Path) -> StateDict:
-    with np.load(path, allow_pickle=False) as archive:
+    # Given a path, NumPy would leave a damaged file open.
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
         return dict(archive)
 
 
