@@ -17,63 +17,23 @@ from types import FrameType
 from typing import Any, NamedTuple, Self
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxvae import config as configs
-from jaxvae import data, metrics, models, plots
+from jaxvae import data, metrics, plots
 from jaxvae.checkpoint import Checkpoints
 from jaxvae.config import Config, flag
 from jaxvae.errors import InputError
-from jaxvae.keys import Purpose, purpose_key
-from jaxvae.objectives import OBJECTIVES
-from jaxvae.train_step import (
-    TrainState,
-    abstract_state,
-    build_optimizer,
-    init_state,
-    intensities,
-    make_evaluate,
-    make_run_steps,
-    make_train_step,
-)
+from jaxvae.train_step import TrainState, abstract_state
+from jaxvae.trainer import Due, Trainer, schedule
 
 Array = jax.Array
 
-SHOWN = 32  # Test images in a picture of reconstructions: one batch of the notes.
-SAMPLED = 64  # Samples from the prior in a picture.
 RUN_FILES = ("config.json", "metrics.jsonl", "timing.jsonl", "checkpoints", "images", "tensorboard")
 
 
 class Diverged(RuntimeError):
     """A loss or a parameter is NaN or infinite. The message names the step."""
-
-
-class Schedule(NamedTuple):
-    """How a run is cut into compiled calls, as a function of the configuration and the data's size alone."""
-
-    steps_per_call: int
-    calls_per_epoch: int
-
-    @property
-    def steps_per_epoch(self) -> int:
-        return self.steps_per_call * self.calls_per_epoch
-
-
-def schedule(config: Config, num_images: int) -> Schedule:
-    """Equal calls of at most `steps_per_call` steps, so that one program serves the whole run.
-
-    Where the steps of an epoch do not divide into equal calls, the few left over are left out:
-    the images are shuffled anew every epoch, so none is left out for good.
-
-    Raises:
-      InputError: a batch is larger than the training set.
-    """
-    steps = num_images // config.batch_size
-    if steps == 0:
-        raise InputError(f"--batch-size {config.batch_size} is larger than the {num_images} training images")
-    calls = -(-steps // config.steps_per_call)
-    return Schedule(steps // calls, calls)
 
 
 def train(config: Config, run_dir: Path | None = None, resume: bool = False) -> int | None:
@@ -105,7 +65,7 @@ def train(config: Config, run_dir: Path | None = None, resume: bool = False) -> 
         "train_images_sha256": data.digest(images.train),
         "test_images_sha256": data.digest(images.test),
     }
-    trainer = _Trainer(config, plan, images)
+    trainer = Trainer(config, plan, images)
     if run_dir is None or not resume:
         run_dir = _claim_run_dir(run_dir, config)
         return _train(trainer, run_dir, record, None)
@@ -127,7 +87,7 @@ def train(config: Config, run_dir: Path | None = None, resume: bool = False) -> 
     return _train(trainer, run_dir, record, state)
 
 
-def _train(trainer: "_Trainer", run_dir: Path, record: dict[str, Any], state: TrainState | None) -> int | None:
+def _train(trainer: Trainer, run_dir: Path, record: dict[str, Any], state: TrainState | None) -> int | None:
     """`train`, once all that could be wrong has been checked. `state` is None for a fresh run."""
     config, plan, images = trainer.config, trainer.plan, trainer.images
     total = config.epochs * plan.steps_per_epoch
@@ -175,14 +135,6 @@ def _train(trainer: "_Trainer", run_dir: Path, record: dict[str, Any], state: Tr
         return None
 
 
-class _Due(NamedTuple):
-    """What was due after a call: on the device, or None."""
-
-    test: Mapping[str, Array] | None
-    pictures: Mapping[str, Array] | None
-    checkpoint: TrainState | None
-
-
 class _CallResult(NamedTuple):
     """What a call that ended at `step` left on the device, to be fetched while the next one runs.
 
@@ -192,7 +144,7 @@ class _CallResult(NamedTuple):
 
     step: int
     train: Mapping[str, Array]
-    due: _Due
+    due: Due
     dispatched: float
     trained: "Future[float]"
     done: "Future[float]"
@@ -231,76 +183,12 @@ class _StopSignals:
         os.write(2, f"{name}: saving after this call; once more to end at once\n".encode())
 
 
-class _Trainer:
-    """The device's side of a run: its programs, each compiled once, and what they work on."""
-
-    def __init__(self, config: Config, plan: Schedule, images: data.ImageData):
-        self.config, self.plan, self.images = config, plan, images
-        _, height, width, channels = images.train.shape
-        self.model = models.build_model(config, (height, width, channels))
-        self.objective = OBJECTIVES[config.objective]
-        self.optimizer = build_optimizer(config)
-        self.shown = images.test[:SHOWN]
-        step = make_train_step(self.model, self.objective, self.optimizer)
-        self._run_steps: Any = jax.jit(
-            make_run_steps(step, config.batch_size, plan.steps_per_epoch, plan.steps_per_call), donate_argnums=0
-        )
-        self._evaluate: Any = jax.jit(make_evaluate(self.model, self.objective))
-        self._draw: Any = jax.jit(self._pictures)
-        self._copy: Any = jax.jit(lambda state: jax.tree.map(jnp.copy, state))
-
-    def _key(self, purpose: Purpose) -> Array:
-        return purpose_key(self.config.seed, purpose)
-
-    def start(self, state: TrainState | None) -> TrainState:
-        """Put the images on the device, and make the first state unless there is one."""
-        self._train_images = jnp.asarray(self.images.train)
-        self._test_images = jnp.asarray(self.images.test)
-        if state is None:
-            state = jax.jit(lambda key: init_state(self.model, self.optimizer, key))(self._key("init"))
-        return state
-
-    def compile(self, state: TrainState) -> float:
-        """Compile the training program; the seconds it took."""
-        start = time.perf_counter()
-        keys = self._key("shuffle"), self._key("train-noise")
-        self._run_steps = self._run_steps.lower(state, self._train_images, *keys).compile()
-        return time.perf_counter() - start
-
-    def run_steps(self, state: TrainState) -> tuple[TrainState, Mapping[str, Array]]:
-        """Dispatch the call that starts at ``state.step``; the values of its steps. Waits for nothing."""
-        keys = self._key("shuffle"), self._key("train-noise")
-        result: tuple[TrainState, Mapping[str, Array]] = self._run_steps(state, self._train_images, *keys)
-        return result
-
-    def run_due(self, state: TrainState, step: int, total: int) -> _Due:
-        """Dispatch what is due at `step`, the step of `state`. Waits for nothing."""
-        epoch, inside = divmod(step, self.plan.steps_per_epoch)
-
-        def due(every: int) -> bool:
-            return not inside and (step == total or (every > 0 and epoch % every == 0))
-
-        return _Due(
-            test=self._evaluate(state.params, self._test_images, self._key("test-noise")) if not inside else None,
-            pictures=self._draw(state.params) if due(self.config.image_every) else None,
-            # A copy, since the state itself is donated to the next call.
-            checkpoint=self._copy(state) if due(self.config.checkpoint_every) else None,
-        )
-
-    def _pictures(self, params: models.Params) -> dict[str, Array]:
-        x = intensities(jnp.asarray(self.shown))
-        pictures = {"reconstructions": models.reconstruct(self.model, params, x, self._key("reconstructions"))}
-        if isinstance(self.model, models.VAE):
-            pictures["samples"] = models.sample(self.model, params, self._key("samples"), SAMPLED)
-        return pictures
-
-
 class _Writer:
     """The host's side of a run: what a call left goes to the files and to the person watching."""
 
     def __init__(
         self,
-        trainer: _Trainer,
+        trainer: Trainer,
         run_dir: Path,
         record: dict[str, Any],
         log: metrics.RunLog,

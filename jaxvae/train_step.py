@@ -133,6 +133,7 @@ def make_run_steps(
     batch_size: int,
     steps_per_epoch: int,
     steps_per_call: int,
+    batch_sharding: jax.sharding.Sharding | None = None,
 ) -> Callable[[TrainState, Array, Array, Array], tuple[TrainState, Metrics]]:
     """``run_steps(state, images, shuffle_key, noise_key) -> (state, metrics)``: many steps in one program.
 
@@ -140,6 +141,9 @@ def make_run_steps(
     shuffled there, anew every epoch, as a function of `shuffle_key` and the epoch alone. The call
     takes the `steps_per_call` steps that follow `state.step`, which must not cross the end of an
     epoch. `metrics` hold the value of every step, [steps_per_call].
+
+    With `batch_sharding`, the sharding of an array whose first axis is the batch's, each device works
+    on its share of every batch, and the compiler averages the gradients over all of them.
     """
 
     def run_steps(state: TrainState, images: Array, shuffle_key: Array, noise_key: Array) -> tuple[TrainState, Metrics]:
@@ -148,6 +152,8 @@ def make_run_steps(
         taken = jax.lax.dynamic_slice_in_dim(order, step_in_epoch * batch_size, steps_per_call * batch_size)
 
         def body(state: TrainState, indices: Array) -> tuple[TrainState, Metrics]:
+            if batch_sharding is not None:
+                indices = jax.lax.with_sharding_constraint(indices, batch_sharding)
             return train_step(state, images[indices], noise_key)
 
         return jax.lax.scan(body, state, taken.reshape(steps_per_call, batch_size))

@@ -1,6 +1,5 @@
 """The command line of training, and the loop behind it, from the outside: what is written, said and returned."""
 
-import dataclasses
 import json
 import os
 import signal
@@ -19,6 +18,7 @@ import jaxvae.train
 from jaxvae import checkpoint, cli, evaluate, generate, loop, metrics
 from jaxvae.config import PRESETS
 from jaxvae.errors import InputError
+from jaxvae.trainer import Trainer
 
 SMALL = ["--hidden", "16", "8", "--latent-size", "4", "--batch-size", "8"]
 
@@ -196,8 +196,8 @@ class TestBadInput:
         def compiles(*_: Any, **__: Any) -> None:
             pytest.fail("something was compiled")
 
-        monkeypatch.setattr(loop._Trainer, "start", compiles)
-        monkeypatch.setattr(loop._Trainer, "compile", compiles)
+        monkeypatch.setattr(Trainer, "start", compiles)
+        monkeypatch.setattr(Trainer, "compile", compiles)
 
     def refused(self, capsys: pytest.CaptureFixture[str], *args: str) -> str:
         assert train(*args) == 2
@@ -440,15 +440,6 @@ class TestResumeIsRefused:
         path.write_text(line + "\n" + path.read_text())
         assert train("--resume", "--epochs", "2", "--run-dir", str(run)) == 2
         assert capsys.readouterr().err == f"error: {path}, line 1: not a record with a step\n"
-
-
-def test_schedule_cuts_an_epoch_into_equal_calls() -> None:
-    config = PRESETS["notes-vae"]
-    assert loop.schedule(config, 60_000) == loop.Schedule(1875, 1)
-    assert loop.schedule(dataclasses.replace(config, steps_per_call=1000), 60_000) == loop.Schedule(937, 2)
-    assert loop.schedule(dataclasses.replace(config, steps_per_call=1), 100) == loop.Schedule(1, 3)
-    with pytest.raises(InputError, match="--batch-size 32 is larger than the 31 training images"):
-        loop.schedule(config, 31)
 
 
 @pytest.mark.slow

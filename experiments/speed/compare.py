@@ -1,0 +1,211 @@
+"""Steps per second: jaxvae against four other ways to train the notes' models, in turn on one machine.
+
+    python experiments/speed/compare.py --data-dir DIR        # DIR: MNIST's IDX files; needs torch and a C++ compiler
+
+Every contender (see contenders.py) is a process that waits for its turn. In a round each trains one
+epoch of real MNIST, A B C D E, A B C D E ..., so that drift of the machine hits all alike; a ratio
+is taken within a round, and medians over rounds are reported. Before that, each is tried on one core and
+on all, and keeps what is faster for it. Then the time to quality: seconds from the start of the process
+until the loss of the test images is down to `QUALITY`, tests apart, at batch size 32 over three seeds.
+
+Writes comparison.json and comparison.png beside this file and prints Markdown tables.
+"""
+
+import argparse
+import datetime
+import json
+import platform
+import select
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from contenders import CONTENDERS
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+HERE = Path(__file__).parent
+PRESETS = ("notes-vae", "notes-ae")
+BATCH_SIZES = (32, 128, 512, 4096)
+IMAGES = 60_000
+QUALITY = {"notes-vae": 0.0575, "notes-ae": 0.0225}  # Test loss, per pixel: what takes a few epochs.
+MOST_EPOCHS = 15
+PATIENCE = 90  # Seconds for a trial's first epoch, compilation included: more threads than help can take far longer.
+
+
+class Process:
+    """A contender in a process of its own."""
+
+    def __init__(self, name: str, preset: str, batch_size: int, data_dir: Path, cores: int | None, seed: int = 0):
+        command = [sys.executable, str(HERE / "contenders.py"), name, "--preset", preset, "--seed", str(seed)]
+        command += ["--batch-size", str(batch_size), "--data-dir", str(data_dir)]
+        command += ["--cores", str(cores)] if cores else []
+        self.cores, self._batch_size = cores, batch_size
+        self.started = time.perf_counter()
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def ask(self, command: str, patience: float | None = None) -> dict[str, float]:
+        """Send a command and wait for its answer. Raises `TimeoutError` after `patience` seconds."""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        print(command, file=self._process.stdin, flush=True)
+        if not select.select([self._process.stdout], [], [], patience)[0]:
+            raise TimeoutError
+        answer: dict[str, float] = json.loads(self._process.stdout.readline())
+        return answer
+
+    def steps_per_second(self) -> float:
+        """Train one epoch."""
+        return IMAGES // self._batch_size / self.ask("epoch")["seconds"]
+
+    def end(self) -> None:
+        """End the process."""
+        self._process.kill()
+        self._process.wait()
+
+
+def best_cores(name: str, preset: str, batch_size: int, data_dir: Path) -> Process:
+    """The contender on one core or on all (None), whichever trains its second epoch faster."""
+    best: tuple[float, Process] | None = None
+    for cores in (1, None):
+        process = Process(name, preset, batch_size, data_dir, cores)
+        try:
+            process.ask("epoch", PATIENCE)
+            speed = process.steps_per_second()
+        except TimeoutError:
+            speed = 0.0
+        if best is None or speed > best[0]:
+            if best is not None:
+                best[1].end()
+            best = speed, process
+        else:
+            process.end()
+    assert best is not None
+    return best[1]
+
+
+def race(preset: str, batch_size: int, data_dir: Path, rounds: int) -> dict[str, Any]:
+    """Steps per second of every contender in every round, and the cores each took."""
+    processes = {name: best_cores(name, preset, batch_size, data_dir) for name in CONTENDERS}
+    speeds: dict[str, list[float]] = {name: [] for name in CONTENDERS}
+    for _ in range(rounds):
+        for name, process in processes.items():
+            speeds[name].append(process.steps_per_second())
+    cores = {name: process.cores or "all" for name, process in processes.items()}
+    for process in processes.values():
+        process.end()
+    return {"preset": preset, "batch_size": batch_size, "steps_per_second": speeds, "cores": cores}
+
+
+def time_to_quality(preset: str, name: str, data_dir: Path, cores: int | None, seed: int) -> dict[str, Any]:
+    """Seconds from the process's start to a test loss of `QUALITY`, and the test loss after every epoch."""
+    process = Process(name, preset, 32, data_dir, cores, seed)
+    losses: list[float] = []
+    testing = 0.0
+    while len(losses) < MOST_EPOCHS and (not losses or losses[-1] > QUALITY[preset]):
+        process.ask("epoch")
+        start = time.perf_counter()
+        losses.append(process.ask("test")["loss"])
+        testing += time.perf_counter() - start
+    seconds = time.perf_counter() - process.started - testing
+    process.end()
+    reached = losses[-1] <= QUALITY[preset]
+    return {
+        "preset": preset,
+        "name": name,
+        "seed": seed,
+        "seconds": seconds if reached else None,
+        "test_losses": losses,
+    }
+
+
+def ratios(speeds: dict[str, list[float]], name: str) -> list[float]:
+    """How many times faster than `name` jaxvae was, round by round."""
+    return [a / b for a, b in zip(speeds["jaxvae"], speeds[name], strict=True)]
+
+
+def table(races: Sequence[dict[str, Any]]) -> str:
+    """Median steps per second of all, and in brackets how many times faster jaxvae was (median, least to most)."""
+    lines = ["| model | batch | " + " | ".join(CONTENDERS) + " |", "| --- " * (2 + len(CONTENDERS)) + "|"]
+    for r in races:
+        speeds, cells = r["steps_per_second"], []
+        for name in CONTENDERS:
+            ratio = ratios(speeds, name)
+            times = f" ({np.median(ratio):.2f}x, {min(ratio):.2f}-{max(ratio):.2f})" if name != "jaxvae" else ""
+            cells.append(f"{np.median(speeds[name]):,.3g}{times}".replace("e+03", ",000"))
+        lines.append(f"| {r['preset']} | {r['batch_size']} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def quality_table(runs: Sequence[dict[str, Any]]) -> str:
+    """Median seconds to quality, and the test losses after the first epoch, which show that all learn alike."""
+    lines = ["| model | way | seconds (each seed) | test loss after 1 epoch (each seed) |", "| --- | --- | --- | --- |"]
+    for preset in PRESETS:
+        for name in CONTENDERS:
+            mine = [r for r in runs if (r["preset"], r["name"]) == (preset, name)]
+            seconds = [r["seconds"] for r in mine]
+            known = [s for s in seconds if s is not None]
+            each = ", ".join("not reached" if s is None else f"{s:.1f}" for s in seconds)
+            first = ", ".join(f"{r['test_losses'][0]:.4f}" for r in mine)
+            median = f"{np.median(known):.1f}" if known else "-"
+            lines.append(f"| {preset} | {name} | {median} ({each}) | {first} |")
+    return "\n".join(lines)
+
+
+def plot(races: Sequence[dict[str, Any]], path: Path) -> None:
+    """Images per second over the batch size, a panel a model."""
+    figure, axes = plt.subplots(1, len(PRESETS), figsize=(10, 4), sharey=True, layout="constrained")
+    for axis, preset in zip(axes, PRESETS, strict=True):
+        mine = [r for r in races if r["preset"] == preset]
+        sizes = [r["batch_size"] for r in mine]
+        for name in CONTENDERS:
+            rounds = [np.array(r["steps_per_second"][name]) * r["batch_size"] for r in mine]
+            median = np.array([np.median(r) for r in rounds])
+            spread = [median - [r.min() for r in rounds], [r.max() for r in rounds] - median]
+            axis.errorbar(sizes, median, spread, marker="o", markersize=4, capsize=2, label=name)
+        axis.set(title=preset, xlabel="batch size", xscale="log", yscale="log")
+        axis.set_xticks(sizes, [str(size) for size in sizes])
+        axis.minorticks_off()
+        axis.grid(alpha=0.3)
+    axes[0].set_ylabel("images per second")
+    axes[-1].legend(fontsize=8)
+    figure.savefig(path, dpi=110)
+
+
+def main() -> int:
+    """Run the command line; the exit code."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--data-dir", type=Path, required=True, help="folder of MNIST's IDX files")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--batch-sizes", type=int, nargs="+", default=BATCH_SIZES)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--out", type=Path, default=HERE / "comparison.json", help="file to write; the plot beside it")
+    args = parser.parse_args()
+    races, runs = [], []
+    for preset in PRESETS:
+        for batch_size in args.batch_sizes:
+            races.append(race(preset, batch_size, args.data_dir, args.rounds))
+            print(json.dumps(races[-1]), file=sys.stderr, flush=True)
+        small = next(r for r in races if r["preset"] == preset)["cores"]
+        for seed in range(args.seeds):
+            for name in CONTENDERS:
+                cores = None if small[name] == "all" else small[name]
+                runs.append(time_to_quality(preset, name, args.data_dir, cores, seed))
+                print(json.dumps(runs[-1]), file=sys.stderr, flush=True)
+    versions = {name: version(name) for name in ("torch", "jax", "flax", "optax")}
+    here = {"machine": platform.processor() or platform.machine(), "python": platform.python_version(), **versions}
+    result = {"date": datetime.date.today().isoformat(), **here, "races": races, "quality": QUALITY, "runs": runs}
+    args.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    plot(races, args.out.with_suffix(".png"))
+    print(table(races), quality_table(runs), sep="\n\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
