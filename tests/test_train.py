@@ -15,10 +15,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import jaxvae.train
-from jaxvae import checkpoint, cli, evaluate, generate, loop, metrics
+from jaxvae import checkpoint, cli, evaluate, generate, loop, metrics, trainer
 from jaxvae.config import PRESETS
 from jaxvae.errors import InputError
-from jaxvae.trainer import Trainer
 
 SMALL = ["--hidden", "16", "8", "--latent-size", "4", "--batch-size", "8"]
 
@@ -196,8 +195,8 @@ class TestBadInput:
         def compiles(*_: Any, **__: Any) -> None:
             pytest.fail("something was compiled")
 
-        monkeypatch.setattr(Trainer, "start", compiles)
-        monkeypatch.setattr(Trainer, "compile", compiles)
+        monkeypatch.setattr(trainer.Trainer, "start", compiles)
+        monkeypatch.setattr(trainer.Trainer, "compile", compiles)
 
     def refused(self, capsys: pytest.CaptureFixture[str], *args: str) -> str:
         assert train(*args) == 2
@@ -318,7 +317,7 @@ def test_a_run_traces_each_of_its_programs_once(
     base: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     traces: list[str] = []
-    make = loop.make_train_step
+    make = trainer.make_train_step
 
     def counting(*args: Any) -> Any:
         step = make(*args)
@@ -329,15 +328,15 @@ def test_a_run_traces_each_of_its_programs_once(
 
         return counted
 
-    monkeypatch.setattr(loop, "make_train_step", counting)
-    losses = loop.OBJECTIVES["notes-elbo"].losses
+    monkeypatch.setattr(trainer, "make_train_step", counting)
+    losses = trainer.OBJECTIVES["notes-elbo"].losses
 
     def counted_losses(*args: Any) -> Any:
         traces.append("losses")
         return losses(*args)
 
-    objective = loop.OBJECTIVES["notes-elbo"]._replace(losses=counted_losses)
-    monkeypatch.setattr(loop, "OBJECTIVES", {"notes-elbo": objective})
+    objective = trainer.OBJECTIVES["notes-elbo"]._replace(losses=counted_losses)
+    monkeypatch.setattr(trainer, "OBJECTIVES", {"notes-elbo": objective})
     args = ["--steps-per-call", "4", "--epochs", "4", "--run-dir", str(tmp_path / "run")]
     assert train(*base, *args) == 0
     assert traces.count("train") == 1
