@@ -256,9 +256,10 @@ def table(results: Sequence[Mapping[str, Any]]) -> str:
     ]
     for r in results:
         rounds = r["steps_per_second_rounds"]
-        spread = f"({min(rounds):,.0f}-{max(rounds):,.0f})"
+        digits = 0 if min(rounds) >= 100 else 1
+        spread = f"({min(rounds):,.{digits}f}-{max(rounds):,.{digits}f})"
         lines.append(
-            f"{r['preset']:9} {r['batch_size']:>5} {r['devices']:>7} {r['steps_per_second']:>9,.0f} {spread:>15} "
+            f"{r['preset']:9} {r['batch_size']:>5} {r['devices']:>7} {r['steps_per_second']:>9,.{digits}f} {spread:>15} "
             f"{r['images_per_second']:>11,.0f} {r['compile_seconds']:>6.1f} s {r['program_bytes'] / 2**20:>5,.0f} MiB "
             f"{r['flops_per_step'] / 1e6:>10,.1f} {r['flops_per_second'] / 1e9:>8,.0f} {r['peak_fraction']:>7.0%}"
         )
@@ -269,6 +270,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code (see `jaxvae.cli`)."""
     argv = sys.argv[1:] if argv is None else argv
     arguments = cli.parse(Arguments, argv, prog="python -m jaxvae.benchmark", description=DESCRIPTION)
+    for name in ("preset", "batch_size", "devices"):
+        if not getattr(arguments, name):
+            raise InputError(f"{configs.flag(name)} needs at least one value")
     if arguments.rounds < 1:
         raise InputError(f"--rounds must be at least 1, not {arguments.rounds}")
     if arguments.json is not None:

@@ -64,7 +64,7 @@ def test_command_line(image_file: Path, tmp_path: Path, capsys: pytest.CaptureFi
         assert r["images_per_second"] == 30_000 * r["steps_per_second"] > 0
         assert r["flops_per_second"] == r["flops_per_step"] * r["steps_per_second"]
         assert r["peak_fraction"] > 0 and r["compile_seconds"] > 0
-        assert f"{r['steps_per_second']:,.0f}" in out
+        assert f" {r['steps_per_second']:,.{int(min(r['steps_per_second_rounds']) < 100)}f} " in out
 
 
 @pytest.mark.parametrize(
@@ -73,6 +73,7 @@ def test_command_line(image_file: Path, tmp_path: Path, capsys: pytest.CaptureFi
         (["--preset", "notes-va"], "error: --preset notes-va: unknown; choose from notes-ae, notes-vae, vae\n"),
         (["--batch-size", "0"], "error: --batch-size must be at least 1, not 0\n"),
         (["--batch-size", "60001"], "error: --batch-size 60001 is larger than the 60000 training images\n"),
+        (["--preset"], "error: --preset needs at least one value\n"),
         (["--devices", "3"], "error: --batch-size 32 does not divide over 3 devices\n"),
         (["--devices", "16", "--skip-first-step"], "error: --devices 16: this process has 8 (cpu)\n"),
         (["--rounds", "0"], "error: --rounds must be at least 1, not 0\n"),
