@@ -259,9 +259,9 @@ def table(results: Sequence[Mapping[str, Any]]) -> str:
         digits = 0 if min(rounds) >= 100 else 1
         spread = f"({min(rounds):,.{digits}f}-{max(rounds):,.{digits}f})"
         lines.append(
-            f"{r['preset']:9} {r['batch_size']:>5} {r['devices']:>7} {r['steps_per_second']:>9,.{digits}f} "
-            f"{spread:>15} {r['images_per_second']:>11,.0f} {r['compile_seconds']:>6.1f} s "
-            f"{r['program_bytes'] / 2**20:>5,.0f} MiB {r['flops_per_step'] / 1e6:>10,.1f} {r['flops_per_second'] / 1e9:>8,.0f} {r['peak_fraction']:>7.0%}"
+            f"{r['preset']:9} {r['batch_size']:>5} {r['devices']:>7} {r['steps_per_second']:>9,.{digits}f} {spread:>15}"
+            f" {r['images_per_second']:>11,.0f} {r['compile_seconds']:>6.1f} s {r['program_bytes'] / 2**20:>5,.0f} MiB"
+            f" {r['flops_per_step'] / 1e6:>10,.1f} {r['flops_per_second'] / 1e9:>8,.0f} {r['peak_fraction']:>7.0%}"
         )
     return "\n".join(lines)
 
