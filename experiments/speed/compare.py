@@ -146,7 +146,8 @@ def table(races: Sequence[dict[str, Any]]) -> str:
         for name in CONTENDERS:
             ratio = ratios(speeds, name)
             times = f" ({np.median(ratio):.2f}x, {min(ratio):.2f}-{max(ratio):.2f})" if name != "jaxvae" else ""
-            cells.append(f"{np.median(speeds[name]):,.3g}{times}".replace("e+03", ",000"))
+            median = float(np.median(speeds[name]))
+            cells.append(f"{median:,.0f}{times}" if median >= 100 else f"{median:.3g}{times}")
         lines.append(f"| {r['preset']} | {r['batch_size']} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
