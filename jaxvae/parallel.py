@@ -1,4 +1,4 @@
-"""Which devices a run is spread over, and how its arrays lie on them. Nothing else knows devices."""
+"""Which devices a run is spread over, and how its arrays lie on them."""
 
 from collections.abc import Sequence
 

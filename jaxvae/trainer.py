@@ -81,7 +81,7 @@ class Trainer:
 
     def __init__(self, config: Config, plan: Schedule, images: ImageData, devices: Sequence[jax.Device] | None = None):
         self.config, self.plan, self.images = config, plan, images
-        mesh = parallel.data_mesh(devices or jax.local_devices()[:1])
+        mesh = parallel.data_mesh(devices or parallel.local_devices(1))
         parallel.check_divisible(config.batch_size, mesh)
         self._everywhere = parallel.replicated(mesh)
         _, height, width, channels = images.train.shape
@@ -113,8 +113,7 @@ class Trainer:
         self._train_images = jax.device_put(self.images.train, self._everywhere)
         self._test_images = jax.device_put(self.images.test, self._everywhere)
         if state is None:
-            init: Any = jax.jit(lambda key: init_state(self.model, self.optimizer, key), out_shardings=self._everywhere)
-            state = init(self._key("init"))
+            state = jax.jit(lambda key: init_state(self.model, self.optimizer, key))(self._key("init"))
         placed: TrainState = jax.device_put(state, self._everywhere)
         return placed
 

@@ -3,7 +3,7 @@
     python experiments/speed/contenders.py jaxvae --preset notes-vae --batch-size 32 --data-dir DIR
 
 Reads commands from stdin and answers each with a line of JSON: ``epoch`` trains for one epoch and says
-how many seconds and steps that took; ``test`` says the loss of all test images in the notes' scale.
+how many seconds that took; ``test`` says the loss of all test images in the notes' scale.
 `compare.py` starts these processes and lets them take turns.
 """
 
