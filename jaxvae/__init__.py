@@ -12,6 +12,7 @@ from jaxvae.train_step import (
     make_run_steps,
     make_train_step,
 )
+from jaxvae.variational import build_objective
 
 __all__ = [
     "OBJECTIVES",
@@ -23,6 +24,7 @@ __all__ = [
     "Objective",
     "TrainState",
     "build_model",
+    "build_objective",
     "build_optimizer",
     "init_state",
     "make_evaluate",

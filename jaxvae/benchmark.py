@@ -24,9 +24,9 @@ from jaxvae import cli, data, parallel
 from jaxvae import config as configs
 from jaxvae.errors import InputError
 from jaxvae.keys import purpose_key
-from jaxvae.objectives import OBJECTIVES
 from jaxvae.train_step import abstract_state, build_optimizer, make_train_step
 from jaxvae.trainer import Trainer, schedule
+from jaxvae.variational import build_objective
 
 DESCRIPTION = """Measure training on this machine: steps per second, memory, and how near the machine's limit that is.
 
@@ -92,7 +92,7 @@ def flops_per_step(config: configs.Config, image_shape: tuple[int, int, int]) ->
     from jaxvae.models import build_model
 
     model, optimizer = build_model(config, image_shape), build_optimizer(config)
-    step = make_train_step(model, OBJECTIVES[config.objective], optimizer)
+    step = make_train_step(model, build_objective(config), optimizer)
     batch = jax.ShapeDtypeStruct((config.batch_size, *image_shape), jnp.uint8)
     example = abstract_state(model, optimizer), batch, purpose_key(config.seed, "train-noise")
     analysis: Any = jax.jit(step).lower(*example).cost_analysis()
@@ -121,7 +121,8 @@ def matmul_timer(dtype: str) -> Callable[[], float]:
 def measure(config: configs.Config, images: data.ImageData, devices: int, rounds: int) -> dict[str, Any]:
     """One configuration's figures, as a result of the ``--json`` file. Raises `InputError`."""
     plan = schedule(config, len(images.train))
-    trainer = Trainer(config, plan, images, parallel.local_devices(devices))
+    placement = parallel.data_parallel(parallel.select_devices(devices))
+    trainer = Trainer(config, plan, images, placement)
     state = trainer.start(None)
     compile_seconds = trainer.compile(state)
     matmul = matmul_timer(config.compute_dtype)
@@ -311,7 +312,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"from the start of jaxvae.train to its first step: {cold:.1f} s; {warm:.1f} s with a compilation cache")
     results = []
     for devices in arguments.devices:
-        parallel.local_devices(devices)
+        parallel.select_devices(devices)
     for config, devices in todo:
         results.append(measure(config, images, devices, arguments.rounds))
         header, line = table(results[-1:]).splitlines()

@@ -1,68 +1,101 @@
 """Save and restore the train state. The only module that imports Orbax.
 
-A checkpoint is a directory ``<run>/checkpoints/<step>`` with the state and a small JSON record of
-what it belongs to. Saving is asynchronous: `save` returns once the arrays are on the host.
+A checkpoint is a directory ``<run>/checkpoints/<step>``: ``state/``, as Orbax writes it, and
+``record.json``, which says what it belongs to and holds the digest of every array, of every file and
+of itself. It appears by one rename, when all of it is on the disk: a step that is there is whole, or
+was damaged later, which the digests tell.
 """
 
+import errno
+import hashlib
+import json
 import logging
+import math
+import os
+import shutil
 import sys
-import warnings
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
-from orbax.checkpoint import checkpoint_managers
 
 from jaxvae.config import Config
 from jaxvae.config import load as load_config
 from jaxvae.errors import InputError
-from jaxvae.models import VAE, AutoEncoder, build_model
+from jaxvae.models import Model, build_model
 from jaxvae.train_step import TrainState, abstract_state, build_optimizer
 
-# Orbax reports every phase of every save at INFO, and its own fallbacks at WARNING, through absl.
-logging.getLogger("absl").setLevel(logging.ERROR)
+# Orbax reports every phase of every save, its own fallbacks, and with several tracebacks each error that it
+# raises anyway.
+logging.getLogger("absl").setLevel(logging.CRITICAL)
+
+FORMAT = 1  # Of record.json and what lies beside it.
+TEMPORARY = ".tmp"  # Ends the name of what is being written or deleted.
+DAMAGED = "damaged-"  # Begins the name of a step that was set aside.
 
 
-def _silence_remains_of_failed_restores() -> None:
-    """Keep them from complaining on stderr: the error itself is raised.
-
-    Orbax closes its event loop over tasks half run and reads under way. The ones complain when they
-    are collected, the others from threads of their own when they end.
-    """
-    report = sys.unraisablehook
-
-    def hook(unraisable: Any) -> None:
-        remains = "Event loop is closed", "was never awaited"
-        in_orbax = "_read_array_index_and_device_put" in repr(unraisable.object)
-        if not in_orbax and not str(unraisable.exc_value).endswith(remains):
-            report(unraisable)
-
-    sys.unraisablehook = hook
-    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
-    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
+class SaveError(RuntimeError):
+    """A checkpoint could not be saved; those before it are intact."""
 
 
-_silence_remains_of_failed_restores()
+class DamagedError(Exception):
+    """A checkpoint is not what was saved. The message names the file or the array."""
+
+
+class Saved(NamedTuple):
+    """What a checkpoint holds: NumPy arrays, and the record saved with them."""
+
+    step: int
+    state: TrainState
+    record: dict[str, Any]
+
+
+def say_on_stderr(warning: str) -> None:
+    """Print a warning."""
+    print(f"warning: {warning}", file=sys.stderr)
 
 
 class Checkpoints:
-    """The newest `keep` checkpoints of one run. A context manager: leaving it waits for saves.
+    """The checkpoints of one run. A context manager: leaving it waits for the save under way.
 
-    Raises `InputError` if `directory` cannot be used.
+    A background thread writes. What goes wrong there is raised by the next `save`, `wait`, or on
+    leaving. One process of a job saves and restores; the others need not have the directory.
+
+    Args:
+      directory: theirs, made if need be.
+      keep: newest checkpoints to keep.
+      keep_best: checkpoints with the lowest test loss to keep besides.
+      read_only: change nothing: neither clean up nor set damaged steps aside.
+      warn: called with a sentence about each damaged checkpoint.
+
+    Raises:
+      InputError: `directory` cannot be used.
     """
 
-    def __init__(self, directory: Path, keep: int = 3, read_only: bool = False):
+    def __init__(
+        self,
+        directory: Path,
+        keep: int = 3,
+        keep_best: int = 0,
+        read_only: bool = False,
+        warn: Callable[[str], None] = say_on_stderr,
+    ):
         self.directory = directory.absolute()
-        options = ocp.CheckpointManagerOptions(
-            preservation_policy=checkpoint_managers.LatestN(keep),
-            cleanup_tmp_directories=not read_only,
-            create=not read_only,
-            read_only=read_only,
-        )
+        self._keep, self._keep_best, self._read_only, self._warn = keep, keep_best, read_only, warn
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._saving: Future[None] | None = None
+        self._newest: int | None = None
         try:
-            self._manager = ocp.CheckpointManager(self.directory, options=options)
+            if not read_only:
+                self.directory.mkdir(parents=True, exist_ok=True)
+                for path in self.directory.glob(f"*{TEMPORARY}"):
+                    shutil.rmtree(path)
+            self._newest = max(self.steps(), default=None)
         except OSError as error:
             raise InputError(f"{directory} cannot be used for checkpoints: {error.strerror or error}") from None
 
@@ -72,75 +105,304 @@ class Checkpoints:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._manager.close()
+        self._thread.shutdown()
+        try:
+            self.wait()
+        except SaveError as failed:
+            if error is None:
+                raise
+            error.add_note(str(failed))
+
+    def steps(self) -> list[int]:
+        """The steps saved, damaged or not, in their order."""
+        paths = self.directory.iterdir() if self.directory.is_dir() else ()
+        return sorted(int(path.name) for path in paths if path.name.isascii() and path.name.isdigit())
 
     def latest_step(self) -> int | None:
-        """The newest step saved, or None."""
-        step: int | None = self._manager.latest_step()
-        return step
+        """The newest step saved or being saved, or None."""
+        return self._newest
 
-    def save(self, state: TrainState, record: dict[str, Any]) -> None:
-        """Save `state` under its step, with a JSON `record`.
+    def wait(self) -> None:
+        """Wait for the save under way. Raises `SaveError` if it failed."""
+        saving, self._saving = self._saving, None
+        if saving is not None:
+            saving.result()
 
-        Raises:
-          Exception: whatever an earlier save met in the background, at the latest here or on leaving.
-          RuntimeError: Orbax declined to save, as it does where there is a step as late as this one.
-        """
-        step = int(state.step)
-        args = ocp.args.Composite(state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(record))
-        if not self._manager.save(step, args=args):
-            raise RuntimeError(f"{self.directory}: step {step} was not saved (newest is {self.latest_step()})")
-
-    def read_record(self) -> dict[str, Any]:
-        """The JSON record saved with the newest state. Raises as `restore` does."""
-        record: dict[str, Any] = self._restore(record=ocp.args.JsonRestore())["record"]
-        return record
-
-    def restore(self, like: TrainState) -> TrainState:
-        """The newest state.
+    def save(self, state: TrainState, record: Mapping[str, Any], test_loss: float | None = None) -> None:
+        """Save `state` under its step, in the background.
 
         Args:
-          like: a state with the structure, shapes, dtypes and shardings to restore to; its leaves
-            may be `jax.ShapeDtypeStruct`.
+          state: arrays all of which this process holds.
+          record: JSON, what the state belongs to.
+          test_loss: by which `keep_best` compares; neither None nor NaN is ever best.
 
         Raises:
-          InputError: there is no checkpoint, or it cannot be read or does not fit `like`.
+          SaveError: the save before this one failed, or there is a step as late as this one.
         """
-        state: TrainState = self._restore(state=ocp.args.StandardRestore(like))["state"]
-        if jax.tree.map(_shape_and_dtype, state) != jax.tree.map(_shape_and_dtype, like):
-            raise InputError(f"checkpoint {self.directory / str(self.latest_step())} does not fit the run's model")
-        return state
+        self.wait()
+        host: TrainState = jax.device_get(state)
+        step = int(host.step)
+        if self._newest is not None and step <= self._newest:
+            raise SaveError(f"{self.directory}: step {step} was not saved (newest is {self._newest})")
+        self._newest = step
+        if test_loss is not None and not math.isfinite(test_loss):
+            test_loss = None
+        self._saving = self._thread.submit(self._write, step, host, {**record, "test_loss": test_loss})
 
-    def _restore(self, **items: Any) -> Any:
-        step = self.latest_step()
-        if step is None:
-            raise InputError(f"{self.directory} holds no checkpoint")
-        reason = ""
+    def _write(self, step: int, state: TrainState, record: dict[str, Any]) -> None:
+        target = self.directory / str(step)
+        temporary = self.directory / f"{step}{TEMPORARY}"
         try:
-            return self._manager.restore(step, args=ocp.args.Composite(**items))
-        except Exception as error:  # Orbax and TensorStore raise many kinds for a damaged checkpoint.
-            reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise InputError(f"checkpoint {self.directory / str(step)} cannot be read: {reason}")
+            temporary.mkdir()
+            # Before Orbax meets a full disk: its threads would complain on stderr, each for itself.
+            if shutil.disk_usage(temporary).free < sum(leaf.nbytes for leaf in jax.tree.leaves(state)):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            with _checkpointer() as checkpointer:
+                checkpointer.save(temporary / "state", args=ocp.args.PyTreeSave(state))
+            files = {name: _file_digest(temporary / name) for name in _files(temporary)}
+            content = {"format": FORMAT, "record": record, "arrays": _array_digests(state), "files": files}
+            (temporary / "record.json").write_text(
+                json.dumps({**content, "digest": _digest(content)}, indent=1, allow_nan=False) + "\n", encoding="utf-8"
+            )
+            _sync(temporary)
+            temporary.rename(target)
+            _sync_directory(self.directory)
+            self._prune()
+        except Exception as error:  # Orbax and TensorStore raise many kinds.
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise SaveError(f"checkpoint {target} could not be saved: {_one_line(error)}") from error
+
+    def _prune(self) -> None:
+        """Delete all steps but the newest and the best."""
+        steps = self.steps()
+        kept = set(steps[-self._keep :])
+        losses = {step: self._test_loss(step) for step in steps} if self._keep_best else {}
+        ranked = sorted((loss, step) for step, loss in losses.items() if loss is not None)
+        kept.update(step for _, step in ranked[: self._keep_best])
+        for step in steps:
+            if step not in kept:
+                # Renamed first: a step that is there is there as a whole.
+                doomed = self.directory / f"{step}{TEMPORARY}"
+                (self.directory / str(step)).rename(doomed)
+                shutil.rmtree(doomed)
+
+    def _test_loss(self, step: int) -> float | None:
+        try:
+            loss: float | None = _read_record(self.directory / str(step))["record"]["test_loss"]
+        except (DamagedError, InputError, KeyError):
+            return None
+        return loss
+
+    def read_record(self) -> dict[str, Any]:
+        """The record of the newest step whose record is intact.
+
+        Raises:
+          InputError: there is no checkpoint, or the records of all of them are damaged.
+        """
+        for step in reversed(self.steps()):
+            try:
+                record: dict[str, Any] = _read_record(self.directory / str(step))["record"]
+                return record
+            except DamagedError:
+                continue
+        raise InputError(self._nothing())
+
+    def restore(self, like: TrainState, best: bool = False) -> Saved | None:
+        """The newest undamaged checkpoint, or the one with the lowest test loss; None if none was ever saved.
+
+        Where a damaged step is passed over, a warning names it and what is damaged, and it is set
+        aside as ``damaged-STEP``.
+
+        Args:
+          like: a state with the structure, shapes and dtypes to restore to; its leaves may be
+            `jax.ShapeDtypeStruct`.
+          best: the lowest test loss rather than the newest.
+
+        Raises:
+          InputError: all checkpoints are damaged; or an undamaged one does not fit `like`, or is of
+            a version that this one does not know.
+        """
+        steps = list(reversed(self.steps()))
+        if best:
+            losses = {step: loss for step in steps if (loss := self._test_loss(step)) is not None}
+            if not losses:
+                raise InputError(f"{self.directory} holds no checkpoint with a test loss")
+            steps = sorted(losses, key=lambda step: losses[step])
+        damaged: dict[int, str] = {}
+        for step in steps:
+            try:
+                saved = _restore(self.directory / str(step), like)
+            except DamagedError as error:
+                damaged[step] = str(error)
+                self._warn(f"checkpoint {self.directory / str(step)} is damaged: {error}")
+                continue
+            if not self._read_only:
+                for bad in damaged:
+                    self._set_aside(bad)
+                self._newest = max(self.steps())
+            return saved
+        if damaged or any(self.directory.glob(f"{DAMAGED}*")):
+            raise InputError(self._nothing())
+        return None
+
+    def _nothing(self) -> str:
+        if self.steps() or any(self.directory.glob(f"{DAMAGED}*")):
+            return f"{self.directory}: every checkpoint is damaged; none is left to go on from"
+        return f"{self.directory} holds no checkpoint"
+
+    def _set_aside(self, step: int) -> None:
+        number = 1
+        while (aside := self.directory / f"{DAMAGED}{step}{f'-{number}' if number > 1 else ''}").exists():
+            number += 1
+        (self.directory / str(step)).rename(aside)
+        self._warn(f"it was set aside as {aside}")
 
 
-def _shape_and_dtype(leaf: Any) -> tuple[tuple[int, ...], str]:
+def _checkpointer() -> ocp.Checkpointer:
+    # Of the processes of a job, this one alone: Orbax would wait for the others.
+    here = jax.process_index()
+    options = ocp.options.MultiprocessingOptions(
+        primary_host=here, active_processes={here}, barrier_sync_key_prefix=f"jaxvae{here}"
+    )
+    handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=options)
+    return ocp.Checkpointer(handler, multiprocessing_options=options)
+
+
+def _restore(path: Path, like: TrainState) -> Saved:
+    """One checkpoint, verified. Raises `DamagedError`, and `InputError` if it does not fit `like`."""
+    content = _read_record(path)
+    for name in sorted({*content["files"], *_files(path)} - {"record.json"}):
+        if not (path / name).is_file():
+            raise DamagedError(f"{name} is missing")
+        if name not in content["files"]:
+            raise DamagedError(f"{name} does not belong there")
+        try:
+            digest = _file_digest(path / name)
+        except OSError as error:
+            raise DamagedError(f"{name} cannot be read: {error.strerror or error}") from None
+        if digest != content["files"][name]:
+            raise DamagedError(f"{name} is not as it was saved")
+    expected = {name: _form(leaf) for name, leaf in _named(like)}
+    found = {name: (tuple(a["shape"]), a["dtype"]) for name, a in content["arrays"].items()}
+    if differ := sorted(name for name in {*expected, *found} if expected.get(name) != found.get(name)):
+        name = differ[0]
+        raise InputError(
+            f"checkpoint {path} does not fit the run's model: {name} is {_form_words(found.get(name))} there, "
+            f"{_form_words(expected.get(name))} here"
+        )
+    try:
+        with _checkpointer() as checkpointer:
+            arguments = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), like)
+            state: TrainState = checkpointer.restore(
+                path / "state", args=ocp.args.PyTreeRestore(item=like, restore_args=arguments)
+            )
+    except Exception as error:  # Orbax and TensorStore raise many kinds.
+        raise DamagedError(_one_line(error)) from None
+    state = jax.tree.map(np.asarray, state)
+    for name, digests in _array_digests(state).items():
+        if digests != content["arrays"][name]:
+            raise DamagedError(f"{name} is not as it was saved")
+    return Saved(int(state.step), state, content["record"])
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    """What record.json holds. Raises `DamagedError`, or `InputError` for a version that is not known."""
+    if (path / "_CHECKPOINT_METADATA").exists() and not (path / "record.json").exists():
+        raise InputError(f"checkpoint {path} was saved by a version of jaxvae that this one cannot read")
+    try:
+        content = json.loads((path / "record.json").read_text(encoding="utf-8"))
+        digest = content.pop("digest")
+        intact = digest == _digest(content)
+    except OSError as error:
+        raise DamagedError(f"record.json cannot be read: {error.strerror or error}") from None
+    except (ValueError, RecursionError, KeyError, AttributeError, TypeError):
+        intact = False
+    if not intact:
+        raise DamagedError("record.json is not as it was saved")
+    if content["format"] != FORMAT:
+        raise InputError(f"checkpoint {path} is of format {content['format']}; this version of jaxvae reads {FORMAT}")
+    result: dict[str, Any] = content
+    return result
+
+
+def _digest(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _file_digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _files(directory: Path) -> list[str]:
+    """The files below a directory, by their paths relative to it."""
+    return sorted(path.relative_to(directory).as_posix() for path in directory.rglob("*") if not path.is_dir())
+
+
+def _named(tree: Any) -> list[tuple[str, Any]]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return [(jax.tree_util.keystr(path, simple=True, separator="/"), leaf) for path, leaf in leaves]
+
+
+def _array_digests(state: TrainState) -> dict[str, dict[str, Any]]:
+    return {
+        name: {
+            "shape": list(leaf.shape),
+            "dtype": str(leaf.dtype),
+            "sha256": hashlib.sha256(np.ascontiguousarray(leaf).tobytes()).hexdigest(),
+        }
+        for name, leaf in _named(state)
+    }
+
+
+def _form(leaf: Any) -> tuple[tuple[int, ...], str]:
     return tuple(leaf.shape), str(leaf.dtype)
+
+
+def _form_words(form: tuple[tuple[int, ...], str] | None) -> str:
+    return "missing" if form is None else f"{form[1]} {list(form[0])}"
+
+
+def _one_line(error: Exception) -> str:
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return " ".join(reason.split())[:300] or type(error).__name__
+
+
+def _sync(directory: Path) -> None:
+    """Have everything below `directory` on the disk, so that the power may fail."""
+    for path in directory.rglob("*"):
+        if path.is_dir():
+            _sync_directory(path)
+        else:
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+    _sync_directory(directory)
+
+
+def _sync_directory(directory: Path) -> None:
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 class TrainedRun(NamedTuple):
     """What `load_run` finds in a run directory."""
 
     config: Config
-    model: AutoEncoder | VAE
+    model: Model
     state: TrainState
     record: dict[str, Any]
 
 
-def load_run(run_dir: Path) -> TrainedRun:
-    """The newest model of a run directory, for use rather than for training on.
+def load_run(run_dir: Path, best: bool = False) -> TrainedRun:
+    """The newest model of a run directory, or that with the lowest test loss, for use rather than for training on.
+
+    A damaged checkpoint is passed over with a warning on stderr.
 
     Raises:
-      InputError: it is no run directory, or its checkpoint cannot be read.
+      InputError: it is no run directory, or none of its checkpoints can be read.
     """
     if not (run_dir / "config.json").is_file():
         raise InputError(f"{run_dir} is not a run directory: it has no config.json")
@@ -148,8 +410,8 @@ def load_run(run_dir: Path) -> TrainedRun:
     if not (run_dir / "checkpoints").is_dir():
         raise InputError(f"{run_dir} holds no checkpoint yet")
     with Checkpoints(run_dir / "checkpoints", read_only=True) as checkpoints:
-        record = checkpoints.read_record()
-        height, width, channels = record["image_shape"]
+        height, width, channels = checkpoints.read_record()["image_shape"]
         model = build_model(config, (height, width, channels))
-        state = checkpoints.restore(abstract_state(model, build_optimizer(config)))
-        return TrainedRun(config, model, state, record)
+        saved = checkpoints.restore(abstract_state(model, build_optimizer(config)), best)
+        assert saved is not None  # Its record has just been read.
+        return TrainedRun(config, model, saved.state, saved.record)

@@ -1,7 +1,7 @@
 """What the command lines share: parsing by dataclass, one-line errors, exit codes.
 
-Exit codes: 0 done; 2 bad input; 3 a loss is not finite; 128 + N stopped by signal N (130 for
-Ctrl-C, 143 for SIGTERM) with the state saved.
+Exit codes: 0 done; 2 bad input; 3 a loss is not finite; 4 a checkpoint could not be saved; 128 + N
+stopped by signal N (130 for Ctrl-C, 143 for SIGTERM) with the state saved.
 """
 
 import contextlib
@@ -21,6 +21,7 @@ T = TypeVar("T")
 EXIT_OK = 0
 EXIT_BAD_INPUT = 2
 EXIT_DIVERGED = 3
+EXIT_NOT_SAVED = 4
 
 
 def parse(kind: type[T], args: Sequence[str], *, prog: str, description: str, default: T | None = None) -> T:

@@ -15,8 +15,15 @@ from typing import Any, Literal
 
 from jaxvae.errors import InputError
 
-Head = Literal["relu", "linear"]
+Head = Literal["relu", "linear", "exp"]
+Likelihood = Literal["bernoulli", "gaussian", "gaussian-global", "gaussian-pixel", "logistic"]
+Activation = Literal["relu", "tanh", "elu", "gelu", "silu"]
 MAX_WIDTH = 2**16  # Of a layer; a wider one is a slip of the finger, and would hang while it is allocated.
+
+
+def flag(field: str) -> str:
+    """The command-line flag of a field: "batch_size" is "--batch-size"."""
+    return "--" + field.replace("_", "-")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +32,7 @@ class Config:
 
     # A docstring below a field is its help text. The command line needs it on one line.
     preset: str = "notes-vae"
-    """notes-ae or notes-vae: the notes' models to the letter; vae: what the field means by a VAE."""
+    """notes-ae, notes-vae: the notes' models to the letter; vae: what the field means by one; iwae: Burda et al.'s."""
 
     # Data.
     dataset: str = "auto"
@@ -35,19 +42,63 @@ class Config:
 
     # Model.
     hidden: tuple[int, ...] = (256, 64)
-    """Widths of the encoder's hidden layers; the decoder mirrors them."""
+    """Widths of the encoder's hidden layers (conv: their channels); the decoder mirrors them."""
     latent_size: int = 10
     """Latent dimensions; for an autoencoder, the width of its code."""
     head: Head = "relu"
-    """The encoder's end. relu: mean and standard deviation after a ReLU; linear: mean, log-variance."""
-    objective: Literal["mse", "notes-elbo", "elbo"] = "notes-elbo"
-    """mse (autoencoder) and notes-elbo (VAE): the notes', per pixel; elbo: Bernoulli, nats/image."""
+    """The encoder's end. relu: mean, deviation after a ReLU; linear: mean, log-variance; exp: mean, log-deviation."""
+    architecture: Literal["mlp", "conv", "two-layer"] = "mlp"
+    """mlp: dense; conv: stride-2 convolutions, any image size; two-layer: two stochastic layers of dense ones."""
+    activation: Activation = "relu"
+    """Between layers."""
+    init: Literal["pytorch", "glorot"] = "pytorch"
+    """Initial weights. pytorch: as its Linear; glorot: uniform, and the pixels' bias at the logit of their mean."""
+    objective: Literal["mse", "notes-elbo", "elbo", "iwae", "dreg", "info", "beta-tc"] = "notes-elbo"
+    """mse (autoencoder), notes-elbo (VAE): the notes', per pixel; the others in nats/image."""
+    likelihood: Likelihood = "bernoulli"
+    """Of a pixel, for the objectives in nats/image."""
+    likelihood_std: float = 0.1
+    """Standard deviation of the likelihood gaussian, in units of intensity (0 to 1)."""
+    inputs: Literal["grey", "dynamic", "static"] = "grey"
+    """Pixels. dynamic: 0 or 1, drawn anew each time an image is seen; static: drawn once, by --static-seed."""
+    static_seed: int = 0
+    """Draws the pixels of --inputs static."""
+    corruption: float = 0.0
+    """Fraction of the pixels an autoencoder does not get to see: denoising."""
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     """Arithmetic of the layers' products; parameters, losses and updates are always float32."""
 
+    # Objective.
+    samples: int = 1
+    """Latents drawn an image and step: the k of iwae and dreg."""
+    beta: float = 1.0
+    """Weight of the KL term (beta-tc: of the total correlation)."""
+    kl_warmup_epochs: float = 0.0
+    """Epochs over which the KL term's weight grows from 0 to --beta."""
+    kl_cycles: int = 1
+    """How often that happens, evenly over the run: cyclical annealing."""
+    free_bits: float = 0.0
+    """Nats a latent dimension may cost an image before its KL counts."""
+    mmd_weight: float = 0.0
+    """Weight of the maximum mean discrepancy in info, times the number of pixels."""
+
     # Training.
     learning_rate: float = 1e-3
-    """Adam's learning rate."""
+    """Adam's learning rate; where there is a schedule, its highest."""
+    schedule: Literal["constant", "cosine", "stages"] = "constant"
+    """cosine: down to 0 at the end; stages: eight, of 3^i parts of the run each, at 10^(-i/7) of the rate."""
+    warmup_epochs: float = 0.0
+    """Epochs over which the rate grows from 0."""
+    weight_decay: float = 0.0
+    """Decoupled (AdamW), times the learning rate."""
+    clip_norm: float = 0.0
+    """Greatest norm of a gradient; 0: any."""
+    adam_b1: float = 0.9
+    """Adam's decay of the first moment."""
+    adam_b2: float = 0.999
+    """Adam's decay of the second moment."""
+    adam_eps: float = 1e-8
+    """Added to the root of Adam's second moment."""
     batch_size: int = 32
     """Images a step. Of an epoch's shuffled images, those that do not fill a batch sit it out."""
     epochs: int = 20
@@ -66,11 +117,13 @@ class Config:
     """Epochs between checkpoints; 0: only at the end."""
     keep_checkpoints: int = 3
     """Newest checkpoints to keep."""
+    keep_best_checkpoints: int = 1
+    """Checkpoints with the lowest test loss to keep besides, of those saved."""
 
     def __post_init__(self) -> None:
         """Raise `InputError` for a value out of range; types are for `from_json` and the command line."""
-        positive = ("latent_size", "batch_size", "epochs", "steps_per_call", "keep_checkpoints")
-        not_negative = ("log_every", "image_every", "checkpoint_every", "seed")
+        positive = ("latent_size", "batch_size", "epochs", "steps_per_call", "keep_checkpoints", "samples", "kl_cycles")
+        not_negative = ("log_every", "image_every", "checkpoint_every", "keep_best_checkpoints", "seed")
         for name in positive:
             if getattr(self, name) < 1:
                 raise InputError(f"{flag(name)} must be at least 1, not {getattr(self, name)}")
@@ -85,12 +138,66 @@ class Config:
             raise InputError(f"{flag('latent_size')} must be at most {MAX_WIDTH}, not {self.latent_size}")
         if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
             raise InputError(f"{flag('learning_rate')} must be positive and finite, not {self.learning_rate}")
-        if self.objective == "elbo" and self.head != "linear":
-            raise InputError(
-                "--objective elbo needs --head linear: it has no finite value at a standard deviation of 0"
-            )
+        for name in (
+            "kl_warmup_epochs",
+            "free_bits",
+            "mmd_weight",
+            "warmup_epochs",
+            "weight_decay",
+            "clip_norm",
+            "beta",
+        ):
+            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
+                raise InputError(f"{flag(name)} must be finite and not negative, not {getattr(self, name)}")
+        for name in ("likelihood_std", "adam_eps"):
+            if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
+                raise InputError(f"{flag(name)} must be positive and finite, not {getattr(self, name)}")
+        for name in ("adam_b1", "adam_b2", "corruption"):
+            if not 0 <= getattr(self, name) < 1:
+                raise InputError(f"{flag(name)} must be in [0, 1), not {getattr(self, name)}")
+        self._check_what_goes_together()
         if not self.dataset:
             raise InputError("--dataset must not be empty")
+
+    def _check_what_goes_together(self) -> None:
+        def needs(what: str, of: str, ok: bool, why: str) -> None:
+            if not ok:
+                raise InputError(f"{of} needs {what}: {why}")
+
+        named = f"--objective {self.objective}"
+        if self.in_nats:
+            why = "it has no finite value at a standard deviation of 0"
+            needs("--head linear or exp", named, self.head != "relu", why)
+        else:
+            for name in ("likelihood", "samples", "beta", "kl_warmup_epochs", "free_bits", "kl_cycles"):
+                default = getattr(Config, name)
+                of = f"{flag(name)} {getattr(self, name)}"
+                needs("an objective in nats", of, getattr(self, name) == default, f"{named} is the notes' own")
+        if self.samples > 1:
+            why = "the others take one latent an image"
+            needs("--objective elbo, iwae or dreg", "--samples", self.objective in ("elbo", "iwae", "dreg"), why)
+        if self.architecture == "two-layer":
+            why = "the others look at one latent layer"
+            needs("--objective elbo or iwae", "--architecture two-layer", self.objective in ("elbo", "iwae"), why)
+            needs("--free-bits 0", "--architecture two-layer", self.free_bits == 0, "its KL is an estimate")
+            needs("two --hidden widths", "--architecture two-layer", len(self.hidden) == 2, "one a layer")
+        if self.mmd_weight:
+            needs("--objective info", "--mmd-weight", self.objective == "info", "the others have no such term")
+        if self.corruption:
+            needs("--objective mse", "--corruption", self.objective == "mse", "it is for autoencoders")
+        if self.inputs != "grey" and self.likelihood == "logistic":
+            raise InputError("--likelihood logistic needs --inputs grey: it is of 256 levels")
+        if self.kl_cycles > 1:
+            needs("--kl-warmup-epochs", "--kl-cycles", self.kl_warmup_epochs > 0, "what would be repeated")
+
+    @property
+    def in_nats(self) -> bool:
+        """Whether figures are in nats per image, rather than in the notes' scale, per pixel."""
+        return self.objective not in ("mse", "notes-elbo")
+
+    def numbers(self) -> dict[str, float]:
+        """The values of `SWEPT`."""
+        return {name: getattr(self, name) for name in SWEPT}
 
     @property
     def is_vae(self) -> bool:
@@ -98,10 +205,14 @@ class Config:
         return self.objective != "mse"
 
 
+# What may differ between models that are trained in one program: numbers that change no shape and no branch.
+SWEPT = ("learning_rate", "beta", "free_bits", "mmd_weight", "weight_decay")
+
 # What may change when a run is resumed: how long it goes on, what it writes when, and where the
 # images lie. The images themselves are compared by digest.
 RESUMABLE_FIELDS = frozenset(
-    {"epochs", "dataset", "data_dir", "log_every", "image_every", "checkpoint_every", "keep_checkpoints"}
+    {"epochs", "dataset", "data_dir", "log_every", "image_every"}
+    | {"checkpoint_every", "keep_checkpoints", "keep_best_checkpoints"}
 )
 
 # The notes' two models to the letter but for the number of epochs, and what the field means by a VAE.
@@ -119,14 +230,29 @@ PRESETS: Mapping[str, Config] = types.MappingProxyType(
                 latent_size=20,
                 batch_size=128,
             ),
+            # The one-layer model of Burda, Grosse and Salakhutdinov (arXiv 1509.00519), and their protocol
+            # but for the length of training. They sum gradients over the batch, which is Adam's eps times 20.
+            Config(
+                preset="iwae",
+                objective="iwae",
+                samples=5,
+                head="exp",
+                hidden=(200, 200),
+                latent_size=50,
+                activation="tanh",
+                init="glorot",
+                inputs="dynamic",
+                batch_size=20,
+                epochs=3280,
+                schedule="stages",
+                adam_b1=0.99,
+                adam_eps=1e-4 / 20,
+                image_every=50,
+                checkpoint_every=50,
+            ),
         )
     }
 )
-
-
-def flag(field: str) -> str:
-    """The command-line flag of a field: "batch_size" is "--batch-size"."""
-    return "--" + field.replace("_", "-")
 
 
 def preset(name: str) -> Config:
@@ -205,9 +331,14 @@ def load(path: Path) -> Config:
 
 
 def differences(old: Config, new: Config) -> list[str]:
-    """The fields, other than `RESUMABLE_FIELDS`, in which two configurations differ: "field: old -> new"."""
+    """The fields, other than `RESUMABLE_FIELDS`, in which two configurations differ: "field: old -> new".
+
+    The number of epochs counts too where the run depends on its length from the start.
+    """
+    by_length = old.schedule != "constant" or old.kl_cycles > 1
     return [
         f"{field.name}: {getattr(old, field.name)} -> {getattr(new, field.name)}"
         for field in dataclasses.fields(Config)
-        if field.name not in RESUMABLE_FIELDS and getattr(old, field.name) != getattr(new, field.name)
+        if (field.name not in RESUMABLE_FIELDS or (field.name == "epochs" and by_length))
+        and getattr(old, field.name) != getattr(new, field.name)
     ]

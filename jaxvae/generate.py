@@ -31,16 +31,18 @@ class Arguments:
     """PNG file to write."""
     seed: int = 0
     """Another seed draws other images."""
+    best: bool = False
+    """The checkpoint with the lowest test loss rather than the newest."""
 
 
-def generate(run_dir: Path, n: int, seed: int = 0) -> NDArray[np.float32]:
-    """`n` images [n, H, W, C], intensities in [0, 1], from a run's newest checkpoint.
+def generate(run_dir: Path, n: int, seed: int = 0, best: bool = False) -> NDArray[np.float32]:
+    """`n` images [n, H, W, C], intensities in [0, 1], from a run's newest checkpoint (or its best).
 
     Raises:
       InputError: no run, an unreadable checkpoint, or an autoencoder, which has no prior.
     """
-    run = checkpoint.load_run(run_dir)
-    if not isinstance(run.model, models.VAE):
+    run = checkpoint.load_run(run_dir, best)
+    if isinstance(run.model, models.AutoEncoder):
         raise InputError(f"{run_dir} holds an autoencoder, which has no prior to draw from")
     return np.asarray(models.sample(run.model, run.state.params, purpose_key(seed, "generate"), n))
 
@@ -56,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.out.suffix.lower() != ".png":
         raise InputError(f"--out {arguments.out}: must end in .png")
     cli.check_writable("--out", arguments.out)
-    images = generate(arguments.run_dir, arguments.n, arguments.seed)
+    images = generate(arguments.run_dir, arguments.n, arguments.seed, arguments.best)
     plots.save_png(arguments.out, plots.image_grid(images), scale=2)
     print(f"{arguments.n} images -> {arguments.out}")
     return cli.EXIT_OK

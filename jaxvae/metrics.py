@@ -19,7 +19,7 @@ from jaxvae.errors import InputError
 
 Record = dict[str, Any]
 
-TERMS = ("loss", "recon", "kl")  # In the order people read them; an objective may lack some.
+TERMS = ("loss", "recon", "kl", "tc", "mmd")  # In the order people read them; an objective may lack some.
 
 
 def record(step: int, epoch: int, split: str, unit: str, values: Mapping[str, NDArray[np.floating[Any]]]) -> Record:
@@ -59,6 +59,9 @@ class RunLog:
       run_dir: an existing directory.
       step: the step the run starts or resumes from. Lines of ``metrics.jsonl`` past it belong to
         steps that will be taken again, and are dropped.
+
+    Raises:
+      InputError: `run_dir` cannot be written, or a file in it cannot be read.
     """
 
     def __init__(self, run_dir: Path, step: int):
@@ -66,13 +69,17 @@ class RunLog:
 
         path = run_dir / "metrics.jsonl"
         self.records = [r for r in read_records(path) if r["step"] <= step]
-        # The old file stays whole until the new one is.
-        fresh = path.with_suffix(".jsonl.tmp")
-        fresh.write_text("".join(_line(r) for r in self.records), encoding="utf-8")
-        fresh.replace(path)
-        self._metrics = path.open("a", encoding="utf-8")
-        self._timing = (run_dir / "timing.jsonl").open("a", encoding="utf-8")
-        self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=step + 1 if step else None, flush_secs=5)
+        try:
+            # The old file stays whole until the new one is.
+            fresh = path.with_suffix(".jsonl.tmp")
+            fresh.write_text("".join(_line(r) for r in self.records), encoding="utf-8")
+            fresh.replace(path)
+            self._metrics = path.open("a", encoding="utf-8")
+            self._timing = (run_dir / "timing.jsonl").open("a", encoding="utf-8")
+            purge = step + 1 if step else None
+            self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=purge, flush_secs=5)
+        except OSError as error:
+            raise InputError(f"{run_dir} cannot be written: {error.strerror or error}") from None
 
     def __enter__(self) -> Self:
         return self

@@ -6,12 +6,14 @@ Two scales are in use, and every objective says which is its own (`Objective.uni
 - *per pixel*, the notes': both terms divided by the number of pixels, H * W * C.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from jaxvae.keys import fold_in_each
 from jaxvae.models import AutoEncoderOutput, VAEOutput
 
 Array = jax.Array
@@ -87,6 +89,60 @@ def bernoulli_nll(logits: Array, x: Array) -> Array:
     return _sum_per_example(jax.nn.relu(logits) - x * logits + jnp.log1p(jnp.exp(-jnp.abs(logits))))
 
 
+def gaussian_nll(mean: Array, log_std: Array | float, x: Array) -> Array:
+    """Negative log-likelihood of intensities under N(mean, std^2) per pixel: a density, so it may be negative.
+
+    ``sum_pixels 0.5 * ((x - mean) / std)^2 + log std + 0.5 log(2 pi)``.
+
+    Args:
+      mean: [B, ...].
+      log_std: the logarithm of the standard deviation, a number, [] or as `mean`.
+      x: intensities [B, ...].
+
+    Returns:
+      [B], nats per image.
+
+    Raises:
+      ValueError: if the shapes of `mean` and `x` differ.
+    """
+    _check_same_shape(mean=mean, x=x)
+    log_std = jnp.broadcast_to(jnp.asarray(log_std, mean.dtype), mean.shape)
+    return _sum_per_example(0.5 * jnp.square((x - mean) * jnp.exp(-log_std)) + log_std + 0.5 * math.log(2 * math.pi))
+
+
+def discretized_logistic_nll(mean: Array, log_scale: Array, x: Array) -> Array:
+    """Negative log-probability of 8-bit intensities under a logistic distribution cut into 256 bins.
+
+    Kingma et al. (arXiv 1606.04934), section 5.3; the lowest bin reaches to minus infinity and the highest
+    to infinity, so that all 256 sum to 1 (Salimans et al., arXiv 1701.05517, equation 2).
+
+    Args:
+      mean: [B, ...], in units of intensity.
+      log_scale: the logarithm of the scale, as `mean`.
+      x: intensities k / 255 [B, ...].
+
+    Returns:
+      [B], >= 0, nats per image.
+
+    Raises:
+      ValueError: if the shapes differ.
+    """
+    _check_same_shape(mean=mean, log_scale=log_scale, x=x)
+    inverse = jnp.exp(-log_scale)
+    upper, lower = (x + 0.5 / 255 - mean) * inverse, (x - 0.5 / 255 - mean) * inverse
+    # log(sigmoid(upper) - sigmoid(lower)), of which nothing cancels.
+    between = jax.nn.log_sigmoid(upper) + jax.nn.log_sigmoid(-lower) + jnp.log(-jnp.expm1(-inverse / 255))
+    lowest, highest = x < 0.5 / 255, x > 254.5 / 255
+    log_p = jnp.where(lowest, jax.nn.log_sigmoid(upper), jnp.where(highest, jax.nn.log_sigmoid(-lower), between))
+    return -_sum_per_example(log_p)
+
+
+def gaussian_kl_per_dimension(mean: Array, std: Array) -> Array:
+    """KL(N(mean, std^2) || N(0, 1)) of each latent dimension, [B, L] as its arguments; see `gaussian_kl`."""
+    _check_same_shape(mean=mean, std=std)
+    return 0.5 * (jnp.square(mean) + jnp.square(std) - 1) - jnp.log(std)
+
+
 def gaussian_kl(mean: Array, std: Array) -> Array:
     """KL(N(mean, std^2) || N(0, I)): ``sum_latent 0.5 * (mean^2 + std^2 - 1) - log(std)``.
 
@@ -102,8 +158,29 @@ def gaussian_kl(mean: Array, std: Array) -> Array:
     Raises:
       ValueError: if the shapes differ.
     """
-    _check_same_shape(mean=mean, std=std)
-    return _sum_per_example(0.5 * (jnp.square(mean) + jnp.square(std) - 1) - jnp.log(std))
+    return _sum_per_example(gaussian_kl_per_dimension(mean, std))
+
+
+class Context(NamedTuple):
+    """What an objective may need besides the images.
+
+    Attributes:
+      step: the number of steps taken, int32 []; None in evaluation, where nothing is warmed up or corrupted.
+      gather: from this device's share of a batch to the whole batch; the identity where there is
+        but one device, or where the compiler sees all of the batch.
+    """
+
+    step: Array | None = None
+    gather: Callable[[Array], Array] = lambda share: share
+
+
+def corrupt(x: Array, keys: Array, fraction: float) -> Array:
+    """`x` with each pixel 0 with probability `fraction`, keyed by example: masking noise.
+
+    Vincent et al. (2010), "Stacked Denoising Autoencoders", section 3.3; the loss is taken against the whole image.
+    """
+    kept = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - fraction, x.shape[1:]))(fold_in_each(keys, "corrupt"))
+    return jnp.where(kept, x, jnp.zeros_like(x))
 
 
 class Objective(NamedTuple):
@@ -113,10 +190,17 @@ class Objective(NamedTuple):
       losses: from a model's output and the images `x` [B, H, W, C] in [0, 1] to named values [B],
         among them "loss", the one that is minimised.
       unit: the scale all of them are in.
+      corruption: the fraction of the pixels that the model does not get to see in training.
     """
 
     losses: Callable[[Any, Array], dict[str, Array]]
     unit: str
+    corruption: float = 0.0
+
+    def of(self, model: Any, params: Any, x: Array, keys: Array, context: Context) -> dict[str, Array]:
+        """The losses of `model` at `params` for images `x` [B, H, W, C], with a key for each."""
+        seen = corrupt(x, keys, self.corruption) if self.corruption and context.step is not None else x
+        return self.losses(model.apply(params, seen, keys), x)
 
 
 def _mse_losses(output: AutoEncoderOutput, x: Array) -> dict[str, Array]:
@@ -129,19 +213,11 @@ def _notes_elbo_losses(output: VAEOutput, x: Array) -> dict[str, Array]:
     return {"loss": recon + 1.0 * kl, "recon": recon, "kl": kl}
 
 
-def _elbo_losses(output: VAEOutput, x: Array) -> dict[str, Array]:
-    recon = bernoulli_nll(output.logits, x)
-    kl = gaussian_kl(output.mean, output.std)
-    return {"loss": recon + kl, "recon": recon, "kl": kl}
-
-
-# By the names that `Config.objective` takes.
+# The notes' own, by their names in `Config.objective`; the others are in `variational.py`.
 OBJECTIVES: Mapping[str, Objective] = {
     # The notes' autoencoder.
     "mse": Objective(_mse_losses, "per pixel"),
     # The notes' VAE, `mse + kld`: times num_pixels, a Gaussian likelihood of variance 1/2 and its
     # KL, up to a constant.
     "notes-elbo": Objective(_notes_elbo_losses, "per pixel"),
-    # The negative evidence lower bound with one posterior sample, arXiv 1312.6114, equation 10.
-    "elbo": Objective(_elbo_losses, "nats/image"),
 }

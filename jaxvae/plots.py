@@ -71,7 +71,7 @@ def save_curves(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
     FigureCanvasAgg(figure)
     for axes, term in zip(figure.subplots(1, len(terms), squeeze=False)[0], terms, strict=True):
         for split, style in (("train", "-"), ("test", "o--")):
-            lines = [r for r in records if r["split"] == split]
+            lines = [r for r in records if r["split"] == split and term in r]
             steps = [r["step"] for r in lines]
             axes.plot(steps, [r[term] for r in lines], style, markersize=3, label=split)
         axes.set(title=term, xlabel="step", ylabel=records[0]["unit"])

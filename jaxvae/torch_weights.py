@@ -228,6 +228,8 @@ def import_run(
     if min(image_shape) < 1:
         raise InputError(f"--image-shape takes sizes of at least 1, not {list(image_shape)}")
     model = build_model(config, image_shape)
+    if not isinstance(model, AutoEncoder | VAE):
+        raise InputError(f"--preset {preset}: only dense models of one stochastic layer have a form in PyTorch")
     try:
         params = params_from_torch(load_weights(weights), model)
     except InputError as error:

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from jaxvae import cli, loop
+from jaxvae import checkpoint, cli, loop, parallel
 from jaxvae import config as configs
 from jaxvae.config import Config
 from jaxvae.errors import InputError
@@ -25,6 +25,14 @@ class Arguments:
     """Directory of the run, created if need be. Default: a new one, runs/PRESET-DATE-TIME."""
     resume: bool = False
     """Go on from the newest checkpoint in --run-dir, with the configuration that is there."""
+    devices: str = "all"
+    """How many devices of each process share each batch: a number, or all."""
+    coordinator: str | None = None
+    """HOST:PORT of process 0, where several processes train together. Slurm and the like need no such flag."""
+    num_processes: int | None = None
+    """How many processes train together."""
+    process_id: int | None = None
+    """Which of them this is, from 0."""
 
 
 def parse(argv: Sequence[str]) -> Arguments:
@@ -56,14 +64,28 @@ def _peek(argv: Sequence[str]) -> tuple[str | None, Path | None, bool]:
     return known.preset, known.run_dir, known.resume
 
 
+def _device_count(text: str) -> int | None:
+    """--devices as a number, None for all. Raises `InputError`."""
+    if text == "all":
+        return None
+    if not text.isascii() or not text.isdigit() or not int(text[:9]) > 0:
+        raise InputError(f"--devices must be a number of at least 1, or all, not {text}")
+    return int(text[:9])
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code (see `jaxvae.cli`)."""
     arguments = parse(sys.argv[1:] if argv is None else argv)
+    devices = _device_count(arguments.devices)
+    parallel.join(arguments.coordinator, arguments.num_processes, arguments.process_id)
     try:
-        stopped_by = loop.train(arguments.config, arguments.run_dir, arguments.resume)
+        stopped_by = loop.train(arguments.config, arguments.run_dir, arguments.resume, devices)
     except loop.Diverged as error:
         print(f"error: {error}", file=sys.stderr)
         return cli.EXIT_DIVERGED
+    except checkpoint.SaveError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return cli.EXIT_NOT_SAVED
     return cli.EXIT_OK if stopped_by is None else 128 + stopped_by
 
 

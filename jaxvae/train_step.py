@@ -4,7 +4,7 @@ A step is a plain function of its arguments: `jit`, `vmap`, `pmap` and `shard_ma
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple, TypeAlias
 
 import jax
@@ -13,11 +13,15 @@ import optax
 
 from jaxvae.config import Config
 from jaxvae.keys import example_keys
-from jaxvae.models import VAE, AutoEncoder, Params
-from jaxvae.objectives import Objective
+from jaxvae.models import Model, Params, with_output_bias
+from jaxvae.objectives import Context, Objective
+from jaxvae.variational import Variational, binarize
 
 Array = jax.Array
 Metrics: TypeAlias = dict[str, Array]
+
+
+STAGES = 8  # Of the rate, in the schedule of that name.
 
 
 class TrainState(NamedTuple):
@@ -28,9 +32,50 @@ class TrainState(NamedTuple):
     opt_state: optax.OptState
 
 
-def build_optimizer(config: Config) -> optax.GradientTransformation:
-    """Adam (Kingma and Ba, arXiv 1412.6980) with PyTorch's default constants, at the configured rate."""
-    return optax.chain(_scale_by_adam(b1=0.9, b2=0.999, eps=1e-8), optax.scale(-config.learning_rate))
+def build_optimizer(
+    config: Config, steps_per_epoch: int = 1, numbers: Mapping[str, Array | float] | None = None
+) -> optax.GradientTransformation:
+    """Adam (Kingma and Ba, arXiv 1412.6980), with the rate's schedule, decay and clipping that are configured.
+
+    Args:
+      config: the notes' own defaults are PyTorch's.
+      steps_per_epoch: in which the schedule is counted. The state's structure does not depend on it.
+      numbers: values, which may be traced, in place of ``config.numbers()``.
+    """
+    numbers = config.numbers() if numbers is None else numbers
+    rate = numbers["learning_rate"]
+    parts = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
+    parts.append(_scale_by_adam(config.adam_b1, config.adam_b2, config.adam_eps))
+    if config.weight_decay:
+        parts.append(optax.add_decayed_weights(numbers["weight_decay"]))
+    if config.schedule == "constant" and not config.warmup_epochs:
+        parts.append(optax.scale(-rate))
+    else:
+        fraction = rate_schedule(config, steps_per_epoch)
+        parts.append(optax.scale_by_schedule(lambda count: -rate * fraction(count)))
+    return optax.chain(*parts)
+
+
+def rate_schedule(config: Config, steps_per_epoch: int) -> Callable[[Array], Array]:
+    """The learning rate at a step, as a fraction of the highest: from an int32 [] to a float32 []."""
+    total, warmup = config.epochs * steps_per_epoch, config.warmup_epochs * steps_per_epoch
+    # Stage i of Burda et al. (arXiv 1509.00519), appendix: 3^i parts of the 3,280, at 10^(-i/7).
+    ends = [total * (3 ** (i + 1) - 1) / (3**STAGES - 1) for i in range(STAGES - 1)]
+
+    def fraction(count: Array) -> Array:
+        step = count.astype(jnp.float32)
+        value = jnp.ones((), jnp.float32)
+        if config.schedule == "cosine":
+            done = jnp.clip((step - warmup) / max(total - warmup, 1), 0, 1)
+            value = 0.5 * (1 + jnp.cos(jnp.pi * done))
+        elif config.schedule == "stages":
+            stage = jnp.searchsorted(jnp.asarray(ends, jnp.float32), step, side="right").astype(jnp.float32)
+            value = 10.0 ** (-stage / (STAGES - 1))
+        if warmup:
+            value = value * jnp.minimum((step + 1) / warmup, 1)
+        return value
+
+    return fraction
 
 
 def _scale_by_adam(b1: float, b2: float, eps: float) -> optax.GradientTransformation:
@@ -57,18 +102,23 @@ def _scale_by_adam(b1: float, b2: float, eps: float) -> optax.GradientTransforma
     return optax.GradientTransformation(optax.scale_by_adam().init, update)
 
 
-def init_state(model: AutoEncoder | VAE, optimizer: optax.GradientTransformation, key: Array) -> TrainState:
-    """A fresh state at step 0, float32, for a `model` of `jaxvae.models`."""
+def init_state(
+    model: Model, optimizer: optax.GradientTransformation, key: Array, output_mean: Array | None = None
+) -> TrainState:
+    """A fresh state at step 0, float32, for a `model` of `jaxvae.models`.
+
+    With `output_mean` [H, W, C], the mean of the training images, the decoder starts out from it.
+    """
     image = jnp.zeros((1, *model.image_shape), jnp.float32)
     params = model.init(key, image, jax.random.fold_in(key, 0))
+    if output_mean is not None:
+        params = with_output_bias(params, model, output_mean)
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
 
 
-def abstract_state(model: AutoEncoder | VAE, optimizer: optax.GradientTransformation) -> TrainState:
-    """The shapes, dtypes and (one-device) shardings of `init_state`, to restore to; nothing is computed."""
-    shapes = jax.eval_shape(lambda key: init_state(model, optimizer, key), jax.random.key(0))
-    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    state: TrainState = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), shapes)
+def abstract_state(model: Model, optimizer: optax.GradientTransformation) -> TrainState:
+    """The shapes and dtypes of `init_state`, to restore to; nothing is computed."""
+    state: TrainState = jax.eval_shape(lambda key: init_state(model, optimizer, key), jax.random.key(0))
     return state
 
 
@@ -86,16 +136,18 @@ def intensities(images: Array) -> Array:
 
 
 def make_train_step(
-    model: AutoEncoder | VAE,
-    objective: Objective,
+    model: Model,
+    objective: Objective | Variational,
     optimizer: optax.GradientTransformation,
     axis_name: str | None = None,
+    binarized: bool = False,
 ) -> Callable[[TrainState, Array, Array], tuple[TrainState, Metrics]]:
     """The pure ``train_step(state, batch, key) -> (state, metrics)`` of a model and an objective.
 
     `batch` is uint8 [B, H, W, C], or float32 in [0, 1]. `key` is the key of the run's noise, the
     same for every step: the step's number and each example's place in the batch are folded in.
-    `metrics` are the objective's terms, averaged over the batch, [].
+    `metrics` are the objective's terms, averaged over the batch, []. With `binarized`,
+    pixels are drawn as 0 or 1 first, anew every time.
 
     With `axis_name`, the step runs inside `pmap` or `shard_map` over that axis: `batch` is this
     device's share, gradients and metrics are averaged over the *global* batch, and noise is keyed
@@ -112,9 +164,14 @@ def make_train_step(
             params = jax.lax.pcast(params, axis_name, to="varying")
         first = 0 if axis_name is None else jax.lax.axis_index(axis_name) * size
         keys = example_keys(jax.random.fold_in(key, state.step), first, size)
+        if binarized:
+            x = binarize(x, keys)
+        context = Context(state.step)
+        if axis_name is not None:
+            context = Context(state.step, lambda share: jax.lax.all_gather(share, axis_name, tiled=True))
 
         def mean_loss(params: Params) -> tuple[Array, Metrics]:
-            losses = objective.losses(model.apply(params, x, keys), x)
+            losses = objective.of(model, params, x, keys, context)
             metrics = {name: value.mean() for name, value in losses.items()}
             return metrics["loss"], metrics
 
@@ -133,7 +190,7 @@ def make_run_steps(
     batch_size: int,
     steps_per_epoch: int,
     steps_per_call: int,
-    batch_sharding: jax.sharding.Sharding | None = None,
+    batch_sharding: jax.sharding.NamedSharding | None = None,
 ) -> Callable[[TrainState, Array, Array, Array], tuple[TrainState, Metrics]]:
     """``run_steps(state, images, shuffle_key, noise_key) -> (state, metrics)``: many steps in one program.
 
@@ -162,24 +219,42 @@ def make_run_steps(
 
 
 def make_evaluate(
-    model: AutoEncoder | VAE, objective: Objective, chunk: int | None = None
+    model: Model,
+    objective: Objective | Variational,
+    chunk: int | None = None,
+    batch_sharding: jax.sharding.NamedSharding | None = None,
+    binarized: bool = False,
 ) -> Callable[[Params, Array, Array], Metrics]:
     """``evaluate(params, images, key) -> losses``: the objective's terms for every image once, [N] each.
 
     To be jitted. `images` are uint8 [N, H, W, C]; they are taken `chunk` at a time (by default about
     a million pixels), so memory does not grow with N, and each image's noise is keyed by its place,
     so the chunk's size does not matter (but for rounding). Terms are per example: the caller reduces.
+
+    With `batch_sharding`, the sharding of an array whose first axis is a chunk's, each device works on
+    its share of every chunk.
     """
     chunk = chunk or max(1, 2**20 // math.prod(model.image_shape))
 
     def evaluate(params: Params, images: Array, key: Array) -> Metrics:
-        def losses(image_and_key: tuple[Array, Array]) -> dict[str, Array]:
-            image, image_key = image_and_key
-            x = intensities(image)[None]
-            return {k: v[0] for k, v in objective.losses(model.apply(params, x, image_key[None]), x).items()}
+        count = images.shape[0]
+        size = min(chunk, count)
+        if batch_sharding is not None:
+            size = -(-size // batch_sharding.mesh.size) * batch_sharding.mesh.size
+        chunks = -(-count // size)
 
-        keys = example_keys(key, 0, images.shape[0])
-        terms: Metrics = jax.lax.map(losses, (images, keys), batch_size=min(chunk, images.shape[0]))
-        return terms
+        def losses(first: Array) -> Metrics:
+            places = first + jnp.arange(size)
+            if batch_sharding is not None:
+                places = jax.lax.with_sharding_constraint(places, batch_sharding)
+            # The last chunk is filled up with the last image, whose further copies are cut off below.
+            x = intensities(images.at[places].get(mode="clip"))
+            keys = example_keys(key, first, size)
+            if binarized:
+                x = binarize(x, keys)
+            return objective.of(model, params, x, keys, Context())
+
+        terms = jax.lax.map(losses, jnp.arange(chunks) * size)
+        return {name: values.reshape(-1)[:count] for name, values in terms.items()}
 
     return evaluate

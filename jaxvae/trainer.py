@@ -1,20 +1,21 @@
 """The device's side of a run: its programs, each compiled once, and what they work on."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxvae import models, parallel
 from jaxvae.config import Config
 from jaxvae.data import ImageData
 from jaxvae.errors import InputError
-from jaxvae.keys import Purpose, purpose_key
-from jaxvae.objectives import OBJECTIVES
+from jaxvae.keys import PURPOSES, Purpose, purpose_key
 from jaxvae.train_step import (
     TrainState,
+    abstract_state,
     build_optimizer,
     init_state,
     intensities,
@@ -22,6 +23,7 @@ from jaxvae.train_step import (
     make_run_steps,
     make_train_step,
 )
+from jaxvae.variational import build_objective
 
 Array = jax.Array
 
@@ -73,54 +75,71 @@ class Trainer:
       config: what to train.
       plan: how it is cut into calls: ``schedule(config, len(images.train))``.
       images: what to train and to test on.
-      devices: what to train on, each with an equal share of every batch. Default: the first there is.
+      placement: how the run's arrays lie on the devices. Default: all on the first device there is.
 
     Raises:
-      InputError: the devices cannot share a batch equally.
+      InputError: a batch cannot be cut into equal shares.
     """
 
-    def __init__(self, config: Config, plan: Schedule, images: ImageData, devices: Sequence[jax.Device] | None = None):
+    def __init__(self, config: Config, plan: Schedule, images: ImageData, placement: parallel.Placement | None = None):
         self.config, self.plan, self.images = config, plan, images
-        mesh = parallel.data_mesh(devices or parallel.local_devices(1))
-        parallel.check_divisible(config.batch_size, mesh)
-        self._everywhere = parallel.replicated(mesh)
+        placement = placement or parallel.data_parallel(jax.devices()[:1])
+        parallel.check_divisible(config.batch_size, placement)
+        self.placement = placement
+        everywhere = placement.replicated
+        batch_sharding = placement.batch if placement.shares > 1 else None
         _, height, width, channels = images.train.shape
         self.model = models.build_model(config, (height, width, channels))
-        self.objective = OBJECTIVES[config.objective]
-        self.optimizer = build_optimizer(config)
+        self.objective = build_objective(config, plan.steps_per_epoch, len(images.train))
+        self.optimizer = build_optimizer(config, plan.steps_per_epoch)
         self.shown = images.test[:SHOWN]
-        step = make_train_step(self.model, self.objective, self.optimizer)
+        binarized = config.inputs == "dynamic"
+        step = make_train_step(self.model, self.objective, self.optimizer, binarized=binarized)
         self._run_steps: Any = jax.jit(
             make_run_steps(
                 step,
                 config.batch_size,
                 plan.steps_per_epoch,
                 plan.steps_per_call,
-                batch_sharding=parallel.by_example(mesh) if mesh.size > 1 else None,
+                batch_sharding=batch_sharding,
             ),
             donate_argnums=0,
-            out_shardings=self._everywhere,
+            out_shardings=(placement.state, everywhere),
         )
-        self._evaluate: Any = jax.jit(make_evaluate(self.model, self.objective))
-        self._draw: Any = jax.jit(self._pictures)
-        self._copy: Any = jax.jit(lambda state: jax.tree.map(jnp.copy, state))
+        evaluate = make_evaluate(self.model, self.objective, batch_sharding=batch_sharding, binarized=binarized)
+        self._evaluate: Any = jax.jit(evaluate, out_shardings=everywhere)
+        self._draw: Any = jax.jit(self._pictures, out_shardings=everywhere)
+        self._copy: Any = jax.jit(lambda state: jax.tree.map(jnp.copy, state), out_shardings=everywhere)
+        self._most: Any = jax.jit(jnp.max, out_shardings=everywhere)
 
-    def _key(self, purpose: Purpose) -> Array:
-        return purpose_key(self.config.seed, purpose)
+    def abstract_state(self) -> TrainState:
+        """The shapes and dtypes of a state; nothing is computed."""
+        return abstract_state(self.model, self.optimizer)
 
     def start(self, state: TrainState | None) -> TrainState:
-        """Put the images on every device, and there make the first state or put `state`."""
-        self._train_images = jax.device_put(self.images.train, self._everywhere)
-        self._test_images = jax.device_put(self.images.test, self._everywhere)
-        if state is None:
-            state = jax.jit(lambda key: init_state(self.model, self.optimizer, key))(self._key("init"))
-        placed: TrainState = jax.device_put(state, self._everywhere)
-        return placed
+        """Put the images on the devices, and there make the first state, or put `state`, which is on the host."""
+        placement = self.placement
+        self._train_images = parallel.place(self.images.train, placement.images)
+        self._test_images = parallel.place(self.images.test, placement.images)
+        make_keys = jax.jit(self._make_keys, out_shardings=placement.replicated)
+        self._keys: dict[Purpose, Array] = make_keys()
+        if state is not None:
+            placed: TrainState = parallel.place(state, placement.state)
+            return placed
+        make_state = jax.jit(
+            lambda key, mean: init_state(self.model, self.optimizer, key, mean), out_shardings=placement.state
+        )
+        mean = self.images.train.mean(axis=0, dtype=np.float64) / 255 if self.config.init == "glorot" else None
+        first: TrainState = make_state(self._keys["init"], None if mean is None else np.float32(mean))
+        return first
+
+    def _make_keys(self) -> dict[Purpose, Array]:
+        return {purpose: purpose_key(self.config.seed, purpose) for purpose in PURPOSES}
 
     def compile(self, state: TrainState) -> float:
         """Compile the training program; the seconds it took."""
         start = time.perf_counter()
-        keys = self._key("shuffle"), self._key("train-noise")
+        keys = self._keys["shuffle"], self._keys["train-noise"]
         self._run_steps = self._run_steps.lower(state, self._train_images, *keys).compile()
         return time.perf_counter() - start
 
@@ -132,13 +151,13 @@ class Trainer:
 
     def run_steps(self, state: TrainState) -> tuple[TrainState, Mapping[str, Array]]:
         """Dispatch the call that starts at ``state.step``; the values of its steps. Waits for nothing."""
-        keys = self._key("shuffle"), self._key("train-noise")
+        keys = self._keys["shuffle"], self._keys["train-noise"]
         result: tuple[TrainState, Mapping[str, Array]] = self._run_steps(state, self._train_images, *keys)
         return result
 
     def evaluate(self, state: TrainState) -> Mapping[str, Array]:
         """Dispatch the objective's terms of every test image, [N] each. Waits for nothing."""
-        losses: Mapping[str, Array] = self._evaluate(state.params, self._test_images, self._key("test-noise"))
+        losses: Mapping[str, Array] = self._evaluate(state.params, self._test_images, self._keys["test-noise"])
         return losses
 
     def run_due(self, state: TrainState, step: int, total: int) -> Due:
@@ -150,14 +169,23 @@ class Trainer:
 
         return Due(
             test=self.evaluate(state) if not inside else None,
-            pictures=self._draw(state.params) if due(self.config.image_every) else None,
+            pictures=self._draw(state.params, self._keys) if due(self.config.image_every) else None,
             # A copy, since the state itself is donated to the next call.
             checkpoint=self._copy(state) if due(self.config.checkpoint_every) else None,
         )
 
-    def _pictures(self, params: models.Params) -> dict[str, Array]:
+    def greatest(self, number: int) -> Array:
+        """Dispatch the greatest `number` that any process of the job says, int32 []. Waits for nothing."""
+        mesh = self.placement.replicated.mesh
+        spread = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(mesh.axis_names))
+        here = np.full(1, number, np.int32)
+        said = jax.make_array_from_callback((mesh.size,), spread, lambda _: here)
+        result: Array = self._most(said)
+        return result
+
+    def _pictures(self, params: models.Params, keys: Mapping[Purpose, Array]) -> dict[str, Array]:
         x = intensities(jnp.asarray(self.shown))
-        pictures = {"reconstructions": models.reconstruct(self.model, params, x, self._key("reconstructions"))}
-        if isinstance(self.model, models.VAE):
-            pictures["samples"] = models.sample(self.model, params, self._key("samples"), SAMPLED)
+        pictures = {"reconstructions": models.reconstruct(self.model, params, x, keys["reconstructions"])}
+        if not isinstance(self.model, models.AutoEncoder):
+            pictures["samples"] = models.sample(self.model, params, keys["samples"], SAMPLED)
         return pictures

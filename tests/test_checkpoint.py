@@ -1,4 +1,10 @@
 import dataclasses
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +16,7 @@ import pytest
 
 from jaxvae import checkpoint
 from jaxvae import config as configs
-from jaxvae.checkpoint import Checkpoints
+from jaxvae.checkpoint import Checkpoints, SaveError
 from jaxvae.config import PRESETS
 from jaxvae.errors import InputError
 from jaxvae.train_step import TrainState
@@ -24,64 +30,301 @@ def make_state(step: int, seed: int = 0, width: int = 4) -> TrainState:
     return TrainState(jnp.int32(step), params, optax.adam(1e-3).init(params))
 
 
+LIKE = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), make_state(0))
+
+
+def saved_steps(directory: Path) -> list[int]:
+    return sorted(int(path.name) for path in directory.iterdir() if path.name.isdigit())
+
+
 def assert_same(a: Any, b: Any) -> None:
     assert jax.tree.structure(a) == jax.tree.structure(b)
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
+def restored(directory: Path, **options: Any) -> checkpoint.Saved:
+    with Checkpoints(directory, **options) as checkpoints:
+        saved = checkpoints.restore(LIKE)
+    assert saved is not None
+    return saved
+
+
 def test_what_is_saved_comes_back_bit_for_bit(tmp_path: Path) -> None:
+    odd = make_state(20, seed=2)
+    kernel = odd.params["params"]["kernel"].at[0].set(jnp.float32([-0.0, 1e-42, np.inf, np.nan]))
+    odd = odd._replace(params={"params": {"kernel": kernel, "bias": jnp.zeros(4)}})
     with Checkpoints(tmp_path / "c") as checkpoints:
         assert checkpoints.latest_step() is None
+        assert checkpoints.restore(LIKE) is None
         checkpoints.save(make_state(10, seed=1), RECORD)
-        checkpoints.save(make_state(20, seed=2), RECORD)
+        checkpoints.save(odd, RECORD)
     with Checkpoints(tmp_path / "c") as checkpoints:
         assert checkpoints.latest_step() == 20
-        assert checkpoints.read_record() == RECORD
-        assert_same(checkpoints.restore(make_state(0)), make_state(20, seed=2))
+        assert checkpoints.read_record() == {**RECORD, "test_loss": None}
+    saved = restored(tmp_path / "c")
+    assert (saved.step, saved.record["image_shape"]) == (20, [2, 3, 1])
+    assert jax.tree.structure(saved.state) == jax.tree.structure(odd)
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a.tobytes(), np.asarray(b).tobytes()), saved.state, odd)
+
+
+def test_saving_copies_what_is_saved(tmp_path: Path) -> None:
+    """The state may be donated, and its memory reused, as soon as `save` returns."""
+    state = make_state(10, seed=3)
+    expected = jax.device_get(jax.tree.map(jnp.copy, state))
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(state, RECORD)
+        jax.jit(lambda s: jax.tree.map(lambda a: a + 1, s), donate_argnums=0)(state)
+    assert_same(restored(tmp_path).state, expected)
 
 
 def test_the_newest_are_kept(tmp_path: Path) -> None:
     with Checkpoints(tmp_path, keep=2) as checkpoints:
         for step in (10, 20, 30, 40):
             checkpoints.save(make_state(step), RECORD)
-    assert sorted(int(p.name) for p in tmp_path.iterdir() if p.name.isdigit()) == [30, 40]
+    assert saved_steps(tmp_path) == [30, 40]
+
+
+def test_the_best_are_kept_besides_and_nan_is_never_best(tmp_path: Path) -> None:
+    losses = {10: 3.0, 20: 1.0, 30: float("nan"), 40: 2.0, 50: None, 60: float("inf"), 70: 4.0}
+    with Checkpoints(tmp_path, keep=1, keep_best=2) as checkpoints:
+        for step, loss in losses.items():
+            checkpoints.save(make_state(step), RECORD, loss)
+            checkpoints.wait()
+            assert step in saved_steps(tmp_path)  # The latest is never lost.
+    assert saved_steps(tmp_path) == [20, 40, 70]
+    with Checkpoints(tmp_path) as checkpoints:
+        best = checkpoints.restore(LIKE, best=True)
+    assert best is not None
+    assert best.step == 20
+
+
+def test_there_is_no_best_without_a_loss(tmp_path: Path) -> None:
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(make_state(10), RECORD)
+        checkpoints.wait()
+        with pytest.raises(InputError, match="holds no checkpoint with a test loss"):
+            checkpoints.restore(LIKE, best=True)
 
 
 def test_a_step_is_never_saved_over_or_before_another_in_silence(tmp_path: Path) -> None:
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(make_state(20, seed=1), RECORD)
-        with pytest.raises(RuntimeError, match="step 10 was not saved"):
-            checkpoints.save(make_state(10), RECORD)
-        with pytest.raises(Exception, match="20"):
-            checkpoints.save(make_state(20, seed=2), RECORD)
-    with Checkpoints(tmp_path) as checkpoints:
-        assert_same(checkpoints.restore(make_state(0)), make_state(20, seed=1))
+        for step in (10, 20):
+            with pytest.raises(SaveError, match=f"step {step} was not saved"):
+                checkpoints.save(make_state(step), RECORD)
+    assert_same(restored(tmp_path).state, make_state(20, seed=1))
 
 
-def test_nothing_to_restore_is_said(tmp_path: Path) -> None:
-    with Checkpoints(tmp_path) as checkpoints, pytest.raises(InputError, match="holds no checkpoint"):
-        checkpoints.restore(make_state(0))
-
-
-def test_a_state_of_another_shape_is_refused(tmp_path: Path) -> None:
+def test_a_state_of_another_shape_is_refused_and_left_alone(tmp_path: Path) -> None:
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(make_state(10), RECORD)
-    with Checkpoints(tmp_path) as checkpoints, pytest.raises(InputError, match="checkpoint .*10 "):
-        checkpoints.restore(make_state(0, width=5))
+        checkpoints.wait()
+        with pytest.raises(InputError, match=r"opt_state/0/mu/params/bias is float32 \[4\] there, float32 \[5\] here"):
+            checkpoints.restore(make_state(0, width=5))
+        more = make_state(0)._replace(params={"params": {**make_state(0).params["params"], "extra": jnp.zeros(2)}})
+        with pytest.raises(InputError, match=r"params/params/extra is missing there, float32 \[2\] here"):
+            checkpoints.restore(more)
+    assert saved_steps(tmp_path) == [10]
 
 
-@pytest.mark.parametrize("damage", ["delete", "truncate"])
-def test_a_damaged_checkpoint_is_named(damage: str, tmp_path: Path) -> None:
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(content)
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+@pytest.mark.parametrize("damage", [flip, truncate, Path.unlink])
+def test_each_damaged_file_is_noticed_and_the_step_before_is_used(damage: Any, tmp_path: Path) -> None:
+    whole = tmp_path / "whole"
+    with Checkpoints(whole) as checkpoints:
+        checkpoints.save(make_state(10, seed=1), RECORD)
+        checkpoints.save(make_state(20, seed=2), RECORD)
+    names = [path.relative_to(whole / "20") for path in (whole / "20").rglob("*") if path.is_file()]
+    assert len(names) > 4
+    for number, name in enumerate(names):
+        directory = tmp_path / str(number)
+        shutil.copytree(whole, directory)
+        damage(directory / "20" / name)
+        warnings: list[str] = []
+        with Checkpoints(directory, warn=warnings.append) as checkpoints:
+            saved = checkpoints.restore(LIKE)
+            assert saved is not None
+            assert saved.step == 10
+            assert_same(saved.state, make_state(10, seed=1))
+            assert str(directory / "20") in warnings[0] and name.as_posix() in warnings[0], warnings
+            assert "damaged-20" in warnings[1]
+            checkpoints.save(make_state(20, seed=3), RECORD)  # Later saves happen.
+        assert saved_steps(directory) == [10, 20]
+        assert (directory / "damaged-20").is_dir()
+        assert_same(restored(directory).state, make_state(20, seed=3))
+
+
+def test_a_file_too_many_is_noticed(tmp_path: Path) -> None:
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(make_state(10), RECORD)
-    for path in (tmp_path / "10" / "state").rglob("*"):
-        if path.is_file() and damage == "delete":
-            path.unlink()
-        elif path.is_file():
-            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    with Checkpoints(tmp_path) as checkpoints, pytest.raises(InputError, match="checkpoint .*10") as refused:
-        checkpoints.restore(make_state(0))
-    assert "\n" not in str(refused.value)
+    (tmp_path / "10" / "state" / "more").write_text("")
+    with Checkpoints(tmp_path, warn=str) as checkpoints, pytest.raises(InputError, match="every checkpoint is damaged"):
+        checkpoints.restore(LIKE)
+
+
+def test_arrays_are_compared_by_digest_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever goes wrong between the arrays of a save and those of a restore is seen."""
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(make_state(10), RECORD)
+    whole = checkpoint.ocp.Checkpointer.restore
+
+    def wrong(*args: Any, **options: Any) -> Any:
+        state = whole(*args, **options)
+        state.params["params"]["kernel"] = -state.params["params"]["kernel"]
+        return state
+
+    monkeypatch.setattr(checkpoint.ocp.Checkpointer, "restore", wrong)
+    warnings: list[str] = []
+    with Checkpoints(tmp_path, warn=warnings.append) as checkpoints, pytest.raises(InputError, match="every"):
+        checkpoints.restore(LIKE)
+    assert "params/params/kernel is not as it was saved" in warnings[0]
+
+
+def test_where_all_are_damaged_nothing_is_started_anew(tmp_path: Path) -> None:
+    with Checkpoints(tmp_path) as checkpoints:
+        for step in (10, 20):
+            checkpoints.save(make_state(step), RECORD)
+    for step in (10, 20):
+        truncate(tmp_path / str(step) / "record.json")
+    for _ in range(2):  # Nor at the second try.
+        warnings: list[str] = []
+        refused = pytest.raises(InputError, match="every checkpoint is damaged; none is left")
+        with Checkpoints(tmp_path, warn=warnings.append) as checkpoints, refused:
+            checkpoints.restore(LIKE)
+        assert len(warnings) == 2
+    shutil.rmtree(tmp_path / "10")
+    (tmp_path / "20").rename(tmp_path / "damaged-20")
+    with Checkpoints(tmp_path) as checkpoints, pytest.raises(InputError, match="every checkpoint is damaged"):
+        checkpoints.restore(LIKE)
+
+
+def test_reading_changes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with Checkpoints(tmp_path) as checkpoints:
+        for step in (10, 20):
+            checkpoints.save(make_state(step), RECORD)
+    flip(tmp_path / "20" / "record.json")
+    (tmp_path / "30.tmp").mkdir()
+    before = sorted(tmp_path.rglob("*"))
+    assert restored(tmp_path, read_only=True).step == 10
+    assert "is damaged: record.json" in capsys.readouterr().err
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_what_a_killed_save_left_is_ignored_then_cleaned(tmp_path: Path) -> None:
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(make_state(10), RECORD)
+    shutil.copytree(tmp_path / "10", tmp_path / "20.tmp")
+    (tmp_path / "20.tmp" / "record.json").unlink()
+    assert restored(tmp_path, read_only=True).step == 10
+    assert (tmp_path / "20.tmp").exists()
+    with Checkpoints(tmp_path) as checkpoints:
+        assert not (tmp_path / "20.tmp").exists()
+        checkpoints.save(make_state(20), RECORD)
+    assert saved_steps(tmp_path) == [10, 20]
+
+
+@pytest.mark.parametrize("where", ["the next save", "wait", "leaving"])
+def test_a_save_that_fails_in_the_background_is_told(
+    where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(make_state(10), RECORD)
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise OSError(28, os.strerror(28))
+
+    monkeypatch.setattr(checkpoint.ocp.Checkpointer, "save", fail)
+    told = f"checkpoint {tmp_path / '20'} could not be saved: No space left on device"
+    with pytest.raises(SaveError, match=told), Checkpoints(tmp_path) as checkpoints:  # noqa: PT012
+        checkpoints.save(make_state(20), RECORD)
+        if where == "the next save":
+            checkpoints.save(make_state(30), RECORD)
+        elif where == "wait":
+            checkpoints.wait()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["10"]
+    assert restored(tmp_path).step == 10
+
+
+def test_a_failed_save_does_not_hide_another_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoint, "_sync", lambda _: 1 / 0)
+    with pytest.raises(KeyError) as told, Checkpoints(tmp_path) as checkpoints:  # noqa: PT012
+        checkpoints.save(make_state(10), RECORD)
+        raise KeyError("x")
+    assert "could not be saved: division by zero" in told.value.__notes__[0]
+
+
+def test_saving_does_not_wait_for_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    disk = threading.Event()
+    monkeypatch.setattr(checkpoint, "_sync", lambda _: disk.wait())
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(make_state(10), RECORD)
+        assert saved_steps(tmp_path) == []
+        disk.set()
+        checkpoints.wait()
+        assert saved_steps(tmp_path) == [10]
+
+
+FILL = """
+import sys
+from pathlib import Path
+from test_checkpoint import RECORD, SaveError, Checkpoints, make_state
+with Checkpoints(Path(sys.argv[1])) as checkpoints:
+    checkpoints.save(make_state(10), RECORD)
+    try:
+        checkpoints.save(make_state(20, width=100_000), RECORD)
+        checkpoints.wait()
+    except SaveError as error:
+        print(error)
+        checkpoints.save(make_state(30), RECORD)
+"""
+
+
+def test_a_full_disk(tmp_path: Path) -> None:
+    """A file system of 1 MiB, mounted for one child process alone, which must report what it met."""
+    mount = f"mount -t tmpfs -o size=1m none {tmp_path} && {sys.executable} -c '{FILL}' {tmp_path} && ls {tmp_path}"
+    unshare = ["unshare", "--mount", "--map-root-user", "sh", "-c"]
+    if shutil.which("unshare") is None or subprocess.run([*unshare, f"mount -t tmpfs none {tmp_path}"]).returncode:
+        pytest.skip("no file system can be mounted here")
+    here = Path(__file__).parent
+    done = subprocess.run([*unshare, mount], cwd=here, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    message, *left = done.stdout.splitlines()
+    assert "/20 could not be saved: " in message and "space" in message.lower()
+    assert left == ["10", "30"]
+
+
+def test_an_unknown_format_is_named_and_left_alone(tmp_path: Path) -> None:
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(make_state(10), RECORD)
+    path = tmp_path / "10" / "record.json"
+    content = {**json.loads(path.read_text()), "format": 2}
+    del content["digest"]
+    path.write_text(json.dumps({**content, "digest": checkpoint._digest(content)}))
+    with (
+        Checkpoints(tmp_path) as checkpoints,
+        pytest.raises(InputError, match="is of format 2; this version"),
+    ):
+        checkpoints.restore(LIKE)
+    (tmp_path / "20").mkdir()
+    (tmp_path / "20" / "_CHECKPOINT_METADATA").write_text("{}")
+    with Checkpoints(tmp_path) as checkpoints, pytest.raises(InputError, match="20 was saved by a version"):
+        checkpoints.restore(LIKE)
+    assert saved_steps(tmp_path) == [10, 20]
+
+
+def test_a_directory_that_cannot_be_used(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot be used for checkpoints"):
+        Checkpoints(tmp_path / "file" / "c")
 
 
 def test_load_run_refuses_what_is_no_run(tmp_path: Path) -> None:

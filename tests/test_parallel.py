@@ -1,33 +1,232 @@
-"""Devices and how arrays lie on them, on the eight emulated ones of the suite."""
+"""Devices, how arrays lie on them, and joining a job: on the eight emulated devices of the suite."""
+
+import dataclasses
+import socket
+from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from runs import assert_same_curve, assert_same_training, float64_steps, train
 
-from jaxvae import parallel
+from jaxvae import checkpoint, data, parallel
+from jaxvae.config import PRESETS
 from jaxvae.errors import InputError
+from jaxvae.keys import purpose_key
+from jaxvae.models import build_model
+from jaxvae.objectives import Context
+from jaxvae.train_step import build_optimizer, init_state, intensities
+from jaxvae.trainer import Trainer, schedule
+from jaxvae.variational import build_objective
 
 
 @pytest.mark.parametrize("count", [0, -1, 9])
 def test_devices_there_are_not(count: int) -> None:
-    with pytest.raises(InputError, match=f"--devices {count}: this process has 8 "):
-        parallel.local_devices(count)
+    with pytest.raises(InputError, match=f"--devices {count}: this machine has 8 "):
+        parallel.select_devices(count)
 
 
-def test_shardings() -> None:
-    mesh = parallel.data_mesh(parallel.local_devices(4))
+def test_data_parallel() -> None:
+    assert len(parallel.select_devices()) == 8
+    placement = parallel.data_parallel(parallel.select_devices(4))
+    assert placement.shares == 4
     x = jnp.arange(8.0).reshape(8, 1)
-    shares = jax.device_put(x, parallel.by_example(mesh)).addressable_shards
+    shares = parallel.place(x, placement.batch).addressable_shards
     assert [share.data.ravel().tolist() for share in shares] == [[0, 1], [2, 3], [4, 5], [6, 7]]
-    copies = jax.device_put(x, parallel.replicated(mesh)).addressable_shards
-    assert len(copies) == 4
-    for copy in copies:
+    for copy in parallel.place(x, placement.replicated).addressable_shards:
         np.testing.assert_array_equal(copy.data, x)
 
 
 def test_divisible() -> None:
-    mesh = parallel.data_mesh(parallel.local_devices(4))
-    parallel.check_divisible(12, mesh)
+    placement = parallel.data_parallel(parallel.select_devices(4))
+    parallel.check_divisible(12, placement)
     with pytest.raises(InputError, match="--batch-size 10 does not divide over 4 devices"):
-        parallel.check_divisible(10, mesh)
+        parallel.check_divisible(10, placement)
+
+
+@pytest.mark.parametrize(("flags", "message"), [
+    (["--devices", "3"], "--batch-size 32 does not divide over 3 devices"),
+    (["--devices", "9"], "--devices 9: this machine has 8"),
+    (["--devices", "0"], "--devices must be a number of at least 1, or all, not 0"),
+    (["--devices", "some"], "not some"),
+    (["--batch-size", "12", "--devices", "all"], "--batch-size 12 does not divide over 8 devices"),
+    (["--coordinator", "localhost:1234"], "--num-processes, --process-id missing"),
+    (["--process-id", "0"], "--coordinator, --num-processes missing"),
+    (["--coordinator", "here", "--num-processes", "2", "--process-id", "0"], "--coordinator here: must be HOST:PORT"),
+    (["--coordinator", "a:99999", "--num-processes", "2", "--process-id", "0"], "must be HOST:PORT"),
+    (["--coordinator", "a:9", "--num-processes", "2", "--process-id", "2"], "--process-id must be from 0 to 1, not 2"),
+    (["--coordinator", "a:9", "--num-processes", "0", "--process-id", "0"], "--num-processes must be at least 1"),
+])  # fmt: skip
+def test_what_cannot_be_is_refused(
+    flags: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train("--dataset", "digits", "--run-dir", str(tmp_path / "run"), *flags) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_coordinator_that_does_not_answer() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # It does not listen.
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        with pytest.raises(InputError, match=f"--coordinator {address} did not answer in 0.5 s: .*refused"):
+            parallel.join(address, 2, 1, timeout=0.5)
+
+
+def test_a_port_that_is_taken() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        with pytest.raises(InputError, match=f"--coordinator {address}: cannot listen there: .*in use"):
+            parallel.join(address, 2, 0)
+
+
+@pytest.mark.parametrize(("environment", "expected"), [
+    ({}, False),
+    ({"SLURM_JOB_ID": "1", "SLURM_NTASKS": "4"}, False),  # A shell within an allocation.
+    ({"SLURM_JOB_ID": "1", "SLURM_STEP_NODELIST": "n[1-4]", "SLURM_NTASKS": "4", "SLURM_PROCID": "0",
+      "SLURM_LOCALID": "0"}, True),
+    ({"SLURM_JOB_ID": "1", "SLURM_STEP_NODELIST": "n1", "SLURM_NTASKS": "1", "SLURM_PROCID": "0",
+      "SLURM_LOCALID": "0"}, False),
+    ({"OMPI_MCA_orte_hnp_uri": "1.0;tcp://10.0.0.1:99", "OMPI_COMM_WORLD_RANK": "1",
+      "OMPI_COMM_WORLD_SIZE": "2"}, True),
+    ({"KUBERNETES_SERVICE_HOST": "10.0.0.1"}, False),
+    ({"KUBERNETES_SERVICE_HOST": "10.0.0.1", "JOB_COMPLETION_INDEX": "0"}, True),
+])  # fmt: skip
+def test_schedulers_are_recognised(environment: dict[str, str], expected: bool) -> None:
+    assert parallel.started_by_a_scheduler(environment) is expected
+
+
+def test_one_process_agrees_with_itself() -> None:
+    assert parallel.is_lead()
+    assert parallel.gather({"a": 1}) == [{"a": 1}]
+    assert parallel.on_lead(lambda: 7) == 7
+    assert parallel.agreed(lambda: 7, lambda x: {"x": x}) == 7
+
+
+def test_one_process_refuses_by_itself() -> None:
+    def refuse() -> int:
+        raise InputError("no such thing")
+
+    with pytest.raises(InputError, match="^no such thing$"):
+        parallel.agreed(refuse, lambda _: {})
+
+
+# --- The same answer on any number of devices ----------------------------------------------------------------
+#
+# Another order of summation is another rounding, and training a VAE multiplies it: in float32 two runs on *one*
+# device whose weights differ in the last bit drift as far apart as runs on one device and on eight. So what is
+# computed is compared in float64, over 200 steps of each preset; and what float32 makes of it where it can be.
+
+
+@pytest.fixture(scope="module")
+def one_device() -> dict[str, tuple[Any, Any]]:
+    """The float64 curve and final parameters of each preset on one device."""
+    return {preset: float64_steps(preset, "jit", jax.devices()[:1]) for preset in PRESETS}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("way", "devices"), [("jit", 2), ("jit", 4), ("jit", 8), ("pmap", 4), ("shard_map", 4)])
+@pytest.mark.parametrize("preset", PRESETS)
+def test_200_steps_are_the_same_on_any_number_of_devices(
+    preset: str, way: str, devices: int, one_device: dict[str, tuple[Any, Any]]
+) -> None:
+    losses, params = float64_steps(preset, way, jax.devices()[:devices])
+    assert_same_training(losses, params, *one_device[preset])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("devices", ["2", "4", "all"])
+@pytest.mark.parametrize("preset", PRESETS)
+def test_any_number_of_devices_trains_alike(
+    preset: str, devices: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The command line, in float32: all of 200 steps where nothing multiplies rounding, else the first."""
+    for name, flags in (("one", ["--devices", "1"]), ("several", ["--devices", devices])):
+        args = ["--preset", preset, "--dataset", "digits", "--epochs", "5" if preset == "notes-ae" else "1"]
+        cadence = ["--log-every", "1", "--image-every", "0", "--run-dir", str(tmp_path / name)]
+        assert train(*args, *cadence, *flags) == 0
+    assert f"x {8 if devices == 'all' else devices}, " in capsys.readouterr().err
+    assert_same_curve(tmp_path / "several", tmp_path / "one", 200 if preset == "notes-ae" else 10)
+
+
+def test_a_mesh_and_shardings_of_ones_own() -> None:
+    """Batches over one axis of a mesh, the widest layer's weights and moments over the other."""
+    config = dataclasses.replace(PRESETS["vae"], batch_size=16, hidden=(32,), latent_size=4)
+    images = data.load("digits")
+    plan = schedule(config, len(images.train))
+    mesh = Mesh(np.array(jax.devices()).reshape(4, 2), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
+    one = Trainer(config, plan, images)
+
+    def spread(leaf: Any) -> NamedSharding:
+        wide = leaf.ndim and leaf.shape[-1] == 784
+        return NamedSharding(mesh, PartitionSpec(*[None] * (leaf.ndim - 1), "model") if wide else PartitionSpec())
+
+    placement = parallel.Placement(
+        state=jax.tree.map(spread, one.abstract_state()),
+        batch=NamedSharding(mesh, PartitionSpec("data")),
+        images=NamedSharding(mesh, PartitionSpec()),
+    )
+    assert placement.shares == 4
+    with pytest.raises(InputError, match="does not divide over 4"):
+        Trainer(dataclasses.replace(config, batch_size=18), plan, images, placement)
+    ends, losses, tests = [], [], []
+    for trainer in (one, Trainer(config, plan, images, placement)):
+        state, terms = trainer.run_steps(trainer.start(None))
+        ends.append(state)
+        losses.append(terms["loss"])
+        due = trainer.run_due(state, plan.steps_per_epoch, plan.steps_per_epoch)
+        assert due.test is not None
+        tests.append(due.test["loss"])
+        jax.tree.map(np.testing.assert_array_equal, jax.device_get(due.checkpoint), jax.device_get(state))
+    kernel = ends[1].params["params"]["decoder"]["mlp"]["dense_1"]["kernel"]
+    assert kernel.addressable_shards[0].data.shape == (32, 392)
+    assert kernel.sharding == placement.state.params["params"]["decoder"]["mlp"]["dense_1"]["kernel"]
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-5)
+    np.testing.assert_allclose(tests[1], tests[0], rtol=1e-4)
+
+
+@pytest.mark.parametrize("count", [180, 179, 3])
+def test_evaluation_takes_every_image_once_on_any_number_of_devices(count: int) -> None:
+    config = dataclasses.replace(PRESETS["vae"], hidden=(16,), latent_size=3)
+    images = data.load("digits")
+    images = dataclasses.replace(images, test=images.test[:count])
+    plan = schedule(config, len(images.train))
+    got = []
+    for devices in (1, 8):
+        placement = parallel.data_parallel(parallel.select_devices(devices))
+        trainer = Trainer(config, plan, images, placement)
+        got.append(trainer.evaluate(trainer.start(None))["loss"])
+        assert got[-1].shape == (count,)
+    np.testing.assert_allclose(got[1], got[0], rtol=1e-6)
+    # Image by image, by hand.
+    model = build_model(config, (28, 28, 1))
+    params = init_state(model, build_optimizer(config), purpose_key(0, "init")).params
+    for place in (0, count - 1):
+        key = jax.random.fold_in(purpose_key(0, "test-noise"), place)
+        x = intensities(jnp.asarray(images.test[place : place + 1]))
+        loss = build_objective(config).of(model, params, x, key[None], Context())["loss"]
+        np.testing.assert_allclose(got[0][place], loss[0], rtol=1e-5)
+
+
+@pytest.mark.parametrize("devices", [1, 2, 4])
+def test_a_checkpoint_of_eight_devices_starts_on_fewer_bit_for_bit(devices: int, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    cadence = ["--image-every", "0", "--epochs", "1"]
+    assert train("--dataset", "digits", "--devices", "8", "--run-dir", str(run_dir), *cadence) == 0
+    saved = checkpoint.load_run(run_dir)
+    images = data.load("digits")
+    placement = parallel.data_parallel(parallel.select_devices(devices))
+    trainer = Trainer(saved.config, schedule(saved.config, len(images.train)), images, placement)
+    state = trainer.start(saved.state)
+    for leaf, expected in zip(jax.tree.leaves(state), jax.tree.leaves(saved.state), strict=True):
+        assert len(leaf.addressable_shards) == devices
+        for shard in leaf.addressable_shards:
+            assert np.asarray(shard.data).tobytes() == np.asarray(expected).tobytes()
+    assert train("--resume", "--run-dir", str(run_dir), "--epochs", "2", "--devices", str(devices)) == 0
+    assert checkpoint.load_run(run_dir).state.step == 2 * saved.state.step

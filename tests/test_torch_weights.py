@@ -12,10 +12,10 @@ import pytest
 from numpy.typing import NDArray
 
 from jaxvae import (
-    OBJECTIVES,
     PRESETS,
     TrainState,
     build_model,
+    build_objective,
     build_optimizer,
     checkpoint,
     cli,
@@ -54,7 +54,7 @@ def states(images: NDArray[np.float32]) -> dict[str, TrainState]:
         config, model = PRESETS[preset], notes_model(preset)
         optimizer = build_optimizer(config)
         state = jax.jit(lambda key, m=model, o=optimizer: init_state(m, o, key))(jax.random.key(5))
-        step = jax.jit(make_train_step(model, OBJECTIVES[config.objective], optimizer))
+        step = jax.jit(make_train_step(model, build_objective(config), optimizer))
         for _ in range(3):
             state, _ = step(state, jnp.asarray(images), jax.random.key(6))
         trained[preset] = state

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from jaxvae.config import PRESETS
 from jaxvae.keys import example_keys, purpose_key
 from jaxvae.models import VAE, AutoEncoder, build_model
-from jaxvae.objectives import OBJECTIVES
+from jaxvae.objectives import Context
 from jaxvae.train_step import (
     TrainState,
     build_optimizer,
@@ -22,6 +22,7 @@ from jaxvae.train_step import (
     make_run_steps,
     make_train_step,
 )
+from jaxvae.variational import build_objective
 
 SHAPE = (6, 5, 1)
 NOISE = purpose_key(0, "train-noise")
@@ -31,7 +32,7 @@ def parts(preset: str) -> tuple[AutoEncoder | VAE, Any, Any, TrainState]:
     config = dataclasses.replace(PRESETS[preset], hidden=(16, 8), latent_size=4)
     model, optimizer = build_model(config, SHAPE), build_optimizer(config)
     state = jax.jit(lambda key: init_state(model, optimizer, key))(purpose_key(0, "init"))
-    return model, OBJECTIVES[config.objective], optimizer, state
+    return model, build_objective(config), optimizer, state
 
 
 def assert_trees_equal(a: Any, b: Any) -> None:
@@ -64,7 +65,7 @@ def test_step_is_the_gradient_step_written_out(preset: str, images: NDArray[np.u
 
     @jax.jit
     def terms(params: Any) -> Any:
-        return objective.losses(model.apply(params, x, keys), x)
+        return objective.of(model, params, x, keys, Context())
 
     for name, value in terms(state.params).items():
         np.testing.assert_allclose(metrics[name], np.asarray(value, np.float64).mean(), rtol=1e-5)
@@ -228,7 +229,7 @@ def test_evaluate_takes_every_image_once_whatever_the_chunk(preset: str, chunk: 
     got = jax.jit(make_evaluate(model, objective, chunk))(state.params, test, key)
     x = intensities(test)
     keys = example_keys(key, 0, 32)
-    expected = jax.jit(lambda p: objective.losses(model.apply(p, x, keys), x))(state.params)
+    expected = jax.jit(lambda p: objective.of(model, p, x, keys, Context()))(state.params)
     assert got.keys() == expected.keys()
     for name, value in got.items():
         np.testing.assert_allclose(value, expected[name], rtol=1e-5)

@@ -21,7 +21,7 @@ CONFIG = dataclasses.replace(PRESETS["notes-vae"], hidden=(8,), latent_size=2, b
 
 def trainer_of(images: NDArray[np.uint8], devices: int = 1) -> Trainer:
     data = ImageData("digits", "a test", images[:64], images[64:])
-    return Trainer(CONFIG, schedule(CONFIG, 64), data, parallel.local_devices(devices))
+    return Trainer(CONFIG, schedule(CONFIG, 64), data, parallel.data_parallel(parallel.select_devices(devices)))
 
 
 def test_schedule_cuts_an_epoch_into_equal_calls() -> None:

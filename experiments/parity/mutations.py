@@ -105,8 +105,8 @@ MUTATIONS: tuple[Mutation, ...] = (
             for part in ("encoder", "decoder")
             for i in (1, 2)
         ),
-        ("ReLU is GELU", "                x = nn.relu(x)", "                x = nn.gelu(x)"),
-        ("ReLU is leaky", "                x = nn.relu(x)", "                x = nn.leaky_relu(x)"),
+        ("ReLU is GELU", '"relu": nn.relu,', '"relu": nn.gelu,'),
+        ("ReLU is leaky", '"relu": nn.relu,', '"relu": nn.leaky_relu,'),
         ("ReLU after the last layer", "        return x\n\n\ndef _at", "        return nn.relu(x)\n\n\ndef _at"),
         ("autoencoder: code without ReLU", 'nn.relu(features) if self.head == "relu" else features', "features"),
         ("VAE: mean and sigma without ReLU", _SPLIT, "jnp.split(features, 2, axis=-1)"),
@@ -145,9 +145,9 @@ MUTATIONS: tuple[Mutation, ...] = (
         ("init: normal", _UNIFORM, "limit * 3**-0.5 * jax.random.normal(key, shape, dtype)"),
         ("init: truncated normal", _UNIFORM, "limit * jax.random.truncated_normal(key, -1, 1, shape, dtype)"),
         ("init: not negative", "dtype, -limit, limit)", "dtype, 0.0, limit)"),
-        ("init: bias zero", "kernel_init=init, bias_init=init", "kernel_init=init"),
-        ("init: bias of another bound", "bias_init=init", "bias_init=_uniform_fan_in(width)"),
-        ("init: kernel of Flax", "kernel_init=init, bias_init=init", "bias_init=init"),
+        ("init: bias zero", '"kernel_init": init, "bias_init": init', '"kernel_init": init'),
+        ("init: bias of another bound", '"bias_init": init}', '"bias_init": _uniform_fan_in(width)}'),
+        ("init: kernel of Glorot", '"kernel_init": init, "bias_init": init', '"bias_init": init'),
     ),
     # The presets.
     *_in(
@@ -186,14 +186,18 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     # Adam.
     *_in(
+        "config.py",
+        "test_adam_is_pytorchs",
+        ("Adam: b1", "adam_b1: float = 0.9\n", "adam_b1: float = 0.91\n"),
+        ("Adam: b2", "adam_b2: float = 0.999\n", "adam_b2: float = 0.9991\n"),
+        ("Adam: eps 10 times larger", "adam_eps: float = 1e-8\n", "adam_eps: float = 1e-7\n"),
+        ("Adam: eps dropped", "adam_eps: float = 1e-8\n", "adam_eps: float = 1e-30\n"),
+    ),
+    *_in(
         "train_step.py",
         "test_adam_is_pytorchs",
-        ("Adam: b1", "b1=0.9,", "b1=0.91,"),
-        ("Adam: b2", "b2=0.999,", "b2=0.9991,"),
-        ("Adam: eps 10 times larger", "eps=1e-8)", "eps=1e-7)"),
-        ("Adam: eps dropped", "eps=1e-8)", "eps=1e-30)"),
-        ("Adam: learning rate", "config.learning_rate", "1.001 * config.learning_rate"),
-        ("Adam: sign", "optax.scale(-config", "optax.scale(config"),
+        ("Adam: learning rate", 'rate = numbers["learning_rate"]', 'rate = 1.001 * numbers["learning_rate"]'),
+        ("Adam: sign", "optax.scale(-rate)", "optax.scale(rate)"),
         ("Adam: weight of the gradient", "(1 - b1) * g", "g"),
         ("Adam: weight of its square", "(1 - b2) * jnp.square(g)", "jnp.square(g)"),
         ("Adam: not squared", "(1 - b2) * jnp.square(g)", "(1 - b2) * jnp.abs(g)"),

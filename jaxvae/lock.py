@@ -1,0 +1,66 @@
+"""One process at a time on a run directory."""
+
+import contextlib
+import fcntl
+import os
+import socket
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from jaxvae.errors import InputError
+
+NAME = "lock"
+
+
+class RunLock:
+    """The lock of a run directory, taken at once and held until it is left or this process ends, however it does.
+
+    The operating system holds it on the file ``lock``, whose content names the holder: a holder that
+    was killed leaves the file, but not the lock.
+
+    Args:
+      run_dir: an existing directory.
+
+    Raises:
+      InputError: another process holds it; the message names which.
+      OSError: `run_dir` cannot be written.
+    """
+
+    def __init__(self, run_dir: Path):
+        self._file = os.open(run_dir / NAME, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(self._file)
+            if isinstance(error, BlockingIOError):
+                raise _in_use(run_dir) from None
+            raise
+        os.truncate(self._file, 0)
+        os.pwrite(self._file, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        os.close(self._file)
+
+
+def check_free(run_dir: Path) -> None:
+    """Raise `InputError` if a process holds the lock of `run_dir`; the directory stays as it is."""
+    with contextlib.suppress(FileNotFoundError, PermissionError), (run_dir / NAME).open("rb") as file:
+        try:
+            # Shared: several processes of a job may look at once.
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise _in_use(run_dir) from None
+
+
+def _in_use(run_dir: Path) -> InputError:
+    try:
+        holder = " ".join((run_dir / NAME).read_text(encoding="utf-8", errors="replace").split())[:100]
+    except OSError:
+        holder = ""
+    return InputError(f"--run-dir {run_dir} is in use by {holder or 'another process'}")

@@ -1,0 +1,372 @@
+"""Many models trained in one program: members that differ in seed and in numbers, and in nothing else.
+
+Members never exchange anything, so they are shared out over the devices without any communication. Within a
+device they are taken `at_once` together (`jax.vmap`), one group after the other (`jax.lax.map`). An accelerator
+takes all of them together: a small model leaves it idle. A CPU core takes one at a time: the batched products that
+several would need are slower there than products one after the other, and one model stays in its cache.
+"""
+
+import math
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from numpy.typing import NDArray
+
+from jaxvae import models, parallel
+from jaxvae.config import SWEPT, Config, flag
+from jaxvae.data import ImageData
+from jaxvae.errors import InputError
+from jaxvae.keys import Purpose, purpose_key
+from jaxvae.train_step import (
+    TrainState,
+    build_optimizer,
+    init_state,
+    make_evaluate,
+    make_run_steps,
+    make_train_step,
+)
+from jaxvae.trainer import Schedule, schedule
+from jaxvae.variational import build_objective
+
+Array = jax.Array
+
+AXIS = "member"
+MEMORY_FRACTION = 0.8  # Of an accelerator's free memory, that members may fill.
+HOST_MEMORY_FRACTION = 0.5  # Of the free memory of a machine that trains on its CPU: others live there too.
+_PURPOSES: tuple[Purpose, ...] = ("init", "shuffle", "train-noise", "test-noise")
+
+
+class MembersState(NamedTuple):
+    """The train states of M members, all at one step, and which of them diverged.
+
+    Attributes:
+      step: int32 [], of all.
+      params: as in `TrainState`, each leaf with a first axis of M.
+      opt_state: the same.
+      diverged: int32 [M], the step at which a member's loss was not finite any more; 0 while it is.
+        Such a member stays at the state with which that compiled call began, so all that is here is finite.
+    """
+
+    step: Array
+    params: models.Params
+    opt_state: optax.OptState
+    diverged: Array
+
+    def member(self, index: int) -> TrainState:
+        """One member's state, as a run of its own would hold it."""
+        params, opt_state = jax.tree.map(lambda leaf: leaf[index], (self.params, self.opt_state))
+        return TrainState(self.step, params, opt_state)
+
+
+def make_run_members(
+    config: Config,
+    model: models.Model,
+    plan: Schedule,
+    num_images: int,
+    at_once: int,
+) -> Callable[[MembersState, Array, Mapping[Purpose, Array], Mapping[str, Array]], tuple[MembersState, Any]]:
+    """``run_members(state, images, keys, numbers) -> (state, metrics)``: one compiled call of every member.
+
+    To be jitted. What each member computes is `jaxvae.make_run_steps`, with `keys` [M] and `numbers` [M] (of
+    `SWEPT`) of its own; `metrics` are its terms at every step, [M, steps].
+    """
+
+    def run_members(
+        state: MembersState, images: Array, keys: Mapping[Purpose, Array], numbers: Mapping[str, Array]
+    ) -> tuple[MembersState, Any]:
+        def run_one(member: Any) -> Any:
+            params, opt_state, diverged, shuffle_key, noise_key, numbers = member
+            objective = build_objective(config, plan.steps_per_epoch, num_images, numbers)
+            optimizer = build_optimizer(config, plan.steps_per_epoch, numbers)
+            step = make_train_step(model, objective, optimizer, binarized=config.inputs == "dynamic")
+            run = make_run_steps(step, config.batch_size, plan.steps_per_epoch, plan.steps_per_call)
+            start = TrainState(state.step, params, opt_state)
+            end, metrics = run(start, images, shuffle_key, noise_key)
+            # Looked at once a call: a choice at every step would move every parameter and moment once more.
+            finite = jnp.isfinite(metrics["loss"])
+            whole = jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(end)]).all()
+            bad = jnp.where(finite.all(), plan.steps_per_call, jnp.argmin(finite) + 1)
+            now = jnp.where(finite.all() & whole, 0, start.step + bad).astype(jnp.int32)
+            diverged = jnp.where(diverged > 0, diverged, now)
+            kept = jax.tree.map(lambda new, old: jnp.where(diverged > 0, old, new), end, start)
+            return (kept.params, kept.opt_state, diverged), metrics
+
+        members = (state.params, state.opt_state, state.diverged, keys["shuffle"], keys["train-noise"], dict(numbers))
+        ends, metrics = map_members(run_one, members, at_once)
+        return MembersState(state.step + plan.steps_per_call, *ends), metrics
+
+    return run_members
+
+
+def map_members(function: Callable[[Any], Any], members: Any, at_once: int) -> Any:
+    """`function` of each member of a tree with a first axis of M, `at_once` together."""
+    count = jax.tree.leaves(members)[0].shape[0]
+    if at_once == 1:
+        return jax.lax.map(function, members)
+    if at_once >= count:
+        return jax.vmap(function)(members)
+    return jax.lax.map(function, members, batch_size=at_once)
+
+
+class MembersTrainer:
+    """The device's side of many runs at once: as `jaxvae.trainer.Trainer`, but for the axis of members.
+
+    Args:
+      config: what all have in common; its seed and `SWEPT` numbers are not looked at, but that its weight
+        decay must not be 0 where a member's is not.
+      plan: how a run is cut into calls: ``schedule(config, len(images.train))``.
+      images: what to train and to test on.
+      seeds: [M].
+      numbers: all of `SWEPT`, [M] each.
+      devices: to share the members; at most as many are used as there are members.
+      at_once: members of a device that are computed together. Default: 1 on a CPU, else all.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        plan: Schedule,
+        images: ImageData,
+        seeds: Sequence[int],
+        numbers: Mapping[str, Sequence[float]],
+        devices: Sequence[jax.Device] | None = None,
+        at_once: int | None = None,
+    ):
+        self.config, self.plan, self.images, self.count = config, plan, images, len(seeds)
+        devices = (devices or jax.devices())[: self.count]
+        share = -(-self.count // len(devices))
+        self.at_once = at_once or (1 if devices[0].platform == "cpu" else share)
+        # Where shares are not equal, copies of the last member fill them; they are never looked at.
+        self._padding = share * len(devices) - self.count
+        self._seeds = self._padded(np.asarray(seeds, np.uint32))
+        self._numbers = {name: self._padded(np.asarray(numbers[name], np.float32)) for name in SWEPT}
+        self.mesh = Mesh(np.array(devices), (AXIS,), axis_types=(AxisType.Auto,))
+        self._spread = NamedSharding(self.mesh, PartitionSpec(AXIS))
+        self._everywhere = NamedSharding(self.mesh, PartitionSpec())
+        _, height, width, channels = images.train.shape
+        self.model = models.build_model(config, (height, width, channels))
+        self.unit = build_objective(config).unit
+        run = make_run_members(config, self.model, plan, len(images.train), self.at_once)
+        one, each = PartitionSpec(), PartitionSpec(AXIS)
+        state = MembersState(one, each, each, each)  # type: ignore[arg-type]
+        self._run: Any = jax.jit(
+            self._on_each_device(run, in_specs=(state, one, each, each), out_specs=(state, each)), donate_argnums=0
+        )
+        evaluate = self._on_each_device(self._evaluate_share, in_specs=(each, one, each, each), out_specs=each)
+        self._evaluate: Any = jax.jit(evaluate)
+        self._copy: Any = jax.jit(lambda state: jax.tree.map(jnp.copy, state))
+
+    def _on_each_device(self, function: Any, in_specs: Any, out_specs: Any) -> Any:
+        return jax.shard_map(function, mesh=self.mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
+
+    def _padded(self, values: NDArray[Any]) -> NDArray[Any]:
+        return np.concatenate([values, np.repeat(values[-1:], self._padding, axis=0)])
+
+    def _first(self) -> MembersState:
+        """The first states of all, to be traced."""
+        mean = self.images.train.mean(axis=0, dtype=np.float64) / 255 if self.config.init == "glorot" else None
+        optimizer = build_optimizer(self.config, self.plan.steps_per_epoch)
+
+        def first(seed: Array) -> TrainState:
+            output_mean = None if mean is None else jnp.asarray(mean, jnp.float32)
+            return init_state(self.model, optimizer, purpose_key(seed, "init"), output_mean)  # type: ignore[arg-type]
+
+        states = map_members(first, jnp.asarray(self._seeds), self.at_once)
+        none = jnp.zeros(len(self._seeds), jnp.int32)
+        return MembersState(jnp.zeros((), jnp.int32), states.params, states.opt_state, none)
+
+    def abstract_state(self) -> MembersState:
+        """The shapes and dtypes of the members' states on the host; nothing is computed."""
+        return abstract_members(self.config, self.images.train.shape[1:], self.count)
+
+    def start(self, state: MembersState | None) -> MembersState:
+        """Put the images on the devices, and there make the first states, or put `state`, of the host's arrays."""
+        each, one = self._spread, self._everywhere
+        self._train_images = parallel.place(self.images.train, one)
+        self._test_images = parallel.place(self.images.test, one)
+        numbers = {name: jnp.asarray(values) for name, values in self._numbers.items()}
+        self._numbers_placed = jax.device_put(numbers, each)
+        make_keys = jax.jit(
+            lambda seeds: {p: jax.vmap(lambda seed, p=p: purpose_key(seed, p))(seeds) for p in _PURPOSES},
+            out_shardings=each,
+        )
+        self._keys: Mapping[Purpose, Array] = make_keys(self._seeds)
+        placed = MembersState(one, each, each, each)  # type: ignore[arg-type]
+        if state is None:
+            first: MembersState = jax.jit(self._first, out_shardings=placed)()
+            return first
+        rest = jax.tree.map(lambda leaf: self._padded(np.asarray(leaf)), state[1:])
+        result: MembersState = parallel.place(MembersState(state.step, *rest), placed)
+        return result
+
+    def compile(self, state: MembersState) -> float:
+        """Compile the training program; the seconds it took."""
+        start = time.perf_counter()
+        self._run = self._run.lower(state, self._train_images, self._keys, self._numbers_placed).compile()
+        return time.perf_counter() - start
+
+    def run_steps(self, state: MembersState) -> tuple[MembersState, Mapping[str, Array]]:
+        """Dispatch the call that starts at ``state.step``; the values of its steps, [M, steps]. Waits for nothing."""
+        result: tuple[MembersState, Mapping[str, Array]] = self._run(
+            state, self._train_images, self._keys, self._numbers_placed
+        )
+        return result
+
+    def evaluate(self, state: MembersState) -> Mapping[str, Array]:
+        """Dispatch the objective's terms of every test image, [M, N] each. Waits for nothing."""
+        terms: Mapping[str, Array] = self._evaluate(
+            state.params, self._test_images, self._keys["test-noise"], self._numbers_placed
+        )
+        return terms
+
+    def _evaluate_share(self, params: Any, images: Array, keys: Array, numbers: Mapping[str, Array]) -> Any:
+        # So that evaluation takes no more memory than training, however many are computed together.
+        chunk = max(self.config.batch_size, 2**20 // math.prod(self.model.image_shape) // self.at_once)
+        dynamic = self.config.inputs == "dynamic"
+
+        def one(member: Any) -> Any:
+            params, key, numbers = member
+            objective = build_objective(self.config, self.plan.steps_per_epoch, len(self.images.train), numbers)
+            return make_evaluate(self.model, objective, chunk, binarized=dynamic)(params, images, key)
+
+        return map_members(one, (params, keys, dict(numbers)), self.at_once)
+
+    def copy(self, state: MembersState) -> MembersState:
+        """Dispatch a copy, since the state itself is donated to the next call. Waits for nothing."""
+        copied: MembersState = self._copy(state)
+        return copied
+
+    def host(self, tree: Any) -> Any:
+        """A tree of results with a first axis of members, or a `MembersState`, as host arrays of the M members."""
+        if isinstance(tree, MembersState):
+            return MembersState(np.asarray(tree.step), *self.host(tree[1:]))  # type: ignore[arg-type]
+        return jax.tree.map(lambda leaf: np.asarray(leaf)[: self.count], tree)
+
+
+def abstract_members(config: Config, image_shape: Sequence[int], count: int) -> MembersState:
+    """The shapes and dtypes of `count` members' states; nothing is computed."""
+    height, width, channels = image_shape
+    model, optimizer = models.build_model(config, (height, width, channels)), build_optimizer(config)
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), count))
+    states = jax.eval_shape(jax.vmap(partial(init_state, model, optimizer)), keys)
+    ints = partial(jax.ShapeDtypeStruct, dtype=jnp.int32)
+    return MembersState(ints(()), states.params, states.opt_state, ints((count,)))  # type: ignore[arg-type]
+
+
+class Trained(NamedTuple):
+    """What `train_members` returns, on the host.
+
+    Attributes:
+      state: of the M members; ``state.member(i)`` is one of them.
+      train: the objective's terms at every step, [M, steps].
+      test: their means over the test images, [M]; NaN where a member diverged.
+    """
+
+    state: MembersState
+    train: dict[str, NDArray[np.float32]]
+    test: dict[str, NDArray[np.float64]]
+
+
+def member_configs(
+    config: Config, seeds: Sequence[int], numbers: Mapping[str, Sequence[float]] | None = None
+) -> list[Config]:
+    """The configuration of a run of its own for each of M members. Raises `InputError` as `train_members` does."""
+    numbers = numbers or {}
+    for name, values in numbers.items():
+        if name not in SWEPT:
+            raise InputError(f"{name} cannot differ between members; what can: seed, {', '.join(SWEPT)}")
+        if len(values) != len(seeds):
+            raise InputError(f"{flag(name)} has {len(values)} values for {len(seeds)} members")
+    if not len(seeds):
+        raise InputError("there are no members to train")
+    return [
+        replace(config, seed=int(seed), **{name: float(values[i]) for name, values in numbers.items()})
+        for i, seed in enumerate(seeds)
+    ]
+
+
+def train_members(
+    config: Config,
+    images: ImageData,
+    seeds: Sequence[int],
+    numbers: Mapping[str, Sequence[float]] | None = None,
+    devices: Sequence[jax.Device] | None = None,
+) -> Trained:
+    """Train M models in one program, each as a run of its own with its seed and numbers would be.
+
+    Args:
+      config: what they have in common.
+      images: what to train and to test on.
+      seeds: [M].
+      numbers: any of `jaxvae.config.SWEPT`, [M] each; `config` has the others.
+      devices: to share the members. Default: all there are.
+
+    Raises:
+      InputError: a number is out of range or cannot be swept, or there is not one for each seed.
+    """
+    configs = member_configs(config, seeds, numbers)
+    common = replace(config, weight_decay=max(member.weight_decay for member in configs))
+    plan = schedule(config, len(images.train))
+    swept = {name: [getattr(member, name) for member in configs] for name in SWEPT}
+    trainer = MembersTrainer(common, plan, images, [member.seed for member in configs], swept, devices)
+    state = trainer.start(None)
+    calls = []
+    for _ in range(config.epochs * plan.calls_per_epoch):
+        state, terms = trainer.run_steps(state)
+        calls.append(terms)
+    test = {
+        name: values.mean(axis=1, dtype=np.float64) for name, values in trainer.host(trainer.evaluate(state)).items()
+    }
+    end: MembersState = trainer.host(state)
+    for values in test.values():
+        values[np.asarray(end.diverged) > 0] = np.nan
+    host = [trainer.host(terms) for terms in calls]
+    return Trained(end, {name: np.concatenate([terms[name] for terms in host], axis=1) for name in host[0]}, test)
+
+
+class Room(NamedTuple):
+    """How many members one program takes, and why.
+
+    Attributes:
+      members: in one program, over all devices.
+      member_bytes: of a device's memory that each takes.
+      free_bytes: of a device's memory that they may take together.
+    """
+
+    members: int
+    member_bytes: int
+    free_bytes: int
+
+
+def room(config: Config, plan: Schedule, images: ImageData, devices: Sequence[jax.Device]) -> Room:
+    """How many members fit the memory of the devices.
+
+    What a member takes is what the compiled program of one of them says, without the images; what is free is
+    `MEMORY_FRACTION` of what the device reports, or `HOST_MEMORY_FRACTION` of the machine's, in equal shares.
+    """
+    numbers = {name: [value] for name, value in config.numbers().items()}
+    trainer = MembersTrainer(config, plan, images, [0], numbers, devices[:1])
+    image_bytes = images.train.nbytes + images.test.nbytes
+    state = trainer.start(None)
+    trainer.compile(state)
+    memory = trainer._run.memory_analysis()
+    # The state goes in and comes out in one place, but a device that maps over members holds both.
+    member_bytes = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
+    member_bytes -= images.train.nbytes
+    stats = devices[0].memory_stats()
+    if stats and "bytes_limit" in stats:
+        free = int(MEMORY_FRACTION * (stats["bytes_limit"] - stats.get("bytes_in_use", 0)))
+    else:
+        pages = os.sysconf("SC_AVPHYS_PAGES" if "SC_AVPHYS_PAGES" in os.sysconf_names else "SC_PHYS_PAGES")
+        free = int(HOST_MEMORY_FRACTION * pages * os.sysconf("SC_PAGE_SIZE")) // len(devices)
+    free -= image_bytes
+    return Room(max(1, free // member_bytes) * len(devices), member_bytes, max(free, 0))

@@ -1,0 +1,222 @@
+"""What a VAE can be trained on, in nats per image: bounds on the log-likelihood, and their kin.
+
+To add an objective: a function of `Drawn` (or a branch of `Variational.of`, if it needs more) and its
+name in `Config.objective`.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxvae import objectives
+from jaxvae.config import Config
+from jaxvae.keys import fold_in_each
+from jaxvae.models import Draws, Model, Params, Pixels, log_normal
+from jaxvae.objectives import OBJECTIVES, Context, Objective
+
+Array = jax.Array
+Terms = dict[str, Array]
+
+
+def pixel_nll(pixels: Pixels, x: Array, config: Config) -> Array:
+    """Negative log-likelihood of images under `config.likelihood`, nats per image.
+
+    Args:
+      pixels: of shape [B, S, H, W, C], or [B, H, W, C].
+      x: intensities [B, H, W, C].
+      config: its likelihood and, for "gaussian", the standard deviation.
+
+    Returns:
+      [B, S], or [B].
+    """
+    location, lead = pixels.location, pixels.location.shape[:-3]
+    if len(lead) == 2:
+        x = jnp.broadcast_to(x[:, None], location.shape)
+    flat, target = location.reshape(-1, *location.shape[-3:]), x.reshape(-1, *x.shape[-3:])
+    scale: Any = pixels.log_scale
+    if scale is not None and scale.ndim:
+        scale = scale.reshape(flat.shape)
+    if config.likelihood == "bernoulli":
+        nll = objectives.bernoulli_nll(flat, target)
+    elif config.likelihood == "logistic":
+        nll = objectives.discretized_logistic_nll(jax.nn.sigmoid(flat), scale, target)
+    else:
+        scale = math.log(config.likelihood_std) if scale is None else scale
+        nll = objectives.gaussian_nll(flat, scale, target)
+    return nll.reshape(lead)
+
+
+def binarize(x: Array, keys: Array) -> Array:
+    """Pixels 0 or 1, each 1 with the probability that is its intensity, keyed by example.
+
+    Salakhutdinov and Murray (2008), section 5; drawn anew with every key: dynamic binarisation.
+    """
+    uniform = jax.vmap(lambda key: jax.random.uniform(key, x.shape[1:], x.dtype))(fold_in_each(keys, "binarize"))
+    return (uniform < x).astype(x.dtype)
+
+
+def iwae_bound(log_weights: Array) -> Array:
+    """``log (1/S) sum_s exp(log_weights[:, s])``, a lower bound on log p(x): [B, S] to [B], nats.
+
+    Burda, Grosse and Salakhutdinov (arXiv 1509.00519), equation 8, where
+    ``log_weights = log p(x | z) + log p(z) - log q(z | x)``.
+    """
+    bound: Array = jax.nn.logsumexp(log_weights, axis=1) - math.log(log_weights.shape[1])
+    return bound
+
+
+def free_bits_kl(kl: Array, free: Array | float) -> Array:
+    """KL per dimension [B, L] to its cost [B]: what a dimension costs below `free` nats counts as `free`.
+
+    Kingma et al. (arXiv 1606.04934), appendix C.8; per image rather than averaged over the minibatch first,
+    so that it does not depend on who shares the batch.
+    """
+    return jnp.maximum(kl, free).sum(axis=-1)
+
+
+def mmd(a: Array, b: Array) -> Array:
+    """Squared maximum mean discrepancy of two samples [N, L], unbiased, with ``k(x, y) = exp(-|x - y|^2 / L)``.
+
+    Gretton et al. (2012), equation 3; the kernel is that of Zhao, Song and Ermon (arXiv 1706.02262).
+    """
+
+    def kernel(x: Array, y: Array) -> Array:
+        distance = jnp.square(x).sum(1)[:, None] + jnp.square(y).sum(1)[None, :] - 2 * x @ y.T
+        return jnp.exp(-jnp.maximum(distance, 0) / x.shape[1])
+
+    count = a.shape[0]
+    off_diagonal = 1 - jnp.eye(count, dtype=a.dtype)
+    within = ((kernel(a, a) + kernel(b, b)) * off_diagonal).sum() / (count * (count - 1))
+    return within - 2 * kernel(a, b).mean()
+
+
+def total_correlation(latent: Array, mean: Array, std: Array, num_images: int) -> Array:
+    """KL(q(z) || prod_j q(z_j)) at each of a batch's latents, estimated from the batch: [B, L] to [B], nats.
+
+    Chen et al. (arXiv 1802.04942), minibatch-weighted sampling (equation S5). Its mean is an estimate with
+    a bias that falls with the batch size.
+    """
+    standard = (latent[:, None] - mean[None]) / std[None]
+    log_q = -0.5 * (jnp.square(standard) + math.log(2 * math.pi)) - jnp.log(std)[None]  # [B, B, L]
+    norm = math.log(latent.shape[0] * num_images)
+    joint = jax.nn.logsumexp(log_q.sum(-1), axis=1) - norm
+    product = (jax.nn.logsumexp(log_q, axis=1) - norm).sum(-1)
+    return joint - product
+
+
+class Variational(NamedTuple):
+    """An objective in nats per image, as `config` says, with numbers that may be traced.
+
+    Attributes:
+      config: which objective and likelihood, and all that is a shape or a branch.
+      numbers: `Config.numbers`, in place of those in `config`.
+      steps_per_epoch: in which the warm-up of the KL term is counted.
+      num_images: of the training set.
+    """
+
+    config: Config
+    numbers: Mapping[str, Array | float]
+    steps_per_epoch: int
+    num_images: int
+
+    @property
+    def unit(self) -> str:
+        """The scale all terms are in."""
+        return "nats/image"
+
+    def kl_weight(self, step: Array | None) -> Array | float:
+        """The KL term's weight at a step: beta, or on the way to it.
+
+        Linear warm-up (Sønderby et al., arXiv 1602.02282), repeated `kl_cycles` times (Fu et al., arXiv 1903.10145).
+        """
+        warmup, beta = self.config.kl_warmup_epochs, self.numbers["beta"]
+        if step is None or not warmup:
+            return beta
+        cycle = self.config.epochs * self.steps_per_epoch / self.config.kl_cycles
+        inside = jnp.mod(step.astype(jnp.float32), jnp.float32(cycle))
+        return beta * jnp.minimum(inside / (warmup * self.steps_per_epoch), 1.0)
+
+    def of(self, model: Model, params: Params, x: Array, keys: Array, context: Context) -> Terms:
+        """The terms for images `x` [B, H, W, C], [B] each; "loss" is what is minimised.
+
+        In evaluation (``context.step is None``) the loss holds no term that is of a batch rather than
+        of an image: total correlation and mean discrepancy are left out.
+        """
+        config = self.config
+        weight = self.kl_weight(context.step)
+        if config.objective == "dreg":
+            return self._dreg(model, params, x, keys, weight)
+        drawn: Draws = model.apply(params, x, keys, config.samples, method="draw")  # type: ignore[assignment]
+        log_px = -pixel_nll(drawn.pixels, x, config)
+        log_ratio = drawn.log_prior - drawn.log_posterior
+        recon, estimate = -log_px.mean(axis=1), -log_ratio.mean(axis=1)
+        if config.objective == "iwae":
+            return {"loss": -iwae_bound(log_px + weight * log_ratio), "recon": recon, "kl": estimate}
+        if config.architecture == "two-layer":
+            return {"loss": recon + weight * estimate, "recon": recon, "kl": estimate}
+        per_dimension = objectives.gaussian_kl_per_dimension(drawn.mean, drawn.std)
+        kl = per_dimension.sum(axis=-1)
+        if config.objective == "beta-tc":
+            # Beta weighs the total correlation alone, so the other parts of the KL term keep their weight of 1.
+            terms = {"loss": recon + kl, "recon": recon, "kl": kl}
+            if context.step is not None:
+                latent, mean, std = (context.gather(a) for a in (drawn.latent[:, 0], drawn.mean, drawn.std))
+                tc = total_correlation(latent, mean, std, self.num_images).mean()
+                terms |= {"loss": recon + kl + (weight - 1) * tc, "tc": jnp.broadcast_to(tc, kl.shape)}
+            return terms
+        cost = free_bits_kl(per_dimension, self.numbers["free_bits"])
+        terms = {"loss": recon + weight * cost, "recon": recon, "kl": kl}
+        if config.objective == "info" and context.step is not None:
+            latent = context.gather(drawn.latent[:, 0])
+            prior = jax.vmap(lambda key: jax.random.normal(key, drawn.mean.shape[1:]))(fold_in_each(keys, "prior"))
+            discrepancy = mmd(latent, context.gather(prior))
+            scaled = self.numbers["mmd_weight"] * x[0].size * discrepancy
+            terms |= {"loss": terms["loss"] + scaled, "mmd": jnp.broadcast_to(discrepancy, kl.shape)}
+        return terms
+
+    def _dreg(self, model: Model, params: Params, x: Array, keys: Array, weight: Array | float) -> Terms:
+        """IWAE with the doubly reparameterised gradient for the encoder: Tucker et al. (arXiv 1810.04152), equation 8.
+
+        The decoder's gradient is IWAE's. The encoder's flows through the latents alone, by the squares of
+        the normalised weights. Each is the gradient of a surrogate of its own; the value is the bound.
+        """
+        posterior: Any = model.apply(params, x, method="encode")
+        mean, std = posterior
+        noise = jax.vmap(lambda key: jax.random.normal(key, (self.config.samples, mean.shape[-1]), mean.dtype))(keys)
+        latent = mean[:, None] + std[:, None] * noise
+        fixed_mean, fixed_std = (jax.lax.stop_gradient(a)[:, None] for a in (mean, std))
+
+        def log_weights(params: Params, z: Array) -> tuple[Array, Array, Array]:
+            pixels: Pixels = model.apply(params, z, method="pixels")  # type: ignore[assignment]
+            log_px = -pixel_nll(pixels, x, self.config)
+            log_ratio = log_normal(z) - log_normal(z, fixed_mean, fixed_std)
+            return log_px + weight * log_ratio, log_px, log_ratio
+
+        for_decoder, log_px, log_ratio = log_weights(params, jax.lax.stop_gradient(latent))
+        for_encoder, _, _ = log_weights(jax.lax.stop_gradient(params), latent)
+        normalised = jax.lax.stop_gradient(jax.nn.softmax(for_decoder, axis=1))
+        surrogate = (normalised * for_decoder + jnp.square(normalised) * for_encoder).sum(axis=1)
+        bound = jax.lax.stop_gradient(iwae_bound(for_decoder) - surrogate) + surrogate
+        recon, kl = (jax.lax.stop_gradient(-a.mean(axis=1)) for a in (log_px, log_ratio))
+        return {"loss": -bound, "recon": recon, "kl": kl}
+
+
+def build_objective(
+    config: Config,
+    steps_per_epoch: int = 1,
+    num_images: int = 1,
+    numbers: Mapping[str, Array | float] | None = None,
+) -> "Objective | Variational":
+    """The objective of a configuration.
+
+    Args:
+      config: what to minimise.
+      steps_per_epoch, num_images: of training, for what is counted in epochs and images.
+      numbers: values, which may be traced, in place of ``config.numbers()``.
+    """
+    if not config.in_nats:
+        return OBJECTIVES[config.objective]._replace(corruption=config.corruption)
+    return Variational(config, config.numbers() if numbers is None else numbers, steps_per_epoch, num_images)

@@ -1,0 +1,148 @@
+"""Runs of the command line of training, in this process or in others, and how two of them are compared."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+import jaxvae.train
+from jaxvae import checkpoint, cli, data, parallel
+from jaxvae.config import PRESETS
+from jaxvae.models import build_model
+from jaxvae.train_step import build_optimizer, init_state, make_train_step
+from jaxvae.variational import build_objective
+
+SMALL = ["--hidden", "16", "8", "--latent-size", "4", "--batch-size", "8"]
+
+
+def train(*args: str) -> int:
+    """The command line in this process, on one of the suite's devices unless told otherwise: its exit code."""
+    devices = [] if "--devices" in args else ["--devices", "1"]
+    return cli.run(lambda: jaxvae.train.main([*args, *devices]))
+
+
+def state_of(run_dir: Path) -> Any:
+    return checkpoint.load_run(run_dir).state
+
+
+def assert_same_run(a: Path, b: Path) -> None:
+    """The same figures, byte for byte, and the same state, bit for bit."""
+    assert (a / "metrics.jsonl").read_bytes() == (b / "metrics.jsonl").read_bytes()
+    one, other = state_of(a), state_of(b)
+    assert jax.tree.structure(one) == jax.tree.structure(other)
+    jax.tree.map(lambda x, y: _assert_same_bits(x, y), one, other)
+
+
+def _assert_same_bits(x: Any, y: Any) -> None:
+    np.testing.assert_array_equal(x, y)
+    assert np.asarray(x).tobytes() == np.asarray(y).tobytes()
+
+
+def train_command(*args: str) -> list[str]:
+    """The command line, for a process of its own with one device."""
+    return [sys.executable, "-m", "jaxvae.train", *args]
+
+
+def environment(devices: int = 1) -> dict[str, str]:
+    """That of a process with so many emulated devices."""
+    return {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+
+
+def free_address() -> str:
+    """HOST:PORT on this machine that nobody listens at."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{probe.getsockname()[1]}"
+
+
+class Job:
+    """Processes of `jaxvae.train`, started together; `flags` of each are appended to `args`."""
+
+    def __init__(self, args: Sequence[str], flags: Sequence[Sequence[str]] = ((), ()), devices: int = 1):
+        address = free_address()
+        self.processes = [
+            subprocess.Popen(
+                train_command(
+                    *args, *own, "--coordinator", address, "--num-processes", str(len(flags)), "--process-id", str(i)
+                ),
+                env=environment(devices),
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for i, own in enumerate(flags)
+        ]
+
+    def wait(self, seconds: float = 120) -> tuple[list[int], list[str]]:
+        """Exit codes, and what each printed to stderr. All are killed if they take longer."""
+        try:
+            said = [process.communicate(timeout=seconds)[1] for process in self.processes]
+        finally:
+            for process in self.processes:
+                process.kill()
+        return [process.returncode for process in self.processes], said
+
+
+def assert_same_curve(a: Path, b: Path, steps: int) -> None:
+    """The losses of the first steps of two runs, every step of which was logged, agree."""
+    curves = []
+    for run_dir in (a, b):
+        lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+        curves.append([line["loss"] for line in lines if line["split"] == "train"][:steps])
+        assert len(curves[-1]) == steps
+    np.testing.assert_allclose(*curves, rtol=1e-5)
+
+
+def float64_steps(preset: str, way: str, devices: Sequence[jax.Device], steps: int = 200) -> tuple[Any, Any]:
+    """The losses of some steps of a preset on real digits, and the parameters they end with, in float64.
+
+    Args:
+      preset: its name.
+      way: "jit", "pmap" or "shard_map".
+      devices: which share each batch.
+    """
+    config = PRESETS[preset]
+    images = data.load("digits").train
+    chosen = np.random.default_rng(0).integers(0, len(images), (steps, config.batch_size))
+    batches = images[chosen] / 255.0
+    with jax.enable_x64(True):
+        model = build_model(config, (28, 28, 1)).clone(dtype=jax.numpy.float64)
+        optimizer = build_optimizer(config)
+        state = jax.device_get(init_state(model, optimizer, jax.random.key(0)))
+        state = jax.tree.map(lambda a: a.astype(np.float64) if a.dtype == np.float32 else a, state)
+
+        def many(axis_name: str | None) -> Any:
+            step = make_train_step(model, build_objective(config), optimizer, axis_name)
+            return lambda state, batches, seed: jax.lax.scan(
+                lambda s, batch: step(s, batch, jax.random.key(seed)), state, batches
+            )
+
+        seed = np.uint32(1)
+        placement = parallel.data_parallel(devices)
+        spread = jax.sharding.NamedSharding(placement.batch.mesh, jax.P(None, *placement.batch.spec))
+        if way == "pmap":
+            shares = batches.reshape(steps, len(devices), -1, *batches.shape[2:])
+            run = jax.pmap(many("data"), axis_name="data", in_axes=(None, 1, None), devices=devices)
+            state, terms = jax.tree.map(lambda a: a[0], run(state, shares, seed))
+        elif way == "shard_map":
+            specs = {"in_specs": (jax.P(), spread.spec, jax.P()), "out_specs": jax.P(), "check_vma": False}
+            run = jax.shard_map(many("data"), mesh=placement.batch.mesh, **specs)
+            state, terms = jax.jit(run)(state, batches, seed)
+        else:
+            run = jax.jit(many(None), out_shardings=placement.replicated)
+            state, terms = run(parallel.place(state, placement.state), parallel.place(batches, spread), seed)
+        return np.asarray(terms["loss"]), jax.device_get(state.params)
+
+
+def assert_same_training(losses: Any, params: Any, other_losses: Any, other_params: Any) -> None:
+    """To rounding in float64, which 200 steps of a VAE multiply: the curves 3e-11, parameters 3e-10 apart at most."""
+    assert losses.dtype == np.float64 and len(losses) >= 200
+    np.testing.assert_allclose(losses, other_losses, rtol=1e-9)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=0, atol=1e-8), params, other_params)

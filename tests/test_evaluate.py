@@ -1,0 +1,244 @@
+"""Evaluation against closed forms: a linear-Gaussian VAE is probabilistic PCA, whose likelihood is known."""
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from runs import SMALL, train
+from scipy import stats
+
+from jaxvae import checkpoint, cli, data, evaluate
+from jaxvae.config import PRESETS, Config
+from jaxvae.errors import InputError
+from jaxvae.keys import example_keys, purpose_key
+from jaxvae.models import build_model
+from jaxvae.train_step import build_optimizer, init_state, make_train_step
+from jaxvae.variational import binarize, build_objective, pixel_nll
+
+Floats = NDArray[np.float64]
+
+SHAPE, PIXELS, LATENT, STD = (4, 4, 1), 16, 3, 0.3
+LINEAR = dataclasses.replace(
+    PRESETS["vae"],
+    hidden=(),
+    latent_size=LATENT,
+    head="exp",
+    likelihood="gaussian",
+    likelihood_std=STD,
+    learning_rate=1e-2,
+    schedule="cosine",
+    epochs=1,
+)
+RNG = np.random.default_rng(11)
+
+
+def linear_vae(weights: Floats, offset: Floats, wrong: float = 0.0) -> tuple[Any, Any]:
+    """The VAE with ``p(x | z) = N(W z + b, STD^2)``, W [D, L] with orthogonal columns, and its exact posterior.
+
+    With `wrong`, a posterior that is off by so much.
+    """
+    model = build_model(LINEAR, SHAPE)
+    squares = (weights**2).sum(axis=0)
+    variance = STD**2 / (squares + STD**2)  # Of the posterior, a diagonal since the columns are orthogonal.
+    to_mean = weights / (squares + STD**2)
+    kernel = np.concatenate([to_mean, np.zeros_like(to_mean)], axis=1)
+    bias = np.concatenate([-offset @ to_mean + wrong, 0.5 * np.log(variance) + wrong])
+    encoder = {"mlp": {"dense_0": {"kernel": jnp.float32(kernel), "bias": jnp.float32(bias)}}}
+    decoder = {"mlp": {"dense_0": {"kernel": jnp.float32(weights.T), "bias": jnp.float32(offset)}}}
+    return model, {"params": {"encoder": encoder, "decoder": decoder}}
+
+
+def orthogonal_weights() -> Floats:
+    columns, _ = np.linalg.qr(RNG.normal(size=(PIXELS, LATENT)))
+    return columns * np.array([1.5, 0.8, 0.4])
+
+
+@pytest.fixture(scope="module")
+def linear() -> tuple[Floats, Floats, NDArray[np.float32], Floats]:
+    """W, b, images drawn from the model, and their exact log-likelihoods."""
+    weights, offset = orthogonal_weights(), RNG.uniform(size=PIXELS)
+    covariance = weights @ weights.T + STD**2 * np.eye(PIXELS)
+    x = RNG.multivariate_normal(offset, covariance, 40)
+    return weights, offset, np.float32(x.reshape(-1, *SHAPE)), stats.multivariate_normal(offset, covariance).logpdf(x)
+
+
+@pytest.mark.parametrize("samples", [1, 7, 1000])
+def test_with_the_exact_posterior_any_number_of_samples_gives_the_exact_likelihood(
+    samples: int, linear: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights, offset, x, exact = linear
+    model, params = linear_vae(weights, offset)
+    for pixels_at_once in (2**22, 5 * PIXELS):  # All at once, and in chunks that do not divide.
+        monkeypatch.setattr(evaluate, "PIXELS_AT_ONCE", pixels_at_once)
+        estimate, error = evaluate.log_likelihood(model, LINEAR, params, x, jax.random.key(0), samples)
+        np.testing.assert_allclose(estimate, exact, atol=2e-3)
+        assert error.max() < 2e-3
+
+
+def test_with_another_posterior_it_is_right_within_its_standard_error(linear: Any) -> None:
+    weights, offset, x, exact = linear
+    model, params = linear_vae(weights, offset, wrong=0.3)
+    errors = []
+    for samples in (200, 20_000):
+        estimate, error = evaluate.log_likelihood(model, LINEAR, params, x, jax.random.key(0), samples)
+        z = (estimate - exact) / error
+        assert np.abs(z).max() < 5 and abs(z.mean()) < 1
+        errors.append(error.mean())
+    assert errors[1] == pytest.approx(errors[0] / 10, rel=0.3)  # It falls as one over the root of K.
+    # One sample is the ELBO in expectation: lower by the KL from the true posterior.
+    one, _ = evaluate.log_likelihood(model, LINEAR, params, x, jax.random.key(1), 1)
+    assert one.mean() < exact.mean() - 0.1
+
+
+def test_exactly_k_samples_count(linear: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chunks of 5 for K = 12: log-mean-exp of the first 12 weights, computed by hand."""
+    weights, offset, x, _ = linear
+    model, params = linear_vae(weights, offset, wrong=0.5)
+    monkeypatch.setattr(evaluate, "PIXELS_AT_ONCE", 5 * PIXELS)
+    estimate, _ = evaluate.log_likelihood(model, LINEAR, params, x, jax.random.key(2), 12)
+    log_w = []
+    keys = example_keys(jax.random.key(2), 0, len(x))
+    for first in (0, 5, 10):
+        chunk = jax.vmap(lambda k, f=first: jax.random.fold_in(k, f))(keys)
+        draws = model.apply(params, jnp.asarray(x), chunk, 5, method="draw")
+        log_w.append(draws.log_prior - draws.log_posterior - pixel_nll(draws.pixels, jnp.asarray(x), LINEAR))
+    expected = np.float64(np.concatenate(log_w, axis=1))[:, :12]
+    peak = expected.max(axis=1)
+    expected = np.log(np.exp(expected - peak[:, None]).mean(axis=1)) + peak
+    np.testing.assert_allclose(estimate, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_training_reaches_probabilistic_pca() -> None:
+    """The maximum of the ELBO of a linear VAE is that of the likelihood of pPCA: Lucas et al. (arXiv 1911.02469).
+
+    With the variance held fixed, it is the eigenvalues above the variance that are kept: Tipping and
+    Bishop (1999), equation 7.
+    """
+    weights, offset = orthogonal_weights(), RNG.uniform(size=PIXELS)
+    x = offset + RNG.normal(size=(256, LATENT)) @ weights.T + STD * RNG.normal(size=(256, PIXELS))
+    values, vectors = np.linalg.eigh(np.cov(x.T, bias=True))
+    values, vectors = values[::-1][:LATENT], vectors[:, ::-1][:, :LATENT]
+    best = vectors * np.sqrt(np.maximum(values - STD**2, 0))
+    optimum = stats.multivariate_normal(x.mean(0), best @ best.T + STD**2 * np.eye(PIXELS)).logpdf(x).mean()
+
+    steps = 6000
+    config = dataclasses.replace(LINEAR, epochs=1)
+    model, optimizer = build_model(config, SHAPE), build_optimizer(config, steps)
+    step = make_train_step(model, build_objective(config, steps, 256), optimizer)
+    batch = jnp.float32(x.reshape(-1, *SHAPE))
+    state = init_state(model, optimizer, jax.random.key(0))
+
+    @jax.jit
+    def run(state: Any) -> Any:
+        return jax.lax.scan(lambda s, _: step(s, batch, jax.random.key(1)), state, length=steps)
+
+    state, terms = run(state)
+    assert -float(terms["loss"][-500:].mean()) == pytest.approx(optimum, abs=0.03)
+    estimate, _ = evaluate.log_likelihood(model, config, state.params, np.asarray(batch), jax.random.key(2), 500)
+    assert estimate.mean() == pytest.approx(optimum, abs=0.02)
+    learned = np.asarray(state.params["params"]["decoder"]["mlp"]["dense_0"]["kernel"], np.float64).T
+    np.testing.assert_allclose(learned @ learned.T, best @ best.T, atol=0.05)
+
+
+# --- Runs ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def base(image_file: Path) -> list[str]:
+    return ["--dataset", str(image_file), *SMALL, "--epochs", "2"]
+
+
+def evaluated(run_dir: Path, out: Path, *flags: str) -> Any:
+    assert cli.run(lambda: evaluate.main([str(run_dir), "--json", str(out), *flags])) == 0
+    return json.loads(out.read_text())
+
+
+@pytest.mark.parametrize("inputs", ["grey", "dynamic", "static"])
+def test_the_figures_of_a_run(inputs: str, base: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "run"
+    weights = ["--beta", "3", "--free-bits", "0.3"]
+    assert train("--preset", "vae", *base, "--inputs", inputs, *weights, "--run-dir", str(run)) == 0
+    capsys.readouterr()
+    figures = evaluated(run, tmp_path / "figures.json", "--samples", "300")
+    shown = capsys.readouterr().out
+    found = checkpoint.load_run(run)
+    test = data.load(found.config.dataset).test
+    if inputs == "static":
+        test = data.binarized(data.load(found.config.dataset), 0).test
+        assert set(np.unique(test)) <= {0, 255}
+    x = jnp.asarray(test, jnp.float32) / 255
+    keys = example_keys(purpose_key(0, "test-noise"), 0, len(test))
+    if inputs == "dynamic":
+        x = binarize(x, keys)
+    mean, std = (np.asarray(a, np.float64) for a in found.model.apply(found.state.params, x, method="encode"))
+    output = found.model.apply(found.state.params, x, keys)
+    assert figures["mse"] == pytest.approx(float(jnp.square(output.x_hat - x).mean()), rel=1e-4)
+    kl = 0.5 * (mean**2 + std**2 - 1) - np.log(std)
+    np.testing.assert_allclose(figures["kl_per_dimension"], kl.mean(0), rtol=1e-3, atol=1e-6)
+    assert figures["kl"] == pytest.approx(kl.sum(1).mean(), rel=1e-4)
+    assert (figures["active_units"], figures["latent_size"]) == (int((mean.var(0) > 0.01).sum()), 4)
+    # The loss is what was minimised; the ELBO is the model's, whatever the weights were.
+    assert figures["elbo"] == pytest.approx(-(figures["recon"] + figures["kl"]), rel=1e-6)
+    cost = np.maximum(kl, 0.3).sum(1).mean()
+    assert figures["loss"] == pytest.approx(figures["recon"] + 3 * cost, rel=1e-5)
+    assert figures["samples"] == 300
+    slack = 5 * math.hypot(figures["log_likelihood_sampling_error"], figures["elbo_standard_error"])
+    assert figures["log_likelihood"] > figures["elbo"] - slack
+    if inputs == "grey":
+        assert "bits_per_dimension" not in figures
+    else:
+        assert figures["bits_per_dimension"] == pytest.approx(-figures["log_likelihood"] / 30 / math.log(2), rel=1e-5)
+    for word in ("log_likelihood", "from 300 latents an image", "nats/image", "per pixel", "active_units"):
+        assert word in shown
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--architecture", "two-layer", "--objective", "iwae", "--samples", "3"],
+        ["--architecture", "conv"],
+        ["--likelihood", "logistic"],
+        ["--likelihood", "gaussian-pixel", "--objective", "dreg", "--samples", "3"],
+    ],
+)
+def test_every_kind_of_model_is_evaluated(flags: list[str], base: list[str], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert train("--preset", "vae", *base, *flags, "--run-dir", str(run)) == 0
+    figures = evaluated(run, tmp_path / "figures.json", "--samples", "50")
+    last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+    assert figures["loss"] == pytest.approx(last["loss"], rel=1e-5)
+    assert math.isfinite(figures["log_likelihood"])
+    assert ("bits_per_dimension" in figures) == ("logistic" in flags)
+
+
+def test_the_notes_scale_has_no_likelihood(base: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "run"
+    assert train(*base, "--run-dir", str(run)) == 0
+    figures = evaluated(run, tmp_path / "figures.json")
+    assert figures["mse"] == pytest.approx(figures["recon"], rel=1e-4)
+    assert "elbo" not in figures
+    capsys.readouterr()
+    assert cli.run(lambda: evaluate.main([str(run), "--samples", "10"])) == 2
+    assert "notes-elbo, which is no likelihood" in capsys.readouterr().err
+    with pytest.raises(InputError, match="--samples must not be negative"):
+        evaluate.main([str(run), "--samples", "-1"])
+
+
+def test_static_pixels_are_drawn_once(image_file: Path) -> None:
+    images = data.load(str(image_file))
+    first, again, other = (data.binarized(images, seed) for seed in (0, 0, 1))
+    np.testing.assert_array_equal(first.train, again.train)
+    assert not np.array_equal(first.train, other.train)
+    assert not np.array_equal(first.train[:32], first.test)
+    mean = np.mean([data.binarized(images, seed).train / 255 for seed in range(200)], axis=0)
+    p = images.train / 255
+    assert (np.abs(mean - p) <= 5 * np.sqrt(p * (1 - p) / 200) + 1e-9).all()
+    assert Config().inputs == "grey"

@@ -1,0 +1,216 @@
+"""Jobs of two real processes on this machine."""
+
+import hashlib
+import json
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from runs import (
+    SMALL,
+    Job,
+    assert_same_curve,
+    assert_same_run,
+    assert_same_training,
+    environment,
+    float64_steps,
+    free_address,
+    state_of,
+    train,
+)
+
+from jaxvae import parallel
+from jaxvae.config import PRESETS
+from jaxvae.errors import InputError
+
+pytestmark = pytest.mark.slow
+
+STEPS_OF_A_JOB = """
+import pickle, sys
+from jaxvae import parallel
+from runs import float64_steps
+preset, address, process = sys.argv[1:]
+parallel.join(address, 2, int(process))
+result = float64_steps(preset, "jit", parallel.select_devices())
+print(pickle.dumps(result).hex(), file=sys.stderr)
+"""
+
+
+def in_two_processes(code: str, argument: str, devices: int = 2) -> list[str]:
+    """What `code` prints to stderr in each of two processes; argv: `argument`, an address, the process."""
+    address = free_address()
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, argument, address, process],
+            cwd=Path(__file__).parent,
+            env=environment(devices),
+            stdout=subprocess.DEVNULL,  # Where the library below JAX's collectives on the CPU has its say.
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for process in ("0", "1")
+    ]
+    try:
+        return [process.communicate(timeout=120)[1] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_200_steps_are_the_same_in_two_processes(preset: str) -> None:
+    expected = float64_steps(preset, "jit", jax.devices()[:1])
+    for result in in_two_processes(STEPS_OF_A_JOB, preset, devices=1):
+        assert_same_training(*pickle.loads(bytes.fromhex(result.split()[0])), *expected)
+
+
+def test_two_processes_train_like_one(tmp_path: Path) -> None:
+    """The command line, in float32, 200 steps of a model that does not multiply rounding."""
+    cadence = ["--log-every", "1", "--image-every", "0", "--checkpoint-every", "0"]
+    args = ["--preset", "notes-ae", "--dataset", "digits", "--epochs", "5", *cadence]
+    assert train(*args, "--run-dir", str(tmp_path / "one")) == 0
+    codes, said = Job([*args, "--run-dir", str(tmp_path / "two")], devices=2).wait()
+    assert codes == [0, 0], said
+    assert "x 4 in 2 processes" in said[0] and "epoch 5/5" in said[0]
+    assert said[1] == ""  # Process 0 alone prints.
+    assert_same_curve(tmp_path / "two", tmp_path / "one", 200)
+
+
+@pytest.fixture
+def base(image_file: Path) -> list[str]:
+    return ["--dataset", str(image_file), *SMALL]
+
+
+def test_a_job_of_two_resumes_bit_for_bit_what_it_left(base: list[str], tmp_path: Path) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert Job([*base, "--epochs", "4", "--run-dir", str(whole)]).wait()[0] == [0, 0]
+    assert Job([*base, "--epochs", "2", "--run-dir", str(parts)]).wait()[0] == [0, 0]
+    assert Job(["--resume", "--epochs", "4", "--run-dir", str(parts)]).wait()[0] == [0, 0]
+    assert_same_run(whole, parts)
+
+
+STATE_OF_A_JOB = """
+import hashlib, sys
+from pathlib import Path
+import jax, numpy as np
+from jaxvae import checkpoint, data, parallel
+from jaxvae.trainer import Trainer, schedule
+run_dir, address, process = sys.argv[1:]
+parallel.join(address, 2, int(process))
+run = checkpoint.load_run(Path(run_dir))
+images = data.load(run.config.dataset)
+placement = parallel.data_parallel(parallel.select_devices())
+trainer = Trainer(run.config, schedule(run.config, len(images.train)), images, placement)
+zeros = jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), trainer.abstract_state())
+state = trainer.start(parallel.from_lead(run.state if parallel.is_lead() else zeros))
+for leaf in jax.tree.leaves(state):
+    assert len(leaf.addressable_shards) == 2 and len(leaf.sharding.device_set) == 4
+    print(*{hashlib.sha256(np.asarray(s.data).tobytes()).hexdigest() for s in leaf.addressable_shards}, file=sys.stderr)
+"""
+
+
+def test_a_checkpoint_of_eight_devices_starts_in_two_processes_bit_for_bit(base: list[str], tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    assert train(*base, "--epochs", "2", "--devices", "8", "--run-dir", str(run_dir)) == 0
+    state = state_of(run_dir)
+    expected = [hashlib.sha256(np.asarray(leaf).tobytes()).hexdigest() for leaf in jax.tree.leaves(state)]
+    for printed in in_two_processes(STATE_OF_A_JOB, str(run_dir)):
+        assert printed.split() == expected
+    codes, said = Job(["--resume", "--epochs", "3", "--run-dir", str(run_dir)], devices=2).wait()
+    assert codes == [0, 0], said
+    assert "going on from step 16" in said[0]
+    assert state_of(run_dir).step == 24
+
+
+@pytest.mark.parametrize("told", [0, 1])
+def test_a_signal_to_one_stops_both_at_the_same_step(told: int, base: list[str], tmp_path: Path) -> None:
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    args = [*base, "--image-every", "0", "--epochs", "400"]
+    job = Job([*args, "--run-dir", str(cut)])
+    end = time.monotonic() + 60
+    while not (cut / "metrics.jsonl").exists() or (cut / "metrics.jsonl").read_text().count("\n") < 6:
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    job.processes[told].send_signal(signal.SIGTERM)
+    codes, said = job.wait(30)
+    assert codes == [143, 143], said
+    assert "SIGTERM: saving after this call" in said[told]
+    stopped = int(state_of(cut).step)
+    assert 0 < stopped < 8 * 400 and f"saved at step {stopped:,}" in said[0]
+    last = json.loads((cut / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last["step"] == stopped
+    epochs = str(stopped // 8 + 2)
+    assert Job(["--resume", "--run-dir", str(cut), "--epochs", epochs]).wait()[0] == [0, 0]
+    assert Job([*args[:-1], epochs, "--run-dir", str(whole)]).wait()[0] == [0, 0]
+    assert_same_run(whole, cut)
+
+
+def test_a_loss_that_is_not_finite_stops_both(base: list[str], tmp_path: Path) -> None:
+    codes, said = Job(["--preset", "vae", *base, "--learning-rate", "1e30", "--run-dir", str(tmp_path / "run")]).wait()
+    assert codes == [3, 3], said
+    assert all("error: the loss is" in words for words in said)
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ([[], ["--seed", "7"]], "processes 0 and 1 were started differently: seed: 0 and 7"),
+        ([[], ["--dataset", "digits"]], "processes 0 and 1 were started differently: dataset: "),
+        ([[], ["--dataset", "nowhere.npz"]], "nowhere.npz"),
+        ([["--data-dir", "/nowhere"], []], "--data-dir"),
+        ([["--devices", "3"]] * 2, "--devices 3: process 0 has 2"),
+        ([["--batch-size", "6"]] * 2, "--batch-size 6 does not divide over 4 devices"),
+    ],
+)
+def test_what_is_wrong_with_one_is_told_by_both(
+    flags: list[list[str]], words: str, base: list[str], tmp_path: Path
+) -> None:
+    codes, said = Job([*base, "--run-dir", str(tmp_path / "run")], flags, devices=2).wait()
+    assert codes == [2, 2], said
+    assert all(words in process and process.count("\n") == 1 for process in said), said
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_process_0_meets_is_told_by_both(base: list[str], tmp_path: Path) -> None:
+    args = [*base, "--epochs", "1", "--run-dir", str(tmp_path / "run")]
+    assert train(*args) == 0
+    (tmp_path / "run" / "checkpoints" / "8" / "record.json").unlink()
+    codes, said = Job(["--resume", "--epochs", "2", "--run-dir", str(tmp_path / "run")]).wait()
+    assert codes == [2, 2], said
+    assert all("every checkpoint is damaged" in process for process in said)
+
+
+def test_processes_that_do_not_come_are_not_waited_for_for_ever() -> None:
+    address = free_address()
+    with pytest.raises(InputError, match=f"--coordinator {address}: of 3 processes, 1, 2 did not come"):
+        parallel.join(address, 3, 0, timeout=0.3)
+
+
+@pytest.mark.parametrize(("number", "count"), [(1, 3), (0, 2)])
+def test_a_process_of_another_job_is_turned_away(number: int, count: int) -> None:
+    address = free_address()
+    with ThreadPoolExecutor() as threads:
+        lead = threads.submit(parallel._meet, address, 2, 0, 20)
+        with pytest.raises(InputError, match=f"process {number or 2} of {count} does not fit a job of 2"):
+            parallel._meet(address, count, number or 2, 20)
+        with pytest.raises(InputError, match="does not fit a job of 2"):
+            lead.result()
+
+
+def test_a_stranger_at_the_port_is_ignored() -> None:
+    address = free_address()
+    host, _, port = address.rpartition(":")
+    with ThreadPoolExecutor() as threads:
+        lead = threads.submit(parallel._meet, address, 2, 0, 20)
+        for words in (b"GET / HTTP/1.1\r\n\r\n", b"jaxvae\n", b""):
+            with parallel._connect(host, int(port), time.monotonic() + 20) as stranger:
+                stranger.sendall(words)
+        parallel._meet(address, 2, 1, 20)
+        lead.result()

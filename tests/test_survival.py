@@ -1,0 +1,398 @@
+"""What a run survives, done to it for real: each fault, and then the same bytes as without it."""
+
+import dataclasses
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from runs import SMALL, assert_same_run, environment, state_of, train, train_command
+
+from jaxvae import checkpoint, cli, evaluate, loop, metrics, plots, trainer
+from jaxvae.checkpoint import Checkpoints
+from jaxvae.config import PRESETS
+from jaxvae.data import ImageData
+from jaxvae.trainer import Trainer, schedule
+
+# Calls of three steps, figures of two, a checkpoint every epoch: something happens all the time.
+BUSY = ["--steps-per-call", "3", "--log-every", "2", "--checkpoint-every", "1", "--image-every", "0"]
+
+
+@pytest.fixture
+def base(image_file: Path) -> list[str]:
+    return ["--dataset", str(image_file), *SMALL]
+
+
+def newest(run_dir: Path) -> Path:
+    return max((run_dir / "checkpoints").glob("[0-9]*"), key=lambda path: int(path.name))
+
+
+def start(*args: str) -> "subprocess.Popen[str]":
+    return subprocess.Popen(train_command(*args), env=environment(), stderr=subprocess.PIPE, text=True)
+
+
+def lines(run_dir: Path) -> int:
+    path = run_dir / "metrics.jsonl"
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+# --- Killed --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_twenty_kills_at_random_moments_some_during_a_save(base: list[str], tmp_path: Path) -> None:
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    epochs = ["--epochs", "4000"]
+    assert train(*base, *BUSY, *epochs, "--run-dir", str(whole)) == 0
+    rng = random.Random(0)
+    args, in_save = [*base, *BUSY, *epochs], 0
+    for number in range(20):
+        process = start(*args, "--run-dir", str(cut))
+        before, more = lines(cut), rng.randrange(1, 200)
+        end = time.monotonic() + 60
+        while process.poll() is None and lines(cut) < before + more:
+            assert time.monotonic() < end, "it hangs"
+            time.sleep(0.001)
+        if number % 2:
+            while process.poll() is None and not list((cut / "checkpoints").glob("*.tmp")):
+                pass
+        process.kill()
+        in_save += bool(list((cut / "checkpoints").glob("*.tmp")))
+        assert process.stderr is not None
+        said = process.stderr.read()
+        process.stderr.close()
+        assert process.wait() == -signal.SIGKILL, said
+        args = ["--resume"]
+    assert in_save >= 3
+    assert train("--resume", "--run-dir", str(cut)) == 0
+    assert not list((cut / "checkpoints").glob("*.tmp"))
+    assert_same_run(whole, cut)
+
+
+def test_resume_at_every_position(images: NDArray[np.uint8], tmp_path: Path) -> None:
+    """From each step of three epochs: through a checkpoint, all remaining losses and the end, bit for bit."""
+    config = dataclasses.replace(PRESETS["vae"], hidden=(8,), latent_size=2, batch_size=16, steps_per_call=1)
+    data = ImageData("digits", "a test", images[:64], images[64:])
+    computer = Trainer(config, schedule(config, 64), data)
+    state = computer.start(None)
+    losses: list[Any] = []
+    with Checkpoints(tmp_path, keep=99) as checkpoints:
+        for _ in range(12):
+            checkpoints.save(state, {})
+            state, terms = computer.run_steps(state)
+            losses.append(np.asarray(terms["loss"]).item())
+    end = jax.device_get(state)
+    for position in range(12):
+        found = checkpoint._restore(tmp_path / str(position), computer.abstract_state())
+        again = Trainer(config, schedule(config, 64), data)
+        again._run_steps = computer._run_steps  # The program is the same, and need not be compiled again.
+        state = again.start(found.state)
+        rest = []
+        for _ in range(position, 12):
+            state, terms = again.run_steps(state)
+            rest.append(np.asarray(terms["loss"]).item())
+        assert rest == losses[position:]
+        jax.tree.map(np.testing.assert_array_equal, jax.device_get(state), end)
+
+
+# --- Told to stop --------------------------------------------------------------------------------------------
+
+PHASES: dict[str, tuple[Any, str]] = {
+    "compile": (Trainer, "compile"),
+    "training": (Trainer, "run_steps"),
+    "evaluation": (Trainer, "evaluate"),
+    "save": (Checkpoints, "_write"),
+    "plotting": (plots, "save_png"),
+}
+
+
+def at_nth_call(monkeypatch: pytest.MonkeyPatch, phase: str, count: int, action: Callable[[], None]) -> None:
+    """Do `action` within the `count`-th call of what a phase of the run does."""
+    owner, name = PHASES[phase]
+    whole, calls = getattr(owner, name), iter(range(1, 1_000_000))
+
+    def wrapped(*args: Any, **options: Any) -> Any:
+        if next(calls) == count:
+            action()
+        return whole(*args, **options)
+
+    monkeypatch.setattr(owner, name, wrapped)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("phase", PHASES)
+def test_a_signal_in_any_phase_saves_and_stops(
+    phase: str, number: signal.Signals, base: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    args = [*base, "--steps-per-call", "3", "--checkpoint-every", "1", "--epochs", "9"]
+    assert train(*args, "--run-dir", str(whole)) == 0
+    told_at: list[int] = []
+
+    def tell() -> None:
+        told_at.append(max((r["step"] for r in metrics.read_records(cut / "metrics.jsonl")), default=0))
+        os.kill(os.getpid(), number)
+
+    at_nth_call(monkeypatch, phase, 1 if phase == "compile" else 3, tell)
+    assert train(*args, "--run-dir", str(cut)) == 128 + number
+    monkeypatch.undo()
+    step = int(state_of(cut).step)
+    assert newest(cut).name == str(step)
+    # The deadline: the call that runs, the one queued behind it, and what is due after them.
+    steps_per_call = 2
+    assert step == 0 if phase == "compile" else told_at[0] <= step <= told_at[0] + 3 * steps_per_call
+    assert train("--resume", "--run-dir", str(cut)) == 0
+    assert_same_run(whole, cut)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_second_signal_ends_even_a_compilation_at_once(
+    number: signal.Signals, base: list[str], tmp_path: Path
+) -> None:
+    code = (
+        "import os, sys, time, jaxvae.train\n"
+        "from jaxvae.trainer import Trainer\n"
+        "def compile(*_):\n"
+        "    print('compiling', file=sys.stderr, flush=True)\n"
+        "    time.sleep(100)\n"
+        "Trainer.compile = compile\n"
+        "jaxvae.train.main(sys.argv[1:])\n"
+    )
+    command = [sys.executable, "-c", code, *base, "--run-dir", str(tmp_path / "run")]
+    process = subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    for awaited in ("compiling", "once more to end at once"):
+        while awaited not in process.stderr.readline():
+            assert process.poll() is None
+        process.send_signal(number)
+    process.stderr.close()
+    assert process.wait(20) == 128 + number
+
+
+# --- Damaged -------------------------------------------------------------------------------------------------
+
+
+def test_a_damaged_newest_checkpoint_costs_the_steps_since_the_one_before(
+    base: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert train(*base, *BUSY, "--epochs", "5", "--run-dir", str(whole)) == 0
+    assert train(*base, *BUSY, "--epochs", "3", "--run-dir", str(cut)) == 0
+    victim = newest(cut)
+    data = max((path for path in victim.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    content = bytearray(data.read_bytes())
+    content[-9] ^= 1
+    data.write_bytes(content)
+    capsys.readouterr()
+    assert train("--resume", "--run-dir", str(cut), "--epochs", "5") == 0
+    said = capsys.readouterr().err
+    assert f"checkpoint {victim} is damaged: " in said and data.name in said and "set aside as" in said
+    assert (cut / "checkpoints" / f"damaged-{victim.name}").is_dir()
+    assert victim.is_dir()  # Saved anew.
+    assert_same_run(whole, cut)
+
+
+@pytest.mark.parametrize("damage", ["cut short", "half a line", "lost"])
+def test_a_log_that_lost_its_end_is_mended_or_the_run_goes_on_without(
+    damage: str, base: list[str], tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    assert train(*base, *BUSY, "--epochs", "2", "--run-dir", str(run)) == 0
+    path = run / "metrics.jsonl"
+    content = path.read_bytes()
+    kept = {"cut short": content[:-1], "half a line": content + b'{"step": 1', "lost": b""}[damage]
+    path.write_bytes(kept)
+    assert train("--resume", "--run-dir", str(run), "--epochs", "3") == 0
+    records = metrics.read_records(path)
+    assert [record["step"] for record in records][-1] == int(state_of(run).step)
+
+
+# --- No room -------------------------------------------------------------------------------------------------
+
+
+def with_file_system(options: str, directory: Path, command: list[str]) -> "subprocess.CompletedProcess[str]":
+    """Run a command that alone sees a tmpfs mounted at `directory`, and its files before they go."""
+    if shutil.which("unshare") is None:
+        pytest.skip("no file system can be mounted here")
+    unshare = ["unshare", "--mount", "--map-root-user", "sh", "-c"]
+    mount = f'mount -t tmpfs -o {options} none "$0"'
+    if subprocess.run([*unshare, mount, str(directory)], capture_output=True).returncode:
+        pytest.skip("no file system can be mounted here")
+    script = mount + ' && "$@"; code=$?; ls "$0"/run/checkpoints 2>/dev/null; exit $code'
+    return subprocess.run(
+        [*unshare, script, str(directory), *command], env=environment(), capture_output=True, text=True, timeout=120
+    )
+
+
+@pytest.mark.slow
+def test_a_disk_that_fills_up(image_file: Path, tmp_path: Path) -> None:
+    """Room for some checkpoints of 3 MB and no more: a clear error, and those before intact."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    args = ["--dataset", str(image_file), "--hidden", "256", "256", "256", "--batch-size", "8", "--epochs", "30"]
+    cadence = ["--checkpoint-every", "1", "--keep-checkpoints", "99", "--image-every", "0"]
+    done = with_file_system("size=12m", disk, train_command(*args, *cadence, "--run-dir", str(disk / "run")))
+    assert done.returncode == cli.EXIT_NOT_SAVED, done.stderr
+    error = done.stderr.splitlines()[-1]
+    assert error.startswith("error: checkpoint ") and "could not be saved: " in error
+    assert "space" in error.lower(), error
+    steps = done.stdout.split()
+    assert steps and all(step.isdigit() for step in steps), "what failed left no remains"
+
+
+@pytest.mark.slow
+def test_a_run_directory_that_cannot_be_written_is_told_before_anything_compiles(
+    base: list[str], tmp_path: Path
+) -> None:
+    for run_dir in (tmp_path / "disk" / "run", Path("/proc/run")):
+        (tmp_path / "disk").mkdir(exist_ok=True)
+        done = with_file_system("ro", tmp_path / "disk", train_command(*base, "--run-dir", str(run_dir)))
+        assert done.returncode == 2
+        assert done.stderr.startswith(f"error: --run-dir {run_dir} cannot be written: "), done.stderr
+
+
+@pytest.mark.parametrize("at", [1, 2, 3])
+def test_a_save_that_fails_ends_the_run_with_its_own_code(
+    at: int, base: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The first, one in the middle, and the last, which no save follows."""
+    run = tmp_path / "run"
+
+    def fail() -> None:
+        raise checkpoint.SaveError("checkpoint could not be saved: the disk is on fire")
+
+    at_nth_call(monkeypatch, "save", at, fail)
+    assert train(*base, *BUSY, "--epochs", "3", "--run-dir", str(run)) == cli.EXIT_NOT_SAVED
+    assert "error: checkpoint could not be saved: the disk is on fire" in capsys.readouterr().err
+    saved = [int(path.name) for path in (run / "checkpoints").glob("[0-9]*")]
+    assert len(saved) == at - 1  # What a failed save was to be followed by is not.
+    monkeypatch.undo()
+    whole = tmp_path / "whole"
+    assert train(*base, *BUSY, "--epochs", "3", "--run-dir", str(whole)) == 0
+    assert train("--resume", "--run-dir", str(run)) == 0
+    assert_same_run(whole, run)
+
+
+# --- Two at once ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_the_second_of_two_refuses_and_a_dead_one_is_no_obstacle(
+    base: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    process = start(*base, "--epochs", "1000000", "--run-dir", str(run))
+    while lines(run) < 2:
+        assert process.poll() is None
+        time.sleep(0.01)
+    before = (run / "config.json").read_bytes()
+    for args in ([*base, "--run-dir", str(run)], ["--resume", "--run-dir", str(run)]):
+        capsys.readouterr()
+        assert train(*args) == 2
+        assert f"error: --run-dir {run} is in use by process {process.pid} on " in capsys.readouterr().err
+    assert (run / "config.json").read_bytes() == before
+    process.kill()
+    process.communicate()
+    assert train("--resume", "--run-dir", str(run), "--epochs", "1") == 0
+
+
+# --- Diverged ------------------------------------------------------------------------------------------------
+
+
+def test_a_nan_stops_the_run_with_the_last_finite_checkpoint_left(
+    base: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make = trainer.make_train_step
+
+    def poisoned(*args: Any, **options: Any) -> Any:
+        step = make(*args, **options)
+
+        def train_step(state: Any, batch: Any, key: Any) -> Any:
+            new, terms = step(state, batch, key)
+            poison = jax.numpy.where(new.step == 21, jax.numpy.float32("nan"), jax.numpy.float32(0))
+            return new._replace(params=jax.tree.map(lambda p: p + poison, new.params)), terms
+
+        return train_step
+
+    monkeypatch.setattr(trainer, "make_train_step", poisoned)
+    run = tmp_path / "run"
+    args = [*base, "--checkpoint-every", "1", "--epochs", "5", "--run-dir", str(run)]
+    assert train(*args) == cli.EXIT_DIVERGED
+    assert "error: the loss is nan at step 22\n" in capsys.readouterr().err
+    assert newest(run).name == "16"
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state_of(run)))
+    assert max(record["step"] for record in metrics.read_records(run / "metrics.jsonl")) == 16
+
+
+def test_the_best_checkpoint_is_kept_and_used(base: list[str], tmp_path: Path) -> None:
+    """With a rate so high that the test loss goes up again."""
+    run = tmp_path / "run"
+    rate = ["--preset", "vae", "--learning-rate", "0.1", "--checkpoint-every", "1", "--keep-checkpoints", "1"]
+    assert train(*base, *rate, "--epochs", "9", "--run-dir", str(run)) == 0
+    tests = [r for r in metrics.read_records(run / "metrics.jsonl") if r["split"] == "test"]
+    best = min(tests, key=lambda record: record["loss"])
+    assert best["step"] < 72, "the last is the best: the test shows nothing"
+    assert {int(p.name) for p in (run / "checkpoints").glob("[0-9]*")} == {best["step"], 72}
+    assert evaluate.evaluate_run(run)["step"] == 72
+    found = evaluate.evaluate_run(run, best=True)
+    assert found["step"] == best["step"]
+    assert found["loss"] == pytest.approx(best["loss"], rel=1e-6)
+
+
+# --- Time and place ------------------------------------------------------------------------------------------
+
+
+def test_a_clock_that_jumps(base: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    assert train(*base, "--epochs", "4", "--run-dir", str(whole)) == 0
+    clock, jump, write = time.time, [0.0], loop._RunFiles.write
+
+    def jumping(self: Any, result: Any, *figures: Any) -> None:
+        jump[0] = {8: 1e7, 16: -1e7}.get(result.step, 0.0)
+        write(self, result, *figures)
+
+    monkeypatch.setattr(time, "time", lambda: clock() + jump[0])
+    monkeypatch.setattr(loop._RunFiles, "write", jumping)
+    assert train(*base, "--epochs", "2", "--run-dir", str(run)) == 0
+    assert train("--resume", "--epochs", "4", "--run-dir", str(run)) == 0
+    assert_same_run(whole, run)
+    timing = [line for line in (run / "timing.jsonl").read_text().splitlines() if "seconds" in line]
+    assert timing and not any("-" in line.partition("seconds")[2][:6] for line in timing)
+
+
+def test_a_run_that_was_moved_elsewhere(base: list[str], tmp_path: Path) -> None:
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    assert train(*base, "--epochs", "4", "--run-dir", str(whole)) == 0
+    assert train(*base, "--epochs", "2", "--run-dir", str(run)) == 0
+    moved = tmp_path / "other" / "place"
+    moved.parent.mkdir()
+    shutil.move(run, moved)
+    assert train("--resume", "--epochs", "4", "--run-dir", str(moved)) == 0
+    assert_same_run(whole, moved)
+
+
+def test_a_run_of_an_older_version(base: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its configuration lacks a field that came later, or has one that is gone."""
+    import json
+
+    run = tmp_path / "run"
+    assert train(*base, "--epochs", "1", "--run-dir", str(run)) == 0
+    config = json.loads((run / "config.json").read_text())
+    del config["keep_best_checkpoints"]
+    (run / "config.json").write_text(json.dumps(config))
+    assert train("--resume", "--epochs", "2", "--run-dir", str(run)) == 0
+    (run / "config.json").write_text(json.dumps({**config, "warp_factor": 9}))
+    capsys.readouterr()
+    assert train("--resume", "--epochs", "3", "--run-dir", str(run)) == 2
+    assert "config.json has a field this version does not know: warp_factor" in capsys.readouterr().err
