@@ -188,10 +188,10 @@ class Checkpoints:
 
     def _test_loss(self, step: int) -> float | None:
         try:
-            loss: float | None = _read_record(self.directory / str(step))["record"]["test_loss"]
-        except (DamagedError, InputError, KeyError):
+            loss = _read_record(self.directory / str(step))["record"].get("test_loss")
+        except (DamagedError, InputError):
             return None
-        return loss
+        return float(loss) if isinstance(loss, int | float) else None
 
     def read_record(self) -> dict[str, Any]:
         """The record of the newest step whose record is intact.
@@ -271,8 +271,9 @@ def _checkpointer() -> ocp.Checkpointer:
 def _restore(path: Path, like: TrainState) -> Saved:
     """One checkpoint, verified. Raises `DamagedError`, and `InputError` if it does not fit `like`."""
     content = _read_record(path)
-    for name in sorted({*content["files"], *_files(path)} - {"record.json"}):
-        if not (path / name).is_file():
+    present = set(_files(path)) - {"record.json"}
+    for name in sorted({*content["files"], *present}):
+        if name not in present:  # Nor is anything read outside.
             raise DamagedError(f"{name} is missing")
         if name not in content["files"]:
             raise DamagedError(f"{name} does not belong there")
@@ -319,8 +320,18 @@ def _read_record(path: Path) -> dict[str, Any]:
         intact = False
     if not intact:
         raise DamagedError("record.json is not as it was saved")
+    if not isinstance(content.get("format"), int):
+        raise DamagedError("record.json names no format")
     if content["format"] != FORMAT:
         raise InputError(f"checkpoint {path} is of format {content['format']}; this version of jaxvae reads {FORMAT}")
+    arrays, files, record = (content.get(name) for name in ("arrays", "files", "record"))
+    if not (isinstance(arrays, dict) and isinstance(files, dict) and isinstance(record, dict)):
+        raise DamagedError("record.json lacks a part")
+    for array in arrays.values():
+        if not (isinstance(array, dict) and {"shape", "dtype", "sha256"} <= array.keys()):
+            raise DamagedError("record.json lacks a part")
+        if not (isinstance(array["shape"], list) and isinstance(array["dtype"], str)):
+            raise DamagedError("record.json lacks a part")
     result: dict[str, Any] = content
     return result
 
@@ -359,7 +370,7 @@ def _form(leaf: Any) -> tuple[tuple[int, ...], str]:
     return tuple(leaf.shape), str(leaf.dtype)
 
 
-def _form_words(form: tuple[tuple[int, ...], str] | None) -> str:
+def _form_words(form: tuple[tuple[Any, ...], str] | None) -> str:
     return "missing" if form is None else f"{form[1]} {list(form[0])}"
 
 

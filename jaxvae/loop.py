@@ -25,7 +25,7 @@ import numpy as np
 
 from jaxvae import config as configs
 from jaxvae import data, metrics, parallel, plots
-from jaxvae.checkpoint import Checkpoints
+from jaxvae.checkpoint import Checkpoints, Saved
 from jaxvae.config import Config, flag
 from jaxvae.errors import InputError
 from jaxvae.lock import RunLock, check_free
@@ -264,7 +264,7 @@ class _RunFiles:
                 self.run_dir = self._requested
                 stack.enter_context(RunLock(self.run_dir))
                 metrics.read_records(self.run_dir / "metrics.jsonl")
-                self.saved = self._restore()
+                self.saved: Saved | None = self._restore()
                 _write_config(self.run_dir, config)
             else:
                 self.run_dir = _claim_run_dir(self._requested, config)
@@ -287,16 +287,17 @@ class _RunFiles:
     def __exit__(self, *error: Any) -> None:
         self._stack.__exit__(*error)
 
-    def _restore(self) -> Any:
+    def _restore(self) -> Saved | None:
         with Checkpoints(self.run_dir / "checkpoints") as checkpoints:
-            saved = checkpoints.restore(self._like)
-        if saved is not None and {k: v for k, v in saved.record.items() if k in self._record} != self._record:
-            old = configs.load(self.run_dir / "config.json").dataset
-            raise InputError(
-                f"--resume: {self._images.source}: not the images that {self.run_dir} was trained on "
-                f"(dataset: {old} -> {self._config.dataset})"
-            )
-        return saved
+            if checkpoints.latest_step() is not None:
+                found = checkpoints.read_record()
+                if any(found.get(name) != value for name, value in self._record.items()):
+                    old = configs.load(self.run_dir / "config.json").dataset
+                    raise InputError(
+                        f"--resume: {self._images.source}: not the images that {self.run_dir} was trained on "
+                        f"(dataset: {old} -> {self._config.dataset})"
+                    )
+            return checkpoints.restore(self._like)
 
     def say(self, text: str) -> None:
         """Tell the person watching."""
