@@ -13,6 +13,7 @@ import logging
 import math
 import os
 import shutil
+import stat
 import sys
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -26,7 +27,7 @@ import orbax.checkpoint as ocp
 
 from jaxvae.config import Config
 from jaxvae.config import load as load_config
-from jaxvae.errors import InputError
+from jaxvae.errors import InputError, SaveError
 from jaxvae.models import Model, build_model
 from jaxvae.train_step import TrainState, abstract_state, build_optimizer
 
@@ -37,10 +38,6 @@ logging.getLogger("absl").setLevel(logging.CRITICAL)
 FORMAT = 1  # Of record.json and what lies beside it.
 TEMPORARY = ".tmp"  # Ends the name of what is being written or deleted.
 DAMAGED = "damaged-"  # Begins the name of a step that was set aside.
-
-
-class SaveError(RuntimeError):
-    """A checkpoint could not be saved; those before it are intact."""
 
 
 class DamagedError(Exception):
@@ -271,6 +268,10 @@ def _checkpointer() -> ocp.Checkpointer:
 def _restore(path: Path, like: TrainState) -> Saved:
     """One checkpoint, verified. Raises `DamagedError`, and `InputError` if it does not fit `like`."""
     content = _read_record(path)
+    # A pipe would hang whoever opens it, and a link leads elsewhere.
+    for entry in path.rglob("*"):
+        if not stat.S_ISREG(mode := entry.lstat().st_mode) and not stat.S_ISDIR(mode):
+            raise DamagedError(f"{entry.relative_to(path)} is no regular file")
     present = set(_files(path)) - {"record.json"}
     for name in sorted({*content["files"], *present}):
         if name not in present:  # Nor is anything read outside.
@@ -311,6 +312,8 @@ def _read_record(path: Path) -> dict[str, Any]:
     if (path / "_CHECKPOINT_METADATA").exists() and not (path / "record.json").exists():
         raise InputError(f"checkpoint {path} was saved by a version of jaxvae that this one cannot read")
     try:
+        if not stat.S_ISREG((path / "record.json").lstat().st_mode):
+            raise DamagedError("record.json is no regular file")
         content = json.loads((path / "record.json").read_text(encoding="utf-8"))
         digest = content.pop("digest")
         intact = digest == _digest(content)

@@ -1,6 +1,6 @@
 """What the command lines share: parsing by dataclass, one-line errors, exit codes.
 
-Exit codes: 0 done; 2 bad input; 3 a loss is not finite; 4 a checkpoint could not be saved; 128 + N
+Exit codes: 0 done; 2 bad input; 3 a loss is not finite; 4 a file of the run could not be written; 128 + N
 stopped by signal N (130 for Ctrl-C, 143 for SIGTERM) with the state saved.
 """
 

@@ -52,7 +52,7 @@ class Config:
     activation: Activation = "relu"
     """Between layers."""
     init: Literal["pytorch", "glorot"] = "pytorch"
-    """Initial weights. pytorch: as its Linear; glorot: uniform, and the pixels' bias at the logit of their mean."""
+    """Initial weights of dense layers: as PyTorch's; or Glorot's, and the pixels' bias at the logit of their mean."""
     objective: Literal["mse", "notes-elbo", "elbo", "iwae", "dreg", "info", "beta-tc"] = "notes-elbo"
     """mse (autoencoder), notes-elbo (VAE): the notes', per pixel; the others in nats/image."""
     likelihood: Likelihood = "bernoulli"
@@ -123,7 +123,7 @@ class Config:
     def __post_init__(self) -> None:
         """Raise `InputError` for a value out of range; types are for `from_json` and the command line."""
         positive = ("latent_size", "batch_size", "epochs", "steps_per_call", "keep_checkpoints", "samples", "kl_cycles")
-        not_negative = ("log_every", "image_every", "checkpoint_every", "keep_best_checkpoints", "seed")
+        not_negative = ("log_every", "image_every", "checkpoint_every", "keep_best_checkpoints", "seed", "static_seed")
         for name in positive:
             if getattr(self, name) < 1:
                 raise InputError(f"{flag(name)} must be at least 1, not {getattr(self, name)}")
@@ -181,6 +181,20 @@ class Config:
             needs("--objective elbo or iwae", "--architecture two-layer", self.objective in ("elbo", "iwae"), why)
             needs("--free-bits 0", "--architecture two-layer", self.free_bits == 0, "its KL is an estimate")
             needs("two --hidden widths", "--architecture two-layer", len(self.hidden) == 2, "one a layer")
+        if self.objective == "info":
+            needs("--batch-size 2", "--objective info", self.batch_size > 1, "it compares samples")
+        if self.free_bits:
+            needs(
+                "--objective elbo or info", "--free-bits", self.objective in ("elbo", "info"), "its KL is per dimension"
+            )
+        if self.likelihood_std != Config.likelihood_std:
+            needs("--likelihood gaussian", "--likelihood-std", self.likelihood == "gaussian", "the others have no such")
+        if self.architecture == "conv":
+            needs("--hidden", "--architecture conv", len(self.hidden) > 0, "a layer's channels each")
+        if self.warmup_epochs > self.epochs:
+            raise InputError(f"--warmup-epochs {self.warmup_epochs:g} is more than --epochs {self.epochs}")
+        if self.kl_warmup_epochs > self.epochs / self.kl_cycles:
+            raise InputError(f"--kl-warmup-epochs {self.kl_warmup_epochs:g} is more than a cycle of the run has")
         if self.mmd_weight:
             needs("--objective info", "--mmd-weight", self.objective == "info", "the others have no such term")
         if self.corruption:

@@ -1,4 +1,4 @@
-"""The one exception that means "what you gave is wrong", as opposed to "the program is"."""
+"""The exceptions that are told to the user in one line, and the exit code of each in `jaxvae.cli`."""
 
 
 class InputError(ValueError):
@@ -7,3 +7,7 @@ class InputError(ValueError):
     The message is a single line that names what is wrong. The command lines print it after
     ``error:`` and exit with code 2; library callers catch it as a `ValueError`.
     """
+
+
+class SaveError(RuntimeError):
+    """A file of the run could not be written; the checkpoints before it are intact."""

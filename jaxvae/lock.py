@@ -23,21 +23,23 @@ class RunLock:
       run_dir: an existing directory.
 
     Raises:
-      InputError: another process holds it; the message names which.
-      OSError: `run_dir` cannot be written.
+      InputError: another process holds it, whom the message names; or it cannot be taken.
     """
 
     def __init__(self, run_dir: Path):
-        self._file = os.open(run_dir / NAME, os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._file = os.open(run_dir / NAME, os.O_RDWR | os.O_CREAT, 0o644)
+            try:
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                os.truncate(self._file, 0)
+                os.pwrite(self._file, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+            except OSError:
+                os.close(self._file)
+                raise
+        except BlockingIOError:
+            raise _in_use(run_dir) from None
         except OSError as error:
-            os.close(self._file)
-            if isinstance(error, BlockingIOError):
-                raise _in_use(run_dir) from None
-            raise
-        os.truncate(self._file, 0)
-        os.pwrite(self._file, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+            raise InputError(f"--run-dir {run_dir} cannot be written: lock: {error.strerror}") from None
 
     def __enter__(self) -> Self:
         return self

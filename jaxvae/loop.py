@@ -12,9 +12,9 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import FrameType
@@ -27,12 +27,14 @@ from jaxvae import config as configs
 from jaxvae import data, metrics, parallel, plots
 from jaxvae.checkpoint import Checkpoints, Saved
 from jaxvae.config import Config, flag
-from jaxvae.errors import InputError
+from jaxvae.errors import InputError, SaveError
 from jaxvae.lock import RunLock, check_free
 from jaxvae.train_step import TrainState
 from jaxvae.trainer import Due, Schedule, Trainer, schedule
 
 Array = jax.Array
+
+FAILED = 255  # Said among the processes of a job in place of a signal: a file could not be written.
 
 RUN_FILES = ("config.json", "metrics.jsonl", "timing.jsonl", "checkpoints", "images", "tensorboard")
 
@@ -135,14 +137,21 @@ def _train(trainer: Trainer, files: "_RunFiles | None") -> int | None:
             done = watcher.submit(_when_ready, due)
             result = _CallResult(step, train_terms, due, dispatched, trained, done)
             if pending is not None:
-                _take(pending, trainer.plan, files)
+                _take(pending, trainer.plan, files, stop)
             pending = result
             stopped_by = stop.agreed(trainer)
         if pending is not None:
-            _take(pending, trainer.plan, files)
+            _take(pending, trainer.plan, files, stop)
         _check_finite(state, step)
-        if files is not None:
-            files.finish(state, step)
+
+        def finish() -> None:
+            if stop.failure is not None:
+                raise stop.failure
+            if files is not None:
+                files.finish(state, step)
+
+        # The other processes wait: one that has left is taken for dead, and all are ended.
+        parallel.on_lead(finish)
     if step < total:
         if files is not None:
             files.say(f"saved at step {step:,}; go on with --resume --run-dir {files.run_dir}")
@@ -172,8 +181,13 @@ def _when_ready(values: Any) -> float:
     return time.perf_counter()
 
 
-def _take(result: _CallResult, plan: Schedule, files: "_RunFiles | None") -> None:
-    """Wait for the result of a call, and put it where it belongs. Raises `Diverged`, in every process alike."""
+def _take(result: _CallResult, plan: Schedule, files: "_RunFiles | None", stop: "_StopSignals") -> None:
+    """Wait for the result of a call, and put it where it belongs.
+
+    Raises:
+      Diverged: in every process alike.
+      SaveError: where this is the only process; in a job all are told to stop first.
+    """
     first = result.step - plan.steps_per_call
     train = {name: np.asarray(values) for name, values in result.train.items()}
     bad = np.flatnonzero(~np.isfinite(train["loss"]))
@@ -186,8 +200,14 @@ def _take(result: _CallResult, plan: Schedule, files: "_RunFiles | None") -> Non
             raise Diverged(f"the test loss is not finite at step {result.step:,}")
     if result.due.checkpoint is not None:
         _check_finite(result.due.checkpoint, result.step)
-    if files is not None:
+    if files is None or stop.failure is not None:
+        return
+    try:
         files.write(result, train, test)
+    except SaveError as error:
+        if jax.process_count() == 1:
+            raise
+        stop.failure = error
 
 
 def _check_finite(state: TrainState, step: int) -> None:
@@ -197,9 +217,13 @@ def _check_finite(state: TrainState, step: int) -> None:
 
 
 class _StopSignals:
-    """Notes SIGINT and SIGTERM, so that the run can save and stop; a second one ends it at once."""
+    """Notes SIGINT and SIGTERM, so that the run can save and stop; a second one ends it at once.
+
+    And `failure`: what keeps this process from going on, which is to be told to the others.
+    """
 
     def __init__(self) -> None:
+        self.failure: SaveError | None = None
         self._received: int | None = None
         self._said: Array | None = None
 
@@ -231,7 +255,8 @@ class _StopSignals:
         """
         if jax.process_count() == 1:
             return self._received
-        said, self._said = self._said, trainer.greatest(self._received or 0)
+        number = self._received or 0 if self.failure is None else FAILED
+        said, self._said = self._said, trainer.greatest(number)
         return None if said is None else int(said) or None
 
 
@@ -265,10 +290,15 @@ class _RunFiles:
                 stack.enter_context(RunLock(self.run_dir))
                 metrics.read_records(self.run_dir / "metrics.jsonl")
                 self.saved: Saved | None = self._restore()
-                _write_config(self.run_dir, config)
+                with _refused(self.run_dir):
+                    _write_config(self.run_dir, config)
             else:
-                self.run_dir = _claim_run_dir(self._requested, config)
+                self.run_dir = _make_run_dir(self._requested, config)
                 stack.enter_context(RunLock(self.run_dir))
+                _check_holds_no_run(self.run_dir)
+                with _refused(self.run_dir):
+                    _write_config(self.run_dir, config)
+                    (self.run_dir / "images").mkdir(exist_ok=True)
                 self.saved = None
             step = 0 if self.saved is None else self.saved.step
             self._checkpoints = stack.enter_context(
@@ -304,7 +334,15 @@ class _RunFiles:
         self._console.say(text)
 
     def write(self, result: _CallResult, train: Mapping[str, Any], test: Mapping[str, Any] | None) -> None:
-        """Put what a call left, on the host by now, into the files and before the person watching."""
+        """Put what a call left, on the host by now, into the files and before the person watching.
+
+        Raises:
+          SaveError: a file could not be written.
+        """
+        with _told(self.run_dir):
+            self._write(result, train, test)
+
+    def _write(self, result: _CallResult, train: Mapping[str, Any], test: Mapping[str, Any] | None) -> None:
         seconds = result.trained.result() - max(result.dispatched, self._device_free)
         self._device_free = result.done.result()
         speed = self._plan.steps_per_call / seconds
@@ -337,6 +375,7 @@ class _RunFiles:
 
     def _save(self, state: TrainState, test_loss: float | None = None) -> None:
         start = time.perf_counter()
+        self.log.sync()
         self._checkpoints.save(state, self._record, test_loss)
         self.log.write_timing("save", step=int(state.step), blocked_seconds=time.perf_counter() - start)
 
@@ -357,11 +396,21 @@ class _RunFiles:
             plots.save_curves(self.run_dir / "images" / "curves.png", self.log.records)
 
     def finish(self, state: TrainState, step: int) -> None:
-        """Save `state` if that has not been done, wait until it is, and draw the curves."""
-        if self._checkpoints.latest_step() != step:
-            self._save(state)
-        self.draw_curves()
-        self._checkpoints.wait()
+        """Save `state` if that has not been done, wait until it is, and draw the curves. Raises `SaveError`."""
+        with _told(self.run_dir):
+            if self._checkpoints.latest_step() != step:
+                self._save(state)
+            self.draw_curves()
+            self._checkpoints.wait()
+
+
+@contextmanager
+def _told(run_dir: Path) -> Iterator[None]:
+    """Turn what the file system says into a `SaveError`."""
+    try:
+        yield
+    except OSError as error:
+        raise SaveError(f"{run_dir} cannot be written: {error.strerror or error}") from error
 
 
 def _hardware(devices: int) -> str:
@@ -370,42 +419,52 @@ def _hardware(devices: int) -> str:
     return kind + (f" x {devices}" if devices > 1 else "") + (f" in {processes} processes" if processes > 1 else "")
 
 
+@contextmanager
+def _refused(run_dir: Path) -> Iterator[None]:
+    """Turn what the file system says into an `InputError`."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"--run-dir {run_dir} cannot be written: {error.strerror or error}") from None
+
+
 def _check_run_dir(run_dir: Path, resume: bool) -> None:
     """Refuse, before anything is read, a run directory that holds the wrong thing."""
-    if run_dir.exists() and not run_dir.is_dir():
-        raise InputError(f"--run-dir {run_dir} is not a directory")
-    check_free(run_dir)
-    if resume and not (run_dir / "config.json").is_file():
-        raise InputError(f"--resume: {run_dir} holds no run (no config.json)")
+    with _refused(run_dir):
+        if run_dir.exists() and not run_dir.is_dir():
+            raise InputError(f"--run-dir {run_dir} is not a directory")
+        check_free(run_dir)
+        if resume and not (run_dir / "config.json").is_file():
+            raise InputError(f"--resume: {run_dir} holds no run (no config.json)")
+        if not resume:
+            _check_holds_no_run(run_dir)
+
+
+def _check_holds_no_run(run_dir: Path) -> None:
     found = [name for name in RUN_FILES if (run_dir / name).exists()]
-    if found and not resume:
+    if found:
         raise InputError(
             f"--run-dir {run_dir} already holds a run ({found[0]}): add --resume to go on, or name another directory"
         )
 
 
-def _claim_run_dir(run_dir: Path | None, config: Config) -> Path:
-    """Make a fresh run directory, and make sure that no other process does."""
-    try:
-        if run_dir is None:
-            name = time.strftime(f"{config.preset}-%Y%m%d-%H%M%S")
-            for suffix in itertools.chain([""], (f"-{n}" for n in itertools.count(2))):
-                run_dir = Path("runs") / (name + suffix)
-                try:
-                    run_dir.mkdir(parents=True)
-                    break
-                except FileExistsError:
-                    continue
-        assert run_dir is not None
-        run_dir.mkdir(parents=True, exist_ok=True)
-        (run_dir / "config.json").open("x").close()
-        _write_config(run_dir, config)
-        (run_dir / "images").mkdir(exist_ok=True)
-    except FileExistsError:
-        raise InputError(f"--run-dir {run_dir} already holds a run") from None
-    except OSError as error:
-        raise InputError(f"--run-dir {run_dir} cannot be written: {error.strerror}") from None
-    return run_dir
+def _make_run_dir(run_dir: Path | None, config: Config) -> Path:
+    """Make a run directory: the one that was asked for, which may be there, or a new one under runs/."""
+    if run_dir is not None:
+        with _refused(run_dir):
+            run_dir.mkdir(parents=True, exist_ok=True)
+        return run_dir
+    runs = Path("runs")
+    with _refused(runs):
+        runs.mkdir(exist_ok=True)
+        name = time.strftime(f"{config.preset}-%Y%m%d-%H%M%S")
+        for suffix in itertools.chain([""], (f"-{n}" for n in itertools.count(2))):
+            try:
+                (runs / (name + suffix)).mkdir()
+            except FileExistsError:
+                continue
+            return runs / (name + suffix)
+    raise AssertionError("there is always another name")
 
 
 def _write_config(run_dir: Path, config: Config) -> None:

@@ -94,8 +94,8 @@ def make_run_members(
             # Looked at once a call: a choice at every step would move every parameter and moment once more.
             finite = jnp.isfinite(metrics["loss"])
             whole = jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(end)]).all()
-            bad = jnp.where(finite.all(), plan.steps_per_call, jnp.argmin(finite) + 1)
-            now = jnp.where(finite.all() & whole, 0, start.step + bad).astype(jnp.int32)
+            bad = jnp.where(finite.all(), plan.steps_per_call, jnp.argmin(finite).astype(jnp.int32) + 1)
+            now = jnp.where(finite.all() & whole, 0, start.step + bad)
             diverged = jnp.where(diverged > 0, diverged, now)
             kept = jax.tree.map(lambda new, old: jnp.where(diverged > 0, old, new), end, start)
             return (kept.params, kept.opt_state, diverged), metrics
@@ -289,7 +289,7 @@ def member_configs(
     if not len(seeds):
         raise InputError("there are no members to train")
     return [
-        replace(config, seed=int(seed), **{name: float(values[i]) for name, values in numbers.items()})
+        replace(config, seed=int(seed), **{name: float(values[i]) for name, values in numbers.items()})  # type: ignore[arg-type]
         for i, seed in enumerate(seeds)
     ]
 

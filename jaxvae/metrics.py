@@ -5,9 +5,11 @@ one configuration write the same bytes. ``timing.jsonl`` holds what the clock sa
 """
 
 import json
+import os
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack, closing
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -65,8 +67,6 @@ class RunLog:
     """
 
     def __init__(self, run_dir: Path, step: int):
-        from tensorboardX import SummaryWriter
-
         path = run_dir / "metrics.jsonl"
         self.records = [r for r in read_records(path) if r["step"] <= step]
         try:
@@ -74,10 +74,11 @@ class RunLog:
             fresh = path.with_suffix(".jsonl.tmp")
             fresh.write_text("".join(_line(r) for r in self.records), encoding="utf-8")
             fresh.replace(path)
-            self._metrics = path.open("a", encoding="utf-8")
-            self._timing = (run_dir / "timing.jsonl").open("a", encoding="utf-8")
-            purge = step + 1 if step else None
-            self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=purge, flush_secs=5)
+            with ExitStack() as stack:
+                self._metrics = stack.enter_context(path.open("a", encoding="utf-8"))
+                self._timing = stack.enter_context((run_dir / "timing.jsonl").open("a", encoding="utf-8"))
+                self._board = stack.enter_context(closing(_Board(run_dir / "tensorboard", step)))
+                self._files = stack.pop_all()
         except OSError as error:
             raise InputError(f"{run_dir} cannot be written: {error.strerror or error}") from None
 
@@ -87,9 +88,7 @@ class RunLog:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._metrics.close()
-        self._timing.close()
-        self._board.close()
+        self._files.close()
 
     def write(self, line: Record) -> None:
         """Append a `record`."""
@@ -99,7 +98,7 @@ class RunLog:
         unit = line["unit"].replace("/", "_per_").replace(" ", "_")
         for term in TERMS:
             if term in line:
-                self._board.add_scalar(f"{term}_{unit}/{line['split']}", line[term], line["step"])
+                self._board.scalar(f"{term}_{unit}/{line['split']}", line[term], line["step"])
 
     def write_timing(self, event: str, **values: float) -> None:
         """Append a line to ``timing.jsonl``. Durations are in seconds."""
@@ -108,7 +107,48 @@ class RunLog:
 
     def write_picture(self, name: str, picture: NDArray[np.uint8], step: int) -> None:
         """Add a picture [rows, cols, C] to TensorBoard."""
-        self._board.add_image(name, picture, step, dataformats="HWC")
+        self._board.picture(name, picture, step)
+
+    def sync(self) -> None:
+        """Have ``metrics.jsonl`` on the disk before the checkpoint that goes with it, should the power fail."""
+        os.fsync(self._metrics.fileno())
+
+
+class _Board:
+    """TensorBoard events, written by the calling thread.
+
+    tensorboardX's own writer has a thread with a queue, which dies in silence where the disk is full,
+    and then blocks whoever writes.
+    """
+
+    def __init__(self, directory: Path, step: int):
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+        directory.mkdir(exist_ok=True)
+        self._writer = EventsWriter(str(directory / "events"))
+        self._event = Event
+        if step:  # What was written past it by a run that was killed is void.
+            log = SessionLog(status=SessionLog.START)
+            self._writer.write_event(Event(wall_time=time.time(), step=step + 1, session_log=log))
+        self._writer.flush()
+
+    def _add(self, summary: Any, step: int) -> None:
+        self._writer.write_event(self._event(wall_time=time.time(), step=step, summary=summary))
+        self._writer.flush()
+
+    def scalar(self, name: str, value: float, step: int) -> None:
+        from tensorboardX.summary import scalar
+
+        self._add(scalar(name, value), step)
+
+    def picture(self, name: str, picture: NDArray[np.uint8], step: int) -> None:
+        from tensorboardX.summary import image
+
+        self._add(image(name, picture, dataformats="HWC"), step)
+
+    def close(self) -> None:
+        self._writer.close()
 
 
 def _line(values: Mapping[str, Any]) -> str:

@@ -1,5 +1,6 @@
 """Devices, how a run's arrays lie on them, and the processes of a job. The only module that knows them."""
 
+import errno
 import json
 import math
 import os
@@ -14,7 +15,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from jaxvae.errors import InputError
+from jaxvae.errors import InputError, SaveError
 
 T = TypeVar("T")
 
@@ -199,7 +200,11 @@ def _meet(coordinator: str, num_processes: int, process_id: int, timeout: float)
 def _connect(host: str, port: int, end: float) -> socket.socket:
     while True:
         try:
-            return socket.create_connection((host, port), timeout=max(end - time.monotonic(), 0.1))
+            connection = socket.create_connection((host, port), timeout=max(end - time.monotonic(), 0.1))
+            if connection.getsockname() != connection.getpeername():
+                return connection
+            connection.close()  # TCP can meet itself where nobody listens yet, on ports it deals out.
+            raise ConnectionRefusedError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
         except OSError:
             if time.monotonic() >= end:
                 raise
@@ -264,26 +269,28 @@ def agreed(prepare: Callable[[], T], summary: Callable[[T], dict[str, Any]]) -> 
     """``prepare()``, once it has been done in every process with one and the same summary.
 
     Args:
-      prepare: what each process does by itself. It may raise `InputError`.
+      prepare: what each process does by itself. It may raise `InputError` or `SaveError`.
       summary: JSON of what all processes must have in common.
 
     Raises:
-      InputError: it failed in one of the processes, or their summaries differ; raised in all of them.
+      InputError, SaveError: it failed in one of the processes, or their summaries differ; raised in all.
     """
     said: dict[str, Any] = {}
-    failure: InputError | None = None
+    failure: InputError | SaveError | None = None
     try:
         result = prepare()
         said = summary(result)
-    except InputError as error:
+    except (InputError, SaveError) as error:
         failure = error
-    everyone = gather({"failure": None if failure is None else str(failure), "summary": said})
+    told = None if failure is None else [isinstance(failure, SaveError), str(failure)]
+    everyone = gather({"failure": told, "summary": said})
     if failure is not None:
         raise failure
     first: dict[str, Any] = everyone[0]["summary"]
     for process, other in enumerate(everyone):
         if other["failure"] is not None:
-            raise InputError(f"process {process}: {other['failure']}")
+            save, message = other["failure"]
+            raise (SaveError if save else InputError)(f"process {process}: {message}")
         differences = [
             f"{k}: {v} and {other['summary'].get(k)}" for k, v in first.items() if v != other["summary"].get(k)
         ]
@@ -293,7 +300,7 @@ def agreed(prepare: Callable[[], T], summary: Callable[[T], dict[str, Any]]) -> 
 
 
 def on_lead(action: Callable[[], T]) -> T | None:
-    """``action()`` on process 0, None on the others. Raises its `InputError` in all of them."""
+    """``action()`` on process 0, None on the others, which wait. Raises its `InputError` or `SaveError` in all."""
     return agreed(lambda: action() if is_lead() else None, lambda _: {})
 
 

@@ -78,3 +78,104 @@ def save_curves(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
         axes.grid(alpha=0.3)
         axes.legend()
     figure.savefig(path, dpi=120)
+
+
+def save_axis(path: Path, rows: Sequence[Mapping[str, Any]], axis: str, others: Sequence[str] = ()) -> None:
+    """Draw test figures against one axis of a sweep: the mean over seeds, and from least to greatest; as PNG.
+
+    Args:
+      path: the file to write.
+      rows: of ``members.csv``, with their figures as numbers; none may lack a test loss.
+      axis: the column to draw against. Numbers are spaced as numbers, by their logarithms where all are positive.
+      others: columns that tell the lines apart.
+    """
+    terms = [term for term in TERMS if all(row.get(f"test_{term}") is not None for row in rows)]
+    values = sorted({row[axis] for row in rows})
+    numeric = all(isinstance(value, int | float) for value in values)
+    place = {value: value if numeric else number for number, value in enumerate(values)}
+    figure, panels = _panels(len(terms))
+    for axes, term in zip(panels, terms, strict=True):
+        for label, same in _by(rows, others).items():
+            points = {
+                place[value]: [row[f"test_{term}"] for row in found] for (value,), found in _by(same, [axis]).items()
+            }
+            where = sorted(points)
+            means = [np.mean(points[x]) for x in where]
+            (line,) = axes.plot(where, means, "o-", markersize=3, label=_label(others, label))
+            least, greatest = ([pick(points[x]) for x in where] for pick in (min, max))
+            axes.fill_between(where, least, greatest, color=line.get_color(), alpha=0.2, linewidth=0)
+        if numeric and min(values) > 0:
+            axes.set_xscale("log")
+        if len(values) <= 8:
+            axes.set_xticks([place[value] for value in values], [f"{v:g}" if numeric else str(v) for v in values])
+            axes.minorticks_off()
+        axes.set(title=f"test {term}", xlabel=axis, ylabel=rows[0]["unit"])
+        axes.grid(alpha=0.3)
+        if 1 < len(_by(rows, others)) <= 12:
+            axes.legend(fontsize=7)
+    figure.savefig(path, dpi=120)
+
+
+def save_rate_distortion(path: Path, rows: Sequence[Mapping[str, Any]], settings: Sequence[str]) -> None:
+    """Draw distortion (reconstruction) against rate (KL) on the test images, a point a member, as PNG.
+
+    The dashed line has the sum of the two that is the lowest: where beta is 1, that is the best bound. (Alemi et
+    al., "Fixing a Broken ELBO", arXiv 1711.00464.)
+
+    Args:
+      path: the file to write.
+      rows: of ``members.csv``, with their figures as numbers; those without test_kl are left out.
+      settings: columns that tell the points apart; seeds of one setting have one colour.
+    """
+    rows = [row for row in rows if row.get("test_kl") is not None]
+    figure, (axes,) = _panels(1, width=6.4, height=4.6)
+    groups = _by(rows, settings)
+    colours = _colours(len(groups))
+    middles = []
+    for (label, same), colour in zip(groups.items(), colours, strict=True):
+        rate, distortion = [row["test_kl"] for row in same], [row["test_recon"] for row in same]
+        axes.plot(rate, distortion, "o", markersize=4, color=colour, label=_label(settings, label))
+        middles.append((float(np.mean(rate)), float(np.mean(distortion))))
+    if len(settings) == 1:
+        axes.plot(*zip(*sorted(middles), strict=True), "-", color="grey", linewidth=0.8, zorder=0)
+    (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
+    best = min(rate + distortion for rate, distortion in middles)
+    axes.plot([left, right], [best - left, best - right], "k--", linewidth=0.8, label=f"sum {best:.4g}")
+    unit = rows[0]["unit"]
+    axes.set(xlabel=f"rate: test kl ({unit})", ylabel=f"distortion: test recon ({unit})")
+    axes.set(xlim=(left, right), ylim=(low, high))
+    axes.grid(alpha=0.3)
+    if len(groups) <= 16:
+        axes.legend(fontsize=7)
+    figure.savefig(path, dpi=120)
+
+
+def _panels(count: int, width: float = 4.5, height: float = 3.4) -> tuple[Any, Any]:
+    """A figure of `count` panels side by side, and its axes."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width * count, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots(1, count, squeeze=False)[0]
+
+
+def _colours(count: int) -> Any:
+    from matplotlib import colormaps
+
+    return colormaps["viridis"](np.linspace(0, 0.92, count))
+
+
+def _by(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[tuple[Any, ...], list[Mapping[str, Any]]]:
+    """Rows by their values of some columns, in the order of the rows."""
+    groups: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault(tuple(row[name] for name in names), []).append(row)
+    return groups
+
+
+def _label(names: Sequence[str], values: Sequence[Any]) -> str:
+    return ", ".join(
+        f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"
+        for name, value in zip(names, values, strict=True)
+    )

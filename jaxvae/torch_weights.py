@@ -193,7 +193,10 @@ def export_run(run_dir: Path, out: Path) -> StateDict:
     """
     from jaxvae import checkpoint
 
-    state_dict = torch_from_params(checkpoint.load_run(run_dir).state.params)
+    run = checkpoint.load_run(run_dir)
+    if run.config.architecture != "mlp":
+        raise InputError(f"{run_dir}: only dense models of one stochastic layer have a form in PyTorch")
+    state_dict = torch_from_params(run.state.params)
     save_weights(out, state_dict)
     return state_dict
 

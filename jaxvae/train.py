@@ -5,10 +5,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from jaxvae import checkpoint, cli, loop, parallel
+from jaxvae import cli, loop, parallel
 from jaxvae import config as configs
 from jaxvae.config import Config
-from jaxvae.errors import InputError
+from jaxvae.errors import InputError, SaveError
 
 DESCRIPTION = """Train an autoencoder or a variational autoencoder on images.
 
@@ -81,9 +81,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         stopped_by = loop.train(arguments.config, arguments.run_dir, arguments.resume, devices)
     except loop.Diverged as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {'; '.join([str(error), *getattr(error, '__notes__', [])])}", file=sys.stderr)
         return cli.EXIT_DIVERGED
-    except checkpoint.SaveError as error:
+    except SaveError as error:
         print(f"error: {error}", file=sys.stderr)
         return cli.EXIT_NOT_SAVED
     return cli.EXIT_OK if stopped_by is None else 128 + stopped_by

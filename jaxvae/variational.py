@@ -80,7 +80,8 @@ def free_bits_kl(kl: Array, free: Array | float) -> Array:
 def mmd(a: Array, b: Array) -> Array:
     """Squared maximum mean discrepancy of two samples [N, L], unbiased, with ``k(x, y) = exp(-|x - y|^2 / L)``.
 
-    Gretton et al. (2012), equation 3; the kernel is that of Zhao, Song and Ermon (arXiv 1706.02262).
+    Gretton et al. (2012), equation 3; used as Zhao, Song and Ermon (arXiv 1706.02262) do, with a Gaussian
+    kernel whose width grows with the dimension.
     """
 
     def kernel(x: Array, y: Array) -> Array:

@@ -19,6 +19,7 @@ from jaxvae.models import build_model
 from jaxvae.train_step import build_optimizer, init_state, make_train_step
 from jaxvae.variational import build_objective
 
+COMPARED = ("notes-ae", "notes-vae", "vae")  # Presets that are compared over devices and processes.
 SMALL = ["--hidden", "16", "8", "--latent-size", "4", "--batch-size", "8"]
 
 

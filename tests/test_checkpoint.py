@@ -171,6 +171,24 @@ def test_a_file_too_many_is_noticed(tmp_path: Path) -> None:
         checkpoints.restore(LIKE)
 
 
+@pytest.mark.parametrize("kind", ["pipe", "link", "linked directory"])
+def test_what_is_no_regular_file_is_not_opened(kind: str, tmp_path: Path) -> None:
+    """A pipe would hang whoever reads it."""
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(make_state(10), RECORD)
+    path = tmp_path / "10" / ("record.json" if kind != "linked directory" else "state")
+    if kind == "pipe":
+        path.unlink()
+        os.mkfifo(path)
+    else:
+        path.rename(tmp_path / "elsewhere")
+        path.symlink_to(tmp_path / "elsewhere")
+    warnings: list[str] = []
+    with Checkpoints(tmp_path, warn=warnings.append) as checkpoints, pytest.raises(InputError, match="every"):
+        checkpoints.restore(LIKE)
+    assert "is no regular file" in warnings[0]
+
+
 def test_arrays_are_compared_by_digest_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever goes wrong between the arrays of a save and those of a restore is seen."""
     with Checkpoints(tmp_path) as checkpoints:

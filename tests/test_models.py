@@ -143,3 +143,61 @@ def test_reconstruct_and_sample() -> None:
     expected = jax.nn.sigmoid(model.apply(params, latent, method="decode"))
     np.testing.assert_array_equal(drawn, expected)
     assert drawn.shape == (7, 4, 5, 2)
+
+
+@pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian-pixel"])
+@pytest.mark.parametrize(("shape", "channels"), [((28, 28, 1), (4, 6)), ((7, 5, 3), (4,)), ((9, 1, 2), (3, 4, 5))])
+def test_convolutions_take_images_of_any_size(
+    shape: tuple[int, int, int], channels: tuple[int, ...], likelihood: models.Likelihood
+) -> None:
+    model = VAE(shape, channels, latent_size=3, conv=True, likelihood=likelihood)
+    x = jax.random.uniform(KEY, (2, *shape))
+    params = model.init(KEY, x, KEY)
+    output = model.apply(params, x, KEY)
+    assert output.logits.shape == x.shape
+    assert output.mean.shape == (2, 3)
+    # Pixels are seen, at the edges too.
+    seen = jax.grad(lambda x: model.apply(params, x, method="encode")[0].sum())(x)
+    assert (np.asarray(seen) != 0).mean() > 0.5  # But where a ReLU is off.
+    bias = params["params"]["decoder"]["out" if channels else "in"]["bias"]
+    assert bias.shape == (shape[2] * (2 if likelihood == "gaussian-pixel" else 1),)
+
+
+@pytest.mark.parametrize("conv", [False, True])
+@pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian", "logistic"])
+def test_a_decoder_starts_out_from_the_mean_image(conv: bool, likelihood: models.Likelihood) -> None:
+    shape = (6, 4, 2)
+    mean = jnp.float32(np.random.default_rng(0).uniform(0.05, 0.95, shape)).at[0, 0, 0].set(0.0)
+    model = VAE(shape, (8,), latent_size=3, conv=conv, likelihood=likelihood, glorot=True)
+    params = model.init(KEY, jnp.zeros((1, *shape)), KEY)
+    before = jax.tree.map(np.asarray, params)
+    biased = models.with_output_bias(params, model, mean)
+    jax.tree.map(np.testing.assert_array_equal, params, before)  # The old ones are as they were.
+    kernels = jax.tree.map(lambda a: 0 * a if a.ndim > 1 else a, biased)
+    drawn = np.asarray(jax.nn.sigmoid(model.apply(kernels, jnp.zeros((1, 3)), method="decode")))[0]
+    expected = np.broadcast_to(mean.mean(axis=(0, 1)), shape) if conv else np.asarray(mean)
+    np.testing.assert_allclose(drawn, np.clip(expected, 1e-3 if likelihood != "gaussian" else 1e-5, 1), rtol=1e-4)
+
+
+@pytest.mark.parametrize("activation", models.ACTIVATIONS)
+def test_every_activation_lies_between_the_layers(activation: str) -> None:
+    model = AutoEncoder((2, 2, 1), (5,), latent_size=3, activation=activation)
+    x = jax.random.uniform(KEY, (4, 2, 2, 1))
+    params = model.init(KEY, x)
+    code = model.apply(params, x, method="encode")
+    (k0, b0), (k1, b1) = (dense(params, "encoder", i) for i in range(2))
+    hidden = np.asarray(models.ACTIVATIONS[activation](jnp.float32(np.asarray(x).reshape(4, -1) @ k0 + b0)))
+    np.testing.assert_allclose(code, np.maximum(hidden @ k1 + b1, 0), rtol=1e-4, atol=1e-6)
+
+
+def test_bfloat16_keeps_losses_and_noise_in_float32() -> None:
+    for model in (
+        VAE((4, 4, 1), (8,), 3, dtype=jnp.bfloat16),
+        VAE((4, 4, 1), (8,), 3, dtype=jnp.bfloat16, conv=True),
+        models.TwoLayerVAE((4, 4, 1), (8, 6), 3, dtype=jnp.bfloat16),
+    ):
+        x = jax.random.uniform(KEY, (2, 4, 4, 1))
+        params = model.init(KEY, x, KEY)
+        assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
+        draws = model.apply(params, x, jax.random.split(KEY, 2), 3, method="draw")
+        assert {leaf.dtype for leaf in jax.tree.leaves(draws)} == {jnp.dtype("float32")}

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
-from runs import assert_same_curve, assert_same_training, float64_steps, train
+from runs import COMPARED, assert_same_curve, assert_same_training, float64_steps, train
 
 from jaxvae import checkpoint, data, parallel
 from jaxvae.config import PRESETS
@@ -127,12 +127,12 @@ def test_one_process_refuses_by_itself() -> None:
 @pytest.fixture(scope="module")
 def one_device() -> dict[str, tuple[Any, Any]]:
     """The float64 curve and final parameters of each preset on one device."""
-    return {preset: float64_steps(preset, "jit", jax.devices()[:1]) for preset in PRESETS}
+    return {preset: float64_steps(preset, "jit", jax.devices()[:1]) for preset in COMPARED}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("way", "devices"), [("jit", 2), ("jit", 4), ("jit", 8), ("pmap", 4), ("shard_map", 4)])
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("preset", COMPARED)
 def test_200_steps_are_the_same_on_any_number_of_devices(
     preset: str, way: str, devices: int, one_device: dict[str, tuple[Any, Any]]
 ) -> None:
@@ -141,18 +141,18 @@ def test_200_steps_are_the_same_on_any_number_of_devices(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("devices", ["2", "4", "all"])
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("devices", ["2", "all"])
+@pytest.mark.parametrize("preset", ["notes-ae", "vae"])
 def test_any_number_of_devices_trains_alike(
     preset: str, devices: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The command line, in float32: all of 200 steps where nothing multiplies rounding, else the first."""
+    """The command line, in float32: for as many steps as rounding stays rounding."""
     for name, flags in (("one", ["--devices", "1"]), ("several", ["--devices", devices])):
-        args = ["--preset", preset, "--dataset", "digits", "--epochs", "5" if preset == "notes-ae" else "1"]
+        args = ["--preset", preset, "--dataset", "digits", "--epochs", "3" if preset == "notes-ae" else "1"]
         cadence = ["--log-every", "1", "--image-every", "0", "--run-dir", str(tmp_path / name)]
         assert train(*args, *cadence, *flags) == 0
     assert f"x {8 if devices == 'all' else devices}, " in capsys.readouterr().err
-    assert_same_curve(tmp_path / "several", tmp_path / "one", 200 if preset == "notes-ae" else 10)
+    assert_same_curve(tmp_path / "several", tmp_path / "one", 100 if preset == "notes-ae" else 10)
 
 
 def test_a_mesh_and_shardings_of_ones_own() -> None:

@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -63,4 +64,35 @@ def test_curves_are_drawn(terms: tuple[str, ...], tmp_path: Path) -> None:
     with Image.open(tmp_path / "curves.png") as image:
         pixels = np.asarray(image.convert("RGB"))
     assert pixels.shape[1] == 540 * len(terms)
+    assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 20  # Lines in colours, not a white sheet.
+
+
+def sweep_rows() -> list[dict[str, Any]]:
+    """Of two learning rates, three betas and two seeds, every figure with a spread."""
+    return [
+        {"learning_rate": rate, "beta": beta, "hidden": "8,8", "seed": seed, "unit": "nats/image"}
+        | {"test_loss": 100 + beta + seed, "test_recon": 80 + 5 * beta + seed, "test_kl": 20 / beta + seed}
+        for rate in (1e-3, 1e-4)
+        for beta in (0.5, 1.0, 4.0)
+        for seed in (0, 1)
+    ]
+
+
+@pytest.mark.parametrize(("axis", "others"), [("beta", ["learning_rate"]), ("learning_rate", []), ("hidden", ["beta"])])
+def test_figures_against_an_axis_are_drawn(axis: str, others: list[str], tmp_path: Path) -> None:
+    plots.save_axis(tmp_path / "axis.png", sweep_rows(), axis, others)
+    assert_drawn(tmp_path / "axis.png", width=540 * 3)
+
+
+@pytest.mark.parametrize("settings", [["beta"], ["beta", "learning_rate"], []])
+def test_rate_against_distortion_is_drawn(settings: list[str], tmp_path: Path) -> None:
+    unusable = {**sweep_rows()[0], "test_kl": None, "test_recon": None}
+    plots.save_rate_distortion(tmp_path / "rd.png", [*sweep_rows(), unusable], settings)
+    assert_drawn(tmp_path / "rd.png", width=768)
+
+
+def assert_drawn(path: Path, width: int) -> None:
+    with Image.open(path) as image:
+        pixels = np.asarray(image.convert("RGB"))
+    assert pixels.shape[1] == width
     assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 20  # Lines in colours, not a white sheet.

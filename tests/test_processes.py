@@ -14,6 +14,7 @@ import jax
 import numpy as np
 import pytest
 from runs import (
+    COMPARED,
     SMALL,
     Job,
     assert_same_curve,
@@ -27,60 +28,60 @@ from runs import (
 )
 
 from jaxvae import parallel
-from jaxvae.config import PRESETS
 from jaxvae.errors import InputError
 
 pytestmark = pytest.mark.slow
 
 STEPS_OF_A_JOB = """
 import pickle, sys
+from pathlib import Path
 from jaxvae import parallel
 from runs import float64_steps
-preset, address, process = sys.argv[1:]
+preset, address, process, file = sys.argv[1:]
 parallel.join(address, 2, int(process))
 result = float64_steps(preset, "jit", parallel.select_devices())
-print(pickle.dumps(result).hex(), file=sys.stderr)
+Path(file).write_bytes(pickle.dumps(result))
 """
 
 
-def in_two_processes(code: str, argument: str, devices: int = 2) -> list[str]:
-    """What `code` prints to stderr in each of two processes; argv: `argument`, an address, the process."""
+def in_two_processes(code: str, argument: str, directory: Path, devices: int = 2) -> list[bytes]:
+    """What `code` writes in each of two processes; argv: `argument`, an address, the process, the file to write."""
     address = free_address()
+    files = [directory / f"process-{number}" for number in range(2)]
     processes = [
         subprocess.Popen(
-            [sys.executable, "-c", code, argument, address, process],
+            [sys.executable, "-c", code, argument, address, str(number), str(file)],
             cwd=Path(__file__).parent,
             env=environment(devices),
             stdout=subprocess.DEVNULL,  # Where the library below JAX's collectives on the CPU has its say.
-            stderr=subprocess.PIPE,
-            text=True,
         )
-        for process in ("0", "1")
+        for number, file in enumerate(files)
     ]
     try:
-        return [process.communicate(timeout=120)[1] for process in processes]
+        assert [process.wait(180) for process in processes] == [0, 0]
     finally:
         for process in processes:
             process.kill()
+    return [file.read_bytes() for file in files]
 
 
-@pytest.mark.parametrize("preset", PRESETS)
-def test_200_steps_are_the_same_in_two_processes(preset: str) -> None:
+@pytest.mark.parametrize("preset", COMPARED)
+def test_200_steps_are_the_same_in_two_processes(preset: str, tmp_path: Path) -> None:
     expected = float64_steps(preset, "jit", jax.devices()[:1])
-    for result in in_two_processes(STEPS_OF_A_JOB, preset, devices=1):
-        assert_same_training(*pickle.loads(bytes.fromhex(result.split()[0])), *expected)
+    for result in in_two_processes(STEPS_OF_A_JOB, preset, tmp_path, devices=1):
+        assert_same_training(*pickle.loads(result), *expected)
 
 
 def test_two_processes_train_like_one(tmp_path: Path) -> None:
-    """The command line, in float32, 200 steps of a model that does not multiply rounding."""
+    """The command line, in float32, for as many steps as rounding stays rounding."""
     cadence = ["--log-every", "1", "--image-every", "0", "--checkpoint-every", "0"]
-    args = ["--preset", "notes-ae", "--dataset", "digits", "--epochs", "5", *cadence]
+    args = ["--preset", "notes-ae", "--dataset", "digits", "--epochs", "3", *cadence]
     assert train(*args, "--run-dir", str(tmp_path / "one")) == 0
     codes, said = Job([*args, "--run-dir", str(tmp_path / "two")], devices=2).wait()
     assert codes == [0, 0], said
-    assert "x 4 in 2 processes" in said[0] and "epoch 5/5" in said[0]
+    assert "x 4 in 2 processes" in said[0] and "epoch 3/3" in said[0]
     assert said[1] == ""  # Process 0 alone prints.
-    assert_same_curve(tmp_path / "two", tmp_path / "one", 200)
+    assert_same_curve(tmp_path / "two", tmp_path / "one", 100)
 
 
 @pytest.fixture
@@ -102,7 +103,7 @@ from pathlib import Path
 import jax, numpy as np
 from jaxvae import checkpoint, data, parallel
 from jaxvae.trainer import Trainer, schedule
-run_dir, address, process = sys.argv[1:]
+run_dir, address, process, file = sys.argv[1:]
 parallel.join(address, 2, int(process))
 run = checkpoint.load_run(Path(run_dir))
 images = data.load(run.config.dataset)
@@ -112,7 +113,9 @@ zeros = jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), trainer.abstract_stat
 state = trainer.start(parallel.from_lead(run.state if parallel.is_lead() else zeros))
 for leaf in jax.tree.leaves(state):
     assert len(leaf.addressable_shards) == 2 and len(leaf.sharding.device_set) == 4
-    print(*{hashlib.sha256(np.asarray(s.data).tobytes()).hexdigest() for s in leaf.addressable_shards}, file=sys.stderr)
+    digests = {hashlib.sha256(np.asarray(s.data).tobytes()).hexdigest() for s in leaf.addressable_shards}
+    with open(file, "a") as out:
+        print(*digests, file=out)
 """
 
 
@@ -121,8 +124,8 @@ def test_a_checkpoint_of_eight_devices_starts_in_two_processes_bit_for_bit(base:
     assert train(*base, "--epochs", "2", "--devices", "8", "--run-dir", str(run_dir)) == 0
     state = state_of(run_dir)
     expected = [hashlib.sha256(np.asarray(leaf).tobytes()).hexdigest() for leaf in jax.tree.leaves(state)]
-    for printed in in_two_processes(STATE_OF_A_JOB, str(run_dir)):
-        assert printed.split() == expected
+    for printed in in_two_processes(STATE_OF_A_JOB, str(run_dir), tmp_path):
+        assert printed.decode().split() == expected
     codes, said = Job(["--resume", "--epochs", "3", "--run-dir", str(run_dir)], devices=2).wait()
     assert codes == [0, 0], said
     assert "going on from step 16" in said[0]
@@ -156,6 +159,30 @@ def test_a_loss_that_is_not_finite_stops_both(base: list[str], tmp_path: Path) -
     codes, said = Job(["--preset", "vae", *base, "--learning-rate", "1e30", "--run-dir", str(tmp_path / "run")]).wait()
     assert codes == [3, 3], said
     assert all("error: the loss is" in words for words in said)
+
+
+FAILING_SAVE = """
+import sys
+from pathlib import Path
+from jaxvae import cli, train
+from jaxvae.checkpoint import Checkpoints
+from jaxvae.errors import SaveError
+def fail(self, step, *_):
+    if step == int(at):
+        raise SaveError("the disk is on fire")
+args, address, process, file = sys.argv[1:]
+at, *args = args.split()
+Checkpoints._write = fail
+job = ["--coordinator", address, "--num-processes", "2", "--process-id", process]
+Path(file).write_text(str(cli.run(lambda: train.main([*args, *job]))))
+"""
+
+
+@pytest.mark.parametrize("at", [16, 32])
+def test_a_save_that_fails_ends_both_with_its_code(at: int, base: list[str], tmp_path: Path) -> None:
+    """In the midst of a run, and at its end."""
+    args = [str(at), *base, "--checkpoint-every", "1", "--epochs", "4", "--run-dir", str(tmp_path / "run")]
+    assert in_two_processes(FAILING_SAVE, " ".join(args), tmp_path, devices=1) == [b"4", b"4"]
 
 
 @pytest.mark.parametrize(

@@ -255,11 +255,40 @@ def test_a_disk_that_fills_up(image_file: Path, tmp_path: Path) -> None:
 def test_a_run_directory_that_cannot_be_written_is_told_before_anything_compiles(
     base: list[str], tmp_path: Path
 ) -> None:
+    (tmp_path / "disk").mkdir()
     for run_dir in (tmp_path / "disk" / "run", Path("/proc/run")):
-        (tmp_path / "disk").mkdir(exist_ok=True)
         done = with_file_system("ro", tmp_path / "disk", train_command(*base, "--run-dir", str(run_dir)))
         assert done.returncode == 2
         assert done.stderr.startswith(f"error: --run-dir {run_dir} cannot be written: "), done.stderr
+
+
+@pytest.mark.parametrize("what", ["lock", "config.json.tmp", "metrics.jsonl.tmp", "checkpoints", "tensorboard"])
+def test_a_run_to_resume_that_cannot_be_written_is_told_in_a_line(
+    what: str, base: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    assert train(*base, "--epochs", "1", "--run-dir", str(run)) == 0
+    before = (run / "config.json").read_bytes()
+    # In the place of the file a directory, of the directory a file: not even root can write there.
+    shutil.rmtree(run / what) if (run / what).is_dir() else (run / what).unlink(missing_ok=True)
+    (run / what).write_text("") if what in ("checkpoints", "tensorboard") else (run / what).mkdir()
+    capsys.readouterr()
+    assert train("--resume", "--epochs", "2", "--run-dir", str(run)) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1, error
+    assert (run / "config.json").read_bytes() == before or what not in ("lock", "config.json.tmp")
+
+
+@pytest.mark.slow
+def test_a_disk_that_fills_up_with_pictures(tmp_path: Path) -> None:
+    """No checkpoint meets the full disk first, but the files that are written all the time."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    args = ["--dataset", "digits", "--preset", "vae", "--hidden", "8", "--epochs", "400", "--checkpoint-every", "0"]
+    done = with_file_system("size=1m", disk, train_command(*args, "--run-dir", str(disk / "run")))
+    assert done.returncode == cli.EXIT_NOT_SAVED, done.stderr
+    error = done.stderr.splitlines()[-1]
+    assert error.startswith(f"error: {disk / 'run'} cannot be written: ") and "space" in error.lower(), error
 
 
 @pytest.mark.parametrize("at", [1, 2, 3])

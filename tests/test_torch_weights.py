@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from runs import train
 
 from jaxvae import (
     PRESETS,
@@ -27,6 +28,7 @@ from jaxvae.errors import InputError
 from jaxvae.models import VAE, AutoEncoder, reconstruct
 from jaxvae.torch_weights import (
     StateDict,
+    export_run,
     load_weights,
     params_from_torch,
     save_weights,
@@ -388,3 +390,12 @@ def test_usage(capsys: pytest.CaptureFixture[str]) -> None:
         run("import", "--help")
     assert not stopped.value.code
     assert "--preset" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("flags", [["--architecture", "conv"], ["--architecture", "two-layer", "--hidden", "8", "4"]])
+def test_what_has_no_form_in_pytorch_is_refused(flags: list[str], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    small = ["--hidden", "4", "--latent-size", "2", "--batch-size", "8", "--epochs", "1"]
+    assert train("--preset", "vae", "--dataset", "digits", *small, *flags, "--run-dir", str(run)) == 0
+    with pytest.raises(InputError, match="only dense models of one stochastic layer"):
+        export_run(run, tmp_path / "weights.npz")

@@ -206,6 +206,14 @@ class TestBadInput:
             (["--resume", "--run-dir", "/nowhere"], "--resume: /nowhere holds no run"),
             (["--run-dir", "/proc/run"], "--run-dir /proc/run cannot be written"),
             (["--run-dir", "/dev/null"], "--run-dir /dev/null is not a directory"),
+            (["--run-dir", "/dev/null/run"], "--run-dir /dev/null/run cannot be written"),
+            (["--run-dir", "r" * 300], "cannot be written: File name too long"),
+            (["--inputs", "static", "--preset", "vae", "--static-seed", "-1"], "--static-seed must not be negative"),
+            (["--architecture", "conv", "--hidden"], "--architecture conv needs --hidden"),
+            (["--preset", "vae", "--objective", "info", "--batch-size", "1"], "--objective info needs --batch-size 2"),
+            (["--preset", "iwae", "--free-bits", "1"], "--free-bits needs --objective elbo or info"),
+            (["--preset", "vae", "--likelihood-std", "1"], "--likelihood-std needs --likelihood gaussian"),
+            (["--epochs", "2", "--warmup-epochs", "3"], "--warmup-epochs 3 is more than --epochs 2"),
         ],
     )
     def test_flags(
@@ -257,13 +265,17 @@ def test_runs_started_in_the_same_second_get_directories_of_their_own(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(loop.time, "strftime", lambda _: "now")
-    claimed = [loop._claim_run_dir(None, PRESETS["vae"]) for _ in range(3)]
-    assert claimed == [Path("runs/now"), Path("runs/now-2"), Path("runs/now-3")]
-    # And a directory named by hand goes to the first only.
-    loop._claim_run_dir(tmp_path / "mine", PRESETS["vae"])
-    with pytest.raises(InputError, match="already holds a run"):
-        loop._claim_run_dir(tmp_path / "mine", PRESETS["notes-ae"])
-    assert json.loads((tmp_path / "mine" / "config.json").read_text())["preset"] == "vae"
+    made = [loop._make_run_dir(None, PRESETS["vae"]) for _ in range(3)]
+    assert made == [Path("runs/now"), Path("runs/now-2"), Path("runs/now-3")]
+
+
+def test_a_directory_for_runs_that_leads_nowhere(
+    base: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").symlink_to("nowhere")
+    assert train(*base) == 2
+    assert "error: --run-dir runs cannot be written: File exists" in capsys.readouterr().err
 
 
 def test_a_run_of_a_relative_path_goes_on_from_elsewhere(

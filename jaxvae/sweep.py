@@ -1,0 +1,755 @@
+"""Train a grid of models at once: ``python -m jaxvae.sweep``.
+
+Members that differ in seed and in numbers (`jaxvae.config.SWEPT`) train in one program; `OUTER` fields, which
+change shapes, make several, run one after the other.
+"""
+
+import argparse
+import csv
+import dataclasses
+import itertools
+import json
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jaxvae import checkpoint, cli, data, metrics, parallel, plots
+from jaxvae import config as configs
+from jaxvae.checkpoint import Checkpoints
+from jaxvae.config import SWEPT, Config, flag
+from jaxvae.errors import InputError
+from jaxvae.lock import RunLock, check_free
+from jaxvae.loop import _StopSignals, _with_absolute_paths
+from jaxvae.members import MembersState, MembersTrainer, Room, abstract_members, room
+from jaxvae.trainer import schedule
+
+DESCRIPTION = """Train many models at once, in one program: a grid of seeds and hyperparameters.
+
+--seeds N trains N seeds of everything, from --seed on. Each of --learning-rate, --beta, --free-bits, --mmd-weight,
+--weight-decay, --latent-size, --batch-size and --samples takes several values, and so does --hidden, each with
+commas (--hidden 512,256 256,128). All other flags are those of jaxvae.train."""
+
+OUTER = ("latent_size", "hidden", "batch_size", "samples")
+AXES = (*SWEPT, *OUTER)
+FILE = "sweep.json"
+PROGRAMS = "programs"
+DIVERGED = "diverged"
+
+Axes = dict[str, list[Any]]
+Row = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """Where the sweep lives, and what it is."""
+
+    config: Config
+    run_dir: Path | None = None
+    """Directory of the sweep, created if need be. Default: a new one, runs/sweep-PRESET-DATE-TIME."""
+    resume: bool = False
+    """Go on with the sweep in --run-dir: its grid, from its newest checkpoints."""
+    seeds: int = 1
+    """How many seeds, from --seed on, of every setting."""
+    devices: int | None = None
+    """How many devices share the members. Default: all; on a CPU, one for each core."""
+    members_per_program: int | None = None
+    """Most members of one program. Default: as many as fit the memory."""
+    extract: str | None = None
+    """Instead of training: make the member of this number, or the best one, in --run-dir a run of its own in --to."""
+    to: Path | None = None
+    """Directory of the run that --extract makes; jaxvae.evaluate, generate and train --resume take it."""
+
+
+# --- The grid -----------------------------------------------------------------------------------------------
+
+
+class Grid(NamedTuple):
+    """What is swept: every combination of the values of `axes`, and of `seeds`, on top of `config`."""
+
+    config: Config
+    axes: Axes
+    seeds: list[int]
+
+    def members(self) -> list[Config]:
+        """The configuration of every member, the seed running fastest. Raises `InputError`."""
+        names, found = list(self.axes), []
+        for values in itertools.product(*self.axes.values()):
+            for seed in self.seeds:
+                changes = {**dict(zip(names, values, strict=True)), "seed": seed}
+                found.append(dataclasses.replace(self.config, **changes))
+        return found
+
+    def varied(self) -> list[str]:
+        """The axes that have more than one value."""
+        return [name for name, values in self.axes.items() if len(values) > 1]
+
+
+def shape_of(config: Config) -> Config:
+    """What a member must have in common with the others of its program: all but its seed and numbers."""
+    numbers = {name: getattr(Config, name) for name in SWEPT}
+    # Without decay the optimiser's state has another structure.
+    return dataclasses.replace(config, seed=0, **{**numbers, "weight_decay": float(config.weight_decay > 0)})
+
+
+def programs_of(members: Sequence[Config]) -> list[list[int]]:
+    """The numbers of the members that can share a program, in order."""
+    groups: dict[Config, list[int]] = {}
+    for number, member in enumerate(members):
+        groups.setdefault(shape_of(member), []).append(number)
+    return list(groups.values())
+
+
+# --- Training -----------------------------------------------------------------------------------------------
+
+
+def sweep(
+    grid: Grid,
+    run_dir: Path | None = None,
+    resume: bool = False,
+    devices: int | None = None,
+    members_per_program: int | None = None,
+) -> int | None:
+    """Train every member of `grid`, into `run_dir`.
+
+    Args:
+      grid: what to train. Its dataset "auto" is resolved, and the resolved name recorded.
+      run_dir: a directory that holds no run yet, created if need be; None: a new one. It gets sweep.json (the
+        grid), members.csv (a row a member), summary.csv (mean and spread over the seeds), plots, and
+        programs/N/ with metrics.jsonl, timing.jsonl and checkpoints.
+      resume: go on from the newest undamaged checkpoints in `run_dir`.
+      devices: to share the members; None: all there are.
+      members_per_program: most members of one program; None: as many as fit the memory.
+
+    Returns:
+      None if all is done, or the number of the signal that stopped it; its state is saved then.
+
+    Raises:
+      InputError: bad input, found before anything is compiled.
+      SaveError: a checkpoint could not be saved. Those before it are intact.
+    """
+    if members_per_program is not None and members_per_program < 1:
+        raise InputError(f"--members-per-program must be at least 1, not {members_per_program}")
+    members = grid.members()
+    chosen = parallel.select_devices(devices)
+    if run_dir is not None:
+        _check_run_dir(run_dir, resume)
+    images = data.load(grid.config.dataset, grid.config.data_dir)
+    grid = grid._replace(config=_with_absolute_paths(dataclasses.replace(grid.config, dataset=images.name)))
+    if grid.config.inputs == "static":
+        images = data.binarized(images, grid.config.static_seed)
+    members = grid.members()
+    for member in members:
+        schedule(member, len(images.train))
+    with ExitStack() as stack:
+        if resume:
+            assert run_dir is not None
+            stack.enter_context(RunLock(run_dir))
+            _, programs = load_sweep(run_dir)
+        else:
+            run_dir = _claim_run_dir(run_dir, grid)
+            stack.enter_context(RunLock(run_dir))
+            programs = []
+        say(f"{len(members)} members of {grid.config.preset} on {images.name} ({images.source}) -> {run_dir}")
+        if not programs:
+            for numbers in programs_of(members):
+                most = members_per_program or _room_for(members[numbers[0]], len(numbers), images, chosen)
+                parts = -(-len(numbers) // most)
+                programs += [[int(n) for n in part] for part in np.array_split(numbers, parts)]
+        _write(run_dir / FILE, _to_json(grid, programs))
+        digests = {
+            "train_images_sha256": data.digest(images.train),
+            "test_images_sha256": data.digest(images.test),
+        }
+        stop = stack.enter_context(_StopSignals())
+        for index, numbers in enumerate(programs):
+            title = f"program {index + 1}/{len(programs)}"
+            program = _Program(run_dir / PROGRAMS / str(index), title, members, numbers, images, digests, chosen)
+            stopped_by = program.train(stop)
+            rows = write_tables(run_dir)
+            if stopped_by is not None:
+                say(f"saved; go on with --resume --run-dir {run_dir}")
+                return stopped_by
+        _draw(run_dir, grid, rows)
+        say_summary(grid, rows)
+        say(f"done: {run_dir}")
+    return None
+
+
+def _room_for(member: Config, count: int, images: data.ImageData, devices: Sequence[jax.Device]) -> int:
+    """How many members a program takes, said on stderr."""
+    fits: Room = room(_common([member]), schedule(member, len(images.train)), images, devices)
+    say(
+        f"{count} members could share a program; {fits.members} fit: {fits.member_bytes / 2**20:,.0f} MiB each "
+        f"(compiled for one), of {fits.free_bytes / 2**30:,.1f} GiB to use on each of {len(devices)} "
+        f"{devices[0].device_kind} devices"
+    )
+    return fits.members
+
+
+def _common(members: Sequence[Config]) -> Config:
+    """The configuration of a program."""
+    return dataclasses.replace(members[0], weight_decay=max(member.weight_decay for member in members))
+
+
+class _CallResult(NamedTuple):
+    """What a call that ended at `step` left on the device, to be fetched while the next one runs."""
+
+    step: int
+    train: Mapping[str, jax.Array]
+    diverged: jax.Array
+    test: Mapping[str, jax.Array] | None
+    checkpoint: MembersState | None
+
+
+class _Program:
+    """The members of one program, and their files.
+
+    Args:
+      directory: of the program.
+      title: for the person watching.
+      members: all of the sweep.
+      numbers: of those in the program.
+      images, digests: what they train and are tested on, and what tells them from others.
+      devices: which share the members.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        title: str,
+        members: Sequence[Config],
+        numbers: Sequence[int],
+        images: data.ImageData,
+        digests: Mapping[str, str],
+        devices: Sequence[jax.Device],
+    ):
+        own = [members[number] for number in numbers]
+        self._directory, self._title, self._members, self._numbers = directory, title, members, numbers
+        self._config = _common(own)
+        self._plan = schedule(self._config, len(images.train))
+        swept = {name: [getattr(member, name) for member in own] for name in SWEPT}
+        seeds = [member.seed for member in own]
+        self._trainer = MembersTrainer(self._config, self._plan, images, seeds, swept, devices)
+        self._record = {
+            "image_shape": list(images.train.shape[1:]),
+            "steps_per_epoch": self._plan.steps_per_epoch,
+            **digests,
+        }
+
+    def train(self, stop: _StopSignals) -> int | None:
+        """Train to the end, or until a signal; its number, or None."""
+        trainer, plan, config = self._trainer, self._plan, self._config
+        self._directory.mkdir(parents=True, exist_ok=True)
+        total = config.epochs * plan.steps_per_epoch
+        with ExitStack() as stack:
+            checkpoints = stack.enter_context(
+                Checkpoints(self._directory / "checkpoints", keep=config.keep_checkpoints)
+            )
+            saved = checkpoints.restore(trainer.abstract_state())  # type: ignore[arg-type]
+            read = metrics.read_records(self._directory / "metrics.jsonl")
+            if saved is not None and {k: saved.record.get(k) for k in self._record} != self._record:
+                raise InputError(f"--resume: not the images that {self._directory} was trained on")
+            step = 0 if saved is None else saved.step
+            restored: Any = None if saved is None else saved.state
+            dead = {line["member"] for line in read if line["split"] == DIVERGED and line["step"] <= step}
+            self._dead = np.array([number in dead for number in self._numbers])
+            if step >= total or self._dead.all():
+                return None
+            self._log = stack.enter_context(_Log(self._directory, step))
+            self._console = stack.enter_context(metrics.Console(config.epochs, total, step, trainer.unit))
+            watcher = stack.enter_context(ThreadPoolExecutor(1))
+            devices = trainer.mesh.size
+            self._console.say(
+                f"{self._title}: {len(self._numbers)} members on {devices} devices, "
+                f"{trainer.at_once} at a time on each; {plan.steps_per_epoch:,} steps an epoch"
+                + (f"; going on from step {step:,}" if step else "")
+            )
+            state = trainer.start(restored)
+            # In a thread of its own, so that this one can be told to end at once.
+            self._log.time("compile", seconds=watcher.submit(trainer.compile, state).result())
+            self._free = time.perf_counter()
+            pending: _CallResult | None = None
+            # One process: what is agreed on is what it received.
+            while step < total and not (stopped_by := stop.agreed(trainer)) and not self._dead.all():  # type: ignore[arg-type]
+                state, terms = trainer.run_steps(state)
+                step += plan.steps_per_call
+                epoch, inside = divmod(step, plan.steps_per_epoch)
+                ends = not inside and (
+                    step == total or (config.checkpoint_every > 0 and epoch % config.checkpoint_every == 0)
+                )
+                result = _CallResult(
+                    step,
+                    terms,
+                    jax.numpy.copy(state.diverged),
+                    trainer.evaluate(state) if not inside else None,
+                    trainer.copy(state) if ends else None,
+                )
+                if pending is not None:
+                    self._take(pending, checkpoints)
+                pending = result
+            if pending is not None:
+                self._take(pending, checkpoints)
+            if checkpoints.latest_step() != step:
+                checkpoints.save(trainer.host(state), self._record)
+            checkpoints.wait()
+        return stopped_by if step < total and not self._dead.all() else None
+
+    def _take(self, result: _CallResult, checkpoints: Checkpoints) -> None:
+        """Wait for the result of a call, and put it where it belongs."""
+        plan, unit, host = self._plan, self._trainer.unit, self._trainer.host
+        train, diverged = host(dict(result.train)), host(result.diverged)
+        now = time.perf_counter()
+        seconds, self._free = now - self._free, now
+        speed = len(self._numbers) * plan.steps_per_call / seconds
+        self._log.time("call", step=result.step, seconds=seconds, steps_per_second=speed)
+        epoch = -(-result.step // plan.steps_per_epoch)
+        first, window = result.step - plan.steps_per_call, self._config.log_every or plan.steps_per_call
+        test = None if result.test is None else host(dict(result.test))
+        if test is not None:
+            # The next training step would most likely find out too, but there may be none.
+            diverged = np.where((diverged == 0) & ~np.isfinite(test["loss"]).all(axis=1), result.step, diverged)
+        for index in np.flatnonzero((diverged > 0) & ~self._dead).tolist():
+            number, at = self._numbers[index], int(diverged[index])
+            self._console.say(f"member {number} ({_words(self._members[number])}) diverged at step {at:,}")
+            self._log.write(number, {"step": result.step, "epoch": epoch, "split": DIVERGED, "unit": unit, "at": at})
+        self._dead |= diverged > 0
+        alive: list[int] = np.flatnonzero(~self._dead).tolist()
+        for index in alive:
+            for start in range(0, plan.steps_per_call, window):
+                part = {name: values[index, start : start + window] for name, values in train.items()}
+                end = first + min(start + window, plan.steps_per_call)
+                self._log.write(self._numbers[index], metrics.record(end, epoch, "train", unit, part))
+        if alive:
+            means = {name: values[alive] for name, values in train.items()}
+            self._console.progress(metrics.record(result.step, epoch, "train", unit, means), speed)
+        if test is not None:
+            losses = {}
+            for index in alive:
+                line = metrics.record(result.step, epoch, "test", unit, {k: v[index] for k, v in test.items()})
+                losses[self._numbers[index]] = line["loss"]
+                self._log.write(self._numbers[index], line)
+            self._say_epoch(result.step, epoch, losses, speed)
+        if result.checkpoint is not None:
+            checkpoints.save(self._trainer.host(result.checkpoint), self._record)
+
+    def _say_epoch(self, step: int, epoch: int, losses: Mapping[int, float], speed: float) -> None:
+        out = len(self._numbers) - len(losses)
+        lost = f", {out} diverged" if out else ""
+        said = "no member has a finite loss"
+        if losses:
+            best = min(losses, key=lambda number: losses[number])
+            values = list(losses.values())
+            said = (
+                f"test loss {np.mean(values):.4g} ({min(values):.4g} to {max(values):.4g}, {len(values)} members{lost})"
+                f" {self._trainer.unit}, least: member {best} ({_words(self._members[best])})"
+            )
+        self._console.say(
+            f"{self._title}  epoch {epoch}/{self._config.epochs}  step {step:,}  {said}  {speed:,.0f} steps/s"
+        )
+
+
+class _Log:
+    """The JSONL files of a program: lines past `step`, from which it goes on, are dropped."""
+
+    def __init__(self, directory: Path, step: int):
+        path = directory / "metrics.jsonl"
+        kept = [line for line in metrics.read_records(path) if line["step"] <= step]
+        _write(path, "".join(_json_line(line) for line in kept))
+        self._metrics = path.open("a", encoding="utf-8")
+        self._timing = (directory / "timing.jsonl").open("a", encoding="utf-8")
+
+    def __enter__(self) -> "_Log":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._metrics.close()
+        self._timing.close()
+
+    def write(self, member: int, line: metrics.Record) -> None:
+        self._metrics.write(_json_line({"member": member, **line}))
+        self._metrics.flush()
+
+    def time(self, event: str, **values: float) -> None:
+        self._timing.write(_json_line({"event": event, **values}))
+        self._timing.flush()
+
+
+def _json_line(values: Mapping[str, Any]) -> str:
+    return json.dumps(values, allow_nan=False) + "\n"
+
+
+def _words(member: Config) -> str:
+    """A member's seed and numbers, where they are not the preset's."""
+    base = configs.PRESETS[member.preset]
+    changed = [name for name in AXES if getattr(member, name) != getattr(base, name)]
+    return ", ".join([f"{name} {_cell(getattr(member, name))}" for name in changed] + [f"seed {member.seed}"])
+
+
+def _cell(value: Any) -> Any:
+    """An axis's value as a table's cell."""
+    return ",".join(map(str, value)) if isinstance(value, tuple) else value
+
+
+def say(text: str) -> None:
+    """Tell the person watching."""
+    print(text, file=sys.stderr, flush=True)
+
+
+# --- Tables and plots ---------------------------------------------------------------------------------------
+
+
+def write_tables(run_dir: Path) -> list[Row]:
+    """Write members.csv and summary.csv of a sweep, as far as it has come; the rows of the first."""
+    grid, _ = load_sweep(run_dir)
+    rows = table(run_dir)
+    _write_csv(run_dir / "members.csv", rows)
+    _write_csv(run_dir / "summary.csv", summary(grid, rows))
+    return rows
+
+
+def table(run_dir: Path) -> list[Row]:
+    """A row a member of a sweep: its number, status, axes, and its last figures.
+
+    The status is "done", "diverged at step N", "stopped at step N" or "not started". Figures are None (an empty
+    cell) where the member diverged or has none yet.
+    """
+    grid, programs = load_sweep(run_dir)
+    members = grid.members()
+    last: dict[tuple[int, str], metrics.Record] = {}
+    for index in range(len(programs)):
+        for line in metrics.read_records(run_dir / PROGRAMS / str(index) / "metrics.jsonl"):
+            last[line["member"], line["split"]] = line
+    figures = [
+        f"{split}_{t}"
+        for split in ("train", "test")
+        for t in metrics.TERMS
+        if any(t in line for (_, s), line in last.items() if s == split)
+    ]
+    unit = next((line["unit"] for line in last.values()), None)
+    rows = []
+    for number, member in enumerate(members):
+        train, test = last.get((number, "train"), {}), last.get((number, "test"), {})
+        if (number, DIVERGED) in last:
+            status = f"diverged at step {last[number, DIVERGED]['at']}"
+        elif test.get("epoch") == member.epochs:
+            status = "done"
+        else:
+            status = f"stopped at step {train['step']}" if train else "not started"
+        row: Row = {"member": number, "status": status}
+        row |= {name: _cell(getattr(member, name)) for name in grid.axes}
+        row |= {"seed": member.seed, "step": train.get("step", 0), "unit": unit}
+        usable = status == "done" or status.startswith("stopped")
+        for name in figures:
+            split, term = name.split("_")
+            row[name] = last.get((number, split), {}).get(term) if usable else None
+        rows.append(row)
+    return rows
+
+
+def _restore(directory: Path, members: Sequence[Config], numbers: Sequence[int]) -> checkpoint.Saved | None:
+    """The newest checkpoint of a program's members."""
+    if not (directory / "checkpoints").is_dir():
+        return None
+    with Checkpoints(directory / "checkpoints", read_only=True) as checkpoints:
+        if not checkpoints.steps():
+            return None
+        shape = checkpoints.read_record()["image_shape"]
+        common = _common([members[number] for number in numbers])
+        return checkpoints.restore(abstract_members(common, shape, len(numbers)))  # type: ignore[arg-type]
+
+
+def summary(grid: Grid, rows: Sequence[Row]) -> list[Row]:
+    """A row a setting: mean, deviation, least and greatest of each test figure over the seeds that have one."""
+    settings: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        settings.setdefault(tuple(row[name] for name in grid.axes), []).append(row)
+    figures = [f"test_{term}" for term in metrics.TERMS if any(f"test_{term}" in row for row in rows)]
+    found = []
+    for values, same in settings.items():
+        line: Row = dict(zip(grid.axes, values, strict=True))
+        line |= {"seeds": len(same), "unit": same[0].get("unit")}
+        line["diverged"] = sum(row["status"].startswith(DIVERGED) for row in same)
+        for name in figures:
+            numbers = [row[name] for row in same if row.get(name) is not None]
+            spread: dict[str, Any] = {"mean": np.mean, "std": _deviation, "min": np.min, "max": np.max}
+            line |= {f"{name}_{what}": _digits(of(numbers)) if numbers else None for what, of in spread.items()}
+        found.append(line)
+    return found
+
+
+def _deviation(numbers: Sequence[float]) -> Any:
+    return np.std(numbers, ddof=1) if len(numbers) > 1 else 0.0
+
+
+def _digits(number: Any) -> float:
+    return float(f"{float(number):.6g}")
+
+
+def say_summary(grid: Grid, rows: Sequence[Row]) -> None:
+    """A line a setting, on stderr."""
+    for line in summary(grid, rows):
+        setting = "  ".join(f"{name} {line[name]}" for name in grid.varied()) or grid.config.preset
+        terms = [
+            f"{term} {line[f'test_{term}_mean']:.4g} +- {line[f'test_{term}_std']:.2g}"
+            for term in metrics.TERMS
+            if line.get(f"test_{term}_mean") is not None
+        ]
+        lost = f"  {line['diverged']} diverged" if line["diverged"] else ""
+        figures = f"test {'  '.join(terms)} ({line['unit']})" if terms else "no finite figure"
+        say(f"{setting}: {figures}, {line['seeds']} seeds{lost}")
+
+
+def _draw(run_dir: Path, grid: Grid, rows: Sequence[Row]) -> None:
+    """Figures against each axis, and rate against distortion."""
+    usable = [row for row in rows if row.get("test_loss") is not None]
+    if not usable:
+        return
+    for name in grid.varied():
+        others = [other for other in grid.varied() if other != name]
+        plots.save_axis(run_dir / f"{name}.png", usable, name, others)
+    if any(row.get("test_kl") is not None for row in usable):
+        plots.save_rate_distortion(run_dir / "rate_distortion.png", usable, grid.varied())
+
+
+def _write_csv(path: Path, rows: Sequence[Row]) -> None:
+    fresh = path.with_name(path.name + ".tmp")
+    with fresh.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    fresh.replace(path)
+
+
+# --- The directory ------------------------------------------------------------------------------------------
+
+
+def _to_json(grid: Grid, programs: Sequence[Sequence[int]]) -> str:
+    content = {
+        "config": json.loads(configs.to_json(grid.config)),
+        "axes": grid.axes,
+        "seeds": grid.seeds,
+        "programs": programs,
+    }
+    return json.dumps(content, indent=1, allow_nan=False) + "\n"
+
+
+def load_sweep(run_dir: Path) -> tuple[Grid, list[list[int]]]:
+    """The grid of a sweep's directory, and the members of each of its programs.
+
+    Raises:
+      InputError: it holds no sweep, or one that cannot be read.
+    """
+    path = run_dir / FILE
+    if not path.is_file():
+        raise InputError(f"{run_dir} holds no sweep (no {FILE})")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        config = configs.from_json(json.dumps(content["config"]), str(path))
+        axes = {name: [tuple(v) if name == "hidden" else v for v in values] for name, values in content["axes"].items()}
+        grid = Grid(config, axes, [int(seed) for seed in content["seeds"]])
+        programs = [[int(number) for number in numbers] for numbers in content["programs"]]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise InputError(f"{path} cannot be read: it is not what a sweep writes") from None
+    if unknown := sorted(axes.keys() - set(AXES)):
+        raise InputError(f"{path} has an axis this version does not know: {', '.join(unknown)}")
+    numbers = sorted(number for numbers in programs for number in numbers)
+    if programs and numbers != list(range(len(grid.members()))):
+        raise InputError(f"{path}: its programs do not hold every member once")
+    return grid, programs
+
+
+def _check_run_dir(run_dir: Path, resume: bool) -> None:
+    if run_dir.exists() and not run_dir.is_dir():
+        raise InputError(f"--run-dir {run_dir} is not a directory")
+    check_free(run_dir)
+    found = [name for name in (FILE, "config.json", "checkpoints", PROGRAMS) if (run_dir / name).exists()]
+    if found and not resume:
+        raise InputError(
+            f"--run-dir {run_dir} already holds a run ({found[0]}): add --resume to go on, or name another directory"
+        )
+
+
+def _claim_run_dir(run_dir: Path | None, grid: Grid) -> Path:
+    """Make a fresh directory, and make sure that no other process does."""
+    run_dir = run_dir or Path("runs") / time.strftime(f"sweep-{grid.config.preset}-%Y%m%d-%H%M%S")
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        with (run_dir / FILE).open("x", encoding="utf-8") as file:
+            file.write(_to_json(grid, []))
+    except FileExistsError:
+        raise InputError(f"--run-dir {run_dir} already holds a sweep") from None
+    except OSError as error:
+        raise InputError(f"--run-dir {run_dir} cannot be written: {error.strerror}") from None
+    return run_dir
+
+
+def _write(path: Path, text: str) -> None:
+    # The old file stays whole until the new one is.
+    fresh = path.with_name(path.name + ".tmp")
+    fresh.write_text(text, encoding="utf-8")
+    fresh.replace(path)
+
+
+def extract(sweep_dir: Path, member: int | str, run_dir: Path) -> int:
+    """Make one member of a sweep a run directory of its own: config.json, metrics.jsonl and its newest checkpoint.
+
+    Args:
+      sweep_dir: of a sweep, done or not.
+      member: its number, or "best": that with the lowest test loss.
+      run_dir: a directory that holds no run yet, created if need be.
+
+    Returns:
+      The member's number.
+
+    Raises:
+      InputError: there is no such member, it diverged or was not started, or a directory is not what it should be.
+    """
+    grid, programs = load_sweep(sweep_dir)
+    members = grid.members()
+    if member == "best":
+        losses = {row["member"]: row["test_loss"] for row in table(sweep_dir) if row.get("test_loss") is not None}
+        if not losses:
+            raise InputError(f"--extract best: no member of {sweep_dir} has a finite test loss yet")
+        member = min(losses, key=lambda number: losses[number])
+    number = int(member) if str(member).isascii() and str(member).isdigit() else -1
+    if not 0 <= number < len(members):
+        raise InputError(f"--extract {member}: {sweep_dir} has members 0 to {len(members) - 1}")
+    index = next((i for i, numbers in enumerate(programs) if number in numbers), None)
+    saved = None if index is None else _restore(sweep_dir / PROGRAMS / str(index), members, programs[index])
+    if index is None or saved is None:
+        raise InputError(f"--extract {number}: it has no checkpoint yet")
+    lines = [
+        {name: value for name, value in line.items() if name != "member"}
+        for line in metrics.read_records(sweep_dir / PROGRAMS / str(index) / "metrics.jsonl")
+        if line["member"] == number and line["step"] <= saved.step
+    ]
+    if at := [line["at"] for line in lines if line["split"] == DIVERGED]:
+        raise InputError(f"--extract {number}: it diverged at step {at[0]:,}")
+    if run_dir.exists() and (not run_dir.is_dir() or any(run_dir.iterdir())):
+        raise InputError(f"--to {run_dir} is not an empty directory")
+    state: Any = saved.state
+    place = programs[index].index(number)
+    tests = [line["loss"] for line in lines if line["split"] == "test" and line["step"] == saved.step]
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        _write(run_dir / "config.json", configs.to_json(members[number]))
+        _write(run_dir / "metrics.jsonl", "".join(_json_line(line) for line in lines))
+        (run_dir / "images").mkdir()
+    except OSError as error:
+        raise InputError(f"--to {run_dir} cannot be written: {error.strerror}") from None
+    record = {name: value for name, value in saved.record.items() if name != "test_loss"}
+    with Checkpoints(run_dir / "checkpoints") as checkpoints:
+        checkpoints.save(state.member(place), record, tests[-1] if tests else None)
+    return number
+
+
+# --- The command line ---------------------------------------------------------------------------------------
+
+
+def parse(argv: Sequence[str]) -> tuple[Arguments, Axes]:
+    """The command line: `Arguments`, whose config has the first value of every axis, and the axes.
+
+    Raises:
+      InputError: in one line.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--preset")
+    parser.add_argument("--run-dir", "--run_dir", type=Path)
+    parser.add_argument("--resume", action="store_true")
+    for name in AXES:
+        parser.add_argument(flag(name), f"--{name}", dest=name, nargs="+")
+    try:
+        known, rest = parser.parse_known_args(argv)
+    except argparse.ArgumentError as error:
+        raise InputError(str(error)) from None
+    base, axes = configs.preset(known.preset or Config.preset), {}
+    given = {name: values for name in AXES if (values := getattr(known, name)) is not None}
+    seeds = 1
+    if known.resume:
+        if known.run_dir is None:
+            raise InputError("--resume needs --run-dir: the sweep to go on with")
+        grid, _ = load_sweep(known.run_dir)
+        base, axes, seeds = grid.config, grid.axes, len(grid.seeds)
+        if given:
+            raise InputError(
+                f"--resume: the grid is that of {known.run_dir / FILE}; leave out {flag(next(iter(given)))}"
+            )
+    tokens = list(rest)
+    for name, values in given.items():
+        axes[name] = [_value(name, text) for text in _settings(name, values)]
+        if len(set(axes[name])) < len(axes[name]):
+            raise InputError(f"{flag(name)} has a value twice: {' '.join(values)}")
+        first = axes[name][0]
+        tokens += [flag(name), *map(str, first if isinstance(first, tuple) else [first])]
+    tokens += ["--preset", known.preset] if known.preset else []
+    tokens += ["--run-dir", str(known.run_dir)] if known.run_dir else []
+    tokens += ["--resume"] if known.resume else []
+    default = Arguments(base, seeds=seeds)
+    arguments = cli.parse(Arguments, tokens, prog="python -m jaxvae.sweep", description=DESCRIPTION, default=default)
+    if arguments.seeds < 1:
+        raise InputError(f"--seeds must be at least 1, not {arguments.seeds}")
+    if known.resume:
+        if changed := configs.differences(base, arguments.config):
+            raise InputError(f"--resume: {known.run_dir} has another configuration: {'; '.join(changed)}")
+        if arguments.seeds != seeds:
+            raise InputError(f"--resume: {known.run_dir} has {seeds} seeds, not {arguments.seeds}")
+    return arguments, axes
+
+
+def _settings(name: str, values: Sequence[str]) -> list[str]:
+    """Widths without commas are one setting, as for jaxvae.train; with commas, one each."""
+    if name == "hidden" and not any("," in value for value in values):
+        return [",".join(values)]
+    return list(values)
+
+
+def _value(name: str, text: str) -> Any:
+    """One value of an axis. Raises `InputError`."""
+    try:
+        if name == "hidden":
+            return tuple(int(width) for width in text.split(",") if width)
+        return float(text) if name in SWEPT else int(text)
+    except ValueError:
+        raise InputError(f"{flag(name)}: {text} is not {'a number' if name in SWEPT else 'a whole number'}") from None
+
+
+def use_every_core() -> None:
+    """On a CPU, one device for each core, so that each trains members of its own; not where XLA_FLAGS says otherwise.
+
+    To be called before JAX starts; it has no effect on an accelerator.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if "XLA_FLAGS" not in os.environ and jax.config.jax_num_cpu_devices < 0:  # type: ignore[attr-defined]
+        jax.config.update("jax_num_cpu_devices", cores)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; the exit code (see `jaxvae.cli`)."""
+    arguments, axes = parse(sys.argv[1:] if argv is None else argv)
+    if arguments.extract is not None:
+        if arguments.run_dir is None or arguments.to is None:
+            raise InputError("--extract needs --run-dir, the sweep, and --to, the run to make")
+        number = extract(arguments.run_dir, arguments.extract, arguments.to)
+        say(f"member {number} of {arguments.run_dir} -> {arguments.to}")
+        return cli.EXIT_OK
+    use_every_core()
+    seeds = [arguments.config.seed + number for number in range(arguments.seeds)]
+    grid = Grid(arguments.config, axes, seeds)
+    try:
+        stopped_by = sweep(grid, arguments.run_dir, arguments.resume, arguments.devices, arguments.members_per_program)
+    except checkpoint.SaveError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return cli.EXIT_NOT_SAVED
+    return cli.EXIT_OK if stopped_by is None else 128 + stopped_by
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))
