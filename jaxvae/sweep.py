@@ -25,7 +25,7 @@ from jaxvae import checkpoint, cli, data, metrics, parallel, plots
 from jaxvae import config as configs
 from jaxvae.checkpoint import Checkpoints
 from jaxvae.config import SWEPT, Config, flag
-from jaxvae.errors import InputError
+from jaxvae.errors import InputError, SaveError
 from jaxvae.lock import RunLock, check_free
 from jaxvae.loop import _StopSignals, _with_absolute_paths
 from jaxvae.members import MembersState, MembersTrainer, Room, abstract_members, room
@@ -745,7 +745,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     grid = Grid(arguments.config, axes, seeds)
     try:
         stopped_by = sweep(grid, arguments.run_dir, arguments.resume, arguments.devices, arguments.members_per_program)
-    except checkpoint.SaveError as error:
+    except SaveError as error:
         print(f"error: {error}", file=sys.stderr)
         return cli.EXIT_NOT_SAVED
     return cli.EXIT_OK if stopped_by is None else 128 + stopped_by
