@@ -83,7 +83,7 @@ def _prepare(config: Config, run_dir: Path | None, resume: bool, devices: int | 
     if run_dir is not None:
         _check_run_dir(run_dir, resume)
     images = data.load(config.dataset, config.data_dir)
-    config = _with_absolute_paths(replace(config, dataset=images.name))
+    config = with_absolute_paths(replace(config, dataset=images.name))
     if config.inputs == "static":
         images = data.binarized(images, config.static_seed)
     if resume:
@@ -119,7 +119,7 @@ def _train(trainer: Trainer, files: "_RunFiles | None") -> int | None:
             files.draw_curves()
             files.say(f"nothing to do: {step:,} steps are done already; raise {flag('epochs')} to go on")
         return None
-    with _StopSignals() as stop, ThreadPoolExecutor(1) as watcher:
+    with StopSignals() as stop, ThreadPoolExecutor(1) as watcher:
         state = trainer.start(state)
         # In a thread of its own, so that this one can be told to end at once.
         seconds = watcher.submit(trainer.compile, state).result()
@@ -181,7 +181,7 @@ def _when_ready(values: Any) -> float:
     return time.perf_counter()
 
 
-def _take(result: _CallResult, plan: Schedule, files: "_RunFiles | None", stop: "_StopSignals") -> None:
+def _take(result: _CallResult, plan: Schedule, files: "_RunFiles | None", stop: "StopSignals") -> None:
     """Wait for the result of a call, and put it where it belongs.
 
     Raises:
@@ -216,7 +216,7 @@ def _check_finite(state: TrainState, step: int) -> None:
         raise Diverged(f"a parameter is not finite at step {step:,}")
 
 
-class _StopSignals:
+class StopSignals:
     """Notes SIGINT and SIGTERM, so that the run can save and stop; a second one ends it at once.
 
     And `failure`: what keeps this process from going on, which is to be told to the others.
@@ -474,7 +474,7 @@ def _write_config(run_dir: Path, config: Config) -> None:
     fresh.replace(run_dir / "config.json")
 
 
-def _with_absolute_paths(config: Config) -> Config:
+def with_absolute_paths(config: Config) -> Config:
     """`config`, with paths that mean the same wherever the run is resumed from."""
     named = config.dataset in data.DATASETS
     return replace(

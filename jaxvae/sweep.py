@@ -27,7 +27,7 @@ from jaxvae.checkpoint import Checkpoints
 from jaxvae.config import SWEPT, Config, flag
 from jaxvae.errors import InputError, SaveError
 from jaxvae.lock import RunLock, check_free
-from jaxvae.loop import _StopSignals, _with_absolute_paths
+from jaxvae.loop import StopSignals, with_absolute_paths
 from jaxvae.members import MembersState, MembersTrainer, Room, abstract_members, room
 from jaxvae.trainer import schedule
 
@@ -142,7 +142,7 @@ def sweep(
     if run_dir is not None:
         _check_run_dir(run_dir, resume)
     images = data.load(grid.config.dataset, grid.config.data_dir)
-    grid = grid._replace(config=_with_absolute_paths(dataclasses.replace(grid.config, dataset=images.name)))
+    grid = grid._replace(config=with_absolute_paths(dataclasses.replace(grid.config, dataset=images.name)))
     if grid.config.inputs == "static":
         images = data.binarized(images, grid.config.static_seed)
     members = grid.members()
@@ -168,7 +168,7 @@ def sweep(
             "train_images_sha256": data.digest(images.train),
             "test_images_sha256": data.digest(images.test),
         }
-        stop = stack.enter_context(_StopSignals())
+        stop = stack.enter_context(StopSignals())
         for index, numbers in enumerate(programs):
             title = f"program {index + 1}/{len(programs)}"
             program = _Program(run_dir / PROGRAMS / str(index), title, members, numbers, images, digests, chosen)
@@ -244,7 +244,7 @@ class _Program:
             **digests,
         }
 
-    def train(self, stop: _StopSignals) -> int | None:
+    def train(self, stop: StopSignals) -> int | None:
         """Train to the end, or until a signal; its number, or None."""
         trainer, plan, config = self._trainer, self._plan, self._config
         self._directory.mkdir(parents=True, exist_ok=True)
