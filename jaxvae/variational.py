@@ -35,7 +35,9 @@ def pixel_nll(pixels: Pixels, x: Array, config: Config) -> Array:
     location, lead = pixels.location, pixels.location.shape[:-3]
     if len(lead) == 2:
         x = jnp.broadcast_to(x[:, None], location.shape)
-    flat, target = location.reshape(-1, *location.shape[-3:]), x.reshape(-1, *x.shape[-3:])
+    # One long axis of pixels: XLA's loops on the CPU run along the last one, which would be that of the colours.
+    size = x[0].size if len(lead) == 1 else x[0, 0].size
+    flat, target = location.reshape(-1, size), x.reshape(-1, size)
     scale: Any = pixels.log_scale
     if scale is not None and scale.ndim:
         scale = scale.reshape(flat.shape)
