@@ -70,12 +70,12 @@ def test_command_line(image_file: Path, tmp_path: Path, capsys: pytest.CaptureFi
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["--preset", "notes-va"], "error: --preset notes-va: unknown; choose from notes-ae, notes-vae, vae\n"),
+        (["--preset", "notes-va"], "error: --preset notes-va: unknown; choose from notes-ae, notes-vae, vae, iwae\n"),
         (["--batch-size", "0"], "error: --batch-size must be at least 1, not 0\n"),
         (["--batch-size", "60001"], "error: --batch-size 60001 is larger than the 60000 training images\n"),
         (["--preset"], "error: --preset needs at least one value\n"),
         (["--devices", "3"], "error: --batch-size 32 does not divide over 3 devices\n"),
-        (["--devices", "16", "--skip-first-step"], "error: --devices 16: this process has 8 (cpu)\n"),
+        (["--devices", "16", "--skip-first-step"], "error: --devices 16: this machine has 8 (cpu)\n"),
         (["--rounds", "0"], "error: --rounds must be at least 1, not 0\n"),
         (["--json", "missing/f.json"], "error: --json missing/f.json cannot be written: No such file or directory\n"),
     ],
