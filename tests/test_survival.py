@@ -52,13 +52,13 @@ def lines(run_dir: Path) -> int:
 @pytest.mark.slow
 def test_twenty_kills_at_random_moments_some_during_a_save(base: list[str], tmp_path: Path) -> None:
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    epochs = ["--epochs", "4000"]
+    epochs = ["--epochs", "300"]
     assert train(*base, *BUSY, *epochs, "--run-dir", str(whole)) == 0
     rng = random.Random(0)
     args, in_save = [*base, *BUSY, *epochs], 0
     for number in range(20):
         process = start(*args, "--run-dir", str(cut))
-        before, more = lines(cut), rng.randrange(1, 200)
+        before, more = lines(cut), rng.randrange(1, 50)
         end = time.monotonic() + 60
         while process.poll() is None and lines(cut) < before + more:
             assert time.monotonic() < end, "it hangs"
