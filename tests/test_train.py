@@ -341,27 +341,6 @@ def test_a_run_traces_each_of_its_programs_once(
 
 
 @pytest.mark.slow
-def test_a_killed_run_is_resumed_to_the_same_bytes(base: list[str], tmp_path: Path) -> None:
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
-    cadence = ["--steps-per-call", "3", "--log-every", "2", "--checkpoint-every", "2", "--image-every", "0"]
-    assert train(*base, *cadence, "--epochs", "300", "--run-dir", str(whole)) == 0
-    command = [sys.executable, "-m", "jaxvae.train", *base, *cadence, "--epochs", "300", "--run-dir", str(cut)]
-    for lines in (40, 200, 700):
-        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-        assert process.stderr is not None
-        while process.poll() is None:
-            process.stderr.readline()
-            if len(metrics.read_records(cut / "metrics.jsonl")) >= lines:
-                process.kill()
-                break
-        process.stderr.close()
-        assert process.wait() == -signal.SIGKILL
-        command = [sys.executable, "-m", "jaxvae.train", "--resume", "--run-dir", str(cut)]
-    assert train("--resume", "--run-dir", str(cut)) == 0
-    assert_same_run(whole, cut)
-
-
-@pytest.mark.slow
 def test_a_second_signal_ends_the_run_at_once(base: list[str], tmp_path: Path) -> None:
     run = tmp_path / "run"
     command = [sys.executable, "-m", "jaxvae.train", *base, "--epochs", "1000000", "--run-dir", str(run)]
