@@ -14,7 +14,7 @@ from typing import TypeVar
 
 import tyro
 
-from jaxvae.errors import InputError
+from jaxvae.errors import InputError, SaveError
 
 T = TypeVar("T")
 
@@ -78,12 +78,15 @@ def check_writable(flag: str, path: Path) -> None:
 
 
 def run(command: Callable[[], int]) -> int:
-    """Run a command; bad input becomes one line on stderr and exit code 2, Ctrl-C exit code 130."""
+    """Run a command; what is told in one line on stderr becomes its exit code, and Ctrl-C exit code 130."""
     try:
         return command()
     except InputError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return EXIT_BAD_INPUT
+    except SaveError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return EXIT_NOT_SAVED
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 128 + signal.SIGINT

@@ -7,14 +7,13 @@ In a job of several processes all of them compute, and come to the same decision
 figures; process 0 alone has files and a voice.
 """
 
-import itertools
 import os
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import FrameType
@@ -25,10 +24,11 @@ import numpy as np
 
 from jaxvae import config as configs
 from jaxvae import data, metrics, parallel, plots
+from jaxvae import run_dir as run_dirs
 from jaxvae.checkpoint import Checkpoints, Saved
 from jaxvae.config import Config, flag
 from jaxvae.errors import InputError, SaveError
-from jaxvae.lock import RunLock, check_free
+from jaxvae.lock import RunLock
 from jaxvae.train_step import TrainState
 from jaxvae.trainer import Due, Schedule, Trainer, schedule
 
@@ -81,7 +81,7 @@ def train(config: Config, run_dir: Path | None = None, resume: bool = False, dev
 def _prepare(config: Config, run_dir: Path | None, resume: bool, devices: int | None) -> tuple[Trainer, dict[str, Any]]:
     """Check all that can be checked without writing, and read the images. Every process does."""
     if run_dir is not None:
-        _check_run_dir(run_dir, resume)
+        run_dirs.check(run_dir, resume, RUN_FILES)
     images = data.load(config.dataset, config.data_dir)
     config = with_absolute_paths(replace(config, dataset=images.name))
     if config.inputs == "static":
@@ -290,14 +290,14 @@ class _RunFiles:
                 stack.enter_context(RunLock(self.run_dir))
                 metrics.read_records(self.run_dir / "metrics.jsonl")
                 self.saved: Saved | None = self._restore()
-                with _refused(self.run_dir):
-                    _write_config(self.run_dir, config)
+                with run_dirs.told(self.run_dir, InputError):
+                    run_dirs.write_whole(self.run_dir / "config.json", configs.to_json(config))
             else:
-                self.run_dir = _make_run_dir(self._requested, config)
+                self.run_dir = run_dirs.make(self._requested, config.preset)
                 stack.enter_context(RunLock(self.run_dir))
-                _check_holds_no_run(self.run_dir)
-                with _refused(self.run_dir):
-                    _write_config(self.run_dir, config)
+                run_dirs.check_empty(self.run_dir, RUN_FILES)
+                with run_dirs.told(self.run_dir, InputError):
+                    run_dirs.write_whole(self.run_dir / "config.json", configs.to_json(config))
                     (self.run_dir / "images").mkdir(exist_ok=True)
                 self.saved = None
             step = 0 if self.saved is None else self.saved.step
@@ -339,7 +339,7 @@ class _RunFiles:
         Raises:
           SaveError: a file could not be written.
         """
-        with _told(self.run_dir):
+        with run_dirs.told(self.run_dir, SaveError):
             self._write(result, train, test)
 
     def _write(self, result: _CallResult, train: Mapping[str, Any], test: Mapping[str, Any] | None) -> None:
@@ -397,81 +397,17 @@ class _RunFiles:
 
     def finish(self, state: TrainState, step: int) -> None:
         """Save `state` if that has not been done, wait until it is, and draw the curves. Raises `SaveError`."""
-        with _told(self.run_dir):
+        with run_dirs.told(self.run_dir, SaveError):
             if self._checkpoints.latest_step() != step:
                 self._save(state)
             self.draw_curves()
             self._checkpoints.wait()
 
 
-@contextmanager
-def _told(run_dir: Path) -> Iterator[None]:
-    """Turn what the file system says into a `SaveError`."""
-    try:
-        yield
-    except OSError as error:
-        raise SaveError(f"{run_dir} cannot be written: {error.strerror or error}") from error
-
-
 def _hardware(devices: int) -> str:
     kind: str = jax.devices()[0].device_kind
     processes = jax.process_count()
     return kind + (f" x {devices}" if devices > 1 else "") + (f" in {processes} processes" if processes > 1 else "")
-
-
-@contextmanager
-def _refused(run_dir: Path) -> Iterator[None]:
-    """Turn what the file system says into an `InputError`."""
-    try:
-        yield
-    except OSError as error:
-        raise InputError(f"--run-dir {run_dir} cannot be written: {error.strerror or error}") from None
-
-
-def _check_run_dir(run_dir: Path, resume: bool) -> None:
-    """Refuse, before anything is read, a run directory that holds the wrong thing."""
-    with _refused(run_dir):
-        if run_dir.exists() and not run_dir.is_dir():
-            raise InputError(f"--run-dir {run_dir} is not a directory")
-        check_free(run_dir)
-        if resume and not (run_dir / "config.json").is_file():
-            raise InputError(f"--resume: {run_dir} holds no run (no config.json)")
-        if not resume:
-            _check_holds_no_run(run_dir)
-
-
-def _check_holds_no_run(run_dir: Path) -> None:
-    found = [name for name in RUN_FILES if (run_dir / name).exists()]
-    if found:
-        raise InputError(
-            f"--run-dir {run_dir} already holds a run ({found[0]}): add --resume to go on, or name another directory"
-        )
-
-
-def _make_run_dir(run_dir: Path | None, config: Config) -> Path:
-    """Make a run directory: the one that was asked for, which may be there, or a new one under runs/."""
-    if run_dir is not None:
-        with _refused(run_dir):
-            run_dir.mkdir(parents=True, exist_ok=True)
-        return run_dir
-    runs = Path("runs")
-    with _refused(runs):
-        runs.mkdir(exist_ok=True)
-        name = time.strftime(f"{config.preset}-%Y%m%d-%H%M%S")
-        for suffix in itertools.chain([""], (f"-{n}" for n in itertools.count(2))):
-            try:
-                (runs / (name + suffix)).mkdir()
-            except FileExistsError:
-                continue
-            return runs / (name + suffix)
-    raise AssertionError("there is always another name")
-
-
-def _write_config(run_dir: Path, config: Config) -> None:
-    # The old file stays whole until the new one is.
-    fresh = run_dir / "config.json.tmp"
-    fresh.write_text(configs.to_json(config), encoding="utf-8")
-    fresh.replace(run_dir / "config.json")
 
 
 def with_absolute_paths(config: Config) -> Config:

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jaxvae.errors import InputError
+from jaxvae.run_dir import told, write_whole
 
 Record = dict[str, Any]
 
@@ -69,18 +70,13 @@ class RunLog:
     def __init__(self, run_dir: Path, step: int):
         path = run_dir / "metrics.jsonl"
         self.records = [r for r in read_records(path) if r["step"] <= step]
-        try:
-            # The old file stays whole until the new one is.
-            fresh = path.with_suffix(".jsonl.tmp")
-            fresh.write_text("".join(_line(r) for r in self.records), encoding="utf-8")
-            fresh.replace(path)
+        with told(run_dir, InputError):
+            write_whole(path, "".join(_line(r) for r in self.records))
             with ExitStack() as stack:
                 self._metrics = stack.enter_context(path.open("a", encoding="utf-8"))
                 self._timing = stack.enter_context((run_dir / "timing.jsonl").open("a", encoding="utf-8"))
                 self._board = stack.enter_context(closing(_Board(run_dir / "tensorboard", step)))
                 self._files = stack.pop_all()
-        except OSError as error:
-            raise InputError(f"{run_dir} cannot be written: {error.strerror or error}") from None
 
     def __enter__(self) -> Self:
         return self

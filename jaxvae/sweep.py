@@ -23,10 +23,11 @@ import numpy as np
 
 from jaxvae import checkpoint, cli, data, metrics, parallel, plots
 from jaxvae import config as configs
+from jaxvae import run_dir as run_dirs
 from jaxvae.checkpoint import Checkpoints
 from jaxvae.config import SWEPT, Config, flag
 from jaxvae.errors import InputError, SaveError
-from jaxvae.lock import RunLock, check_free
+from jaxvae.lock import RunLock
 from jaxvae.loop import StopSignals, with_absolute_paths
 from jaxvae.members import MembersState, MembersTrainer, Room, abstract_members, room
 from jaxvae.trainer import schedule
@@ -41,6 +42,7 @@ OUTER = ("latent_size", "hidden", "batch_size", "samples")
 AXES = (*SWEPT, *OUTER)
 FILE = "sweep.json"
 PROGRAMS = "programs"
+SWEEP_FILES = (FILE, "config.json", "checkpoints", PROGRAMS)
 DIVERGED = "diverged"
 
 Axes = dict[str, list[Any]]
@@ -140,7 +142,7 @@ def sweep(
     members = grid.members()
     chosen = parallel.select_devices(devices)
     if run_dir is not None:
-        _check_run_dir(run_dir, resume)
+        run_dirs.check(run_dir, resume, SWEEP_FILES)
     images = data.load(grid.config.dataset, grid.config.data_dir)
     grid = grid._replace(config=with_absolute_paths(dataclasses.replace(grid.config, dataset=images.name)))
     if grid.config.inputs == "static":
@@ -154,8 +156,9 @@ def sweep(
             stack.enter_context(RunLock(run_dir))
             _, programs = load_sweep(run_dir)
         else:
-            run_dir = _claim_run_dir(run_dir, grid)
+            run_dir = run_dirs.make(run_dir, f"sweep-{grid.config.preset}")
             stack.enter_context(RunLock(run_dir))
+            run_dirs.check_empty(run_dir, SWEEP_FILES)
             programs = []
         say(f"{len(members)} members of {grid.config.preset} on {images.name} ({images.source}) -> {run_dir}")
         if not programs:
@@ -163,12 +166,14 @@ def sweep(
                 most = members_per_program or _room_for(members[numbers[0]], len(numbers), images, chosen)
                 parts = -(-len(numbers) // most)
                 programs += [[int(n) for n in part] for part in np.array_split(numbers, parts)]
-        _write(run_dir / FILE, _to_json(grid, programs))
+        with run_dirs.told(run_dir, InputError):
+            run_dirs.write_whole(run_dir / FILE, _to_json(grid, programs))
         digests = {
             "train_images_sha256": data.digest(images.train),
             "test_images_sha256": data.digest(images.test),
         }
         stop = stack.enter_context(StopSignals())
+        stack.enter_context(run_dirs.told(run_dir, SaveError))
         for index, numbers in enumerate(programs):
             title = f"program {index + 1}/{len(programs)}"
             program = _Program(run_dir / PROGRAMS / str(index), title, members, numbers, images, digests, chosen)
@@ -362,7 +367,7 @@ class _Log:
     def __init__(self, directory: Path, step: int):
         path = directory / "metrics.jsonl"
         kept = [line for line in metrics.read_records(path) if line["step"] <= step]
-        _write(path, "".join(_json_line(line) for line in kept))
+        run_dirs.write_whole(path, "".join(_json_line(line) for line in kept))
         self._metrics = path.open("a", encoding="utf-8")
         self._timing = (directory / "timing.jsonl").open("a", encoding="utf-8")
 
@@ -566,38 +571,6 @@ def load_sweep(run_dir: Path) -> tuple[Grid, list[list[int]]]:
     return grid, programs
 
 
-def _check_run_dir(run_dir: Path, resume: bool) -> None:
-    if run_dir.exists() and not run_dir.is_dir():
-        raise InputError(f"--run-dir {run_dir} is not a directory")
-    check_free(run_dir)
-    found = [name for name in (FILE, "config.json", "checkpoints", PROGRAMS) if (run_dir / name).exists()]
-    if found and not resume:
-        raise InputError(
-            f"--run-dir {run_dir} already holds a run ({found[0]}): add --resume to go on, or name another directory"
-        )
-
-
-def _claim_run_dir(run_dir: Path | None, grid: Grid) -> Path:
-    """Make a fresh directory, and make sure that no other process does."""
-    run_dir = run_dir or Path("runs") / time.strftime(f"sweep-{grid.config.preset}-%Y%m%d-%H%M%S")
-    try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        with (run_dir / FILE).open("x", encoding="utf-8") as file:
-            file.write(_to_json(grid, []))
-    except FileExistsError:
-        raise InputError(f"--run-dir {run_dir} already holds a sweep") from None
-    except OSError as error:
-        raise InputError(f"--run-dir {run_dir} cannot be written: {error.strerror}") from None
-    return run_dir
-
-
-def _write(path: Path, text: str) -> None:
-    # The old file stays whole until the new one is.
-    fresh = path.with_name(path.name + ".tmp")
-    fresh.write_text(text, encoding="utf-8")
-    fresh.replace(path)
-
-
 def extract(sweep_dir: Path, member: int | str, run_dir: Path) -> int:
     """Make one member of a sweep a run directory of its own: config.json, metrics.jsonl and its newest checkpoint.
 
@@ -640,8 +613,8 @@ def extract(sweep_dir: Path, member: int | str, run_dir: Path) -> int:
     tests = [line["loss"] for line in lines if line["split"] == "test" and line["step"] == saved.step]
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
-        _write(run_dir / "config.json", configs.to_json(members[number]))
-        _write(run_dir / "metrics.jsonl", "".join(_json_line(line) for line in lines))
+        run_dirs.write_whole(run_dir / "config.json", configs.to_json(members[number]))
+        run_dirs.write_whole(run_dir / "metrics.jsonl", "".join(_json_line(line) for line in lines))
         (run_dir / "images").mkdir()
     except OSError as error:
         raise InputError(f"--to {run_dir} cannot be written: {error.strerror}") from None
@@ -743,11 +716,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     use_every_core()
     seeds = [arguments.config.seed + number for number in range(arguments.seeds)]
     grid = Grid(arguments.config, axes, seeds)
-    try:
-        stopped_by = sweep(grid, arguments.run_dir, arguments.resume, arguments.devices, arguments.members_per_program)
-    except SaveError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return cli.EXIT_NOT_SAVED
+    stopped_by = sweep(grid, arguments.run_dir, arguments.resume, arguments.devices, arguments.members_per_program)
     return cli.EXIT_OK if stopped_by is None else 128 + stopped_by
 
 

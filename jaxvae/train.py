@@ -8,7 +8,7 @@ from pathlib import Path
 from jaxvae import cli, loop, parallel
 from jaxvae import config as configs
 from jaxvae.config import Config
-from jaxvae.errors import InputError, SaveError
+from jaxvae.errors import InputError
 
 DESCRIPTION = """Train an autoencoder or a variational autoencoder on images.
 
@@ -83,9 +83,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except loop.Diverged as error:
         print(f"error: {'; '.join([str(error), *getattr(error, '__notes__', [])])}", file=sys.stderr)
         return cli.EXIT_DIVERGED
-    except SaveError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return cli.EXIT_NOT_SAVED
     return cli.EXIT_OK if stopped_by is None else 128 + stopped_by
 
 

@@ -288,7 +288,7 @@ def test_a_disk_that_fills_up_with_pictures(tmp_path: Path) -> None:
     done = with_file_system("size=1m", disk, train_command(*args, "--run-dir", str(disk / "run")))
     assert done.returncode == cli.EXIT_NOT_SAVED, done.stderr
     error = done.stderr.splitlines()[-1]
-    assert error.startswith(f"error: {disk / 'run'} cannot be written: ") and "space" in error.lower(), error
+    assert error.startswith(f"error: --run-dir {disk / 'run'} cannot be written: ") and "space" in error.lower(), error
 
 
 @pytest.mark.parametrize("at", [1, 2, 3])

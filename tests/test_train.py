@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from runs import SMALL, assert_same_run, train
 
-from jaxvae import checkpoint, cli, evaluate, generate, loop, metrics, trainer
+from jaxvae import checkpoint, cli, evaluate, generate, loop, metrics, run_dir, trainer
 from jaxvae.config import PRESETS
 from jaxvae.errors import InputError
 from jaxvae.objectives import OBJECTIVES
@@ -264,8 +264,8 @@ def test_runs_started_in_the_same_second_get_directories_of_their_own(
     base: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(loop.time, "strftime", lambda _: "now")
-    made = [loop._make_run_dir(None, PRESETS["vae"]) for _ in range(3)]
+    monkeypatch.setattr(run_dir.time, "strftime", lambda _: "now")
+    made = [run_dir.make(None, "vae") for _ in range(3)]
     assert made == [Path("runs/now"), Path("runs/now-2"), Path("runs/now-3")]
 
 

@@ -1,0 +1,79 @@
+"""Run directories, of single runs and of sweeps: finding, making and writing them."""
+
+import itertools
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from jaxvae.errors import InputError, SaveError
+from jaxvae.lock import check_free
+
+
+@contextmanager
+def told(run_dir: Path, error: type[InputError] | type[SaveError]) -> Iterator[None]:
+    """Turn what the file system says into an `error` that names `run_dir`: `InputError` before a run, or `SaveError`."""
+    try:
+        yield
+    except OSError as reason:
+        raise error(f"--run-dir {run_dir} cannot be written: {reason.strerror or reason}") from reason
+
+
+def check(run_dir: Path, resume: bool, files: Sequence[str]) -> None:
+    """Refuse, before anything is read, a run directory that holds the wrong thing; it stays as it is.
+
+    Args:
+      run_dir: there or not.
+      resume: whether it is to hold a run, the first of whose `files` is what makes it one.
+      files: names of what a run leaves.
+
+    Raises:
+      InputError: it is no directory, is in use, or holds a run where it should not, or none where it should.
+    """
+    with told(run_dir, InputError):
+        if run_dir.exists() and not run_dir.is_dir():
+            raise InputError(f"--run-dir {run_dir} is not a directory")
+        check_free(run_dir)
+        if resume and not (run_dir / files[0]).is_file():
+            raise InputError(f"--resume: {run_dir} holds no run (no {files[0]})")
+        if not resume:
+            check_empty(run_dir, files)
+
+
+def check_empty(run_dir: Path, files: Sequence[str]) -> None:
+    """Raise `InputError` if one of `files` is there."""
+    found = [name for name in files if (run_dir / name).exists()]
+    if found:
+        raise InputError(
+            f"--run-dir {run_dir} already holds a run ({found[0]}): add --resume to go on, or name another directory"
+        )
+
+
+def make(run_dir: Path | None, prefix: str) -> Path:
+    """Make the run directory that was asked for, which may be there, or a new one, runs/PREFIX-DATE-TIME.
+
+    Raises:
+      InputError: it cannot be made.
+    """
+    if run_dir is not None:
+        with told(run_dir, InputError):
+            run_dir.mkdir(parents=True, exist_ok=True)
+        return run_dir
+    runs = Path("runs")
+    with told(runs, InputError):
+        runs.mkdir(exist_ok=True)
+        name = time.strftime(f"{prefix}-%Y%m%d-%H%M%S")
+        for suffix in itertools.chain([""], (f"-{n}" for n in itertools.count(2))):
+            try:
+                (runs / (name + suffix)).mkdir()
+            except FileExistsError:
+                continue
+            return runs / (name + suffix)
+    raise AssertionError("there is always another name")
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file such that the old one stays whole until the new one is. Raises `OSError`."""
+    fresh = path.with_name(path.name + ".tmp")
+    fresh.write_text(text, encoding="utf-8")
+    fresh.replace(path)
