@@ -12,7 +12,7 @@ from jaxvae.lock import check_free
 
 @contextmanager
 def told(run_dir: Path, error: type[InputError] | type[SaveError]) -> Iterator[None]:
-    """Turn what the file system says into an `error` that names `run_dir`: `InputError` before a run, or `SaveError`."""
+    """Turn what the file system says into an `error` about `run_dir`: `InputError` before a run, or `SaveError`."""
     try:
         yield
     except OSError as reason:
