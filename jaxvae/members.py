@@ -31,10 +31,8 @@ from jaxvae.train_step import (
     build_optimizer,
     init_state,
     make_evaluate,
-    make_run_steps,
-    make_train_step,
 )
-from jaxvae.trainer import Schedule, schedule
+from jaxvae.trainer import Schedule, make_call, schedule
 from jaxvae.variational import build_objective
 
 Array = jax.Array
@@ -76,21 +74,19 @@ def make_run_members(
 ) -> Callable[[MembersState, Array, Mapping[Purpose, Array], Mapping[str, Array]], tuple[MembersState, Any]]:
     """``run_members(state, images, keys, numbers) -> (state, metrics)``: one compiled call of every member.
 
-    To be jitted. What each member computes is `jaxvae.make_run_steps`, with `keys` [M] and `numbers` [M] (of
-    `SWEPT`) of its own; `metrics` are its terms at every step, [M, steps].
+    To be jitted. What each member computes is `jaxvae.trainer.make_call`, with `keys` [M] and `numbers` [M] of
+    its own; `metrics` are its terms at every step, [M, steps].
     """
+
+    call = make_call(config, model, plan, num_images)
 
     def run_members(
         state: MembersState, images: Array, keys: Mapping[Purpose, Array], numbers: Mapping[str, Array]
     ) -> tuple[MembersState, Any]:
         def run_one(member: Any) -> Any:
-            params, opt_state, diverged, shuffle_key, noise_key, numbers = member
-            objective = build_objective(config, plan.steps_per_epoch, num_images, numbers)
-            optimizer = build_optimizer(config, plan.steps_per_epoch, numbers)
-            step = make_train_step(model, objective, optimizer, binarized=config.inputs == "dynamic")
-            run = make_run_steps(step, config.batch_size, plan.steps_per_epoch, plan.steps_per_call)
+            params, opt_state, diverged, keys, numbers = member
             start = TrainState(state.step, params, opt_state)
-            end, metrics = run(start, images, shuffle_key, noise_key)
+            end, metrics = call(start, images, keys, numbers)
             # Looked at once a call: a choice at every step would move every parameter and moment once more.
             finite = jnp.isfinite(metrics["loss"])
             whole = jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(end)]).all()
@@ -100,7 +96,7 @@ def make_run_members(
             kept = jax.tree.map(lambda new, old: jnp.where(diverged > 0, old, new), end, start)
             return (kept.params, kept.opt_state, diverged), metrics
 
-        members = (state.params, state.opt_state, state.diverged, keys["shuffle"], keys["train-noise"], dict(numbers))
+        members = (state.params, state.opt_state, state.diverged, dict(keys), dict(numbers))
         ends, metrics = map_members(run_one, members, at_once)
         return MembersState(state.step + plan.steps_per_call, *ends), metrics
 

@@ -4,8 +4,10 @@
 one configuration write the same bytes. ``timing.jsonl`` holds what the clock said.
 """
 
+import io
 import json
 import os
+import socket
 import sys
 import time
 from collections.abc import Mapping
@@ -113,35 +115,42 @@ class RunLog:
 class _Board:
     """TensorBoard events, written by the calling thread.
 
-    tensorboardX's own writer has a thread with a queue, which dies in silence where the disk is full,
-    and then blocks whoever writes.
+    The writers that come with TensorBoard and its kin have a thread with a queue: one that fails on a full
+    disk does so in silence, or blocks whoever writes.
     """
 
     def __init__(self, directory: Path, step: int):
-        from tensorboardX.event_file_writer import EventsWriter
-        from tensorboardX.proto.event_pb2 import Event, SessionLog
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+        from tensorboard.compat.proto.summary_pb2 import Summary
+        from tensorboard.summary.writer.record_writer import RecordWriter
 
         directory.mkdir(exist_ok=True)
-        self._writer = EventsWriter(str(directory / "events"))
-        self._event = Event
+        # TensorBoard reads files of this name, of one directory in the order of their names.
+        path = directory / f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}"
+        self._writer = RecordWriter(path.open("ab"))
+        self._event, self._summary = Event, Summary
+        self._add(file_version="brain.Event:2")
         if step:  # What was written past it by a run that was killed is void.
-            log = SessionLog(status=SessionLog.START)
-            self._writer.write_event(Event(wall_time=time.time(), step=step + 1, session_log=log))
-        self._writer.flush()
+            self._add(step=step + 1, session_log=SessionLog(status=SessionLog.START))
 
-    def _add(self, summary: Any, step: int) -> None:
-        self._writer.write_event(self._event(wall_time=time.time(), step=step, summary=summary))
+    def _add(self, **content: Any) -> None:
+        self._writer.write(self._event(wall_time=time.time(), **content).SerializeToString())
         self._writer.flush()
 
     def scalar(self, name: str, value: float, step: int) -> None:
-        from tensorboardX.summary import scalar
-
-        self._add(scalar(name, value), step)
+        entry = self._summary.Value(tag=name, simple_value=value)
+        self._add(step=step, summary=self._summary(value=[entry]))
 
     def picture(self, name: str, picture: NDArray[np.uint8], step: int) -> None:
-        from tensorboardX.summary import image
+        from PIL import Image
 
-        self._add(image(name, picture, dataformats="HWC"), step)
+        height, width, channels = picture.shape
+        file = io.BytesIO()
+        Image.fromarray(picture if channels > 1 else picture[..., 0]).save(file, format="PNG")
+        content = self._summary.Image(
+            height=height, width=width, colorspace=channels, encoded_image_string=file.getvalue()
+        )
+        self._add(step=step, summary=self._summary(value=[self._summary.Value(tag=name, image=content)]))
 
     def close(self) -> None:
         self._writer.close()

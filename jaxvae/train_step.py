@@ -93,8 +93,9 @@ def _scale_by_adam(b1: float, b2: float, eps: float) -> optax.GradientTransforma
 
         def direction(m: Array, v: Array) -> Array:
             t = count.astype(m.dtype)
-            m_hat = m / -jnp.expm1(t * math.log(b1)) if b1 else m
-            v_hat = v / -jnp.expm1(t * math.log(b2)) if b2 else v
+            # By a scalar's reciprocal, as XLA rewrites some divisions and not others: so every program rounds alike.
+            m_hat = m * (-1 / jnp.expm1(t * math.log(b1))) if b1 else m
+            v_hat = v * (-1 / jnp.expm1(t * math.log(b2))) if b2 else v
             return m_hat / (jnp.sqrt(v_hat) + eps)
 
         return jax.tree.map(direction, mu, nu), optax.ScaleByAdamState(count, mu, nu)

@@ -1,7 +1,7 @@
 """The device's side of a run: its programs, each compiled once, and what they work on."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -14,6 +14,7 @@ from jaxvae.data import ImageData
 from jaxvae.errors import InputError
 from jaxvae.keys import PURPOSES, Purpose, purpose_key
 from jaxvae.train_step import (
+    Metrics,
     TrainState,
     abstract_state,
     build_optimizer,
@@ -26,6 +27,7 @@ from jaxvae.train_step import (
 from jaxvae.variational import build_objective
 
 Array = jax.Array
+Numbers = Mapping[str, Array | float]  # Of `jaxvae.config.SWEPT`.
 
 SHOWN = 32  # Test images in a picture of reconstructions: one batch of the notes.
 SAMPLED = 64  # Samples from the prior in a picture.
@@ -56,6 +58,31 @@ def schedule(config: Config, num_images: int) -> Schedule:
         raise InputError(f"--batch-size {config.batch_size} is larger than the {num_images} training images")
     calls = -(-steps // config.steps_per_call)
     return Schedule(steps // calls, calls)
+
+
+def make_call(
+    config: Config,
+    model: models.Model,
+    plan: Schedule,
+    num_images: int,
+    batch_sharding: jax.sharding.NamedSharding | None = None,
+) -> Callable[[TrainState, Array, Mapping[Purpose, Array], Numbers], tuple[TrainState, Metrics]]:
+    """``call(state, images, keys, numbers) -> (state, metrics)``: the steps of one call of a run, as `make_run_steps`.
+
+    To be jitted. `numbers` take the place of ``config.numbers()``. They are arguments, not constants that the
+    compiler might fold, so that models which differ in them run the same instructions and round alike.
+    """
+
+    def call(
+        state: TrainState, images: Array, keys: Mapping[Purpose, Array], numbers: Numbers
+    ) -> tuple[TrainState, Metrics]:
+        objective = build_objective(config, plan.steps_per_epoch, num_images, numbers)
+        optimizer = build_optimizer(config, plan.steps_per_epoch, numbers)
+        step = make_train_step(model, objective, optimizer, binarized=config.inputs == "dynamic")
+        run = make_run_steps(step, config.batch_size, plan.steps_per_epoch, plan.steps_per_call, batch_sharding)
+        return run(state, images, keys["shuffle"], keys["train-noise"])
+
+    return call
 
 
 class Due(NamedTuple):
@@ -94,15 +121,8 @@ class Trainer:
         self.optimizer = build_optimizer(config, plan.steps_per_epoch)
         self.shown = images.test[:SHOWN]
         binarized = config.inputs == "dynamic"
-        step = make_train_step(self.model, self.objective, self.optimizer, binarized=binarized)
         self._run_steps: Any = jax.jit(
-            make_run_steps(
-                step,
-                config.batch_size,
-                plan.steps_per_epoch,
-                plan.steps_per_call,
-                batch_sharding=batch_sharding,
-            ),
+            make_call(config, self.model, plan, len(images.train), batch_sharding),
             donate_argnums=0,
             out_shardings=(placement.state, everywhere),
         )
@@ -123,6 +143,8 @@ class Trainer:
         self._test_images = parallel.place(self.images.test, placement.images)
         make_keys = jax.jit(self._make_keys, out_shardings=placement.replicated)
         self._keys: dict[Purpose, Array] = make_keys()
+        numbers = {name: np.float32(value) for name, value in self.config.numbers().items()}
+        self._numbers = parallel.place(numbers, placement.replicated)
         if state is not None:
             placed: TrainState = parallel.place(state, placement.state)
             return placed
@@ -139,8 +161,7 @@ class Trainer:
     def compile(self, state: TrainState) -> float:
         """Compile the training program; the seconds it took."""
         start = time.perf_counter()
-        keys = self._keys["shuffle"], self._keys["train-noise"]
-        self._run_steps = self._run_steps.lower(state, self._train_images, *keys).compile()
+        self._run_steps = self._run_steps.lower(state, self._train_images, self._keys, self._numbers).compile()
         return time.perf_counter() - start
 
     def program_bytes(self) -> int:
@@ -151,8 +172,8 @@ class Trainer:
 
     def run_steps(self, state: TrainState) -> tuple[TrainState, Mapping[str, Array]]:
         """Dispatch the call that starts at ``state.step``; the values of its steps. Waits for nothing."""
-        keys = self._keys["shuffle"], self._keys["train-noise"]
-        result: tuple[TrainState, Mapping[str, Array]] = self._run_steps(state, self._train_images, *keys)
+        arguments = state, self._train_images, self._keys, self._numbers
+        result: tuple[TrainState, Mapping[str, Array]] = self._run_steps(*arguments)
         return result
 
     def evaluate(self, state: TrainState) -> Mapping[str, Array]:

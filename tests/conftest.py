@@ -1,12 +1,18 @@
 """Strict JAX for the whole suite, and what several test modules need."""
 
 import os
+import tempfile
 
 # Eight devices, so that what runs on several is tested on every machine. Must be set before JAX starts.
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
+# Many tests run one small program, here or in processes of their own: what one has compiled, the next loads.
+os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="jaxvae-tests-")
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "0"
 
+import atexit
+import shutil
 import struct
-import tempfile
 from pathlib import Path
 
 import jax
@@ -14,12 +20,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-# Many tests run one small program: what one has compiled, the next loads.
-_cache = tempfile.TemporaryDirectory(prefix="jaxvae-tests-")
-jax.config.update("jax_compilation_cache_dir", _cache.name)
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
-
+atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"])
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 

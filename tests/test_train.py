@@ -445,7 +445,7 @@ def test_import_is_cheap() -> None:
         "sklearn",
         "tensorflow_datasets",
         "tensorflow",
-        "tensorboardX",
+        "tensorboard",
         "PIL",
         "tyro",
     }
