@@ -82,10 +82,10 @@ def run(command: Callable[[], int]) -> int:
     try:
         return command()
     except InputError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         return EXIT_BAD_INPUT
     except SaveError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         return EXIT_NOT_SAVED
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

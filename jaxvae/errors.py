@@ -1,6 +1,11 @@
 """The exceptions that are told to the user in one line, and the exit code of each in `jaxvae.cli`."""
 
 
+def one_line(text: str) -> str:
+    """`text` without a character that controls a terminal, whatever a file or a flag had put into it."""
+    return "".join(c if c.isprintable() else " " if c.isspace() else repr(c)[1:-1] for c in text)
+
+
 class InputError(ValueError):
     """Bad input from the user: a flag, a field or a file.
 
@@ -8,6 +13,12 @@ class InputError(ValueError):
     ``error:`` and exit with code 2; library callers catch it as a `ValueError`.
     """
 
+    def __init__(self, message: str):
+        super().__init__(one_line(message))
+
 
 class SaveError(RuntimeError):
-    """A file of the run could not be written; the checkpoints before it are intact."""
+    """A file of the run could not be written; the checkpoints before it are intact. The message is a single line."""
+
+    def __init__(self, message: str):
+        super().__init__(one_line(message))

@@ -1,4 +1,5 @@
 import dataclasses
+import pickle
 from pathlib import Path
 from typing import Annotated
 
@@ -6,7 +7,7 @@ import pytest
 import tyro
 
 from jaxvae import cli
-from jaxvae.errors import InputError
+from jaxvae.errors import InputError, SaveError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +67,13 @@ def test_run_turns_input_errors_into_a_line_and_exit_code_2(capsys: pytest.Captu
     assert cli.run(command) == 2
     assert capsys.readouterr().err == "error: --flag is wrong\n"
     assert cli.run(lambda: 0) == 0
+
+
+@pytest.mark.parametrize("kind", [InputError, SaveError])
+def test_errors_are_one_line_whatever_a_file_put_into_them(kind: type[Exception]) -> None:
+    assert str(kind("field a\nb\t\x1b[2J\udcff: Größe")) == r"field a b \x1b[2J\udcff: Größe"
+    again = pickle.loads(pickle.dumps(kind("a\nb")))
+    assert isinstance(again, kind) and str(again) == "a b"
 
 
 def test_run_turns_ctrl_c_into_exit_code_130(capsys: pytest.CaptureFixture[str]) -> None:

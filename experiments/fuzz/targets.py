@@ -115,7 +115,7 @@ TARGETS: Mapping[str, Target] = {
 
 
 def run(target: Target, content: bytes, directory: Path) -> bool:
-    """Load `content`; whether it was taken. Raises whatever is not an `InputError`, and an error of several lines."""
+    """Load `content`; whether it was taken. Raises whatever is not an `InputError`, and an error that is not a line."""
     where = directory / "checkpoints" / "7" if target.name == "record.json" else directory
     where.mkdir(parents=True, exist_ok=True)
     path = where / target.name
@@ -130,7 +130,7 @@ def run(target: Target, content: bytes, directory: Path) -> bool:
             warnings.simplefilter("error")
             target.load(path)
     except InputError as error:
-        if "\n" in str(error):
-            raise AssertionError(f"an error of several lines: {error}") from error
+        if not str(error).isprintable():
+            raise AssertionError(f"an error that is not a line: {error}") from error
         return False
     return True
