@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, Generic, NamedTuple, Protocol, Self, TypeVar
 
 import jax
 import numpy as np
@@ -44,11 +44,22 @@ class DamagedError(Exception):
     """A checkpoint is not what was saved. The message names the file or the array."""
 
 
-class Saved(NamedTuple):
+class State(Protocol):
+    """What can be saved: a tree of arrays that knows its step, such as a `TrainState`."""
+
+    @property
+    def step(self) -> Any:
+        """Steps taken: an integer or an array of one."""
+
+
+S = TypeVar("S", bound=State)
+
+
+class Saved(NamedTuple, Generic[S]):
     """What a checkpoint holds: NumPy arrays, and the record saved with them."""
 
     step: int
-    state: TrainState
+    state: S
     record: dict[str, Any]
 
 
@@ -125,7 +136,7 @@ class Checkpoints:
         if saving is not None:
             saving.result()
 
-    def save(self, state: TrainState, record: Mapping[str, Any], test_loss: float | None = None) -> None:
+    def save(self, state: State, record: Mapping[str, Any], test_loss: float | None = None) -> None:
         """Save `state` under its step, in the background.
 
         Args:
@@ -137,7 +148,7 @@ class Checkpoints:
           SaveError: the save before this one failed, or there is a step as late as this one.
         """
         self.wait()
-        host: TrainState = jax.device_get(state)
+        host: State = jax.device_get(state)
         step = int(host.step)
         if self._newest is not None and step <= self._newest:
             raise SaveError(f"{self.directory}: step {step} was not saved (newest is {self._newest})")
@@ -146,7 +157,7 @@ class Checkpoints:
             test_loss = None
         self._saving = self._thread.submit(self._write, step, host, {**record, "test_loss": test_loss})
 
-    def _write(self, step: int, state: TrainState, record: dict[str, Any]) -> None:
+    def _write(self, step: int, state: State, record: dict[str, Any]) -> None:
         target = self.directory / str(step)
         temporary = self.directory / f"{step}{TEMPORARY}"
         try:
@@ -204,7 +215,7 @@ class Checkpoints:
                 continue
         raise InputError(self._nothing())
 
-    def restore(self, like: TrainState, best: bool = False) -> Saved | None:
+    def restore(self, like: S, best: bool = False) -> Saved[S] | None:
         """The newest undamaged checkpoint, or the one with the lowest test loss; None if none was ever saved.
 
         Where a damaged step is passed over, a warning names it and what is damaged, and it is set
@@ -265,7 +276,7 @@ def _checkpointer() -> ocp.Checkpointer:
     return ocp.Checkpointer(handler, multiprocessing_options=options)
 
 
-def _restore(path: Path, like: TrainState) -> Saved:
+def _restore(path: Path, like: S) -> Saved[S]:
     """One checkpoint, verified. Raises `DamagedError`, and `InputError` if it does not fit `like`."""
     content = _read_record(path)
     # A pipe would hang whoever opens it, and a link leads elsewhere.
@@ -295,7 +306,7 @@ def _restore(path: Path, like: TrainState) -> Saved:
     try:
         with _checkpointer() as checkpointer:
             arguments = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), like)
-            state: TrainState = checkpointer.restore(
+            state: S = checkpointer.restore(
                 path / "state", args=ocp.args.PyTreeRestore(item=like, restore_args=arguments)
             )
     except Exception as error:  # Orbax and TensorStore raise many kinds.
@@ -358,7 +369,7 @@ def _named(tree: Any) -> list[tuple[str, Any]]:
     return [(jax.tree_util.keystr(path, simple=True, separator="/"), leaf) for path, leaf in leaves]
 
 
-def _array_digests(state: TrainState) -> dict[str, dict[str, Any]]:
+def _array_digests(state: State) -> dict[str, dict[str, Any]]:
     return {
         name: {
             "shape": list(leaf.shape),

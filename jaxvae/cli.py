@@ -61,6 +61,15 @@ def _first_paragraph(box: str, prog: str) -> str:
     return f"{' '.join(sentence) or box.strip()} (see {prog} --help)"
 
 
+def device_count(text: str) -> int | None:
+    """--devices as a number, None for all. Raises `InputError`."""
+    if text == "all":
+        return None
+    if not text.isascii() or not text.isdigit() or not int(text[:9]) > 0:
+        raise InputError(f"--devices must be a number of at least 1, or all, not {text}")
+    return int(text[:9])
+
+
 def check_writable(flag: str, path: Path) -> None:
     """Refuse, before any work is done, a file that could not be written at its end.
 

@@ -219,12 +219,14 @@ def _check_finite(state: TrainState, step: int) -> None:
 class StopSignals:
     """Notes SIGINT and SIGTERM, so that the run can save and stop; a second one ends it at once.
 
-    And `failure`: what keeps this process from going on, which is to be told to the others.
+    Attributes:
+      received: the first signal, or None.
+      failure: what keeps this process from going on, which is to be told to the others of its job.
     """
 
     def __init__(self) -> None:
         self.failure: SaveError | None = None
-        self._received: int | None = None
+        self.received: int | None = None
         self._said: Array | None = None
 
     def __enter__(self) -> Self:
@@ -239,10 +241,10 @@ class StopSignals:
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self._received is not None:
+        if self.received is not None:
             # Not by an exception: a save may be under way, whose threads would be waited for for ever.
             os._exit(128 + number)
-        self._received = number
+        self.received = number
         # Not by the console: the handler may have interrupted it.
         name = signal.Signals(number).name
         os.write(2, f"{name}: saving after this call; once more to end at once\n".encode())
@@ -254,8 +256,8 @@ class StopSignals:
         no process waits for another.
         """
         if jax.process_count() == 1:
-            return self._received
-        number = self._received or 0 if self.failure is None else FAILED
+            return self.received
+        number = self.received or 0 if self.failure is None else FAILED
         said, self._said = self._said, trainer.greatest(number)
         return None if said is None else int(said) or None
 
@@ -289,7 +291,7 @@ class _RunFiles:
                 self.run_dir = self._requested
                 stack.enter_context(RunLock(self.run_dir))
                 metrics.read_records(self.run_dir / "metrics.jsonl")
-                self.saved: Saved | None = self._restore()
+                self.saved: Saved[TrainState] | None = self._restore()
                 with run_dirs.told(self.run_dir, InputError):
                     run_dirs.write_whole(self.run_dir / "config.json", configs.to_json(config))
             else:
@@ -317,7 +319,7 @@ class _RunFiles:
     def __exit__(self, *error: Any) -> None:
         self._stack.__exit__(*error)
 
-    def _restore(self) -> Saved | None:
+    def _restore(self) -> Saved[TrainState] | None:
         with Checkpoints(self.run_dir / "checkpoints") as checkpoints:
             if checkpoints.latest_step() is not None:
                 found = checkpoints.read_record()

@@ -73,7 +73,7 @@ class RunLog:
         path = run_dir / "metrics.jsonl"
         self.records = [r for r in read_records(path) if r["step"] <= step]
         with told(run_dir, InputError):
-            write_whole(path, "".join(_line(r) for r in self.records))
+            write_whole(path, "".join(json_line(r) for r in self.records))
             with ExitStack() as stack:
                 self._metrics = stack.enter_context(path.open("a", encoding="utf-8"))
                 self._timing = stack.enter_context((run_dir / "timing.jsonl").open("a", encoding="utf-8"))
@@ -91,7 +91,7 @@ class RunLog:
     def write(self, line: Record) -> None:
         """Append a `record`."""
         self.records.append(line)
-        self._metrics.write(_line(line))
+        self._metrics.write(json_line(line))
         self._metrics.flush()
         unit = line["unit"].replace("/", "_per_").replace(" ", "_")
         for term in TERMS:
@@ -100,7 +100,7 @@ class RunLog:
 
     def write_timing(self, event: str, **values: float) -> None:
         """Append a line to ``timing.jsonl``. Durations are in seconds."""
-        self._timing.write(_line({"event": event, **values}))
+        self._timing.write(json_line({"event": event, **values}))
         self._timing.flush()
 
     def write_picture(self, name: str, picture: NDArray[np.uint8], step: int) -> None:
@@ -156,7 +156,8 @@ class _Board:
         self._writer.close()
 
 
-def _line(values: Mapping[str, Any]) -> str:
+def json_line(values: Mapping[str, Any]) -> str:
+    """`values` as a line of a JSONL file. Raises `ValueError` for what is not finite, which JSON cannot say."""
     return json.dumps(values, allow_nan=False) + "\n"
 
 

@@ -5,10 +5,7 @@ change shapes, make several, run one after the other.
 """
 
 import argparse
-import csv
 import dataclasses
-import itertools
-import json
 import os
 import sys
 import time
@@ -21,12 +18,26 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxvae import checkpoint, cli, data, metrics, parallel, plots
+from jaxvae import cli, data, metrics, parallel, tables
 from jaxvae import config as configs
 from jaxvae import run_dir as run_dirs
-from jaxvae.checkpoint import Checkpoints
+from jaxvae.checkpoint import Checkpoints, Saved
 from jaxvae.config import SWEPT, Config, flag
 from jaxvae.errors import InputError, SaveError
+from jaxvae.grid import (
+    AXES,
+    DIVERGED,
+    FILE,
+    PROGRAMS,
+    SWEEP_FILES,
+    Axes,
+    Grid,
+    cell,
+    common_config,
+    load_sweep,
+    programs_of,
+    to_json,
+)
 from jaxvae.lock import RunLock
 from jaxvae.loop import StopSignals, with_absolute_paths
 from jaxvae.members import MembersState, MembersTrainer, Room, abstract_members, room
@@ -37,16 +48,6 @@ DESCRIPTION = """Train many models at once, in one program: a grid of seeds and 
 --seeds N trains N seeds of everything, from --seed on. Each of --learning-rate, --beta, --free-bits, --mmd-weight,
 --weight-decay, --latent-size, --batch-size and --samples takes several values, and so does --hidden, each with
 commas (--hidden 512,256 256,128). All other flags are those of jaxvae.train."""
-
-OUTER = ("latent_size", "hidden", "batch_size", "samples")
-AXES = (*SWEPT, *OUTER)
-FILE = "sweep.json"
-PROGRAMS = "programs"
-SWEEP_FILES = (FILE, "config.json", "checkpoints", PROGRAMS)
-DIVERGED = "diverged"
-
-Axes = dict[str, list[Any]]
-Row = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,53 +61,14 @@ class Arguments:
     """Go on with the sweep in --run-dir: its grid, from its newest checkpoints."""
     seeds: int = 1
     """How many seeds, from --seed on, of every setting."""
-    devices: int | None = None
-    """How many devices share the members. Default: all; on a CPU, one for each core."""
+    devices: str = "all"
+    """How many devices share the members: a number, or all; on a CPU, there is one for each core."""
     members_per_program: int | None = None
     """Most members of one program. Default: as many as fit the memory."""
     extract: str | None = None
     """Instead of training: make the member of this number, or the best one, in --run-dir a run of its own in --to."""
     to: Path | None = None
     """Directory of the run that --extract makes; jaxvae.evaluate, generate and train --resume take it."""
-
-
-# --- The grid -----------------------------------------------------------------------------------------------
-
-
-class Grid(NamedTuple):
-    """What is swept: every combination of the values of `axes`, and of `seeds`, on top of `config`."""
-
-    config: Config
-    axes: Axes
-    seeds: list[int]
-
-    def members(self) -> list[Config]:
-        """The configuration of every member, the seed running fastest. Raises `InputError`."""
-        names, found = list(self.axes), []
-        for values in itertools.product(*self.axes.values()):
-            for seed in self.seeds:
-                changes = {**dict(zip(names, values, strict=True)), "seed": seed}
-                found.append(dataclasses.replace(self.config, **changes))
-        return found
-
-    def varied(self) -> list[str]:
-        """The axes that have more than one value."""
-        return [name for name, values in self.axes.items() if len(values) > 1]
-
-
-def shape_of(config: Config) -> Config:
-    """What a member must have in common with the others of its program: all but its seed and numbers."""
-    numbers = {name: getattr(Config, name) for name in SWEPT}
-    # Without decay the optimiser's state has another structure.
-    return dataclasses.replace(config, seed=0, **{**numbers, "weight_decay": float(config.weight_decay > 0)})
-
-
-def programs_of(members: Sequence[Config]) -> list[list[int]]:
-    """The numbers of the members that can share a program, in order."""
-    groups: dict[Config, list[int]] = {}
-    for number, member in enumerate(members):
-        groups.setdefault(shape_of(member), []).append(number)
-    return list(groups.values())
 
 
 # --- Training -----------------------------------------------------------------------------------------------
@@ -167,7 +129,7 @@ def sweep(
                 parts = -(-len(numbers) // most)
                 programs += [[int(n) for n in part] for part in np.array_split(numbers, parts)]
         with run_dirs.told(run_dir, InputError):
-            run_dirs.write_whole(run_dir / FILE, _to_json(grid, programs))
+            run_dirs.write_whole(run_dir / FILE, to_json(grid, programs))
         digests = {
             "train_images_sha256": data.digest(images.train),
             "test_images_sha256": data.digest(images.test),
@@ -178,30 +140,26 @@ def sweep(
             title = f"program {index + 1}/{len(programs)}"
             program = _Program(run_dir / PROGRAMS / str(index), title, members, numbers, images, digests, chosen)
             stopped_by = program.train(stop)
-            rows = write_tables(run_dir)
+            rows = tables.write_tables(run_dir)
             if stopped_by is not None:
                 say(f"saved; go on with --resume --run-dir {run_dir}")
                 return stopped_by
-        _draw(run_dir, grid, rows)
-        say_summary(grid, rows)
+        tables.draw(run_dir, grid, rows)
+        for line in tables.summary_lines(grid, rows):
+            say(line)
         say(f"done: {run_dir}")
     return None
 
 
 def _room_for(member: Config, count: int, images: data.ImageData, devices: Sequence[jax.Device]) -> int:
     """How many members a program takes, said on stderr."""
-    fits: Room = room(_common([member]), schedule(member, len(images.train)), images, devices)
+    fits: Room = room(common_config([member]), schedule(member, len(images.train)), images, devices)
     say(
         f"{count} members could share a program; {fits.members} fit: {fits.member_bytes / 2**20:,.0f} MiB each "
         f"(compiled for one), of {fits.free_bytes / 2**30:,.1f} GiB to use on each of {len(devices)} "
         f"{devices[0].device_kind} devices"
     )
     return fits.members
-
-
-def _common(members: Sequence[Config]) -> Config:
-    """The configuration of a program."""
-    return dataclasses.replace(members[0], weight_decay=max(member.weight_decay for member in members))
 
 
 class _CallResult(NamedTuple):
@@ -238,7 +196,7 @@ class _Program:
     ):
         own = [members[number] for number in numbers]
         self._directory, self._title, self._members, self._numbers = directory, title, members, numbers
-        self._config = _common(own)
+        self._config = common_config(own)
         self._plan = schedule(self._config, len(images.train))
         swept = {name: [getattr(member, name) for member in own] for name in SWEPT}
         seeds = [member.seed for member in own]
@@ -258,12 +216,11 @@ class _Program:
             checkpoints = stack.enter_context(
                 Checkpoints(self._directory / "checkpoints", keep=config.keep_checkpoints)
             )
-            saved = checkpoints.restore(trainer.abstract_state())  # type: ignore[arg-type]
+            saved = checkpoints.restore(trainer.abstract_state())
             read = metrics.read_records(self._directory / "metrics.jsonl")
             if saved is not None and {k: saved.record.get(k) for k in self._record} != self._record:
                 raise InputError(f"--resume: not the images that {self._directory} was trained on")
             step = 0 if saved is None else saved.step
-            restored: Any = None if saved is None else saved.state
             dead = {line["member"] for line in read if line["split"] == DIVERGED and line["step"] <= step}
             self._dead = np.array([number in dead for number in self._numbers])
             if step >= total or self._dead.all():
@@ -277,13 +234,12 @@ class _Program:
                 f"{trainer.at_once} at a time on each; {plan.steps_per_epoch:,} steps an epoch"
                 + (f"; going on from step {step:,}" if step else "")
             )
-            state = trainer.start(restored)
+            state = trainer.start(None if saved is None else saved.state)
             # In a thread of its own, so that this one can be told to end at once.
             self._log.time("compile", seconds=watcher.submit(trainer.compile, state).result())
             self._free = time.perf_counter()
             pending: _CallResult | None = None
-            # One process: what is agreed on is what it received.
-            while step < total and not (stopped_by := stop.agreed(trainer)) and not self._dead.all():  # type: ignore[arg-type]
+            while step < total and not stop.received and not self._dead.all():
                 state, terms = trainer.run_steps(state)
                 step += plan.steps_per_call
                 epoch, inside = divmod(step, plan.steps_per_epoch)
@@ -305,7 +261,7 @@ class _Program:
             if checkpoints.latest_step() != step:
                 checkpoints.save(trainer.host(state), self._record)
             checkpoints.wait()
-        return stopped_by if step < total and not self._dead.all() else None
+        return stop.received if step < total and not self._dead.all() else None
 
     def _take(self, result: _CallResult, checkpoints: Checkpoints) -> None:
         """Wait for the result of a call, and put it where it belongs."""
@@ -367,7 +323,7 @@ class _Log:
     def __init__(self, directory: Path, step: int):
         path = directory / "metrics.jsonl"
         kept = [line for line in metrics.read_records(path) if line["step"] <= step]
-        run_dirs.write_whole(path, "".join(_json_line(line) for line in kept))
+        run_dirs.write_whole(path, "".join(metrics.json_line(line) for line in kept))
         self._metrics = path.open("a", encoding="utf-8")
         self._timing = (directory / "timing.jsonl").open("a", encoding="utf-8")
 
@@ -379,28 +335,19 @@ class _Log:
         self._timing.close()
 
     def write(self, member: int, line: metrics.Record) -> None:
-        self._metrics.write(_json_line({"member": member, **line}))
+        self._metrics.write(metrics.json_line({"member": member, **line}))
         self._metrics.flush()
 
     def time(self, event: str, **values: float) -> None:
-        self._timing.write(_json_line({"event": event, **values}))
+        self._timing.write(metrics.json_line({"event": event, **values}))
         self._timing.flush()
-
-
-def _json_line(values: Mapping[str, Any]) -> str:
-    return json.dumps(values, allow_nan=False) + "\n"
 
 
 def _words(member: Config) -> str:
     """A member's seed and numbers, where they are not the preset's."""
     base = configs.PRESETS[member.preset]
     changed = [name for name in AXES if getattr(member, name) != getattr(base, name)]
-    return ", ".join([f"{name} {_cell(getattr(member, name))}" for name in changed] + [f"seed {member.seed}"])
-
-
-def _cell(value: Any) -> Any:
-    """An axis's value as a table's cell."""
-    return ",".join(map(str, value)) if isinstance(value, tuple) else value
+    return ", ".join([f"{name} {cell(getattr(member, name))}" for name in changed] + [f"seed {member.seed}"])
 
 
 def say(text: str) -> None:
@@ -408,58 +355,10 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-# --- Tables and plots ---------------------------------------------------------------------------------------
+# --- A member as a run of its own ---------------------------------------------------------------------------
 
 
-def write_tables(run_dir: Path) -> list[Row]:
-    """Write members.csv and summary.csv of a sweep, as far as it has come; the rows of the first."""
-    grid, _ = load_sweep(run_dir)
-    rows = table(run_dir)
-    _write_csv(run_dir / "members.csv", rows)
-    _write_csv(run_dir / "summary.csv", summary(grid, rows))
-    return rows
-
-
-def table(run_dir: Path) -> list[Row]:
-    """A row a member of a sweep: its number, status, axes, and its last figures.
-
-    The status is "done", "diverged at step N", "stopped at step N" or "not started". Figures are None (an empty
-    cell) where the member diverged or has none yet.
-    """
-    grid, programs = load_sweep(run_dir)
-    members = grid.members()
-    last: dict[tuple[int, str], metrics.Record] = {}
-    for index in range(len(programs)):
-        for line in metrics.read_records(run_dir / PROGRAMS / str(index) / "metrics.jsonl"):
-            last[line["member"], line["split"]] = line
-    figures = [
-        f"{split}_{t}"
-        for split in ("train", "test")
-        for t in metrics.TERMS
-        if any(t in line for (_, s), line in last.items() if s == split)
-    ]
-    unit = next((line["unit"] for line in last.values()), None)
-    rows = []
-    for number, member in enumerate(members):
-        train, test = last.get((number, "train"), {}), last.get((number, "test"), {})
-        if (number, DIVERGED) in last:
-            status = f"diverged at step {last[number, DIVERGED]['at']}"
-        elif test.get("epoch") == member.epochs:
-            status = "done"
-        else:
-            status = f"stopped at step {train['step']}" if train else "not started"
-        row: Row = {"member": number, "status": status}
-        row |= {name: _cell(getattr(member, name)) for name in grid.axes}
-        row |= {"seed": member.seed, "step": train.get("step", 0), "unit": unit}
-        usable = status == "done" or status.startswith("stopped")
-        for name in figures:
-            split, term = name.split("_")
-            row[name] = last.get((number, split), {}).get(term) if usable else None
-        rows.append(row)
-    return rows
-
-
-def _restore(directory: Path, members: Sequence[Config], numbers: Sequence[int]) -> checkpoint.Saved | None:
+def restore(directory: Path, members: Sequence[Config], numbers: Sequence[int]) -> Saved[MembersState] | None:
     """The newest checkpoint of a program's members."""
     if not (directory / "checkpoints").is_dir():
         return None
@@ -467,108 +366,8 @@ def _restore(directory: Path, members: Sequence[Config], numbers: Sequence[int])
         if not checkpoints.steps():
             return None
         shape = checkpoints.read_record()["image_shape"]
-        common = _common([members[number] for number in numbers])
-        return checkpoints.restore(abstract_members(common, shape, len(numbers)))  # type: ignore[arg-type]
-
-
-def summary(grid: Grid, rows: Sequence[Row]) -> list[Row]:
-    """A row a setting: mean, deviation, least and greatest of each test figure over the seeds that have one."""
-    settings: dict[tuple[Any, ...], list[Row]] = {}
-    for row in rows:
-        settings.setdefault(tuple(row[name] for name in grid.axes), []).append(row)
-    figures = [f"test_{term}" for term in metrics.TERMS if any(f"test_{term}" in row for row in rows)]
-    found = []
-    for values, same in settings.items():
-        line: Row = dict(zip(grid.axes, values, strict=True))
-        line |= {"seeds": len(same), "unit": same[0].get("unit")}
-        line["diverged"] = sum(row["status"].startswith(DIVERGED) for row in same)
-        for name in figures:
-            numbers = [row[name] for row in same if row.get(name) is not None]
-            spread: dict[str, Any] = {"mean": np.mean, "std": _deviation, "min": np.min, "max": np.max}
-            line |= {f"{name}_{what}": _digits(of(numbers)) if numbers else None for what, of in spread.items()}
-        found.append(line)
-    return found
-
-
-def _deviation(numbers: Sequence[float]) -> Any:
-    return np.std(numbers, ddof=1) if len(numbers) > 1 else 0.0
-
-
-def _digits(number: Any) -> float:
-    return float(f"{float(number):.6g}")
-
-
-def say_summary(grid: Grid, rows: Sequence[Row]) -> None:
-    """A line a setting, on stderr."""
-    for line in summary(grid, rows):
-        setting = "  ".join(f"{name} {line[name]}" for name in grid.varied()) or grid.config.preset
-        terms = [
-            f"{term} {line[f'test_{term}_mean']:.4g} +- {line[f'test_{term}_std']:.2g}"
-            for term in metrics.TERMS
-            if line.get(f"test_{term}_mean") is not None
-        ]
-        lost = f"  {line['diverged']} diverged" if line["diverged"] else ""
-        figures = f"test {'  '.join(terms)} ({line['unit']})" if terms else "no finite figure"
-        say(f"{setting}: {figures}, {line['seeds']} seeds{lost}")
-
-
-def _draw(run_dir: Path, grid: Grid, rows: Sequence[Row]) -> None:
-    """Figures against each axis, and rate against distortion."""
-    usable = [row for row in rows if row.get("test_loss") is not None]
-    if not usable:
-        return
-    for name in grid.varied():
-        others = [other for other in grid.varied() if other != name]
-        plots.save_axis(run_dir / f"{name}.png", usable, name, others)
-    if any(row.get("test_kl") is not None for row in usable):
-        plots.save_rate_distortion(run_dir / "rate_distortion.png", usable, grid.varied())
-
-
-def _write_csv(path: Path, rows: Sequence[Row]) -> None:
-    fresh = path.with_name(path.name + ".tmp")
-    with fresh.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    fresh.replace(path)
-
-
-# --- The directory ------------------------------------------------------------------------------------------
-
-
-def _to_json(grid: Grid, programs: Sequence[Sequence[int]]) -> str:
-    content = {
-        "config": json.loads(configs.to_json(grid.config)),
-        "axes": grid.axes,
-        "seeds": grid.seeds,
-        "programs": programs,
-    }
-    return json.dumps(content, indent=1, allow_nan=False) + "\n"
-
-
-def load_sweep(run_dir: Path) -> tuple[Grid, list[list[int]]]:
-    """The grid of a sweep's directory, and the members of each of its programs.
-
-    Raises:
-      InputError: it holds no sweep, or one that cannot be read.
-    """
-    path = run_dir / FILE
-    if not path.is_file():
-        raise InputError(f"{run_dir} holds no sweep (no {FILE})")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        config = configs.from_json(json.dumps(content["config"]), str(path))
-        axes = {name: [tuple(v) if name == "hidden" else v for v in values] for name, values in content["axes"].items()}
-        grid = Grid(config, axes, [int(seed) for seed in content["seeds"]])
-        programs = [[int(number) for number in numbers] for numbers in content["programs"]]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise InputError(f"{path} cannot be read: it is not what a sweep writes") from None
-    if unknown := sorted(axes.keys() - set(AXES)):
-        raise InputError(f"{path} has an axis this version does not know: {', '.join(unknown)}")
-    numbers = sorted(number for numbers in programs for number in numbers)
-    if programs and numbers != list(range(len(grid.members()))):
-        raise InputError(f"{path}: its programs do not hold every member once")
-    return grid, programs
+        common = common_config([members[number] for number in numbers])
+        return checkpoints.restore(abstract_members(common, shape, len(numbers)))
 
 
 def extract(sweep_dir: Path, member: int | str, run_dir: Path) -> int:
@@ -588,7 +387,9 @@ def extract(sweep_dir: Path, member: int | str, run_dir: Path) -> int:
     grid, programs = load_sweep(sweep_dir)
     members = grid.members()
     if member == "best":
-        losses = {row["member"]: row["test_loss"] for row in table(sweep_dir) if row.get("test_loss") is not None}
+        losses = {
+            row["member"]: row["test_loss"] for row in tables.table(sweep_dir) if row.get("test_loss") is not None
+        }
         if not losses:
             raise InputError(f"--extract best: no member of {sweep_dir} has a finite test loss yet")
         member = min(losses, key=lambda number: losses[number])
@@ -596,7 +397,7 @@ def extract(sweep_dir: Path, member: int | str, run_dir: Path) -> int:
     if not 0 <= number < len(members):
         raise InputError(f"--extract {member}: {sweep_dir} has members 0 to {len(members) - 1}")
     index = next((i for i, numbers in enumerate(programs) if number in numbers), None)
-    saved = None if index is None else _restore(sweep_dir / PROGRAMS / str(index), members, programs[index])
+    saved = None if index is None else restore(sweep_dir / PROGRAMS / str(index), members, programs[index])
     if index is None or saved is None:
         raise InputError(f"--extract {number}: it has no checkpoint yet")
     lines = [
@@ -608,19 +409,18 @@ def extract(sweep_dir: Path, member: int | str, run_dir: Path) -> int:
         raise InputError(f"--extract {number}: it diverged at step {at[0]:,}")
     if run_dir.exists() and (not run_dir.is_dir() or any(run_dir.iterdir())):
         raise InputError(f"--to {run_dir} is not an empty directory")
-    state: Any = saved.state
     place = programs[index].index(number)
     tests = [line["loss"] for line in lines if line["split"] == "test" and line["step"] == saved.step]
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
         run_dirs.write_whole(run_dir / "config.json", configs.to_json(members[number]))
-        run_dirs.write_whole(run_dir / "metrics.jsonl", "".join(_json_line(line) for line in lines))
+        run_dirs.write_whole(run_dir / "metrics.jsonl", "".join(metrics.json_line(line) for line in lines))
         (run_dir / "images").mkdir()
     except OSError as error:
         raise InputError(f"--to {run_dir} cannot be written: {error.strerror}") from None
     record = {name: value for name, value in saved.record.items() if name != "test_loss"}
     with Checkpoints(run_dir / "checkpoints") as checkpoints:
-        checkpoints.save(state.member(place), record, tests[-1] if tests else None)
+        checkpoints.save(saved.state.member(place), record, tests[-1] if tests else None)
     return number
 
 
@@ -713,10 +513,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         number = extract(arguments.run_dir, arguments.extract, arguments.to)
         say(f"member {number} of {arguments.run_dir} -> {arguments.to}")
         return cli.EXIT_OK
+    devices = cli.device_count(arguments.devices)
     use_every_core()
     seeds = [arguments.config.seed + number for number in range(arguments.seeds)]
     grid = Grid(arguments.config, axes, seeds)
-    stopped_by = sweep(grid, arguments.run_dir, arguments.resume, arguments.devices, arguments.members_per_program)
+    stopped_by = sweep(grid, arguments.run_dir, arguments.resume, devices, arguments.members_per_program)
     return cli.EXIT_OK if stopped_by is None else 128 + stopped_by
 
 

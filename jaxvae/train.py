@@ -64,19 +64,10 @@ def _peek(argv: Sequence[str]) -> tuple[str | None, Path | None, bool]:
     return known.preset, known.run_dir, known.resume
 
 
-def _device_count(text: str) -> int | None:
-    """--devices as a number, None for all. Raises `InputError`."""
-    if text == "all":
-        return None
-    if not text.isascii() or not text.isdigit() or not int(text[:9]) > 0:
-        raise InputError(f"--devices must be a number of at least 1, or all, not {text}")
-    return int(text[:9])
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code (see `jaxvae.cli`)."""
     arguments = parse(sys.argv[1:] if argv is None else argv)
-    devices = _device_count(arguments.devices)
+    devices = cli.device_count(arguments.devices)
     parallel.join(arguments.coordinator, arguments.num_processes, arguments.process_id)
     try:
         stopped_by = loop.train(arguments.config, arguments.run_dir, arguments.resume, devices)

@@ -1,6 +1,7 @@
 """The programs of a run, against the step they are made of."""
 
 import dataclasses
+import re
 from typing import Any
 
 import jax
@@ -14,7 +15,7 @@ from jaxvae.data import ImageData
 from jaxvae.errors import InputError
 from jaxvae.keys import purpose_key
 from jaxvae.train_step import make_train_step
-from jaxvae.trainer import Schedule, Trainer, schedule
+from jaxvae.trainer import Schedule, Trainer, make_call, schedule
 
 CONFIG = dataclasses.replace(PRESETS["notes-vae"], hidden=(8,), latent_size=2, batch_size=16, steps_per_call=2)
 
@@ -80,6 +81,22 @@ def test_each_device_works_on_its_share(images: NDArray[np.uint8]) -> None:
     assert "all-reduce" in program
     # The first layer's product, for 2 of the 16 examples.
     assert "f32[2,30]" in program and "f32[16,30]" not in program
+
+
+def test_a_mesh_of_one_device_adds_nothing_to_the_program(images: NDArray[np.uint8]) -> None:
+    """Instruction by instruction, it is what `jax.jit` makes of the same function on its own."""
+    trainer = trainer_of(images)
+    state = trainer.start(None)
+    arguments = state, trainer._train_images, trainer._keys, trainer._numbers
+    plain = jax.jit(make_call(trainer.config, trainer.model, trainer.plan, 64), donate_argnums=0)
+    unplaced = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), arguments)
+
+    def instructions(lowered: Any) -> list[str]:
+        return sorted(re.findall(r"= (\S.*? [a-z-]+)\(", lowered.compile().as_text()))
+
+    ours = instructions(trainer._run_steps.lower(*arguments))
+    assert len(ours) > 100
+    assert ours == instructions(plain.lower(*unplaced))
 
 
 def test_a_batch_must_divide(images: NDArray[np.uint8]) -> None:

@@ -1,0 +1,103 @@
+"""A sweep's grid: which models it trains, which of them share a program, and the file that says so."""
+
+import dataclasses
+import itertools
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jaxvae import config as configs
+from jaxvae.config import SWEPT, Config
+from jaxvae.errors import InputError
+
+OUTER = ("latent_size", "hidden", "batch_size", "samples")
+AXES = (*SWEPT, *OUTER)
+FILE = "sweep.json"
+PROGRAMS = "programs"
+SWEEP_FILES = (FILE, "config.json", "checkpoints", PROGRAMS)
+DIVERGED = "diverged"
+
+Axes = dict[str, list[Any]]
+
+
+class Grid(NamedTuple):
+    """What is swept: every combination of the values of `axes`, and of `seeds`, on top of `config`."""
+
+    config: Config
+    axes: Axes
+    seeds: list[int]
+
+    def members(self) -> list[Config]:
+        """The configuration of every member, the seed running fastest. Raises `InputError`."""
+        names, found = list(self.axes), []
+        for values in itertools.product(*self.axes.values()):
+            for seed in self.seeds:
+                changes = {**dict(zip(names, values, strict=True)), "seed": seed}
+                found.append(dataclasses.replace(self.config, **changes))
+        return found
+
+    def varied(self) -> list[str]:
+        """The axes that have more than one value."""
+        return [name for name, values in self.axes.items() if len(values) > 1]
+
+
+def shape_of(config: Config) -> Config:
+    """What a member must have in common with the others of its program: all but its seed and numbers."""
+    numbers = {name: getattr(Config, name) for name in SWEPT}
+    # Without decay the optimiser's state has another structure.
+    return dataclasses.replace(config, seed=0, **{**numbers, "weight_decay": float(config.weight_decay > 0)})
+
+
+def programs_of(members: Sequence[Config]) -> list[list[int]]:
+    """The numbers of the members that can share a program, in order."""
+    groups: dict[Config, list[int]] = {}
+    for number, member in enumerate(members):
+        groups.setdefault(shape_of(member), []).append(number)
+    return list(groups.values())
+
+
+def common_config(members: Sequence[Config]) -> Config:
+    """The configuration of a program."""
+    return dataclasses.replace(members[0], weight_decay=max(member.weight_decay for member in members))
+
+
+def to_json(grid: Grid, programs: Sequence[Sequence[int]]) -> str:
+    """What `load_sweep` reads: the grid, and the members of each program."""
+    content = {
+        "config": json.loads(configs.to_json(grid.config)),
+        "axes": grid.axes,
+        "seeds": grid.seeds,
+        "programs": programs,
+    }
+    return json.dumps(content, indent=1, allow_nan=False) + "\n"
+
+
+def load_sweep(run_dir: Path) -> tuple[Grid, list[list[int]]]:
+    """The grid of a sweep's directory, and the members of each of its programs.
+
+    Raises:
+      InputError: it holds no sweep, or one that cannot be read.
+    """
+    path = run_dir / FILE
+    if not path.is_file():
+        raise InputError(f"{run_dir} holds no sweep (no {FILE})")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        config = configs.from_json(json.dumps(content["config"]), str(path))
+        axes = {name: [tuple(v) if name == "hidden" else v for v in values] for name, values in content["axes"].items()}
+        grid = Grid(config, axes, [int(seed) for seed in content["seeds"]])
+        programs = [[int(number) for number in numbers] for numbers in content["programs"]]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise InputError(f"{path} cannot be read: it is not what a sweep writes") from None
+    if unknown := sorted(axes.keys() - set(AXES)):
+        raise InputError(f"{path} has an axis this version does not know: {', '.join(unknown)}")
+    numbers = sorted(number for numbers in programs for number in numbers)
+    if programs and numbers != list(range(len(grid.members()))):
+        raise InputError(f"{path}: its programs do not hold every member once")
+    return grid, programs
+
+
+def cell(value: Any) -> Any:
+    """An axis's value as a table's cell."""
+    return ",".join(map(str, value)) if isinstance(value, tuple) else value
