@@ -9,10 +9,10 @@ of the initial weights. It is caught if the test it names fails with a failed as
 does not even import, or a test that crashes, does not count.
 """
 
+import multiprocessing
 import os
 import re
 import shutil
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -25,6 +25,8 @@ ROOT = Path(__file__).resolve().parents[2]
 TESTS = "tests/test_parity.py"
 COPIED = ("pyproject.toml", "tests/conftest.py", TESTS, *(f"experiments/parity/reference.{e}" for e in ("py", "json")))
 PROCESSES = 2
+_PROCESSES = multiprocessing.get_context("forkserver")  # Each begins where the libraries are imported already.
+_PROCESSES.set_forkserver_preload(["flax.linen", "optax", "pytest"])
 
 
 class Mutation(NamedTuple):
@@ -242,17 +244,30 @@ def run(mutation: Mutation | None) -> Outcome:
         if mutation is not None:
             (copy / "jaxvae" / mutation.file).write_text(mutated(mutation), encoding="utf-8")
             selection = [f"{TESTS}::{mutation.test}"]
-        done = subprocess.run(
-            [sys.executable, "-m", "pytest", "-x", "-q", "--tb=short", "-p", "no:cacheprovider", *selection],
-            cwd=copy,
-            env=os.environ | {"PYTHONPATH": str(copy), "COLUMNS": "200"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            check=False,
-        )
-    failed = re.search(r"^FAILED \S+?::(\S+) - (AssertionError|assert )", done.stdout, re.MULTILINE)
-    return Outcome(done.returncode, failed[1] if failed else "", done.stdout)
+        said = copy / "output"
+        process = _PROCESSES.Process(target=_test, args=(copy, selection, said), daemon=True)
+        process.start()
+        process.join()
+        output = said.read_text(encoding="utf-8") if said.exists() else ""
+    failed = re.search(r"^FAILED \S+?::(\S+) - (AssertionError|assert )", output, re.MULTILINE)
+    return Outcome(process.exitcode or 0, failed[1] if failed else "", output)
+
+
+def _test(copy: Path, selection: list[str], said: Path) -> None:
+    """Run tests of a copy in this process, a fresh one, and end it with pytest's exit code."""
+    import jax
+    import pytest
+
+    jax.config.update("jax_compilation_cache_dir", None)  # Which would be shared with those that run beside it.
+    os.environ["COLUMNS"] = "200"
+    os.chdir(copy)
+    sys.path.insert(0, str(copy))
+    with said.open("w", encoding="utf-8") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+        code = pytest.main(["-x", "-q", "--tb=short", "-p", "no:cacheprovider", *selection])
+        sys.stdout.flush()
+    os._exit(code)
 
 
 @contextmanager
