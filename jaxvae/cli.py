@@ -14,7 +14,7 @@ from typing import TypeVar
 
 import tyro
 
-from jaxvae.errors import InputError, SaveError
+from jaxvae.errors import InputError, SaveError, one_line
 
 T = TypeVar("T")
 
@@ -96,6 +96,12 @@ def run(command: Callable[[], int]) -> int:
     except SaveError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_NOT_SAVED
+    except OSError as error:
+        # A path from the command line that no file could have; a bug's own error names none.
+        if error.filename is None:
+            raise
+        print(one_line(f"error: {error.filename}: {error.strerror}"), file=sys.stderr)
+        return EXIT_BAD_INPUT
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 128 + signal.SIGINT

@@ -281,8 +281,9 @@ def to_json(config: Config) -> str:
     return json.dumps(dataclasses.asdict(config), indent=2) + "\n"
 
 
-def _checked(name: str, value: Any, annotation: Any, origin: str) -> Any:
-    """`value` as it came from JSON, checked against a field's annotation; lists become tuples."""
+def from_field(name: str, value: Any, origin: str) -> Any:
+    """A field's value as it came from JSON; lists become tuples. Raises `InputError` where its type is wrong."""
+    annotation = typing.get_type_hints(Config)[name]
     origin_type, args = typing.get_origin(annotation), typing.get_args(annotation)
     if origin_type is Literal:
         ok = value in args and isinstance(value, str)
@@ -329,7 +330,7 @@ def from_json(text: str, origin: str = "config.json") -> Config:
     hints = typing.get_type_hints(Config)
     if unknown := sorted(values.keys() - hints.keys()):
         raise InputError(f"{origin} has a field this version does not know: {', '.join(unknown)}")
-    checked = {name: _checked(name, value, hints[name], origin) for name, value in values.items()}
+    checked = {name: from_field(name, value, origin) for name, value in values.items()}
     try:
         return dataclasses.replace(preset(checked.get("preset", Config.preset)), **checked)
     except InputError as error:

@@ -80,22 +80,41 @@ def load_sweep(run_dir: Path) -> tuple[Grid, list[list[int]]]:
       InputError: it holds no sweep, or one that cannot be read.
     """
     path = run_dir / FILE
-    if not path.is_file():
-        raise InputError(f"{run_dir} holds no sweep (no {FILE})")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise InputError(f"{run_dir} holds no sweep (no {FILE})") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    try:
+        content = json.loads(text)
         config = configs.from_json(json.dumps(content["config"]), str(path))
-        axes = {name: [tuple(v) if name == "hidden" else v for v in values] for name, values in content["axes"].items()}
-        grid = Grid(config, axes, [int(seed) for seed in content["seeds"]])
-        programs = [[int(number) for number in numbers] for numbers in content["programs"]]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        axes = {str(name): [_value(name, value, path) for value in values] for name, values in content["axes"].items()}
+        seeds, programs = list(content["seeds"]), [list(numbers) for numbers in content["programs"]]
+        whole = not any(type(number) is not int for numbers in (seeds, *programs) for number in numbers)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        if isinstance(error, InputError):
+            raise
         raise InputError(f"{path} cannot be read: it is not what a sweep writes") from None
-    if unknown := sorted(axes.keys() - set(AXES)):
-        raise InputError(f"{path} has an axis this version does not know: {', '.join(unknown)}")
-    numbers = sorted(number for numbers in programs for number in numbers)
-    if programs and numbers != list(range(len(grid.members()))):
+    grid = Grid(config, axes, seeds)
+    if not whole or not all(len(set(values)) == len(values) > 0 for values in (seeds, *axes.values())):
+        raise InputError(f"{path}: a list is empty, or holds a value twice or one that is not a number")
+    try:
+        members = grid.members()
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+    if programs and sorted(number for numbers in programs for number in numbers) != list(range(len(members))):
         raise InputError(f"{path}: its programs do not hold every member once")
+    if any(len({shape_of(members[number]) for number in numbers}) != 1 for numbers in programs):
+        raise InputError(f"{path}: a program holds no members, or members of several shapes")
     return grid, programs
+
+
+def _value(name: str, value: Any, path: Path) -> Any:
+    """A value of an axis, from JSON. Raises `InputError`."""
+    if name not in AXES:
+        raise InputError(f"{path} has an axis this version does not know: {name}")
+    return configs.from_field(name, value, str(path))
 
 
 def cell(value: Any) -> Any:

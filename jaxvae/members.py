@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from jaxvae import models, parallel
 from jaxvae.config import SWEPT, Config, flag
-from jaxvae.data import ImageData
+from jaxvae.data import ImageData, binarized
 from jaxvae.errors import InputError
 from jaxvae.keys import Purpose, purpose_key
 from jaxvae.train_step import (
@@ -301,7 +301,7 @@ def train_members(
 
     Args:
       config: what they have in common.
-      images: what to train and to test on.
+      images: what to train and to test on; binarised here where `config` says "static".
       seeds: [M].
       numbers: any of `jaxvae.config.SWEPT`, [M] each; `config` has the others.
       devices: to share the members. Default: all there are.
@@ -310,6 +310,8 @@ def train_members(
       InputError: a number is out of range or cannot be swept, or there is not one for each seed.
     """
     configs = member_configs(config, seeds, numbers)
+    if config.inputs == "static":
+        images = binarized(images, config.static_seed)
     common = replace(config, weight_decay=max(member.weight_decay for member in configs))
     plan = schedule(config, len(images.train))
     swept = {name: [getattr(member, name) for member in configs] for name in SWEPT}

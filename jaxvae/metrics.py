@@ -6,11 +6,12 @@ one configuration write the same bytes. ``timing.jsonl`` holds what the clock sa
 
 import io
 import json
+import math
 import os
 import socket
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
 from types import TracebackType
@@ -36,8 +37,12 @@ def record(step: int, epoch: int, split: str, unit: str, values: Mapping[str, ND
     return {"step": step, "epoch": epoch, "split": split, "unit": unit, **means}
 
 
-def read_records(path: Path) -> list[Record]:
+def read_records(path: Path, integers: Sequence[str] = ()) -> list[Record]:
     """The lines of a ``metrics.jsonl``; a last line that was cut off by a crash is left out.
+
+    Args:
+      path: of the file, which need not exist.
+      integers: what each record has beside `record`'s own step and split.
 
     Raises:
       InputError: the file cannot be read, or a line of it is no record.
@@ -50,11 +55,21 @@ def read_records(path: Path) -> list[Record]:
     for number, line in enumerate(lines, start=1):
         if line.endswith("\n"):
             try:
-                records.append(json.loads(line))
-                int(records[-1]["step"])
+                records.append(_checked(json.loads(line), ("step", *integers)))
             except (ValueError, TypeError, KeyError, RecursionError):
-                raise InputError(f"{path}, line {number}: not a record with a step") from None
+                raise InputError(f"{path}, line {number}: not a record of a run's figures") from None
     return records
+
+
+def _checked(values: Any, integers: Sequence[str]) -> Record:
+    """A line's values. Raises `ValueError` and the like where they are not those of a record."""
+    texts = values["split"], values["unit"]
+    if not all(isinstance(text, str) for text in texts) or not all(type(values[name]) is int for name in integers):
+        raise ValueError
+    if not all(math.isfinite(values[term]) for term in TERMS if term in values):
+        raise ValueError
+    checked: Record = values
+    return checked
 
 
 class RunLog:
@@ -126,12 +141,12 @@ class _Board:
 
         directory.mkdir(exist_ok=True)
         # TensorBoard reads files of this name, of one directory in the order of their names.
-        path = directory / f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}"
+        path = directory / f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}"
         self._writer = RecordWriter(path.open("ab"))
         self._event, self._summary = Event, Summary
         self._add(file_version="brain.Event:2")
-        if step:  # What was written past it by a run that was killed is void.
-            self._add(step=step + 1, session_log=SessionLog(status=SessionLog.START))
+        # What was written past it, by a run that was killed, is void.
+        self._add(step=step + 1, session_log=SessionLog(status=SessionLog.START))
 
     def _add(self, **content: Any) -> None:
         self._writer.write(self._event(wall_time=time.time(), **content).SerializeToString())

@@ -47,7 +47,8 @@ DESCRIPTION = """Train many models at once, in one program: a grid of seeds and 
 
 --seeds N trains N seeds of everything, from --seed on. Each of --learning-rate, --beta, --free-bits, --mmd-weight,
 --weight-decay, --latent-size, --batch-size and --samples takes several values, and so does --hidden, each with
-commas (--hidden 512,256 256,128). All other flags are those of jaxvae.train."""
+commas (--hidden 512,256 256,128). All other flags are those of jaxvae.train; no pictures of members are
+drawn, and their newest checkpoints are kept, whatever --image-every and --keep-best-checkpoints say."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,11 +113,13 @@ def sweep(
     members = grid.members()
     for member in members:
         schedule(member, len(images.train))
+    digests = {"train_images_sha256": data.digest(images.train), "test_images_sha256": data.digest(images.test)}
     with ExitStack() as stack:
         if resume:
             assert run_dir is not None
             stack.enter_context(RunLock(run_dir))
             _, programs = load_sweep(run_dir)
+            _check_images(run_dir, len(programs), digests)
         else:
             run_dir = run_dirs.make(run_dir, f"sweep-{grid.config.preset}")
             stack.enter_context(RunLock(run_dir))
@@ -130,10 +133,6 @@ def sweep(
                 programs += [[int(n) for n in part] for part in np.array_split(numbers, parts)]
         with run_dirs.told(run_dir, InputError):
             run_dirs.write_whole(run_dir / FILE, to_json(grid, programs))
-        digests = {
-            "train_images_sha256": data.digest(images.train),
-            "test_images_sha256": data.digest(images.test),
-        }
         stop = stack.enter_context(StopSignals())
         stack.enter_context(run_dirs.told(run_dir, SaveError))
         for index, numbers in enumerate(programs):
@@ -149,6 +148,20 @@ def sweep(
             say(line)
         say(f"done: {run_dir}")
     return None
+
+
+def _check_images(run_dir: Path, programs: int, digests: Mapping[str, str]) -> None:
+    """Refuse, before anything is written, to go on with other images, or with figures that cannot be read."""
+    for index in range(programs):
+        directory = run_dir / PROGRAMS / str(index)
+        tables.member_records(directory)
+        if not (directory / "checkpoints").is_dir():
+            continue
+        with Checkpoints(directory / "checkpoints", read_only=True) as checkpoints:
+            if checkpoints.steps():
+                found = checkpoints.read_record()
+                if any(found.get(name) != digest for name, digest in digests.items()):
+                    raise InputError(f"--resume: not the images that {directory} was trained on")
 
 
 def _room_for(member: Config, count: int, images: data.ImageData, devices: Sequence[jax.Device]) -> int:
@@ -217,9 +230,7 @@ class _Program:
                 Checkpoints(self._directory / "checkpoints", keep=config.keep_checkpoints)
             )
             saved = checkpoints.restore(trainer.abstract_state())
-            read = metrics.read_records(self._directory / "metrics.jsonl")
-            if saved is not None and {k: saved.record.get(k) for k in self._record} != self._record:
-                raise InputError(f"--resume: not the images that {self._directory} was trained on")
+            read = tables.member_records(self._directory)
             step = 0 if saved is None else saved.step
             dead = {line["member"] for line in read if line["split"] == DIVERGED and line["step"] <= step}
             self._dead = np.array([number in dead for number in self._numbers])
@@ -259,6 +270,7 @@ class _Program:
             if pending is not None:
                 self._take(pending, checkpoints)
             if checkpoints.latest_step() != step:
+                self._log.sync()
                 checkpoints.save(trainer.host(state), self._record)
             checkpoints.wait()
         return stop.received if step < total and not self._dead.all() else None
@@ -299,6 +311,7 @@ class _Program:
                 self._log.write(self._numbers[index], line)
             self._say_epoch(result.step, epoch, losses, speed)
         if result.checkpoint is not None:
+            self._log.sync()
             checkpoints.save(self._trainer.host(result.checkpoint), self._record)
 
     def _say_epoch(self, step: int, epoch: int, losses: Mapping[int, float], speed: float) -> None:
@@ -322,7 +335,7 @@ class _Log:
 
     def __init__(self, directory: Path, step: int):
         path = directory / "metrics.jsonl"
-        kept = [line for line in metrics.read_records(path) if line["step"] <= step]
+        kept = [line for line in tables.member_records(directory) if line["step"] <= step]
         run_dirs.write_whole(path, "".join(metrics.json_line(line) for line in kept))
         self._metrics = path.open("a", encoding="utf-8")
         self._timing = (directory / "timing.jsonl").open("a", encoding="utf-8")
@@ -337,6 +350,10 @@ class _Log:
     def write(self, member: int, line: metrics.Record) -> None:
         self._metrics.write(metrics.json_line({"member": member, **line}))
         self._metrics.flush()
+
+    def sync(self) -> None:
+        """Have the figures on the disk before the checkpoint that goes with them, should the power fail."""
+        os.fsync(self._metrics.fileno())
 
     def time(self, event: str, **values: float) -> None:
         self._timing.write(metrics.json_line({"event": event, **values}))
@@ -393,7 +410,7 @@ def extract(sweep_dir: Path, member: int | str, run_dir: Path) -> int:
         if not losses:
             raise InputError(f"--extract best: no member of {sweep_dir} has a finite test loss yet")
         member = min(losses, key=lambda number: losses[number])
-    number = int(member) if str(member).isascii() and str(member).isdigit() else -1
+    number = int(str(member)[:9]) if str(member).isascii() and str(member).isdigit() else -1
     if not 0 <= number < len(members):
         raise InputError(f"--extract {member}: {sweep_dir} has members 0 to {len(members) - 1}")
     index = next((i for i, numbers in enumerate(programs) if number in numbers), None)
@@ -402,16 +419,16 @@ def extract(sweep_dir: Path, member: int | str, run_dir: Path) -> int:
         raise InputError(f"--extract {number}: it has no checkpoint yet")
     lines = [
         {name: value for name, value in line.items() if name != "member"}
-        for line in metrics.read_records(sweep_dir / PROGRAMS / str(index) / "metrics.jsonl")
+        for line in tables.member_records(sweep_dir / PROGRAMS / str(index))
         if line["member"] == number and line["step"] <= saved.step
     ]
     if at := [line["at"] for line in lines if line["split"] == DIVERGED]:
         raise InputError(f"--extract {number}: it diverged at step {at[0]:,}")
-    if run_dir.exists() and (not run_dir.is_dir() or any(run_dir.iterdir())):
-        raise InputError(f"--to {run_dir} is not an empty directory")
     place = programs[index].index(number)
     tests = [line["loss"] for line in lines if line["split"] == "test" and line["step"] == saved.step]
     try:
+        if run_dir.exists() and (not run_dir.is_dir() or any(run_dir.iterdir())):
+            raise InputError(f"--to {run_dir} is not an empty directory")
         run_dir.mkdir(parents=True, exist_ok=True)
         run_dirs.write_whole(run_dir / "config.json", configs.to_json(members[number]))
         run_dirs.write_whole(run_dir / "metrics.jsonl", "".join(metrics.json_line(line) for line in lines))
@@ -507,7 +524,11 @@ def use_every_core() -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code (see `jaxvae.cli`)."""
     arguments, axes = parse(sys.argv[1:] if argv is None else argv)
+    if arguments.extract is None and arguments.to is not None:
+        raise InputError("--to goes with --extract: which member to put there")
     if arguments.extract is not None:
+        if arguments.resume:
+            raise InputError("--extract trains nothing: leave out --resume")
         if arguments.run_dir is None or arguments.to is None:
             raise InputError("--extract needs --run-dir, the sweep, and --to, the run to make")
         number = extract(arguments.run_dir, arguments.extract, arguments.to)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from jaxvae import metrics, plots
+from jaxvae.errors import InputError
 from jaxvae.grid import DIVERGED, PROGRAMS, Grid, cell, load_sweep
 
 Row = dict[str, Any]
@@ -22,6 +23,15 @@ def write_tables(run_dir: Path) -> list[Row]:
     return rows
 
 
+def member_records(directory: Path) -> list[metrics.Record]:
+    """The lines of a program's metrics.jsonl. Raises `InputError` as `jaxvae.metrics.read_records` does."""
+    path = directory / "metrics.jsonl"
+    records = metrics.read_records(path, integers=("member",))
+    if any(type(line.get("at")) is not int for line in records if line["split"] == DIVERGED):
+        raise InputError(f"{path}: a member diverged, and it does not say at which step")
+    return records
+
+
 def table(run_dir: Path) -> list[Row]:
     """A row a member of a sweep: its number, status, axes, and its last figures.
 
@@ -32,7 +42,7 @@ def table(run_dir: Path) -> list[Row]:
     members = grid.members()
     last: dict[tuple[int, str], metrics.Record] = {}
     for index in range(len(programs)):
-        for line in metrics.read_records(run_dir / PROGRAMS / str(index) / "metrics.jsonl"):
+        for line in member_records(run_dir / PROGRAMS / str(index)):
             last[line["member"], line["split"]] = line
     figures = [
         f"{split}_{t}"
@@ -46,7 +56,7 @@ def table(run_dir: Path) -> list[Row]:
         train, test = last.get((number, "train"), {}), last.get((number, "test"), {})
         if (number, DIVERGED) in last:
             status = f"diverged at step {last[number, DIVERGED]['at']}"
-        elif test.get("epoch") == member.epochs:
+        elif test.get("epoch", 0) >= member.epochs:
             status = "done"
         else:
             status = f"stopped at step {train['step']}" if train else "not started"

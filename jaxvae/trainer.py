@@ -70,7 +70,8 @@ def make_call(
     """``call(state, images, keys, numbers) -> (state, metrics)``: the steps of one call of a run, as `make_run_steps`.
 
     To be jitted. `numbers` take the place of ``config.numbers()``. They are arguments, not constants that the
-    compiler might fold, so that models which differ in them run the same instructions and round alike.
+    compiler might fold, so that models which differ in them round alike (where the compiler makes the same
+    instructions of the step within larger programs, too, as `tests/test_sweep.py` shows for the presets).
     """
 
     def call(

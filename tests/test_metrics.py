@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxvae import metrics
+from jaxvae.errors import InputError
 from jaxvae.metrics import Console, RunLog, record
 
 
@@ -73,6 +74,27 @@ def test_tensorboard_reads_the_scalars_and_pictures(tmp_path: Path) -> None:
     assert [(s.step, np.float32(s.value)) for s in scalars] == [(s, np.float32(s / 7)) for s in (10, 20)]
     [picture] = board.Images("samples")
     assert (picture.step, picture.width, picture.height) == (20, 6, 4)
+
+
+@pytest.mark.parametrize("step", [0, 10])
+def test_tensorboard_forgets_what_a_killed_run_wrote_past_the_step(step: int, tmp_path: Path) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    for start, steps in ((0, (10, 20, 30)), (step, (20,))):
+        with RunLog(tmp_path, start) as log:
+            for number in steps:
+                log.write(line(number))
+    board = accumulator.EventAccumulator(str(tmp_path / "tensorboard"))
+    board.Reload()
+    assert [s.step for s in board.Scalars("loss_per_pixel/train")] == ([10, 20] if step else [20])
+
+
+@pytest.mark.parametrize("bad", ['{"step": 1}', '{"step": "1", "split": "a", "unit": "u"}', "[1]", "{",
+                                 '{"step": 1, "split": "train", "unit": "u", "loss": NaN}'])  # fmt: skip
+def test_what_is_no_record_is_refused(bad: str, tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(json.dumps(line(1)) + "\n" + bad + "\n")
+    with pytest.raises(InputError, match="metrics.jsonl, line 2: not a record"):
+        metrics.read_records(path)
 
 
 def test_console_prints_plain_lines_when_it_is_no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,7 +26,7 @@ from jaxvae.data import ImageData
 from jaxvae.errors import InputError
 from jaxvae.evaluate import evaluate_run
 from jaxvae.generate import main as generate
-from jaxvae.grid import Grid, load_sweep, programs_of
+from jaxvae.grid import Grid, load_sweep, programs_of, to_json
 from jaxvae.keys import purpose_key
 from jaxvae.members import MembersTrainer, make_run_members, train_members
 from jaxvae.models import build_model
@@ -392,6 +392,7 @@ def test_the_grid() -> None:
     (["--colour", "3"], "--colour"),
     (["--preset", "notes-vae", "--beta", "1", "2"], "needs an objective in nats"),
     (["--resume"], "holds no sweep (no sweep.json)"),
+    (["--to", "there"], "--to goes with --extract"),
     (["--extract", "0"], "--extract needs --run-dir, the sweep, and --to"),
     (["--extract", "0", "--to", "there"], "holds no sweep (no sweep.json)"),
 ])  # fmt: skip
@@ -458,3 +459,59 @@ def test_one_device_for_each_core() -> None:
 
 def test_every_swept_number_is_known_to_the_config() -> None:
     assert set(SWEPT) <= {field.name for field in dataclasses.fields(Config)}
+
+
+def test_a_refused_resume_leaves_all_as_it_was(
+    base: list[str], tmp_path: Path, images: NDArray[np.uint8], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Other images, and figures that cannot be read: found before anything is written."""
+    out, other = tmp_path / "sweep", tmp_path / "other.npz"
+    np.savez(other, train=images[32:], test=images[:32])
+    assert sweep(*base, "--beta", "1", "2", "--run-dir", str(out)) == 0
+    log = out / "programs" / "0" / "metrics.jsonl"
+    content, whole = log.read_bytes(), (out / "sweep.json").read_bytes()
+    capsys.readouterr()
+    assert sweep("--resume", "--run-dir", str(out), "--dataset", str(other), "--epochs", "3") == 2
+    error = capsys.readouterr().err
+    assert "not the images that" in error and error.count("\n") == 1
+    for damage in (
+        {"step": 1},
+        {"step": "1", "member": 0, "split": "test", "unit": "a"},
+        {"step": 1, "member": 0, "split": "train", "unit": "u", "loss": float("nan")},
+        {"step": 1, "member": 0, "split": "diverged", "unit": "u", "epoch": 1},
+        [1],
+    ):
+        log.write_bytes(json.dumps(damage).encode() + b"\n" + content)
+        for args in (["--resume", "--epochs", "3"], ["--extract", "0", "--to", str(tmp_path / "x")]):
+            assert sweep(*args, "--run-dir", str(out)) == 2
+            error = capsys.readouterr().err
+            assert "metrics.jsonl" in error and error.count("\n") == 1
+    assert (out / "sweep.json").read_bytes() == whole and not (tmp_path / "x").exists()
+    log.write_bytes(content)
+    assert sweep("--resume", "--run-dir", str(out), "--epochs", "3") == 0
+
+
+@pytest.mark.parametrize("change", [
+    {"axes": {"learning_rate": [None]}}, {"axes": {"learning_rate": ["a", "b"]}}, {"axes": {"hidden": [[1.5], [2]]}},
+    {"axes": {"beta": []}, "programs": []}, {"axes": {"beta": [True, 2]}}, {"axes": {"batch_size": [8.0, 4.0]}},
+    {"axes": {"beta": [1, -1]}}, {"axes": {"seed": [1, 2]}}, {"axes": {"beta": [1.0, 1.0]}},
+    {"axes": {"latent_size": [4, 5]}}, {"programs": [[0, 1], []]}, {"programs": [[0.5, 1.2]]}, {"programs": [[0]]},
+    {"programs": 3}, {"seeds": ["0"]}, {"seeds": []}, {"config": {"preset": "nope"}}, {"config": None},
+])  # fmt: skip
+def test_a_damaged_sweep_is_refused_in_one_line(change: dict[str, Any], tmp_path: Path) -> None:
+    grid = Grid(PRESETS["vae"], {"beta": [1.0, 2.0]}, [0])
+    whole = json.loads(to_json(grid, [[0, 1]]))
+    for content, good in ((whole, True), ({**whole, **change}, False)):
+        (tmp_path / "sweep.json").write_text(json.dumps(content))
+        if good:
+            assert load_sweep(tmp_path) == (grid, [[0, 1]])
+        else:
+            with pytest.raises(InputError, match="sweep.json"):
+                load_sweep(tmp_path)
+
+
+def test_members_of_binarised_images_are_runs_on_them(images: NDArray[np.uint8]) -> None:
+    config = dataclasses.replace(PRESETS["vae"], hidden=(8,), latent_size=2, batch_size=16, epochs=2, inputs="static")
+    images_ = ImageData("digits", "a test", images[:64], images[64:])
+    losses, _, _ = alone(config, data.binarized(images_, config.static_seed))
+    np.testing.assert_array_equal(train_members(config, images_, [0, 0]).train["loss"], [losses, losses])

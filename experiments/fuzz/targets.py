@@ -97,6 +97,11 @@ def _record() -> bytes:
     return json.dumps({**content, "digest": checkpoint._digest(content)}).encode()
 
 
+def _metrics() -> bytes:
+    line = '{"step": 1, "epoch": 1, "split": "train", "unit": "per pixel", "loss": 0.5}\n'
+    return (line + line.replace("1", "2")).encode()
+
+
 TARGETS: Mapping[str, Target] = {
     "idx": Target("train-images-idx3-ubyte", _idx(), _load_idx),
     "npy": Target("images.npy", _saved(np.save), lambda path: data.load(str(path))),
@@ -107,7 +112,7 @@ TARGETS: Mapping[str, Target] = {
     ),
     "picture": Target("image.png", _png(), _load_picture),
     "config": Target("config.json", configs.to_json(CONFIG).encode(), configs.load),
-    "metrics": Target("metrics.jsonl", b'{"step": 1, "loss": 0.5}\n{"step": 2}\n', metrics.read_records),
+    "metrics": Target("metrics.jsonl", _metrics(), metrics.read_records),
     "weights-npz": Target("weights.npz", _saved(np.savez, **_weights()), _load_weights),
     "weights-safetensors": Target("weights.safetensors", _safetensors(), _load_weights),
     "record": Target("record.json", _record(), _load_record),
