@@ -1,3 +1,5 @@
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -197,7 +199,8 @@ def test_bfloat16_keeps_losses_and_noise_in_float32() -> None:
         models.TwoLayerVAE((4, 4, 1), (8, 6), 3, dtype=jnp.bfloat16),
     ):
         x = jax.random.uniform(KEY, (2, 4, 4, 1))
-        params = model.init(KEY, x, KEY)
+        params = jax.jit(model.init)(KEY, x, KEY)
         assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
-        draws = model.apply(params, x, jax.random.split(KEY, 2), 3, method="draw")
+        keys = jax.random.split(KEY, 2)
+        draws = jax.jit(partial(model.apply, method="draw"), static_argnums=3)(params, x, keys, 3)
         assert {leaf.dtype for leaf in jax.tree.leaves(draws)} == {jnp.dtype("float32")}

@@ -141,8 +141,7 @@ def test_200_steps_are_the_same_on_any_number_of_devices(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("devices", ["2", "all"])
-@pytest.mark.parametrize("preset", ["notes-ae", "vae"])
+@pytest.mark.parametrize(("preset", "devices"), [("notes-ae", "2"), ("vae", "all")])
 def test_any_number_of_devices_trains_alike(
     preset: str, devices: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -65,7 +65,7 @@ def test_twenty_kills_at_random_moments_some_during_a_save(base: list[str], tmp_
             time.sleep(0.001)
         if number % 2:
             while process.poll() is None and not list((cut / "checkpoints").glob("*.tmp")):
-                pass
+                time.sleep(0.0005)
         process.kill()
         in_save += bool(list((cut / "checkpoints").glob("*.tmp")))
         assert process.stderr is not None

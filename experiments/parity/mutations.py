@@ -236,7 +236,7 @@ def run(mutation: Mutation | None) -> Outcome:
     """Test a copy of jaxvae with one mutation; or an unchanged one with all tests but PyTorch's own."""
     with tempfile.TemporaryDirectory() as directory:
         copy = Path(directory)
-        shutil.copytree(ROOT / "jaxvae", copy / "jaxvae", ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(ROOT / "jaxvae", copy / "jaxvae")
         for name in COPIED:
             (copy / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, copy / name)
