@@ -103,7 +103,7 @@ def assert_same_curve(a: Path, b: Path, steps: int) -> None:
 
 
 def float64_steps(preset: str, way: str, devices: Sequence[jax.Device], steps: int = 200) -> tuple[Any, Any]:
-    """The losses of some steps of a preset on real digits, in batches of 32, and the parameters they end with, in float64.
+    """The losses of some steps of a preset, in batches of 32 digits, and the parameters they end with, in float64.
 
     Args:
       preset: its name.
