@@ -57,11 +57,6 @@ def programs_of(members: Sequence[Config]) -> list[list[int]]:
     return list(groups.values())
 
 
-def common_config(members: Sequence[Config]) -> Config:
-    """The configuration of a program."""
-    return dataclasses.replace(members[0], weight_decay=max(member.weight_decay for member in members))
-
-
 def to_json(grid: Grid, programs: Sequence[Sequence[int]]) -> str:
     """What `load_sweep` reads: the grid, and the members of each program."""
     content = {

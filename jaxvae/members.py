@@ -258,6 +258,11 @@ def abstract_members(config: Config, image_shape: Sequence[int], count: int) -> 
     return MembersState(ints(()), states.params, states.opt_state, ints((count,)))  # type: ignore[arg-type]
 
 
+def common_config(configs: Sequence[Config]) -> Config:
+    """What `MembersTrainer` takes for members of these configurations: they differ in seed and `SWEPT` alone."""
+    return replace(configs[0], weight_decay=max(config.weight_decay for config in configs))
+
+
 class Trained(NamedTuple):
     """What `train_members` returns, on the host.
 
@@ -312,8 +317,8 @@ def train_members(
     configs = member_configs(config, seeds, numbers)
     if config.inputs == "static":
         images = binarized(images, config.static_seed)
-    common = replace(config, weight_decay=max(member.weight_decay for member in configs))
-    plan = schedule(config, len(images.train))
+    common = common_config(configs)
+    plan = schedule(common, len(images.train))
     swept = {name: [getattr(member, name) for member in configs] for name in SWEPT}
     trainer = MembersTrainer(common, plan, images, [member.seed for member in configs], swept, devices)
     state = trainer.start(None)

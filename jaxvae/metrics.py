@@ -57,7 +57,7 @@ def read_records(path: Path, integers: Sequence[str] = ()) -> list[Record]:
             try:
                 records.append(_checked(json.loads(line), ("step", *integers)))
             except (ValueError, TypeError, KeyError, RecursionError):
-                raise InputError(f"{path}, line {number}: not a record with a step") from None
+                raise InputError(f"{path}, line {number}: not a record of figures") from None
     return records
 
 

@@ -33,14 +33,13 @@ from jaxvae.grid import (
     Axes,
     Grid,
     cell,
-    common_config,
     load_sweep,
     programs_of,
     to_json,
 )
 from jaxvae.lock import RunLock
 from jaxvae.loop import StopSignals, with_absolute_paths
-from jaxvae.members import MembersState, MembersTrainer, Room, abstract_members, room
+from jaxvae.members import MembersState, MembersTrainer, Room, abstract_members, common_config, room
 from jaxvae.trainer import schedule
 
 DESCRIPTION = """Train many models at once, in one program: a grid of seeds and hyperparameters.
@@ -230,13 +229,14 @@ class _Program:
                 Checkpoints(self._directory / "checkpoints", keep=config.keep_checkpoints)
             )
             saved = checkpoints.restore(trainer.abstract_state())
-            read = tables.member_records(self._directory)
             step = 0 if saved is None else saved.step
-            dead = {line["member"] for line in read if line["split"] == DIVERGED and line["step"] <= step}
+            # Lines past the step from which it goes on are of steps that will be taken again.
+            kept = [line for line in tables.member_records(self._directory) if line["step"] <= step]
+            dead = {line["member"] for line in kept if line["split"] == DIVERGED}
             self._dead = np.array([number in dead for number in self._numbers])
             if step >= total or self._dead.all():
                 return None
-            self._log = stack.enter_context(_Log(self._directory, step))
+            self._log = stack.enter_context(_Log(self._directory, kept))
             self._console = stack.enter_context(metrics.Console(config.epochs, total, step, trainer.unit))
             watcher = stack.enter_context(ThreadPoolExecutor(1))
             devices = trainer.mesh.size
@@ -331,11 +331,10 @@ class _Program:
 
 
 class _Log:
-    """The JSONL files of a program: lines past `step`, from which it goes on, are dropped."""
+    """The JSONL files of a program: of the figures there are, `kept` stay, and new lines follow."""
 
-    def __init__(self, directory: Path, step: int):
+    def __init__(self, directory: Path, kept: Sequence[metrics.Record]):
         path = directory / "metrics.jsonl"
-        kept = [line for line in tables.member_records(directory) if line["step"] <= step]
         run_dirs.write_whole(path, "".join(metrics.json_line(line) for line in kept))
         self._metrics = path.open("a", encoding="utf-8")
         self._timing = (directory / "timing.jsonl").open("a", encoding="utf-8")

@@ -76,6 +76,18 @@ def test_errors_are_one_line_whatever_a_file_put_into_them(kind: type[Exception]
     assert isinstance(again, kind) and str(again) == "a b"
 
 
+def test_run_names_a_path_that_no_file_could_have(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(lambda: int(Path("x" * 300).exists())) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: xxx") and error.endswith("File name too long\n") and error.count("\n") == 1
+
+    def bug() -> int:
+        raise OSError("of no file")
+
+    with pytest.raises(OSError, match="of no file"):
+        cli.run(bug)
+
+
 def test_run_turns_ctrl_c_into_exit_code_130(capsys: pytest.CaptureFixture[str]) -> None:
     def command() -> int:
         raise KeyboardInterrupt

@@ -416,7 +416,7 @@ class TestResumeIsRefused:
         path = run / "metrics.jsonl"
         path.write_text(line + "\n" + path.read_text())
         assert train("--resume", "--epochs", "2", "--run-dir", str(run)) == 2
-        assert capsys.readouterr().err == f"error: {path}, line 1: not a record with a step\n"
+        assert capsys.readouterr().err == f"error: {path}, line 1: not a record of figures\n"
 
 
 @pytest.mark.slow
