@@ -42,7 +42,7 @@ def read_records(path: Path, integers: Sequence[str] = ()) -> list[Record]:
 
     Args:
       path: of the file, which need not exist.
-      integers: what each record has beside `record`'s own step and split.
+      integers: what each record has beside the step and the epoch of `record`.
 
     Raises:
       InputError: the file cannot be read, or a line of it is no record.
@@ -55,7 +55,7 @@ def read_records(path: Path, integers: Sequence[str] = ()) -> list[Record]:
     for number, line in enumerate(lines, start=1):
         if line.endswith("\n"):
             try:
-                records.append(_checked(json.loads(line), ("step", *integers)))
+                records.append(_checked(json.loads(line), ("step", "epoch", *integers)))
             except (ValueError, TypeError, KeyError, RecursionError):
                 raise InputError(f"{path}, line {number}: not a record of figures") from None
     return records
