@@ -71,7 +71,7 @@ def make_call(
 
     To be jitted. `numbers` take the place of ``config.numbers()``. They are arguments, not constants that the
     compiler might fold, so that models which differ in them round alike (where the compiler makes the same
-    instructions of the step within larger programs, too, as `tests/test_sweep.py` shows for the presets).
+    instructions of the step within larger programs, too, as `tests/test_members.py` shows for the presets).
     """
 
     def call(

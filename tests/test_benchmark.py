@@ -11,6 +11,8 @@ import pytest
 from jaxvae import benchmark, cli, data
 from jaxvae.config import PRESETS
 
+pytestmark = pytest.mark.unoptimized
+
 # Multiplications of a step of the notes' models, an image: forward, for the weights, and for all inputs but the first.
 ENCODER = (784 * 256, 256 * 64, 64 * 20)
 NOTES_AE = 3 * 2 * sum(ENCODER) - 784 * 256

@@ -22,6 +22,8 @@ from jaxvae.models import build_model
 from jaxvae.train_step import build_optimizer, init_state, make_train_step
 from jaxvae.variational import binarize, build_objective, pixel_nll
 
+pytestmark = pytest.mark.unoptimized
+
 Floats = NDArray[np.float64]
 
 SHAPE, PIXELS, LATENT, STD = (4, 4, 1), 16, 3, 0.3

@@ -10,6 +10,8 @@ from jaxvae import models
 from jaxvae.config import PRESETS
 from jaxvae.models import VAE, AutoEncoder, build_model, reparameterize
 
+pytestmark = pytest.mark.unoptimized
+
 KEY = jax.random.key(7)
 
 

@@ -22,6 +22,8 @@ from jaxvae.train_step import build_optimizer, init_state, intensities
 from jaxvae.trainer import Trainer, schedule
 from jaxvae.variational import build_objective
 
+pytestmark = pytest.mark.unoptimized
+
 
 @pytest.mark.parametrize("count", [0, -1, 9])
 def test_devices_there_are_not(count: int) -> None:

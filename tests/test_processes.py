@@ -30,7 +30,7 @@ from runs import (
 from jaxvae import parallel
 from jaxvae.errors import InputError
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.unoptimized]
 
 STEPS_OF_A_JOB = """
 import pickle, sys

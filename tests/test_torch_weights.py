@@ -35,6 +35,8 @@ from jaxvae.torch_weights import (
     torch_from_params,
 )
 
+pytestmark = pytest.mark.unoptimized
+
 NOTES = ("notes-ae", "notes-vae")
 SUFFIXES = (".safetensors", ".npz")
 

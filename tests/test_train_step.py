@@ -24,6 +24,8 @@ from jaxvae.train_step import (
 )
 from jaxvae.variational import build_objective
 
+pytestmark = pytest.mark.unoptimized
+
 SHAPE = (6, 5, 1)
 NOISE = purpose_key(0, "train-noise")
 

@@ -22,6 +22,8 @@ from jaxvae.objectives import Context, corrupt, discretized_logistic_nll, gaussi
 from jaxvae.train_step import build_optimizer, init_state, make_train_step, rate_schedule
 from jaxvae.variational import build_objective
 
+pytestmark = pytest.mark.unoptimized
+
 SHAPE = (4, 3, 1)
 RNG = np.random.default_rng(5)
 SMALL = dataclasses.replace(PRESETS["vae"], hidden=(8,), latent_size=3, batch_size=16)

@@ -2,7 +2,7 @@
 
     python experiments/parity/mutations.py
 
-Expected: the unchanged copy passes, and every change is caught. Measured: so, all 90, in 2.5 minutes on two cores.
+Expected: the unchanged copy passes, and every change is caught. Measured: so, all 90, in about a minute on two cores.
 
 Each entry of `MUTATIONS` alters one term, sign, constant, activation, constant of Adam, or property
 of the initial weights. It is caught if the test it names fails with a failed assertion; a copy that
@@ -19,14 +19,14 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[2]
 TESTS = "tests/test_parity.py"
 COPIED = ("pyproject.toml", "tests/conftest.py", TESTS, *(f"experiments/parity/reference.{e}" for e in ("py", "json")))
 PROCESSES = 2
 _PROCESSES = multiprocessing.get_context("forkserver")  # Each begins where the libraries are imported already.
-_PROCESSES.set_forkserver_preload(["flax.linen", "optax", "pytest"])
+_PROCESSES.set_forkserver_preload(["flax.linen", "hypothesis.strategies", "optax", "pytest", "tyro"])
 
 
 class Mutation(NamedTuple):
@@ -253,6 +253,14 @@ def run(mutation: Mutation | None) -> Outcome:
     return Outcome(process.exitcode or 0, failed[1] if failed else "", output)
 
 
+class _Unoptimized:
+    """A plugin of pytest: what is compiled for one test alone is not worth optimising."""
+
+    def pytest_collection_modifyitems(self, items: list[Any]) -> None:
+        for item in items:
+            item.add_marker("unoptimized")
+
+
 def _test(copy: Path, selection: list[str], said: Path) -> None:
     """Run tests of a copy in this process, a fresh one, and end it with pytest's exit code."""
     import jax
@@ -265,7 +273,9 @@ def _test(copy: Path, selection: list[str], said: Path) -> None:
     with said.open("w", encoding="utf-8") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-        code = pytest.main(["-x", "-q", "--tb=short", "-p", "no:cacheprovider", *selection])
+        # Nobody reads what an assertion compared, and hypothesis, imported already, could not be rewritten to tell.
+        options = ["-x", "-q", "--tb=short", "--assert=plain", "-p", "no:cacheprovider"]
+        code = pytest.main([*options, *selection], [_Unoptimized()])
         sys.stdout.flush()
     os._exit(code)
 

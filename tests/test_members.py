@@ -1,0 +1,209 @@
+"""Members of a sweep: each against a run of its own."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from jaxvae import data, members
+from jaxvae.config import PRESETS, SWEPT, Config
+from jaxvae.data import ImageData
+from jaxvae.errors import InputError
+from jaxvae.keys import purpose_key
+from jaxvae.members import MembersTrainer, make_run_members, train_members
+from jaxvae.models import build_model
+from jaxvae.train_step import build_optimizer, init_state, make_run_steps, make_train_step
+from jaxvae.trainer import Schedule, Trainer, schedule
+from jaxvae.variational import build_objective
+
+# Seed, learning rate and beta, no two alike in all three, and no axis a function of another.
+GRID = [(0, 1e-3, 1.0), (7, 1e-3, 4.0), (0, 3e-4, 4.0), (2**32 - 1, 3e-4, 0.5), (7, 3e-3, 1.0)]
+
+
+def alone(config: Config, images: ImageData) -> tuple[NDArray[Any], Any, Any]:
+    """A run of its own: its losses, its state at the end, its test terms."""
+    trainer = Trainer(config, schedule(config, len(images.train)), images)
+    state, losses = trainer.start(None), []
+    for _ in range(config.epochs * trainer.plan.calls_per_epoch):
+        state, terms = trainer.run_steps(state)
+        losses.append(np.asarray(terms["loss"]))
+    test = {name: np.mean(np.asarray(values), dtype=np.float64) for name, values in trainer.evaluate(state).items()}
+    return np.concatenate(losses), jax.device_get(state), test
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("preset", ["notes-ae", "notes-vae", "vae"])
+def test_every_member_is_the_single_run_to_the_bit(preset: str) -> None:
+    """On a CPU, where members are taken one at a time: every loss of at least 100 steps, and all that is left."""
+    config = dataclasses.replace(PRESETS[preset], batch_size=32, epochs=3)
+    images = data.load("digits")
+    seeds, rates, betas = zip(*GRID, strict=True)
+    numbers = {"learning_rate": rates, **({"beta": betas} if config.in_nats else {})}
+    result = train_members(config, images, seeds, numbers, jax.devices()[:2])
+    assert not np.any(result.state.diverged)
+    for index, (seed, rate, beta) in enumerate(GRID):
+        own = dataclasses.replace(config, seed=seed, learning_rate=rate, **({"beta": beta} if config.in_nats else {}))
+        losses, state, test = alone(own, images)
+        assert len(losses) >= 100
+        np.testing.assert_array_equal(result.train["loss"][index], losses)
+        jax.tree.map(np.testing.assert_array_equal, result.state.member(index), state)
+        assert {name: values[index] for name, values in result.test.items()} == test
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("preset", ["notes-vae", "vae"])
+def test_members_taken_together_equal_the_single_run_in_float64(preset: str) -> None:
+    """200 steps, three at a time, as on an accelerator: to rounding, which a VAE multiplies, hence float64."""
+    at_once = 3
+    config = PRESETS[preset]
+    images = data.load("digits").train / 255.0
+    plan = Schedule(200, 1)
+    # 200 batches of 7 are in the 1,500 training images.
+    config = dataclasses.replace(config, batch_size=7, hidden=(64, 32))
+    grid = GRID if config.in_nats else [(seed, rate, 1.0) for seed, rate, _ in GRID]
+    with jax.enable_x64(True):
+        model = build_model(config, (28, 28, 1)).clone(dtype=jax.numpy.float64)
+
+        def first(seed: int) -> Any:
+            state = jax.device_get(init_state(model, build_optimizer(config), purpose_key(seed, "init")))
+            return jax.tree.map(lambda a: a.astype(np.float64) if a.dtype == np.float32 else a, state)
+
+        states = [first(seed) for seed, _, _ in grid]
+        stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *states)
+        state = members.MembersState(np.int32(0), stacked.params, stacked.opt_state, np.zeros(len(grid), np.int32))
+        purposes: Any = ("shuffle", "train-noise")
+        keys = {p: jax.numpy.stack([purpose_key(seed, p) for seed, _, _ in grid]) for p in purposes}
+        defaults = {name: np.full(len(grid), value) for name, value in config.numbers().items()}
+        swept = {"learning_rate": np.array([g[1] for g in grid]), "beta": np.array([g[2] for g in grid])}
+        run: Any = jax.jit(make_run_members(config, model, plan, len(images), at_once))
+        end, terms = run(state, images, keys, {**defaults, **swept})
+
+        def run_alone(state: Any, images: Any, shuffle_key: Any, noise_key: Any, numbers: Any) -> Any:
+            objective = build_objective(config, 200, len(images), numbers)
+            step = make_train_step(model, objective, build_optimizer(config, 200, numbers))
+            return make_run_steps(step, 7, 200, 200)(state, images, shuffle_key, noise_key)
+
+        one: Any = jax.jit(run_alone)
+        for index, (seed, rate, beta) in enumerate(grid):
+            numbers = {**config.numbers(), "learning_rate": rate, "beta": beta}
+            own_keys = [purpose_key(seed, purpose) for purpose in purposes]
+            own, own_terms = one(states[index], images, *own_keys, numbers)
+            assert own_terms["loss"].dtype == np.float64
+            deviation = np.max(np.abs(terms["loss"][index] / own_terms["loss"] - 1))
+            assert deviation < 1e-8
+            jax.tree.map(
+                lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-7), end.member(index).params, own.params
+            )
+
+
+@pytest.fixture(scope="module")
+def singles() -> dict[int, Any]:
+    """Runs of their own of members of `GRID`, as they are made."""
+    return {}
+
+
+@pytest.mark.parametrize(("at_once", "devices"), [(1, 2), (1, 8), (2, 2), (5, 1)])
+def test_members_are_the_same_however_they_are_shared_out(
+    at_once: int, devices: int, images: NDArray[np.uint8], singles: dict[int, Any]
+) -> None:
+    config = dataclasses.replace(PRESETS["vae"], hidden=(8,), latent_size=2, batch_size=16, epochs=2)
+    images_ = ImageData("digits", "a test", images[:64], images[64:])
+    seeds, rates, betas = zip(*GRID, strict=True)
+    numbers = {**{name: [value] * 5 for name, value in config.numbers().items()}, "learning_rate": rates, "beta": betas}
+    trainer = MembersTrainer(
+        config,
+        schedule(config, 64),
+        images_,
+        seeds,
+        numbers,
+        jax.devices()[:devices],
+        at_once,  # type: ignore[arg-type]
+    )
+    assert trainer.mesh.size == min(devices, 5)
+    state = trainer.start(None)
+    trainer.compile(state)
+    for _ in range(2):
+        state, terms = trainer.run_steps(state)
+    host, last, test = trainer.host(state), trainer.host(terms)["loss"], trainer.host(trainer.evaluate(state))["loss"]
+    assert last.shape == (5, 4) and test.shape == (5, 32) and host.step == 8
+    forms = [jax.tree.map(lambda leaf: (leaf.shape, str(leaf.dtype)), s) for s in (host, trainer.abstract_state())]
+    assert forms[0] == forms[1]
+    for index in (1, 4):
+        seed, rate, beta = GRID[index]
+        own_config = dataclasses.replace(config, seed=seed, learning_rate=rate, beta=beta)
+        if index not in singles:
+            singles[index] = alone(own_config, images_)
+        losses, own, _ = singles[index]
+        if at_once == 1:
+            np.testing.assert_array_equal(last[index], losses[4:])
+            jax.tree.map(np.testing.assert_array_equal, host.member(index), own)
+        else:
+            np.testing.assert_allclose(last[index], losses[4:], rtol=1e-5)
+            jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), host.member(index), own)
+
+
+@pytest.mark.slow
+def test_a_member_that_diverges_harms_nobody(images: NDArray[np.uint8]) -> None:
+    config = dataclasses.replace(PRESETS["vae"], hidden=(8,), latent_size=2, batch_size=16, epochs=3)
+    images_ = ImageData("digits", "a test", images[:64], images[64:])
+    good = train_members(config, images_, [0, 2], {"learning_rate": [1e-3, 1e-3]})
+    for at in (0, 2):
+        rates = [1e-3, 1e-3]
+        rates.insert(at, 1e20)
+        seeds = [0, 2]
+        seeds.insert(at, 1)
+        result = train_members(config, images_, seeds, {"learning_rate": rates}, jax.devices()[: at + 1])
+        rest = [i for i in range(3) if i != at]
+        assert result.state.diverged[at] == 2 and not np.any(np.asarray(result.state.diverged)[rest])
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(result.state))
+        np.testing.assert_array_equal(result.train["loss"][rest], good.train["loss"])
+        assert np.isnan(result.test["loss"][at])
+        np.testing.assert_array_equal(result.test["loss"][rest], good.test["loss"])
+        # It stays where its first call began: at its initial state.
+        own = init_state(build_model(config, (6, 5, 1)), build_optimizer(config), purpose_key(1, "init"))
+        jax.tree.map(np.testing.assert_array_equal, result.state.member(at).params, jax.device_get(own.params))
+
+
+def test_weight_decay_may_be_none_for_some(images: NDArray[np.uint8]) -> None:
+    config = dataclasses.replace(PRESETS["vae"], hidden=(8,), latent_size=2, batch_size=16, epochs=2)
+    images_ = ImageData("digits", "a test", images[:64], images[64:])
+    result = train_members(config, images_, [0, 0], {"weight_decay": [0.0, 0.5]})
+    for index, decay in enumerate((0.0, 0.5)):
+        losses, _, _ = alone(dataclasses.replace(config, weight_decay=decay), images_)
+        np.testing.assert_allclose(result.train["loss"][index], losses, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("seeds", "numbers", "message"), [
+    ([0], {"hidden": [3]}, "hidden cannot differ between members; what can: seed, learning_rate, beta"),
+    ([0, 1], {"beta": [1.0]}, "--beta has 1 values for 2 members"),
+    ([0], {"learning_rate": [-1.0]}, "--learning-rate must be positive and finite, not -1.0"),
+    ([2**32], {}, "--seed must be below"),
+    ([], {}, "no members"),
+])  # fmt: skip
+def test_what_cannot_be_trained(seeds: list[int], numbers: Any, message: str, images: NDArray[np.uint8]) -> None:
+    with pytest.raises(InputError, match=message):
+        train_members(PRESETS["vae"], ImageData("digits", "a test", images, images), seeds, numbers)
+
+
+def test_room_is_what_the_device_says(images: NDArray[np.uint8]) -> None:
+    config = dataclasses.replace(PRESETS["vae"], hidden=(8,), latent_size=2, batch_size=16)
+    images_ = ImageData("digits", "a test", images[:64], images[64:])
+    found = members.room(config, schedule(config, 64), images_, jax.devices()[:2])
+    state = init_state(build_model(config, (6, 5, 1)), build_optimizer(config), purpose_key(0, "init"))
+    floor = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+    assert 2 * floor < found.member_bytes < 100 * floor
+    assert found.members == 2 * (found.free_bytes // found.member_bytes) > 0
+
+
+def test_members_of_binarised_images_are_runs_on_them(images: NDArray[np.uint8]) -> None:
+    config = dataclasses.replace(PRESETS["vae"], hidden=(8,), latent_size=2, batch_size=16, epochs=2, inputs="static")
+    images_ = ImageData("digits", "a test", images[:64], images[64:])
+    losses, _, _ = alone(config, data.binarized(images_, config.static_seed))
+    np.testing.assert_array_equal(train_members(config, images_, [0, 0]).train["loss"], [losses, losses])
+
+
+def test_every_swept_number_is_known_to_the_config() -> None:
+    assert set(SWEPT) <= {field.name for field in dataclasses.fields(Config)}
