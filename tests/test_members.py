@@ -54,6 +54,7 @@ def test_every_member_is_the_single_run_to_the_bit(preset: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.unoptimized
 @pytest.mark.parametrize("preset", ["notes-vae", "vae"])
 def test_members_taken_together_equal_the_single_run_in_float64(preset: str) -> None:
     """200 steps, three at a time, as on an accelerator: to rounding, which a VAE multiplies, hence float64."""
@@ -146,6 +147,7 @@ def test_members_are_the_same_however_they_are_shared_out(
 
 
 @pytest.mark.slow
+@pytest.mark.unoptimized
 def test_a_member_that_diverges_harms_nobody(images: NDArray[np.uint8]) -> None:
     config = dataclasses.replace(PRESETS["vae"], hidden=(8,), latent_size=2, batch_size=16, epochs=3)
     images_ = ImageData("digits", "a test", images[:64], images[64:])
@@ -167,6 +169,7 @@ def test_a_member_that_diverges_harms_nobody(images: NDArray[np.uint8]) -> None:
         jax.tree.map(np.testing.assert_array_equal, result.state.member(at).params, jax.device_get(own.params))
 
 
+@pytest.mark.unoptimized
 def test_weight_decay_may_be_none_for_some(images: NDArray[np.uint8]) -> None:
     config = dataclasses.replace(PRESETS["vae"], hidden=(8,), latent_size=2, batch_size=16, epochs=2)
     images_ = ImageData("digits", "a test", images[:64], images[64:])
