@@ -24,9 +24,10 @@ from jaxvae import checkpoint, cli
 from jaxvae.config import PRESETS
 from jaxvae.errors import InputError
 from jaxvae.evaluate import evaluate_run
+from jaxvae.extract import extract, restore
 from jaxvae.generate import main as generate
 from jaxvae.grid import Grid, load_sweep, programs_of, to_json
-from jaxvae.sweep import extract, parse, restore
+from jaxvae.sweep import parse
 from jaxvae.tables import summary, table
 
 pytestmark = pytest.mark.unoptimized

@@ -1,0 +1,79 @@
+"""A member of a sweep as a run of its own."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from jaxvae import config as configs
+from jaxvae import metrics, tables
+from jaxvae import run_dir as run_dirs
+from jaxvae.checkpoint import Checkpoints, Saved
+from jaxvae.config import Config
+from jaxvae.errors import InputError
+from jaxvae.grid import DIVERGED, PROGRAMS, load_sweep
+from jaxvae.members import MembersState, abstract_members, common_config
+
+
+def restore(directory: Path, members: Sequence[Config], numbers: Sequence[int]) -> Saved[MembersState] | None:
+    """The newest checkpoint of a program's members."""
+    if not (directory / "checkpoints").is_dir():
+        return None
+    with Checkpoints(directory / "checkpoints", read_only=True) as checkpoints:
+        if not checkpoints.steps():
+            return None
+        shape = checkpoints.read_record()["image_shape"]
+        common = common_config([members[number] for number in numbers])
+        return checkpoints.restore(abstract_members(common, shape, len(numbers)))
+
+
+def extract(sweep_dir: Path, member: int | str, run_dir: Path) -> int:
+    """Make one member of a sweep a run directory of its own: config.json, metrics.jsonl and its newest checkpoint.
+
+    Args:
+      sweep_dir: of a sweep, done or not.
+      member: its number, or "best": that with the lowest test loss.
+      run_dir: a directory that holds no run yet, created if need be.
+
+    Returns:
+      The member's number.
+
+    Raises:
+      InputError: there is no such member, it diverged or was not started, or a directory is not what it should be.
+    """
+    grid, programs = load_sweep(sweep_dir)
+    members = grid.members()
+    if member == "best":
+        losses = {
+            row["member"]: row["test_loss"] for row in tables.table(sweep_dir) if row.get("test_loss") is not None
+        }
+        if not losses:
+            raise InputError(f"--extract best: no member of {sweep_dir} has a finite test loss yet")
+        member = min(losses, key=lambda number: losses[number])
+    number = int(str(member)[:9]) if str(member).isascii() and str(member).isdigit() else -1
+    if not 0 <= number < len(members):
+        raise InputError(f"--extract {member}: {sweep_dir} has members 0 to {len(members) - 1}")
+    index = next((i for i, numbers in enumerate(programs) if number in numbers), None)
+    saved = None if index is None else restore(sweep_dir / PROGRAMS / str(index), members, programs[index])
+    if index is None or saved is None:
+        raise InputError(f"--extract {number}: it has no checkpoint yet")
+    lines = [
+        {name: value for name, value in line.items() if name != "member"}
+        for line in tables.member_records(sweep_dir / PROGRAMS / str(index))
+        if line["member"] == number and line["step"] <= saved.step
+    ]
+    if at := [line["at"] for line in lines if line["split"] == DIVERGED]:
+        raise InputError(f"--extract {number}: it diverged at step {at[0]:,}")
+    place = programs[index].index(number)
+    tests = [line["loss"] for line in lines if line["split"] == "test" and line["step"] == saved.step]
+    try:
+        if run_dir.exists() and (not run_dir.is_dir() or any(run_dir.iterdir())):
+            raise InputError(f"--to {run_dir} is not an empty directory")
+        run_dir.mkdir(parents=True, exist_ok=True)
+        run_dirs.write_whole(run_dir / "config.json", configs.to_json(members[number]))
+        run_dirs.write_whole(run_dir / "metrics.jsonl", "".join(metrics.json_line(line) for line in lines))
+        (run_dir / "images").mkdir()
+    except OSError as error:
+        raise InputError(f"--to {run_dir} cannot be written: {error.strerror}") from None
+    record = {name: value for name, value in saved.record.items() if name != "test_loss"}
+    with Checkpoints(run_dir / "checkpoints") as checkpoints:
+        checkpoints.save(saved.state.member(place), record, tests[-1] if tests else None)
+    return number
