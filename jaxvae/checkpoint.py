@@ -153,8 +153,7 @@ class Checkpoints:
         if self._newest is not None and step <= self._newest:
             raise SaveError(f"{self.directory}: step {step} was not saved (newest is {self._newest})")
         self._newest = step
-        if test_loss is not None and not math.isfinite(test_loss):
-            test_loss = None
+        test_loss = float(test_loss) if test_loss is not None and math.isfinite(test_loss) else None
         self._saving = self._thread.submit(self._write, step, host, {**record, "test_loss": test_loss})
 
     def _write(self, step: int, state: State, record: dict[str, Any]) -> None:
@@ -175,10 +174,13 @@ class Checkpoints:
             _sync(temporary)
             temporary.rename(target)
             _sync_directory(self.directory)
-            self._prune()
         except Exception as error:  # Orbax and TensorStore raise many kinds.
             shutil.rmtree(temporary, ignore_errors=True)
             raise SaveError(f"checkpoint {target} could not be saved: {_one_line(error)}") from error
+        try:
+            self._prune()
+        except OSError as error:
+            raise SaveError(f"{target} is saved, but none before it could be deleted: {_one_line(error)}") from error
 
     def _prune(self) -> None:
         """Delete all steps but the newest and the best."""
@@ -199,7 +201,7 @@ class Checkpoints:
             loss = _read_record(self.directory / str(step))["record"].get("test_loss")
         except (DamagedError, InputError):
             return None
-        return float(loss) if isinstance(loss, int | float) else None
+        return loss if isinstance(loss, float) and math.isfinite(loss) else None
 
     def read_record(self) -> dict[str, Any]:
         """The record of the newest step whose record is intact.
@@ -214,6 +216,14 @@ class Checkpoints:
             except DamagedError:
                 continue
         raise InputError(self._nothing())
+
+    def image_shape(self) -> tuple[int, int, int]:
+        """(H, W, C) of what was trained on, as `read_record` finds it. Raises `InputError` as it does, or for none."""
+        shape = self.read_record().get("image_shape")
+        if not isinstance(shape, list) or len(shape) != 3 or not all(type(n) is int and n > 0 for n in shape):
+            raise InputError(f"{self.directory}: the newest record.json names no image shape")
+        height, width, channels = shape
+        return height, width, channels
 
     def restore(self, like: S, best: bool = False) -> Saved[S] | None:
         """The newest undamaged checkpoint, or the one with the lowest test loss; None if none was ever saved.
@@ -435,8 +445,7 @@ def load_run(run_dir: Path, best: bool = False) -> TrainedRun:
     if not (run_dir / "checkpoints").is_dir():
         raise InputError(f"{run_dir} holds no checkpoint yet")
     with Checkpoints(run_dir / "checkpoints", read_only=True) as checkpoints:
-        height, width, channels = checkpoints.read_record()["image_shape"]
-        model = build_model(config, (height, width, channels))
+        model = build_model(config, checkpoints.image_shape())
         saved = checkpoints.restore(abstract_state(model, build_optimizer(config)), best)
         assert saved is not None  # Its record has just been read.
         return TrainedRun(config, model, saved.state, saved.record)

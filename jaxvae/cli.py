@@ -1,16 +1,18 @@
 """What the command lines share: parsing by dataclass, one-line errors, exit codes.
 
 Exit codes: 0 done; 2 bad input; 3 a loss is not finite; 4 a file of the run could not be written; 128 + N
-stopped by signal N (130 for Ctrl-C, 143 for SIGTERM) with the state saved.
+stopped by signal N (129 for SIGHUP, 130 for Ctrl-C, 143 for SIGTERM) with the state saved; 141 if whoever read stdout
+left before its end.
 """
 
 import contextlib
 import io
+import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TextIO, TypeVar
 
 import tyro
 
@@ -86,8 +88,79 @@ def check_writable(flag: str, path: Path) -> None:
         path.unlink()
 
 
+class _Lost(Exception):
+    """What was printed to stdout reached nobody."""
+
+
+class _Output(io.TextIOBase):
+    """stdout or stderr, which may break: its reader leaves, its disk fills up, the terminal is closed.
+
+    On stderr, nothing is the worse for it. On stdout are results: `_Lost` is raised.
+    """
+
+    def __init__(self, stream: TextIO | None, results: bool):
+        self._stream: Any = stream
+        self._results = results
+
+    def write(self, text: str) -> int:
+        self._try(lambda stream: stream.write(text))
+        return len(text)
+
+    def flush(self) -> None:
+        self._try(lambda stream: stream.flush())
+
+    def _try(self, action: Callable[[Any], object]) -> None:
+        if self._stream is None:
+            return
+        try:
+            action(self._stream)
+        except OSError as error:
+            # What is in its buffer would fail once more, at exit, and what libraries print as well.
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, self._stream.fileno())
+            os.close(null)
+            self._stream = None
+            if self._results:
+                raise _Lost(error.strerror) from error
+
+    def isatty(self) -> bool:
+        return self._stream is not None and bool(self._stream.isatty())
+
+    def fileno(self) -> int:
+        if self._stream is None:
+            raise io.UnsupportedOperation("fileno")
+        return int(self._stream.fileno())
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        return getattr(self._stream, "encoding", None) or "utf-8"
+
+
 def run(command: Callable[[], int]) -> int:
     """Run a command; what is told in one line on stderr becomes its exit code, and Ctrl-C exit code 130."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            # Takes the number, before a file of the run does and libraries print into that.
+            os.open(os.devnull, os.O_RDWR)
+    with (
+        contextlib.redirect_stdout(_Output(sys.stdout, results=True)),
+        contextlib.redirect_stderr(_Output(sys.stderr, results=False)),
+    ):
+        try:
+            try:
+                return _run(command)
+            finally:  # After --help, too, which leaves by `SystemExit`.
+                sys.stdout.flush()
+        except _Lost as error:
+            if isinstance(error.__cause__, BrokenPipeError):
+                return 128 + signal.SIGPIPE
+            print(f"error: stdout cannot be written: {error}", file=sys.stderr)
+            return EXIT_NOT_SAVED
+
+
+def _run(command: Callable[[], int]) -> int:
     try:
         return command()
     except InputError as error:

@@ -20,7 +20,7 @@ def restore(directory: Path, members: Sequence[Config], numbers: Sequence[int]) 
     with Checkpoints(directory / "checkpoints", read_only=True) as checkpoints:
         if not checkpoints.steps():
             return None
-        shape = checkpoints.read_record()["image_shape"]
+        shape = checkpoints.image_shape()
         common = common_config([members[number] for number in numbers])
         return checkpoints.restore(abstract_members(common, shape, len(numbers)))
 

@@ -75,10 +75,10 @@ def load_sweep(run_dir: Path) -> tuple[Grid, list[list[int]]]:
       InputError: it holds no sweep, or one that cannot be read.
     """
     path = run_dir / FILE
+    if not path.is_file():
+        raise InputError(f"{run_dir} holds no sweep (no {FILE})")
     try:
         text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise InputError(f"{run_dir} holds no sweep (no {FILE})") from None
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
     try:

@@ -52,12 +52,16 @@ class RunLock:
 
 def check_free(run_dir: Path) -> None:
     """Raise `InputError` if a process holds the lock of `run_dir`; the directory stays as it is."""
-    with contextlib.suppress(FileNotFoundError, PermissionError), (run_dir / NAME).open("rb") as file:
+    with contextlib.suppress(FileNotFoundError, PermissionError):
+        # Without waiting, should somebody have put a pipe there.
+        file = os.open(run_dir / NAME, os.O_RDONLY | os.O_NONBLOCK)
         try:
             # Shared: several processes of a job may look at once.
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             raise _in_use(run_dir) from None
+        finally:
+            os.close(file)
 
 
 def _in_use(run_dir: Path) -> InputError:

@@ -7,6 +7,7 @@ In a job of several processes all of them compute, and come to the same decision
 figures; process 0 alone has files and a voice.
 """
 
+import contextlib
 import os
 import signal
 import threading
@@ -217,7 +218,7 @@ def _check_finite(state: TrainState, step: int) -> None:
 
 
 class StopSignals:
-    """Notes SIGINT and SIGTERM, so that the run can save and stop; a second one ends it at once.
+    """Notes SIGINT, SIGTERM and SIGHUP, so that the run can save and stop; a second one ends it at once.
 
     Attributes:
       received: the first signal, or None.
@@ -233,7 +234,10 @@ class StopSignals:
         # Python allows handlers in the main thread only; elsewhere the caller owns the signals.
         self._old: dict[int, Any] = {}
         if threading.current_thread() is threading.main_thread():
-            self._old = {s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)}
+            numbers = [signal.SIGINT, signal.SIGTERM]
+            if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # As nohup leaves it.
+                numbers.append(signal.SIGHUP)
+            self._old = {number: signal.signal(number, self._note) for number in numbers}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -247,7 +251,8 @@ class StopSignals:
         self.received = number
         # Not by the console: the handler may have interrupted it.
         name = signal.Signals(number).name
-        os.write(2, f"{name}: saving after this call; once more to end at once\n".encode())
+        with contextlib.suppress(OSError):  # The terminal may be gone.
+            os.write(2, f"{name}: saving after this call; once more to end at once\n".encode())
 
     def agreed(self, trainer: Trainer) -> int | None:
         """The signal to stop at, the same in every process that asks as often; None: go on.
@@ -292,16 +297,14 @@ class _RunFiles:
                 stack.enter_context(RunLock(self.run_dir))
                 metrics.read_records(self.run_dir / "metrics.jsonl")
                 self.saved: Saved[TrainState] | None = self._restore()
-                with run_dirs.told(self.run_dir, InputError):
-                    run_dirs.write_whole(self.run_dir / "config.json", configs.to_json(config))
             else:
                 self.run_dir = run_dirs.make(self._requested, config.preset)
                 stack.enter_context(RunLock(self.run_dir))
                 run_dirs.check_empty(self.run_dir, RUN_FILES)
-                with run_dirs.told(self.run_dir, InputError):
-                    run_dirs.write_whole(self.run_dir / "config.json", configs.to_json(config))
-                    (self.run_dir / "images").mkdir(exist_ok=True)
                 self.saved = None
+            with run_dirs.told(self.run_dir, InputError):
+                (self.run_dir / "images").mkdir(exist_ok=True)
+                run_dirs.write_whole(self.run_dir / "config.json", configs.to_json(config))
             step = 0 if self.saved is None else self.saved.step
             self._checkpoints = stack.enter_context(
                 Checkpoints(self.run_dir / "checkpoints", config.keep_checkpoints, config.keep_best_checkpoints)
@@ -323,11 +326,12 @@ class _RunFiles:
         with Checkpoints(self.run_dir / "checkpoints") as checkpoints:
             if checkpoints.latest_step() is not None:
                 found = checkpoints.read_record()
-                if any(found.get(name) != value for name, value in self._record.items()):
-                    old = configs.load(self.run_dir / "config.json").dataset
+                if changed := [name for name, value in self._record.items() if found.get(name) != value]:
+                    old, new = configs.load(self.run_dir / "config.json").dataset, self._config.dataset
+                    differs = f"dataset: {old} -> {new}" if old != new else f"another {', '.join(changed)}"
                     raise InputError(
-                        f"--resume: {self._images.source}: not the images that {self.run_dir} was trained on "
-                        f"(dataset: {old} -> {self._config.dataset})"
+                        f"--resume: {self._images.source}: not the images that {self.run_dir} was trained on"
+                        f" ({differs})"
                     )
             return checkpoints.restore(self._like)
 

@@ -20,7 +20,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from jaxvae.errors import InputError
+from jaxvae.errors import InputError, SaveError, one_line
 from jaxvae.run_dir import told, write_whole
 
 Record = dict[str, Any]
@@ -85,7 +85,7 @@ class RunLog:
     """
 
     def __init__(self, run_dir: Path, step: int):
-        path = run_dir / "metrics.jsonl"
+        path, self._run_dir = run_dir / "metrics.jsonl", run_dir
         self.records = [r for r in read_records(path) if r["step"] <= step]
         with told(run_dir, InputError):
             write_whole(path, "".join(json_line(r) for r in self.records))
@@ -101,7 +101,14 @@ class RunLog:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._files.close()
+        """Close the files. Raises `SaveError` where that fails and no other error is on its way."""
+        try:
+            with told(self._run_dir, SaveError):
+                self._files.close()
+        except SaveError:
+            # What a failed write left in a buffer fails once more here.
+            if error is None:
+                raise
 
     def write(self, line: Record) -> None:
         """Append a `record`."""
@@ -219,7 +226,7 @@ class Console:
 
     def say(self, text: str) -> None:
         """Print a line, above the bar if there is one."""
-        self._rich.print(text, markup=False)
+        self._rich.print(one_line(text), markup=False)
 
     def _left(self, step: int) -> str:
         """The time left, if all that is still to do goes as fast as all that has been done since the start."""

@@ -1,6 +1,7 @@
 """Run directories, of single runs and of sweeps: finding, making and writing them."""
 
 import itertools
+import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -33,11 +34,29 @@ def check(run_dir: Path, resume: bool, files: Sequence[str]) -> None:
     with told(run_dir, InputError):
         if run_dir.exists() and not run_dir.is_dir():
             raise InputError(f"--run-dir {run_dir} is not a directory")
+        _check_name(run_dir)
         check_free(run_dir)
+        if resume:
+            _check_kinds(run_dir)
         if resume and not (run_dir / files[0]).is_file():
             raise InputError(f"--resume: {run_dir} holds no run (no {files[0]})")
         if not resume:
             check_empty(run_dir, files)
+
+
+def _check_name(path: Path) -> None:
+    """Raise `InputError` for a name that checkpoints could not be written under: TensorStore takes UTF-8 alone."""
+    try:
+        os.path.abspath(path).encode("utf-8")
+    except UnicodeEncodeError:
+        raise InputError(f"--run-dir {path} cannot be written: its name is not UTF-8") from None
+
+
+def _check_kinds(run_dir: Path) -> None:
+    """Raise `InputError` if anything but files and directories is there: a pipe would hang whoever opens it."""
+    for path in run_dir.rglob("*"):
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise InputError(f"{path} is neither a file nor a directory")
 
 
 def check_empty(run_dir: Path, files: Sequence[str]) -> None:
@@ -60,6 +79,7 @@ def make(run_dir: Path | None, prefix: str) -> Path:
             run_dir.mkdir(parents=True, exist_ok=True)
         return run_dir
     runs = Path("runs")
+    _check_name(runs)
     with told(runs, InputError):
         runs.mkdir(exist_ok=True)
         name = time.strftime(f"{prefix}-%Y%m%d-%H%M%S")

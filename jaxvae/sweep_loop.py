@@ -18,7 +18,7 @@ from jaxvae import data, metrics, parallel, tables
 from jaxvae import run_dir as run_dirs
 from jaxvae.checkpoint import Checkpoints
 from jaxvae.config import SWEPT, Config
-from jaxvae.errors import InputError, SaveError
+from jaxvae.errors import InputError, SaveError, one_line
 from jaxvae.grid import (
     AXES,
     DIVERGED,
@@ -331,4 +331,4 @@ def _words(member: Config) -> str:
 
 def say(text: str) -> None:
     """Tell the person watching."""
-    print(text, file=sys.stderr, flush=True)
+    print(one_line(text), file=sys.stderr, flush=True)

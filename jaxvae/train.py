@@ -43,7 +43,7 @@ def parse(argv: Sequence[str]) -> Arguments:
     if resume:
         if run_dir is None:
             raise InputError("--resume needs --run-dir: the run to go on with")
-        if not (run_dir / "config.json").exists():
+        if not (run_dir / "config.json").is_file():
             raise InputError(f"--resume: {run_dir} holds no run (no config.json)")
         base = configs.load(run_dir / "config.json")
     return cli.parse(Arguments, argv, prog=prog, description=DESCRIPTION, default=Arguments(base))

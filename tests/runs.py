@@ -150,5 +150,5 @@ def assert_same_training(losses: Any, params: Any, other_losses: Any, other_para
     Measured: losses 3e-14 and parameters 5e-13 apart at most; with the presets' own widths 6e-11 and 3e-10.
     """
     assert losses.dtype == np.float64 and len(losses) >= 200
-    np.testing.assert_allclose(losses, other_losses, rtol=1e-9)
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=0, atol=1e-8), params, other_params)
+    np.testing.assert_allclose(losses, other_losses, rtol=1e-11)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=0, atol=1e-10), params, other_params)

@@ -1,5 +1,7 @@
 import dataclasses
+import errno
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -320,13 +322,59 @@ def test_a_full_disk(tmp_path: Path) -> None:
     assert left == ["10", "30"]
 
 
+def test_what_came_before_and_cannot_be_deleted_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Checkpoints(tmp_path, keep=1) as checkpoints:
+        checkpoints.save(make_state(10), RECORD)
+        checkpoints.wait()
+
+        def refuse(path: Path) -> None:
+            raise PermissionError(errno.EACCES, "Permission denied")
+
+        monkeypatch.setattr(checkpoint.shutil, "rmtree", refuse)
+        checkpoints.save(make_state(20, seed=1), RECORD)
+        with pytest.raises(SaveError, match="20 is saved, but none before it could be deleted: Permission denied"):
+            checkpoints.wait()
+    monkeypatch.undo()
+    assert_same(restored(tmp_path).state, make_state(20, seed=1))
+
+
+def forge(path: Path, **changes: Any) -> None:
+    """Change a step's record.json, and its digest with it."""
+    content = {**json.loads((path / "record.json").read_text()), **changes}
+    del content["digest"]
+    (path / "record.json").write_text(json.dumps({**content, "digest": checkpoint._digest(content)}))
+
+
+@pytest.mark.parametrize(
+    "shape", [None, "abc", [6, 5], [-6, -5, 1], [6.0, 5, 1], [True, 5, 1], {"6": 1, "5": 1, "1": 1}]
+)
+def test_a_forged_image_shape_is_refused_in_a_line(shape: Any, tmp_path: Path) -> None:
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(make_state(10), {"image_shape": [6, 5, 1]})
+        checkpoints.wait()
+        assert checkpoints.image_shape() == (6, 5, 1)
+        forge(tmp_path / "10", record={} if shape is None else {"image_shape": shape})
+        with pytest.raises(InputError, match="names no image shape"):
+            checkpoints.image_shape()
+
+
+@pytest.mark.parametrize("loss", [10**400, -math.inf, math.nan, True, "0", -5])
+def test_a_forged_loss_is_never_best(loss: Any, tmp_path: Path) -> None:
+    with Checkpoints(tmp_path, keep=1, keep_best=1) as checkpoints:
+        checkpoints.save(make_state(10), RECORD, test_loss=0.5)
+        checkpoints.wait()
+        checkpoints.save(make_state(20), RECORD, test_loss=0.7)
+        checkpoints.wait()
+        forge(tmp_path / "20", record={**RECORD, "test_loss": loss})
+        checkpoints.save(make_state(30), RECORD, test_loss=0.6)
+        checkpoints.wait()
+    assert saved_steps(tmp_path) == [10, 30]
+
+
 def test_an_unknown_format_is_named_and_left_alone(tmp_path: Path) -> None:
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(make_state(10), RECORD)
-    path = tmp_path / "10" / "record.json"
-    content = {**json.loads(path.read_text()), "format": 2}
-    del content["digest"]
-    path.write_text(json.dumps({**content, "digest": checkpoint._digest(content)}))
+    forge(tmp_path / "10", format=2)
     with (
         Checkpoints(tmp_path) as checkpoints,
         pytest.raises(InputError, match="is of format 2; this version"),

@@ -1,7 +1,11 @@
 import dataclasses
+import io
+import os
 import pickle
+import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TextIO
 
 import pytest
 import tyro
@@ -86,6 +90,60 @@ def test_run_names_a_path_that_no_file_could_have(capsys: pytest.CaptureFixture[
 
     with pytest.raises(OSError, match="of no file"):
         cli.run(bug)
+
+
+@pytest.fixture
+def reader_gone() -> Iterator[TextIO]:
+    """A pipe that nobody reads from."""
+    read, write = os.pipe()
+    os.close(read)
+    with open(write, "w") as stream:
+        yield stream
+
+
+@pytest.fixture
+def full_disk() -> Iterator[TextIO]:
+    if not os.path.exists("/dev/full"):
+        pytest.skip("no /dev/full here")
+    with open("/dev/full", "w") as stream:
+        yield stream
+
+
+@pytest.mark.parametrize(("stream", "code"), [("reader_gone", 141), ("full_disk", 4)])
+@pytest.mark.parametrize(("words", "leaves"), [("few", False), ("few", True), ("many " * 10_000, False)])
+def test_results_that_reach_nobody_have_an_exit_code(
+    stream: str, code: int, words: str, leaves: bool, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Met while it prints, or when the buffer is written at the end; and no more when the stream is closed."""
+    monkeypatch.setattr(sys, "stdout", request.getfixturevalue(stream))
+    monkeypatch.setattr(sys, "stderr", said := io.StringIO())
+
+    def command() -> int:
+        print(words)
+        if leaves:  # As after --help.
+            raise SystemExit
+        return 0
+
+    assert cli.run(command) == code
+    lost = "error: stdout cannot be written: No space left on device\n"
+    assert said.getvalue() == ("" if code == 141 else lost)
+
+
+@pytest.mark.parametrize("stream", ["reader_gone", "full_disk", None])
+def test_a_stderr_that_breaks_stops_nothing(
+    stream: str | None, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stderr", request.getfixturevalue(stream) if stream else None)
+    done = []
+
+    def command() -> int:
+        for number in range(3):
+            print("words", file=sys.stderr, flush=True)
+            done.append(number)
+        raise InputError("it is said to nobody")
+
+    assert cli.run(command) == 2
+    assert done == [0, 1, 2]
 
 
 def test_run_turns_ctrl_c_into_exit_code_130(capsys: pytest.CaptureFixture[str]) -> None:

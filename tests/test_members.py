@@ -147,7 +147,6 @@ def test_members_are_the_same_however_they_are_shared_out(
 
 
 @pytest.mark.slow
-@pytest.mark.unoptimized
 def test_a_member_that_diverges_harms_nobody(images: NDArray[np.uint8]) -> None:
     config = dataclasses.replace(PRESETS["vae"], hidden=(8,), latent_size=2, batch_size=16, epochs=3)
     images_ = ImageData("digits", "a test", images[:64], images[64:])

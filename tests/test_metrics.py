@@ -103,10 +103,12 @@ def test_console_prints_plain_lines_when_it_is_no_terminal(monkeypatch: pytest.M
     monkeypatch.setenv("FORCE_COLOR", "1")
     with Console(epochs=3, steps=300, step=0, unit="per pixel") as console:
         console.say("[bold]brackets stay[/bold]")
+        console.say("runs/a\nb\x1b[31m")
         console.progress(line(50), 100.0)
         console.epoch(line(300), line(300), steps_per_second=1000 / 7)
     assert err.getvalue().splitlines() == [
         "[bold]brackets stay[/bold]",
+        r"runs/a b\x1b[31m",
         "epoch 1/3  step 300  train loss 42.86  test loss 42.86  (per pixel)  143 steps/s",
     ]
 

@@ -30,7 +30,7 @@ from runs import (
 from jaxvae import parallel
 from jaxvae.errors import InputError
 
-pytestmark = [pytest.mark.slow, pytest.mark.unoptimized]
+pytestmark = pytest.mark.slow
 
 STEPS_OF_A_JOB = """
 import pickle, sys
@@ -65,6 +65,7 @@ def in_two_processes(code: str, argument: str, directory: Path, devices: int = 2
     return [file.read_bytes() for file in files]
 
 
+@pytest.mark.unoptimized
 @pytest.mark.parametrize("preset", COMPARED)
 def test_200_steps_are_the_same_in_two_processes(preset: str, tmp_path: Path) -> None:
     expected = float64_steps(preset, "jit", jax.devices()[:1])
@@ -72,6 +73,7 @@ def test_200_steps_are_the_same_in_two_processes(preset: str, tmp_path: Path) ->
         assert_same_training(*pickle.loads(result), *expected)
 
 
+@pytest.mark.unoptimized
 def test_two_processes_train_like_one(tmp_path: Path) -> None:
     """The command line, in float32, for as many steps as rounding stays rounding."""
     cadence = ["--log-every", "1", "--image-every", "0", "--checkpoint-every", "0"]
@@ -119,6 +121,7 @@ for leaf in jax.tree.leaves(state):
 """
 
 
+@pytest.mark.unoptimized
 def test_a_checkpoint_of_eight_devices_starts_in_two_processes_bit_for_bit(base: list[str], tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     assert train(*base, "--epochs", "2", "--devices", "8", "--run-dir", str(run_dir)) == 0
@@ -155,6 +158,7 @@ def test_a_signal_to_one_stops_both_at_the_same_step(told: int, base: list[str],
     assert_same_run(whole, cut)
 
 
+@pytest.mark.unoptimized
 def test_a_loss_that_is_not_finite_stops_both(base: list[str], tmp_path: Path) -> None:
     codes, said = Job(["--preset", "vae", *base, "--learning-rate", "1e30", "--run-dir", str(tmp_path / "run")]).wait()
     assert codes == [3, 3], said
@@ -178,6 +182,7 @@ Path(file).write_text(str(cli.run(lambda: train.main([*args, *job]))))
 """
 
 
+@pytest.mark.unoptimized
 @pytest.mark.parametrize("at", [16, 32])
 def test_a_save_that_fails_ends_both_with_its_code(at: int, base: list[str], tmp_path: Path) -> None:
     """In the midst of a run, and at its end."""
@@ -205,6 +210,7 @@ def test_what_is_wrong_with_one_is_told_by_both(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.unoptimized
 def test_what_process_0_meets_is_told_by_both(base: list[str], tmp_path: Path) -> None:
     args = [*base, "--epochs", "1", "--run-dir", str(tmp_path / "run")]
     assert train(*args) == 0

@@ -262,7 +262,9 @@ def test_a_run_directory_that_cannot_be_written_is_told_before_anything_compiles
         assert done.stderr.startswith(f"error: --run-dir {run_dir} cannot be written: "), done.stderr
 
 
-@pytest.mark.parametrize("what", ["lock", "config.json.tmp", "metrics.jsonl.tmp", "checkpoints", "tensorboard"])
+@pytest.mark.parametrize(
+    "what", ["lock", "config.json.tmp", "metrics.jsonl.tmp", "checkpoints", "images", "tensorboard"]
+)
 def test_a_run_to_resume_that_cannot_be_written_is_told_in_a_line(
     what: str, base: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -271,12 +273,86 @@ def test_a_run_to_resume_that_cannot_be_written_is_told_in_a_line(
     before = (run / "config.json").read_bytes()
     # In the place of the file a directory, of the directory a file: not even root can write there.
     shutil.rmtree(run / what) if (run / what).is_dir() else (run / what).unlink(missing_ok=True)
-    (run / what).write_text("") if what in ("checkpoints", "tensorboard") else (run / what).mkdir()
+    (run / what).write_text("") if what in ("checkpoints", "images", "tensorboard") else (run / what).mkdir()
     capsys.readouterr()
     assert train("--resume", "--epochs", "2", "--run-dir", str(run)) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and error.count("\n") == 1, error
-    assert (run / "config.json").read_bytes() == before or what not in ("lock", "config.json.tmp")
+    assert (run / "config.json").read_bytes() == before or what not in ("lock", "config.json.tmp", "images")
+
+
+@pytest.mark.parametrize("name", [b"\xff", b"run"])
+def test_a_name_that_no_checkpoint_can_have_is_told_at_once(
+    name: bytes, base: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / os.fsdecode(name)
+    code = train(*base, "--epochs", "1", "--run-dir", str(run))
+    error = capsys.readouterr().err
+    if name == b"run":
+        assert code == 0
+    else:
+        assert code == 2 and error.endswith("its name is not UTF-8\n") and error.count("\n") == 1
+        assert not run.exists()
+
+
+@pytest.mark.parametrize("what", ["config.json", "lock", "metrics.jsonl", "timing.jsonl"])
+def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(
+    what: str, base: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    assert train(*base, "--epochs", "1", "--run-dir", str(run)) == 0
+    (run / what).unlink()
+    os.mkfifo(run / what)
+    capsys.readouterr()
+
+    def hangs(*_: object) -> None:
+        raise AssertionError("it waits for the pipe")
+
+    old = signal.signal(signal.SIGALRM, hangs)
+    signal.alarm(20)
+    try:
+        assert train("--resume", "--epochs", "2", "--run-dir", str(run)) == 2
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, old)
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and what in error and error.count("\n") == 1, error
+
+
+def test_a_run_whose_watcher_leaves_goes_on(base: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where its output goes to `head`, or to a terminal that is closed."""
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    assert train(*base, "--epochs", "3", "--run-dir", str(whole)) == 0
+    read, write = os.pipe()
+    os.close(read)
+    with monkeypatch.context() as patch, open(write, "w") as nobody:
+        patch.setattr(sys, "stderr", nobody)
+        assert train(*base, "--epochs", "3", "--run-dir", str(run)) == 0
+    assert_same_run(whole, run)
+
+
+def test_nohup_is_heeded() -> None:
+    old = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with loop.StopSignals() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert stop.received is None
+    finally:
+        signal.signal(signal.SIGHUP, old)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", ["64k", "88k"])
+def test_a_disk_that_fills_up_with_figures(size: str, base: list[str], tmp_path: Path) -> None:
+    """A log's last lines, which found no room, are not tried once more when it is closed."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    cadence = ["--checkpoint-every", "0", "--image-every", "0", "--log-every", "1", "--epochs", "300"]
+    done = with_file_system(f"size={size}", disk, train_command(*base, *cadence, "--run-dir", str(disk / "run")))
+    assert done.returncode == cli.EXIT_NOT_SAVED, done.stderr
+    error = done.stderr.splitlines()[-1]
+    assert error.startswith(f"error: --run-dir {disk / 'run'} cannot be written: ") and "space" in error.lower(), error
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.slow

@@ -30,8 +30,6 @@ from jaxvae.grid import Grid, load_sweep, programs_of, to_json
 from jaxvae.sweep import parse
 from jaxvae.tables import summary, table
 
-pytestmark = pytest.mark.unoptimized
-
 
 def sweep(*args: str) -> int:
     devices = [] if "--devices" in args or "--extract" in args else ["--devices", "2"]
@@ -108,6 +106,7 @@ def test_an_extracted_member_is_a_run(base: list[str], tmp_path: Path, capsys: p
     assert_same_run(run, one)
 
 
+@pytest.mark.unoptimized
 @pytest.mark.slow
 def test_a_sweep_goes_on_bit_for_bit(base: list[str], tmp_path: Path) -> None:
     """With more epochs, and where one program was cut short and one was not begun."""
@@ -131,6 +130,7 @@ def test_a_sweep_goes_on_bit_for_bit(base: list[str], tmp_path: Path) -> None:
         extract(whole, next(int(r["member"]) for r in rows if r["status"] != "done"), tmp_path / "x")
 
 
+@pytest.mark.unoptimized
 def test_all_members_may_diverge(base: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "sweep"
     args = [*base, "--epochs", "50", "--learning-rate", "1e20", "--seeds", "2"]
@@ -143,6 +143,7 @@ def test_all_members_may_diverge(base: list[str], tmp_path: Path, capsys: pytest
     assert sweep("--run-dir", str(out), "--extract", "best", "--to", str(tmp_path / "x")) == 2
 
 
+@pytest.mark.unoptimized
 @pytest.mark.slow
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGTERM, 143), (signal.SIGKILL, -9)])
 def test_a_sweep_that_was_stopped(sent: signal.Signals, code: int, base: list[str], tmp_path: Path) -> None:
@@ -188,6 +189,7 @@ def test_the_grid() -> None:
     assert programs_of(decays) == [[0, 2], [1, 3]]
 
 
+@pytest.mark.unoptimized
 @pytest.mark.parametrize(("flags", "message"), [
     (["--beta", "1", "x"], "--beta: x is not a number"),
     (["--beta", "1", "-1"], "--beta must be finite and not negative, not -1.0"),
@@ -218,6 +220,7 @@ def test_what_cannot_be_is_refused(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.unoptimized
 def test_directories_are_guarded(base: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "sweep"
     assert sweep(*base, "--beta", "1", "2", "--run-dir", str(out)) == 0
@@ -270,6 +273,7 @@ def test_one_device_for_each_core() -> None:
         assert int(out.stdout) == expected
 
 
+@pytest.mark.unoptimized
 def test_a_refused_resume_leaves_all_as_it_was(
     base: list[str], tmp_path: Path, images: NDArray[np.uint8], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -88,7 +88,7 @@ def test_a_finished_run_has_nothing_to_resume(
     assert (run / "metrics.jsonl").read_bytes() == before
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_saves_and_stops_and_the_run_goes_on(
     number: signal.Signals, base: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
