@@ -12,7 +12,7 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TextIO, TypeVar
+from typing import Any, TextIO, TypeVar, cast
 
 import tyro
 
@@ -92,15 +92,17 @@ class _Lost(Exception):
     """What was printed to stdout reached nobody."""
 
 
-class _Output(io.TextIOBase):
+class _Output:
     """stdout or stderr, which may break: its reader leaves, its disk fills up, the terminal is closed.
 
-    On stderr, nothing is the worse for it. On stdout are results: `_Lost` is raised.
+    On stderr, nothing is the worse for it. On stdout are results: `_Lost` is raised. Unlike a file of `io`, it
+    leaves the stream open, and alone, when it goes.
     """
 
     def __init__(self, stream: TextIO | None, results: bool):
         self._stream: Any = stream
         self._results = results
+        self.encoding: str = getattr(stream, "encoding", None) or "utf-8"
 
     def write(self, text: str) -> int:
         self._try(lambda stream: stream.write(text))
@@ -131,10 +133,6 @@ class _Output(io.TextIOBase):
             raise io.UnsupportedOperation("fileno")
         return int(self._stream.fileno())
 
-    @property
-    def encoding(self) -> str:  # type: ignore[override]
-        return getattr(self._stream, "encoding", None) or "utf-8"
-
 
 def run(command: Callable[[], int]) -> int:
     """Run a command; what is told in one line on stderr becomes its exit code, and Ctrl-C exit code 130."""
@@ -145,8 +143,8 @@ def run(command: Callable[[], int]) -> int:
             # Takes the number, before a file of the run does and libraries print into that.
             os.open(os.devnull, os.O_RDWR)
     with (
-        contextlib.redirect_stdout(_Output(sys.stdout, results=True)),
-        contextlib.redirect_stderr(_Output(sys.stderr, results=False)),
+        contextlib.redirect_stdout(cast(TextIO, _Output(sys.stdout, results=True))),
+        contextlib.redirect_stderr(cast(TextIO, _Output(sys.stderr, results=False))),
     ):
         try:
             try:
