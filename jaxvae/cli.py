@@ -135,7 +135,10 @@ class _Output:
 
 
 def run(command: Callable[[], int]) -> int:
-    """Run a command; what is told in one line on stderr becomes its exit code, and Ctrl-C exit code 130."""
+    """Run a command; what is told in one line on stderr becomes its exit code, and Ctrl-C exit code 130.
+
+    Meanwhile a stderr that breaks is silent, and results that stdout could not take have an exit code.
+    """
     for number in range(3):
         try:
             os.fstat(number)

@@ -39,6 +39,7 @@ def extract(sweep_dir: Path, member: int | str, run_dir: Path) -> int:
     Raises:
       InputError: there is no such member, it diverged or was not started, or a directory is not what it should be.
     """
+    run_dirs.check_kinds(sweep_dir)
     grid, programs = load_sweep(sweep_dir)
     members = grid.members()
     if member == "best":

@@ -37,7 +37,7 @@ def check(run_dir: Path, resume: bool, files: Sequence[str]) -> None:
         _check_name(run_dir)
         check_free(run_dir)
         if resume:
-            _check_kinds(run_dir)
+            check_kinds(run_dir)
         if resume and not (run_dir / files[0]).is_file():
             raise InputError(f"--resume: {run_dir} holds no run (no {files[0]})")
         if not resume:
@@ -52,7 +52,7 @@ def _check_name(path: Path) -> None:
         raise InputError(f"--run-dir {path} cannot be written: its name is not UTF-8") from None
 
 
-def _check_kinds(run_dir: Path) -> None:
+def check_kinds(run_dir: Path) -> None:
     """Raise `InputError` if anything but files and directories is there: a pipe would hang whoever opens it."""
     for path in run_dir.rglob("*"):
         if path.exists() and not (path.is_file() or path.is_dir()):

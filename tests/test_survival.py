@@ -331,6 +331,15 @@ def test_a_run_whose_watcher_leaves_goes_on(base: list[str], tmp_path: Path, mon
     assert_same_run(whole, run)
 
 
+def test_a_run_without_stderr_is_like_any_other(base: list[str], tmp_path: Path) -> None:
+    """Its number, 2, is free for the first file that is opened, and must not become one of the run's."""
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    assert train(*base, "--epochs", "2", "--run-dir", str(whole)) == 0
+    command = train_command(*base, "--epochs", "2", "--run-dir", str(run))
+    assert subprocess.run(["sh", "-c", 'exec "$@" 2>&-', "sh", *command], env=environment()).returncode == 0
+    assert_same_run(whole, run)
+
+
 def test_nohup_is_heeded() -> None:
     old = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:

@@ -239,6 +239,14 @@ def test_directories_are_guarded(base: list[str], tmp_path: Path, capsys: pytest
         assert sweep(*args) == 2
         error = capsys.readouterr().err
         assert message in error and error.count("\n") == 1
+    log = out / "programs" / "0" / "metrics.jsonl"
+    lines = log.read_bytes()
+    log.unlink()
+    os.mkfifo(log)
+    with pytest.raises(InputError, match=r"metrics.jsonl is neither a file nor a directory"):
+        extract(out, 1, tmp_path / "x")
+    log.unlink()
+    log.write_bytes(lines)
     content = json.loads((out / "sweep.json").read_text())
     for damage in (
         "{",
