@@ -446,6 +446,6 @@ def load_run(run_dir: Path, best: bool = False) -> TrainedRun:
         raise InputError(f"{run_dir} holds no checkpoint yet")
     with Checkpoints(run_dir / "checkpoints", read_only=True) as checkpoints:
         model = build_model(config, checkpoints.image_shape())
-        saved = checkpoints.restore(abstract_state(model, build_optimizer(config)), best)
+        saved = checkpoints.restore(abstract_state(model, build_optimizer(config, steps_per_epoch=1)), best)
         assert saved is not None  # Its record has just been read.
         return TrainedRun(config, model, saved.state, saved.record)

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TextIO, TypeVar, cast
 
+import jax
 import tyro
 
 from jaxvae.errors import InputError, SaveError, one_line
@@ -139,6 +140,8 @@ def run(command: Callable[[], int]) -> int:
 
     Meanwhile a stderr that breaks is silent, and results that stdout could not take have an exit code.
     """
+    # The command owns the process: what it computes must not depend on this setting of JAX's (see `jaxvae.keys`).
+    jax.config.update("jax_threefry_partitionable", True)
     for number in range(3):
         try:
             os.fstat(number)

@@ -5,15 +5,16 @@ of a run directory's ``config.json``.
 """
 
 import dataclasses
+import functools
 import json
 import math
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from jaxvae.errors import InputError
+from jaxvae.errors import InputError, suggestion
 
 Head = Literal["relu", "linear", "exp"]
 Likelihood = Literal["bernoulli", "gaussian", "gaussian-global", "gaussian-pixel", "logistic"]
@@ -26,9 +27,29 @@ def flag(field: str) -> str:
     return "--" + field.replace("_", "-")
 
 
+def _from_preset(kind: Any) -> Any:
+    """Let the fields of `Config` that are not given take the values of the preset that is."""
+    init = kind.__init__
+
+    @functools.wraps(init)
+    def filled(self: Any, preset: str = kind.preset, **given: Any) -> None:
+        init(self, preset, **{**_overrides(preset), **given})
+
+    kind.__init__ = filled
+    return kind
+
+
+@_from_preset
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What is trained, on what, and how."""
+    """What is trained, on what, and how.
+
+    ``Config(preset="vae")`` is that preset: a field that is not given takes the preset's value. The values beside
+    the fields are those of "notes-vae"; `OVERRIDES` says in what the others differ.
+
+    Raises:
+      InputError: a value is out of range, does not go with another, or has no effect (see `READ_WHEN`).
+    """
 
     # A docstring below a field is its help text. The command line needs it on one line.
     preset: str = "notes-vae"
@@ -156,6 +177,7 @@ class Config:
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(f"{flag(name)} must be in [0, 1), not {getattr(self, name)}")
         self._check_what_goes_together()
+        self._check_what_is_read()
         if not self.dataset:
             raise InputError("--dataset must not be empty")
 
@@ -168,46 +190,35 @@ class Config:
         if self.in_nats:
             why = "it has no finite value at a standard deviation of 0"
             needs("--head linear or exp", named, self.head != "relu", why)
-        else:
-            for name in ("likelihood", "samples", "beta", "kl_warmup_epochs", "free_bits", "kl_cycles"):
-                default = getattr(Config, name)
-                of = f"{flag(name)} {getattr(self, name)}"
-                needs("an objective in nats", of, getattr(self, name) == default, f"{named} is the notes' own")
-        if self.samples > 1:
-            why = "the others take one latent an image"
-            needs("--objective elbo, iwae or dreg", "--samples", self.objective in ("elbo", "iwae", "dreg"), why)
+        if not self.is_vae:
+            needs("--head relu or linear", named, self.head != "exp", "a code has no deviation")
+        if self.objective in ("info", "beta-tc"):
+            needs("--samples 1", named, self.samples == 1, "it takes one latent an image")
+        if self.objective == "info":
+            needs("--mmd-weight above 0", named, self.mmd_weight > 0, "without it, it is elbo")
+            needs("--batch-size 2", named, self.batch_size > 1, "it compares samples")
         if self.architecture == "two-layer":
             why = "the others look at one latent layer"
             needs("--objective elbo or iwae", "--architecture two-layer", self.objective in ("elbo", "iwae"), why)
-            needs("--free-bits 0", "--architecture two-layer", self.free_bits == 0, "its KL is an estimate")
             needs("two --hidden widths", "--architecture two-layer", len(self.hidden) == 2, "one a layer")
-        if self.objective == "info":
-            needs("--batch-size 2", "--objective info", self.batch_size > 1, "it compares samples")
-        if self.free_bits:
-            needs(
-                "--objective elbo or info", "--free-bits", self.objective in ("elbo", "info"), "its KL is per dimension"
-            )
-        if self.likelihood_std != Config.likelihood_std:
-            needs("--likelihood gaussian", "--likelihood-std", self.likelihood == "gaussian", "the others have no such")
         if self.architecture == "conv":
             needs("--hidden", "--architecture conv", len(self.hidden) > 0, "a layer's channels each")
         if self.warmup_epochs > self.epochs:
             raise InputError(f"--warmup-epochs {self.warmup_epochs:g} is more than --epochs {self.epochs}")
         if self.kl_warmup_epochs > self.epochs / self.kl_cycles:
             raise InputError(f"--kl-warmup-epochs {self.kl_warmup_epochs:g} is more than a cycle of the run has")
-        if self.mmd_weight:
-            needs("--objective info", "--mmd-weight", self.objective == "info", "the others have no such term")
-        if self.corruption:
-            needs("--objective mse", "--corruption", self.objective == "mse", "it is for autoencoders")
-        if self.inputs != "grey" and self.likelihood == "logistic":
+        if self.inputs != "grey" and self.in_nats and self.likelihood == "logistic":
             raise InputError("--likelihood logistic needs --inputs grey: it is of 256 levels")
-        if self.kl_cycles > 1:
-            needs("--kl-warmup-epochs", "--kl-cycles", self.kl_warmup_epochs > 0, "what would be repeated")
+
+    def _check_what_is_read(self) -> None:
+        for name in _unread(self):
+            value = getattr(self, name)
+            raise InputError(f"{flag(name)} {words(value)} has no effect: it needs {unmet(self, name)}")
 
     @property
     def in_nats(self) -> bool:
         """Whether figures are in nats per image, rather than in the notes' scale, per pixel."""
-        return self.objective not in ("mse", "notes-elbo")
+        return self.objective in NATS
 
     def numbers(self) -> dict[str, float]:
         """The values of `SWEPT`."""
@@ -229,56 +240,159 @@ RESUMABLE_FIELDS = frozenset(
     | {"checkpoint_every", "keep_checkpoints", "keep_best_checkpoints"}
 )
 
-# The notes' two models to the letter but for the number of epochs, and what the field means by a VAE.
-PRESETS: Mapping[str, Config] = types.MappingProxyType(
+# The objectives in nats, all of which have a likelihood and a KL term.
+NATS = ("elbo", "iwae", "dreg", "info", "beta-tc")
+SET: tuple[Any, ...] = ()  # Any value but 0 or nothing.
+
+# When a field, or one choice for a field, is read: when each of the fields named has one of the values given, and is
+# read itself. All others are always read. What is not read must be the preset's, or `Config` refuses it.
+READ_WHEN: Mapping[str | tuple[str, Any], Mapping[str, tuple[Any, ...]]] = types.MappingProxyType(
     {
-        config.preset: config
-        for config in (
-            Config(preset="notes-ae", objective="mse", latent_size=20),
-            Config(preset="notes-vae"),
-            Config(
-                preset="vae",
-                objective="elbo",
-                head="linear",
-                hidden=(512, 256),
-                latent_size=20,
-                batch_size=128,
-            ),
-            # The one-layer model of Burda, Grosse and Salakhutdinov (arXiv 1509.00519), and their protocol
-            # but for the length of training. They sum gradients over the batch, which is Adam's eps times 20.
-            Config(
-                preset="iwae",
-                objective="iwae",
-                samples=5,
-                head="exp",
-                hidden=(200, 200),
-                latent_size=50,
-                activation="tanh",
-                init="glorot",
-                inputs="dynamic",
-                batch_size=20,
-                epochs=3280,
-                schedule="stages",
-                adam_b1=0.99,
-                adam_eps=1e-4 / 20,
-                image_every=50,
-                checkpoint_every=50,
-            ),
-        )
+        "activation": {"hidden": SET},
+        ("init", "pytorch"): {"architecture": ("mlp", "two-layer")},
+        "likelihood": {"objective": NATS},
+        "likelihood_std": {"likelihood": ("gaussian",)},
+        "static_seed": {"inputs": ("static",)},
+        "corruption": {"objective": ("mse",)},
+        "samples": {"objective": NATS},
+        "beta": {"objective": NATS},
+        "kl_warmup_epochs": {"objective": NATS},
+        "kl_cycles": {"kl_warmup_epochs": SET},
+        "free_bits": {"objective": ("elbo", "info"), "architecture": ("mlp", "conv")},
+        "mmd_weight": {"objective": ("info",)},
     }
 )
 
 
+def unmet(config: Any, name: str) -> str | None:
+    """What would have to be chosen for the value of the field `name` to be read, as a flag; None: it is read."""
+    for key in (name, (name, getattr(config, name))):
+        for by, values in READ_WHEN.get(key, {}).items():
+            value = getattr(config, by)
+            if not (value in values if values else value):
+                return (
+                    f"{flag(by)} {', '.join(values[:-1])} or {values[-1]}"
+                    if values[1:]
+                    else " ".join([flag(by), *values])
+                )
+            if missing := unmet(config, by):
+                return missing
+    return None
+
+
+def _unread(config: Any) -> list[str]:
+    """The fields of `config` that are not read, and not their preset's value."""
+    overrides = _overrides(config.preset)
+    return [
+        field.name
+        for field in dataclasses.fields(Config)
+        if getattr(config, field.name) != overrides.get(field.name, field.default) and unmet(config, field.name)
+    ]
+
+
+# What each preset has other than the values beside the fields of `Config`. "notes-ae" and "notes-vae" are the notes'
+# two models to the letter but for the number of epochs; "vae" is what the field means by a VAE.
+OVERRIDES: Mapping[str, Mapping[str, Any]] = types.MappingProxyType(
+    {
+        "notes-ae": {"objective": "mse", "latent_size": 20},
+        "notes-vae": {},
+        "vae": {
+            "objective": "elbo",
+            "head": "linear",
+            "hidden": (512, 256),
+            "latent_size": 20,
+            "batch_size": 128,
+        },
+        # The one-layer model of Burda, Grosse and Salakhutdinov (arXiv 1509.00519), and their protocol
+        # but for the length of training. They sum gradients over the batch, which is Adam's eps times 20.
+        "iwae": {
+            "objective": "iwae",
+            "samples": 5,
+            "head": "exp",
+            "hidden": (200, 200),
+            "latent_size": 50,
+            "activation": "tanh",
+            "init": "glorot",
+            "inputs": "dynamic",
+            "batch_size": 20,
+            "epochs": 3280,
+            "schedule": "stages",
+            "adam_b1": 0.99,
+            "adam_eps": 1e-4 / 20,
+            "image_every": 50,
+            "checkpoint_every": 50,
+        },
+    }
+)
+
+
+def _overrides(preset: str) -> Mapping[str, Any]:
+    """The preset's entry in `OVERRIDES`. Raises `InputError` if there is none."""
+    if preset not in OVERRIDES:
+        near = suggestion(preset, OVERRIDES)
+        raise InputError(f"--preset {preset}: unknown; choose from {', '.join(OVERRIDES)}{near}")
+    return OVERRIDES[preset]
+
+
+PRESETS: Mapping[str, Config] = types.MappingProxyType({name: Config(preset=name) for name in OVERRIDES})
+
+
 def preset(name: str) -> Config:
     """The preset called `name`. Raises `InputError` if there is none."""
-    if name not in PRESETS:
-        raise InputError(f"--preset {name}: unknown; choose from {', '.join(PRESETS)}")
-    return PRESETS[name]
+    return Config(preset=name)
+
+
+def describe(config: Config, without: Collection[str] = ()) -> str:
+    """What is trained, in words: "vae", or "notes-ae, changed: objective elbo, head linear".
+
+    Left out are the seed, and what does not change what is trained: the fields that may change on resume.
+
+    Args:
+      config: of the run.
+      without: other fields to leave out.
+    """
+    base = PRESETS[config.preset]
+    names = [name for name in _changed(base, config) if name not in ("seed", *without)]
+    names.sort(key=lambda name: name != "objective")  # It says most.
+    changes = ", ".join(f"{name} {words(getattr(config, name))}" for name in names)
+    return f"{config.preset}, changed: {changes}" if changes else config.preset
+
+
+def words(value: Any) -> str:
+    """A field's value as people write it: "512,256" for a tuple, "0.001" for 1e-3."""
+    if isinstance(value, tuple):
+        return ",".join(map(str, value)) or "none"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+# --- config.json --------------------------------------------------------------------------------------------
+
+FORMAT = 2  # Of config.json. Files before there were formats are of format 1.
+
+# What a file of an older format means by a field that it lacks, where that is not its preset's value today: by the
+# last format that meant it, then by preset (None: any). Whoever adds a field, or changes a value of a preset, raises
+# `FORMAT` and writes down here what was before.
+FORMERLY: Mapping[int, Mapping[str | None, Mapping[str, Any]]] = types.MappingProxyType(
+    {
+        1: {
+            None: {"validation": 0.0, "validation_seed": 0, "dequantize": False, "matmul_precision": "default"},
+        },
+    }
+)
+
+# Fields that there are no more, by the last format that had them: the values without which a file means the same.
+DROPPED: Mapping[int, Mapping[str, Callable[[Any], bool]]] = types.MappingProxyType(
+    {
+        # How calls were cut. It changed the number of steps an epoch where they did not divide into equal calls: that
+        # number is in the record of every checkpoint, and a run that had another is not resumed.
+        1: {"steps_per_call": lambda value: type(value) is int and value >= 1},
+    }
+)
 
 
 def to_json(config: Config) -> str:
     """`config` as JSON text, a field a line, that `from_json` takes back to an equal `Config`."""
-    return json.dumps(dataclasses.asdict(config), indent=2) + "\n"
+    return json.dumps({"format": FORMAT, **dataclasses.asdict(config)}, indent=2) + "\n"
 
 
 def from_field(name: str, value: Any, origin: str) -> Any:
@@ -306,20 +420,20 @@ def annotation_words(annotation: Any) -> str:
         return "one of " + ", ".join(typing.get_args(annotation))
     if typing.get_origin(annotation) is tuple:
         return "a list of whole numbers"
-    words = {int: "a whole number", float: "a number", str: "a text"}
-    return words.get(annotation, "a text or null")
+    names = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
+    return names.get(annotation, "a text or null")
 
 
 def from_json(text: str, origin: str = "config.json") -> Config:
-    """The `Config` that `to_json` wrote.
+    """The `Config` that `to_json` wrote, now or in an older version.
 
     Args:
-      text: a JSON object. A field it lacks takes its preset's value, so that a file of an older
-        version still loads.
+      text: a JSON object. Of an older format, a field that it lacks takes the value that the version which wrote it
+        had (`FORMERLY`), one that there is no more is left out (`DROPPED`), and so is one that nothing read.
       origin: the file's name, for messages.
 
     Raises:
-      InputError: not a JSON object, an unknown field, a value of the wrong type or out of range.
+      InputError: not a JSON object, a newer format, an unknown field, a value of the wrong type or out of range.
     """
     try:
         values = json.loads(text)
@@ -327,14 +441,43 @@ def from_json(text: str, origin: str = "config.json") -> Config:
         raise InputError(f"{origin} is not JSON: {error}") from None
     if not isinstance(values, dict):
         raise InputError(f"{origin} must hold a JSON object")
+    written = values.pop("format", 1)
+    if type(written) is not int or written < 1:
+        raise InputError(f"{origin}: format must be a whole number of at least 1, not {json.dumps(written)}")
+    if written > FORMAT:
+        raise InputError(f"{origin} is of format {written}; this version of jaxvae reads formats up to {FORMAT}")
     hints = typing.get_type_hints(Config)
-    if unknown := sorted(values.keys() - hints.keys()):
-        raise InputError(f"{origin} has a field this version does not know: {', '.join(unknown)}")
-    checked = {name: from_field(name, value, origin) for name, value in values.items()}
+    for name in values.keys() - hints.keys():
+        harmless = [fields[name] for last, fields in DROPPED.items() if written <= last and name in fields]
+        if not harmless:
+            raise InputError(f"{origin} has a field this version does not know: {name}{suggestion(name, hints)}")
+        if not harmless[0](values[name]):
+            raise InputError(f"{origin}: {name} must not be {json.dumps(values[name])}")
+    given = {name: from_field(name, value, origin) for name, value in values.items() if name in hints}
     try:
-        return dataclasses.replace(preset(checked.get("preset", Config.preset)), **checked)
+        return Config(**(given if written == FORMAT else _from_older(given, written)))
     except InputError as error:
         raise InputError(f"{origin}: {error}") from None
+
+
+def _from_older(given: Mapping[str, Any], written: int) -> dict[str, Any]:
+    """The values of every field that a file of the older format `written` means. Raises `InputError`."""
+    preset = given.get("preset", Config.preset)
+    values = {field.name: field.default for field in dataclasses.fields(Config)} | dict(_overrides(preset))
+    for last in sorted(FORMERLY, reverse=True):
+        if written <= last:
+            former = {**FORMERLY[last].get(None, {}), **FORMERLY[last].get(preset, {})}
+            values |= {name: value for name, value in former.items() if name in values}
+    values |= given
+    if written == 1:
+        # Taken for what they are called now: an autoencoder took "exp" for "linear", and info without a weight is elbo.
+        if values["objective"] == "mse" and values["head"] == "exp":
+            values["head"] = "linear"
+        if values["objective"] == "info" and not values["mmd_weight"]:
+            values["objective"] = "elbo"
+    for name in _unread(types.SimpleNamespace(**values)):
+        del values[name]
+    return values
 
 
 def load(path: Path) -> Config:
@@ -346,13 +489,18 @@ def load(path: Path) -> Config:
 
 
 def differences(old: Config, new: Config) -> list[str]:
-    """The fields, other than `RESUMABLE_FIELDS`, in which two configurations differ: "field: old -> new".
+    """In what two configurations differ that may not change on resume: "field: old -> new" each."""
+    return [f"{name}: {getattr(old, name)} -> {getattr(new, name)}" for name in _changed(old, new)]
 
-    The number of epochs counts too where the run depends on its length from the start.
+
+def _changed(old: Config, new: Config) -> list[str]:
+    """The fields, other than `RESUMABLE_FIELDS`, in which two configurations differ.
+
+    The number of epochs counts too where what is trained depends on its length from the start.
     """
-    by_length = old.schedule != "constant" or old.kl_cycles > 1
+    by_length = any(config.schedule != "constant" or config.kl_cycles > 1 for config in (old, new))
     return [
-        f"{field.name}: {getattr(old, field.name)} -> {getattr(new, field.name)}"
+        field.name
         for field in dataclasses.fields(Config)
         if (field.name not in RESUMABLE_FIELDS or (field.name == "epochs" and by_length))
         and getattr(old, field.name) != getattr(new, field.name)

@@ -313,7 +313,8 @@ class _RunFiles:
             total = config.epochs * plan.steps_per_epoch
             self._console = stack.enter_context(metrics.Console(config.epochs, total, step, self._unit))
             self._stack = stack.pop_all()
-        self.say(f"{config.preset} on {self._images.name} ({self._images.source}): {len(self._images.train):,} images")
+        what = configs.describe(config)
+        self.say(f"{what} on {self._images.name} ({self._images.source}): {len(self._images.train):,} images")
         self.say(f"{self._hardware}, {plan.steps_per_epoch:,} steps an epoch -> {self.run_dir}")
         if self._resume:
             self.say(f"going on from step {step:,}" if self.saved else "no checkpoint was saved: starting anew")

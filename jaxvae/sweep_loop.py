@@ -87,7 +87,8 @@ def sweep(
             stack.enter_context(RunLock(run_dir))
             run_dirs.check_empty(run_dir, SWEEP_FILES)
             programs = []
-        say(f"{len(members)} members of {grid.config.preset} on {images.name} ({images.source}) -> {run_dir}")
+        what = configs.describe(grid.config, without=grid.axes)
+        say(f"{len(members)} members of {what} on {images.name} ({images.source}) -> {run_dir}")
         if not programs:
             for numbers in programs_of(members):
                 most = members_per_program or _room_for(members[numbers[0]], len(numbers), images, chosen)

@@ -238,7 +238,9 @@ def import_run(
     except InputError as error:
         named = str(error).startswith(str(weights))
         raise error if named else InputError(f"{weights}: {error}") from None
-    state = TrainState(jax.numpy.zeros((), jax.numpy.int32), params, build_optimizer(config).init(params))
+    state = TrainState(
+        jax.numpy.zeros((), jax.numpy.int32), params, build_optimizer(config, steps_per_epoch=1).init(params)
+    )
     try:
         run_dir.mkdir(parents=True)
     except OSError as error:

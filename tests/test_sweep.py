@@ -205,7 +205,7 @@ def test_the_grid() -> None:
     (["--devices", "some"], "--devices must be a number of at least 1, or all, not some"),
     (["--members-per-program", "0"], "--members-per-program must be at least 1"),
     (["--colour", "3"], "--colour"),
-    (["--preset", "notes-vae", "--beta", "1", "2"], "needs an objective in nats"),
+    (["--preset", "notes-vae", "--beta", "1", "2"], "--beta 2 "),
     (["--resume"], "holds no sweep (no sweep.json)"),
     (["--to", "there"], "--to goes with --extract"),
     (["--extract", "0"], "--extract needs --run-dir, the sweep, and --to"),
