@@ -71,7 +71,7 @@ def say_on_stderr(warning: str) -> None:
 class Checkpoints:
     """The checkpoints of one run. A context manager: leaving it waits for the save under way.
 
-    A background thread writes. What goes wrong there is raised by the next `save`, `wait`, or on
+    A background thread writes. What goes wrong there is raised by the next `check`, `save`, `wait`, or on
     leaving. One process of a job saves and restores; the others need not have the directory.
 
     Args:
@@ -129,6 +129,11 @@ class Checkpoints:
     def latest_step(self) -> int | None:
         """The newest step saved or being saved, or None."""
         return self._newest
+
+    def check(self) -> None:
+        """Raise `SaveError` if the save under way has failed by now. Waits for nothing."""
+        if self._saving is not None and self._saving.done():
+            self.wait()
 
     def wait(self) -> None:
         """Wait for the save under way. Raises `SaveError` if it failed."""

@@ -9,10 +9,10 @@ def one_line(text: str) -> str:
     return "".join(c if c.isprintable() else " " if c.isspace() else repr(c)[1:-1] for c in text)
 
 
-def suggestion(word: str, known: Iterable[str]) -> str:
-    """ "; did you mean epochs?" for the known word nearest to `word`, or nothing where none is near."""
+def suggestion(word: str, known: Iterable[str], prefix: str = "") -> str:
+    """A question that ends a message: whether the known word nearest to `word` was meant. Empty where none is near."""
     near = difflib.get_close_matches(word, known, n=1)
-    return f"; did you mean {near[0]}?" if near else ""
+    return f"; did you mean {prefix}{near[0]}?" if near else ""
 
 
 class InputError(ValueError):

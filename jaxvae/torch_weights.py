@@ -282,6 +282,7 @@ class Import:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code (see `jaxvae.cli`)."""
     args = list(sys.argv[1:] if argv is None else argv)
+    cli.answer_version(args)
     prog, commands = "python -m jaxvae.torch_weights", {"export": Export, "import": Import}
     if not args or args[0] not in commands:
         usage = f"{prog} {{{','.join(commands)}}} ... (each with --help)"

@@ -64,6 +64,12 @@ def _peek(argv: Sequence[str]) -> tuple[str | None, Path | None, bool]:
     return known.preset, known.run_dir, known.resume
 
 
+def advice(config: Config) -> str:
+    """What to try where a run diverged."""
+    clip = f"a lower --clip-norm than {config.clip_norm:g}" if config.clip_norm else "--clip-norm 1"
+    return f"try a lower --learning-rate than {config.learning_rate:g}, or {clip}"
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code (see `jaxvae.cli`)."""
     arguments = parse(sys.argv[1:] if argv is None else argv)
@@ -72,7 +78,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         stopped_by = loop.train(arguments.config, arguments.run_dir, arguments.resume, devices)
     except loop.Diverged as error:
-        print(f"error: {'; '.join([str(error), *getattr(error, '__notes__', [])])}", file=sys.stderr)
+        said = [str(error), *getattr(error, "__notes__", []), advice(arguments.config)]
+        print(f"error: {'; '.join(said)}", file=sys.stderr)
         return cli.EXIT_DIVERGED
     return cli.EXIT_OK if stopped_by is None else 128 + stopped_by
 

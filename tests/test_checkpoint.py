@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import threading
+from concurrent import futures
 from pathlib import Path
 from typing import Any
 
@@ -252,7 +253,7 @@ def test_what_a_killed_save_left_is_ignored_then_cleaned(tmp_path: Path) -> None
     assert saved_steps(tmp_path) == [10, 20]
 
 
-@pytest.mark.parametrize("where", ["the next save", "wait", "leaving"])
+@pytest.mark.parametrize("where", ["the next check", "the next save", "wait", "leaving"])
 def test_a_save_that_fails_in_the_background_is_told(
     where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -270,6 +271,11 @@ def test_a_save_that_fails_in_the_background_is_told(
             checkpoints.save(make_state(30), RECORD)
         elif where == "wait":
             checkpoints.wait()
+        elif where == "the next check":
+            assert checkpoints._saving is not None
+            futures.wait([checkpoints._saving])
+            checkpoints.check()
+            pytest.fail("the check found nothing")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["10"]
     assert restored(tmp_path).step == 10
 
@@ -287,6 +293,7 @@ def test_saving_does_not_wait_for_the_disk(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(checkpoint, "_sync", lambda _: disk.wait())
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(make_state(10), RECORD)
+        checkpoints.check()
         assert saved_steps(tmp_path) == []
         disk.set()
         checkpoints.wait()

@@ -391,3 +391,30 @@ def test_what_the_rule_calls_unread_changes_nothing_that_is_trained() -> None:
 def test_what_the_rule_calls_read_changes_what_is_trained(name: str) -> None:
     reading = [one for one in combinations() if not config.unmet(one, name)]
     assert any(traced(one) != traced(unchecked(one, **{name: another(one, name)})) for one in reading)
+
+
+# --- What has to be given besides ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("build", "changes", "missing"),
+    [
+        (build_objective, {"kl_warmup_epochs": 2.0}, "steps_per_epoch"),
+        (build_objective, {"kl_warmup_epochs": 2.0, "kl_cycles": 3}, "steps_per_epoch"),
+        (build_objective, {"objective": "beta-tc"}, "num_images"),
+        (build_optimizer, {"schedule": "cosine"}, "steps_per_epoch"),
+        (build_optimizer, {"schedule": "stages"}, "steps_per_epoch"),
+        (build_optimizer, {"warmup_epochs": 2.0}, "steps_per_epoch"),
+    ],
+)
+def test_what_a_configuration_counts_in_has_to_be_given(build: Any, changes: dict[str, Any], missing: str) -> None:
+    counting = Config(preset="vae", **changes)
+    with pytest.raises(TypeError, match=missing):
+        build(counting)
+    build(counting, **{missing: 100})
+
+
+@pytest.mark.parametrize("name", ["notes-ae", "notes-vae", "vae"])
+def test_nothing_else_has_to_be_given(name: str) -> None:
+    build_objective(PRESETS[name])
+    build_optimizer(PRESETS[name])

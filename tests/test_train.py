@@ -77,6 +77,15 @@ def test_the_environments_random_generator_changes_nothing(
     assert_same_run(tmp_path / "a", tmp_path / "b")
 
 
+def test_a_changed_preset_is_announced_as_one(
+    base: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args = ["--preset", "notes-ae", *base, "--objective", "elbo", "--head", "linear", "--epochs", "1"]
+    assert train(*args, "--run-dir", str(tmp_path / "run")) == 0
+    changed = "notes-ae, changed: objective elbo, hidden 16,8, latent_size 4, head linear, batch_size 8"
+    assert capsys.readouterr().err.startswith(f"{changed} on ")
+
+
 def test_another_seed_is_another_run(base: list[str], tmp_path: Path) -> None:
     for seed in ("0", "1"):
         assert train(*base, "--epochs", "1", "--seed", seed, "--run-dir", str(tmp_path / seed)) == 0
@@ -136,7 +145,9 @@ def test_a_loss_that_is_not_finite_stops_the_run(
 ) -> None:
     run = tmp_path / "run"
     assert train("--preset", "vae", *base, "--learning-rate", "1e30", "--run-dir", str(run)) == 3
-    assert "error: the loss is" in capsys.readouterr().err
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: the loss is")
+    assert "--learning-rate than 1e+30" in error and "--clip-norm" in error
     assert all(np.isfinite(line["loss"]) for line in metrics.read_records(run / "metrics.jsonl"))
 
 
@@ -213,11 +224,18 @@ class TestBadInput:
     @pytest.mark.parametrize(
         ("args", "words"),
         [
-            (["--preset", "nope"], "--preset nope: unknown; choose from notes-ae, notes-vae, vae, iwae"),
+            (["--preset", "nope"], "--preset nope: "),
             (["--preset"], "--preset"),
             (["--epochs", "many"], "--epochs"),
             (["--epochs", "0"], "--epochs must be at least 1, not 0"),
-            (["--epoch", "3"], "--epoch"),
+            (["--epoch", "3"], "--epochs?"),
+            (["--lr", "1"], "--learning-rate?"),
+            (["--batchsize", "3"], "--batch-size?"),
+            (["--preset", "vea"], "did you mean vae?"),
+            (["--head", "lineer"], "did you mean linear?"),
+            (["--dataset", "minst"], "did you mean mnist?"),
+            (["--preset", "notes-ae", "--head", "exp"], "--head relu or linear"),
+            (["--static-seed", "3"], "--static-seed 3 "),
             (["--batch-size", "65"], "--batch-size 65 is larger than the 64 training images"),
             (["--dataset", "no-such-file.npz"], "no-such-file.npz"),
             (["--data-dir", "/nowhere"], "--data-dir"),
@@ -231,7 +249,7 @@ class TestBadInput:
             (["--run-dir", "r" * 300], "cannot be written: File name too long"),
             (["--inputs", "static", "--preset", "vae", "--static-seed", "-1"], "--static-seed must not be negative"),
             (["--architecture", "conv", "--hidden"], "--architecture conv needs --hidden"),
-            (["--preset", "vae", "--objective", "info", "--batch-size", "1"], "--objective info needs --batch-size 2"),
+            (["--preset", "vae", "--objective", "info"], "error: --objective info needs --mmd-weight"),
             (["--preset", "iwae", "--free-bits", "1"], "--free-bits 1 "),
             (["--preset", "vae", "--likelihood-std", "1"], "--likelihood-std 1 "),
             (["--epochs", "2", "--warmup-epochs", "3"], "--warmup-epochs 3 is more than --epochs 2"),
