@@ -53,11 +53,11 @@ class Config:
 
     # A docstring below a field is its help text. The command line needs it on one line.
     preset: str = "notes-vae"
-    """notes-ae, notes-vae: the notes' models to the letter; vae: what the field means by one; iwae: Burda et al.'s."""
+    """notes-ae, notes-vae: the notes' models to the letter; vae: a VAE as it is usual today; iwae: Burda et al.'s."""
 
     # Data.
     dataset: str = "auto"
-    """mnist (auto: else digits), fashion_mnist, kmnist, digits, a .npy/.npz file, a folder of images."""
+    """auto (mnist, or digits if offline), mnist, fashion_mnist, kmnist, digits, a .npy/.npz file, image folders."""
     data_dir: str | None = None
     """Directory of IDX files (.gz or not). Without it they are downloaded once, checksums verified."""
 
@@ -71,13 +71,13 @@ class Config:
     architecture: Literal["mlp", "conv", "two-layer"] = "mlp"
     """mlp: dense; conv: stride-2 convolutions, any image size; two-layer: two stochastic layers of dense ones."""
     activation: Activation = "relu"
-    """Between layers."""
+    """Activation function between layers."""
     init: Literal["pytorch", "glorot"] = "pytorch"
     """Initial weights of dense layers: as PyTorch's; or Glorot's, and the pixels' bias at the logit of their mean."""
     objective: Literal["mse", "notes-elbo", "elbo", "iwae", "dreg", "info", "beta-tc"] = "notes-elbo"
     """mse (autoencoder), notes-elbo (VAE): the notes', per pixel; the others in nats/image."""
     likelihood: Likelihood = "bernoulli"
-    """Of a pixel, for the objectives in nats/image."""
+    """Distribution of a pixel, for the objectives in nats/image."""
     likelihood_std: float = 0.1
     """Standard deviation of the likelihood gaussian, in units of intensity (0 to 1)."""
     inputs: Literal["grey", "dynamic", "static"] = "grey"
@@ -97,7 +97,7 @@ class Config:
     kl_warmup_epochs: float = 0.0
     """Epochs over which the KL term's weight grows from 0 to --beta."""
     kl_cycles: int = 1
-    """How often that happens, evenly over the run: cyclical annealing."""
+    """Warm-ups of the KL term's weight, evenly over the run: cyclical annealing."""
     free_bits: float = 0.0
     """Nats a latent dimension may cost an image before its KL counts."""
     mmd_weight: float = 0.0
@@ -109,11 +109,11 @@ class Config:
     schedule: Literal["constant", "cosine", "stages"] = "constant"
     """cosine: down to 0 at the end; stages: eight, of 3^i parts of the run each, at 10^(-i/7) of the rate."""
     warmup_epochs: float = 0.0
-    """Epochs over which the rate grows from 0."""
+    """Epochs over which the learning rate grows from 0."""
     weight_decay: float = 0.0
-    """Decoupled (AdamW), times the learning rate."""
+    """Decoupled weight decay (AdamW): a step shrinks weights by this times the learning rate."""
     clip_norm: float = 0.0
-    """Greatest norm of a gradient; 0: any."""
+    """Scale gradients of a greater norm down to this one; 0: never."""
     adam_b1: float = 0.9
     """Adam's decay of the first moment."""
     adam_b2: float = 0.999
@@ -121,7 +121,7 @@ class Config:
     adam_eps: float = 1e-8
     """Added to the root of Adam's second moment."""
     batch_size: int = 32
-    """Images a step. Of an epoch's shuffled images, those that do not fill a batch sit it out."""
+    """Images a step. The last, incomplete batch of an epoch is dropped."""
     epochs: int = 20
     """Passes over the training images; the notes train for 1000."""
     seed: int = 0
@@ -191,7 +191,7 @@ class Config:
             why = "it has no finite value at a standard deviation of 0"
             needs("--head linear or exp", named, self.head != "relu", why)
         if not self.is_vae:
-            needs("--head relu or linear", named, self.head != "exp", "a code has no deviation")
+            needs("--head relu or linear", named, self.head in ("relu", "linear"), "a code has no deviation")
         if self.objective in ("info", "beta-tc"):
             needs("--samples 1", named, self.samples == 1, "it takes one latent an image")
         if self.objective == "info":

@@ -12,8 +12,8 @@ from jaxvae.errors import InputError
 
 DESCRIPTION = """Train an autoencoder or a variational autoencoder on images.
 
-With no flag at all: the notes' VAE on MNIST. --preset sets all other defaults; the defaults shown are
-those of the preset named on this line."""
+Without any flag, it trains the notes' VAE on MNIST. --preset sets the defaults of the other flags: name one on this
+line to see its defaults."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Arguments:
     run_dir: Path | None = None
     """Directory of the run, created if need be. Default: a new one, runs/PRESET-DATE-TIME."""
     resume: bool = False
-    """Go on from the newest checkpoint in --run-dir, with the configuration that is there."""
+    """Go on with the run in --run-dir, from its newest checkpoint and with its configuration."""
     devices: str = "all"
     """How many devices of each process share each batch: a number, or all."""
     coordinator: str | None = None
