@@ -39,6 +39,10 @@ class Config:
     """mnist (auto: else digits), fashion_mnist, kmnist, digits, a .npy/.npz file, a folder of images."""
     data_dir: str | None = None
     """Directory of IDX files (.gz or not). Without it they are downloaded once, checksums verified."""
+    validation: float = 0.0
+    """Training images to hold out, to choose the best checkpoint by: a fraction below 1, or a number; 0: none."""
+    validation_seed: int = 0
+    """Draws which training images are held out."""
 
     # Model.
     hidden: tuple[int, ...] = (256, 64)
@@ -123,7 +127,8 @@ class Config:
     def __post_init__(self) -> None:
         """Raise `InputError` for a value out of range; types are for `from_json` and the command line."""
         positive = ("latent_size", "batch_size", "epochs", "steps_per_call", "keep_checkpoints", "samples", "kl_cycles")
-        not_negative = ("log_every", "image_every", "checkpoint_every", "keep_best_checkpoints", "seed", "static_seed")
+        cadence = ("log_every", "image_every", "checkpoint_every", "keep_best_checkpoints")
+        not_negative = (*cadence, "seed", "static_seed", "validation_seed")
         for name in positive:
             if getattr(self, name) < 1:
                 raise InputError(f"{flag(name)} must be at least 1, not {getattr(self, name)}")
@@ -155,6 +160,10 @@ class Config:
         for name in ("adam_b1", "adam_b2", "corruption"):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(f"{flag(name)} must be in [0, 1), not {getattr(self, name)}")
+        if not (math.isfinite(self.validation) and self.validation >= 0):
+            raise InputError(f"{flag('validation')} must be finite and not negative, not {self.validation}")
+        if self.validation > 1 and self.validation % 1:
+            raise InputError(f"{flag('validation')} must be below 1 or a whole number, not {self.validation}")
         self._check_what_goes_together()
         if not self.dataset:
             raise InputError("--dataset must not be empty")
@@ -238,6 +247,7 @@ PRESETS: Mapping[str, Config] = types.MappingProxyType(
             Config(preset="notes-vae"),
             Config(
                 preset="vae",
+                validation=1 / 12,  # 5,000 of MNIST's 60,000
                 objective="elbo",
                 head="linear",
                 hidden=(512, 256),
@@ -248,6 +258,7 @@ PRESETS: Mapping[str, Config] = types.MappingProxyType(
             # but for the length of training. They sum gradients over the batch, which is Adam's eps times 20.
             Config(
                 preset="iwae",
+                validation=1 / 12,
                 objective="iwae",
                 samples=5,
                 head="exp",

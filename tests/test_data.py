@@ -1,9 +1,12 @@
 """`jaxvae.data`: every format against bytes written by other means than the code under test."""
 
+import dataclasses
 import gzip
 import io
+import math
 import os
 import pickle
+import re
 import struct
 import tracemalloc
 import zipfile
@@ -18,6 +21,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from jaxvae import data
+from jaxvae.config import PRESETS, Config
 from jaxvae.errors import InputError
 
 TRAIN, TEST = "train-images-idx3-ubyte", "t10k-images-idx3-ubyte"
@@ -542,6 +546,83 @@ def test_fuzz_npz_mutated(edit: st.DataObject, tmp_path: Path) -> None:
     path = tmp_path / "x.npz"
     path.write_bytes(mutated(stored(npy(header("(10, 5, 4)"), noise(200).tobytes())), edit))
     loads_or_refuses(str(path))
+
+
+# --- Validation images --------------------------------------------------------------------------------------
+
+
+def numbered(count: int) -> data.ImageData:
+    """`count` training images, each of which holds its own number, and 3 test images."""
+    train = np.arange(count, dtype=np.uint8)[:, None, None, None]
+    return data.ImageData("numbered", "a test", train, np.full((3, 1, 1, 1), 255, np.uint8))
+
+
+@pytest.mark.parametrize(("amount", "count"), [(1 / 12, 8), (0.25, 25), (1, 1), (40, 40), (99, 99), (0.994, 99)])
+def test_validation_images_are_training_images(amount: float, count: int) -> None:
+    images = numbered(100)
+    split = data.with_validation(images, amount, seed=3)
+    train, held_out = split.train.ravel().tolist(), split.validation.ravel().tolist()
+    assert len(held_out) == count
+    assert sorted(train + held_out) == list(range(100))
+    assert train == sorted(train) and held_out == sorted(held_out)
+    assert split.train.shape[1:] == split.validation.shape[1:] == (1, 1, 1)
+    assert split.test is images.test
+
+
+def test_mnist_keeps_a_usual_split() -> None:
+    train = np.zeros((60_000, 1, 1, 1), np.uint8)
+    images = data.ImageData("mnist", "a test", train, train[:1])
+    for preset, count in (("notes-ae", 0), ("notes-vae", 0), ("vae", 5000), ("iwae", 5000)):
+        split = data.prepared(images, PRESETS[preset])
+        assert (len(split.validation), len(split.train)) == (count, 60_000 - count)
+
+
+def test_which_images_are_held_out_depends_on_the_seed_and_their_number() -> None:
+    def held_out(images: data.ImageData, amount: float, seed: int) -> set[int]:
+        split = data.with_validation(images, amount, seed)
+        train = split.train.ravel().tolist()
+        return {place for place, number in enumerate(images.train.ravel().tolist()) if number not in train}
+
+    images = numbered(100)
+    backwards = dataclasses.replace(images, train=images.train[::-1].copy())
+    assert held_out(images, 10, 0) == held_out(images, 0.1, 0) == held_out(backwards, 10, 0)
+    assert held_out(images, 10, 0) != held_out(images, 10, 1)
+    assert held_out(images, 10, 0) < held_out(images, 20, 0)
+
+
+def test_no_validation_leaves_the_images_as_they_are() -> None:
+    images = numbered(5)
+    assert images.validation.shape == (0, 1, 1, 1)
+    assert data.with_validation(images, 0, seed=1) is images
+
+
+@pytest.mark.parametrize(("amount", "count"), [(100, 100), (5e9, 100), (0.996, 100), (1, 1), (0.004, 100)])
+def test_validation_that_cannot_be(amount: float, count: int) -> None:
+    with pytest.raises(InputError, match=f"--validation {re.escape(f'{amount:g}')} .*{count} ") as caught:
+        data.with_validation(numbered(count), amount, seed=0)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("amount", [-1, -0.1, math.nan, math.inf, 1.5])
+def test_validation_amounts_that_mean_nothing(amount: float) -> None:
+    with pytest.raises(InputError, match="--validation "):
+        Config(validation=amount)
+    with pytest.raises(InputError, match="--validation-seed "):
+        Config(validation_seed=-1)
+
+
+def test_static_pixels_do_not_depend_on_the_split() -> None:
+    images = data.ImageData("grey", "a test", noise(40, 5, 4, 1), noise(10, 5, 4, 1, seed=1))
+    config = Config(inputs="static", static_seed=2)
+    whole = data.prepared(images, config)
+    for validation, seed in ((0.1, 0), (0.1, 1), (20, 0)):
+        part = data.prepared(images, dataclasses.replace(config, validation=validation, validation_seed=seed))
+        expected = data.with_validation(whole, validation, seed)
+        np.testing.assert_array_equal(part.train, expected.train)
+        np.testing.assert_array_equal(part.validation, expected.validation)
+        np.testing.assert_array_equal(part.test, whole.test)
+    with pytest.raises(ValueError, match="before"):
+        data.binarized(data.with_validation(images, 0.1, 0), 2)
 
 
 # --- Folders of pictures ------------------------------------------------------------------------------------
