@@ -25,7 +25,9 @@ from jaxvae.run_dir import told, write_whole
 
 Record = dict[str, Any]
 
-TERMS = ("loss", "recon", "kl", "tc", "mmd")  # In the order people read them; an objective may lack some.
+# Lower bounds on log p(x), of which higher is better; the names are those of `jaxvae.variational.bound_name`.
+BOUNDS = tuple(f"{kind}{bound}" for bound in ("elbo", "iwae_bound") for kind in ("", "density_", "unnormalised_"))
+TERMS = ("loss", "recon", "kl", *BOUNDS, "tc", "mmd")  # In the order people read them; an objective may lack some.
 
 
 def record(step: int, epoch: int, split: str, unit: str, values: Mapping[str, NDArray[np.floating[Any]]]) -> Record:

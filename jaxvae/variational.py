@@ -6,7 +6,7 @@ name in `Config.objective`.
 
 import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,50 @@ from jaxvae.objectives import OBJECTIVES, Context, Objective
 
 Array = jax.Array
 Terms = dict[str, Array]
+Measure = Literal["probability", "density", "unnormalised"]
+
+_BOUND_PREFIXES: Mapping[Measure, str] = {"probability": "", "density": "density_", "unnormalised": "unnormalised_"}
+_LIKELIHOOD_NAMES: Mapping[Measure, str] = {
+    "probability": "log_likelihood",
+    "density": "log_density",
+    "unnormalised": "unnormalised_log_likelihood",
+}
+
+
+def measure(config: Config) -> Measure:
+    """What p(x | z) is to the pixels as they are; numbers of different measures cannot be compared.
+
+    - "probability": of discrete pixels; at most 1, so its logarithm is at most 0.
+    - "density": of a Gaussian at discrete values. It grows without bound as the standard deviation shrinks
+      (Theis, van den Oord and Bethge, arXiv 1511.01844, section 3.1).
+    - "unnormalised": of a Bernoulli at grey values, where nothing sums or integrates to 1
+      (Loaiza-Ganem and Cunningham, "The continuous Bernoulli", arXiv 1907.06845).
+    """
+    if config.likelihood == "bernoulli":
+        return "unnormalised" if config.inputs == "grey" else "probability"
+    return "probability" if config.likelihood == "logistic" else "density"
+
+
+def bound_name(config: Config) -> str:
+    """The name of an objective's lower bound on `likelihood_name`, of an objective in nats.
+
+    "elbo"; "iwae_bound" of the objectives iwae and dreg; with the measure before it where that is no probability.
+    """
+    bound = "iwae_bound" if config.objective in ("iwae", "dreg") else "elbo"
+    return _BOUND_PREFIXES[measure(config)] + bound
+
+
+def likelihood_name(config: Config) -> str:
+    """The name of log p(x): "log_likelihood", or "log_density" or "unnormalised_log_likelihood" (see `measure`)."""
+    return _LIKELIHOOD_NAMES[measure(config)]
+
+
+def selection_term(config: Config) -> tuple[str, bool]:
+    """The term of an evaluation to choose models by, and whether higher is better.
+
+    Objectives in nats are compared by their bound, which has no weights of its own; the notes' by their loss.
+    """
+    return (bound_name(config), True) if config.in_nats else ("loss", False)
 
 
 def pixel_nll(pixels: Pixels, x: Array, config: Config) -> Array:
@@ -146,8 +190,15 @@ class Variational(NamedTuple):
         """The terms for images `x` [B, H, W, C], [B] each; "loss" is what is minimised.
 
         In evaluation (``context.step is None``) the loss holds no term that is of a batch rather than
-        of an image: total correlation and mean discrepancy are left out.
+        of an image: total correlation and mean discrepancy are left out. There the terms also hold the bound on
+        log p(x), higher is better, under the name of `bound_name`: with a KL weight of 1 and without free bits,
+        so that it means the same whatever the weights in training were.
         """
+        terms, bound = self._terms(model, params, x, keys, context)
+        return terms if context.step is not None else {**terms, bound_name(self.config): bound}
+
+    def _terms(self, model: Model, params: Params, x: Array, keys: Array, context: Context) -> tuple[Terms, Array]:
+        """The terms of training, and the bound [B]."""
         config = self.config
         weight = self.kl_weight(context.step)
         if config.objective == "dreg":
@@ -157,9 +208,10 @@ class Variational(NamedTuple):
         log_ratio = drawn.log_prior - drawn.log_posterior
         recon, estimate = -log_px.mean(axis=1), -log_ratio.mean(axis=1)
         if config.objective == "iwae":
-            return {"loss": -iwae_bound(log_px + weight * log_ratio), "recon": recon, "kl": estimate}
+            loss = -iwae_bound(log_px + weight * log_ratio)
+            return {"loss": loss, "recon": recon, "kl": estimate}, iwae_bound(log_px + log_ratio)
         if config.architecture == "two-layer":
-            return {"loss": recon + weight * estimate, "recon": recon, "kl": estimate}
+            return {"loss": recon + weight * estimate, "recon": recon, "kl": estimate}, -(recon + estimate)
         per_dimension = objectives.gaussian_kl_per_dimension(drawn.mean, drawn.std)
         kl = per_dimension.sum(axis=-1)
         if config.objective == "beta-tc":
@@ -169,7 +221,7 @@ class Variational(NamedTuple):
                 latent, mean, std = (context.gather(a) for a in (drawn.latent[:, 0], drawn.mean, drawn.std))
                 tc = total_correlation(latent, mean, std, self.num_images).mean()
                 terms |= {"loss": recon + kl + (weight - 1) * tc, "tc": jnp.broadcast_to(tc, kl.shape)}
-            return terms
+            return terms, -(recon + kl)
         cost = free_bits_kl(per_dimension, self.numbers["free_bits"])
         terms = {"loss": recon + weight * cost, "recon": recon, "kl": kl}
         if config.objective == "info" and context.step is not None:
@@ -178,9 +230,9 @@ class Variational(NamedTuple):
             discrepancy = mmd(latent, context.gather(prior))
             scaled = self.numbers["mmd_weight"] * x[0].size * discrepancy
             terms |= {"loss": terms["loss"] + scaled, "mmd": jnp.broadcast_to(discrepancy, kl.shape)}
-        return terms
+        return terms, -(recon + kl)
 
-    def _dreg(self, model: Model, params: Params, x: Array, keys: Array, weight: Array | float) -> Terms:
+    def _dreg(self, model: Model, params: Params, x: Array, keys: Array, weight: Array | float) -> tuple[Terms, Array]:
         """IWAE with the doubly reparameterised gradient for the encoder: Tucker et al. (arXiv 1810.04152), equation 8.
 
         The decoder's gradient is IWAE's. The encoder's flows through the latents alone, by the squares of
@@ -204,7 +256,7 @@ class Variational(NamedTuple):
         surrogate = (normalised * for_decoder + jnp.square(normalised) * for_encoder).sum(axis=1)
         bound = jax.lax.stop_gradient(iwae_bound(for_decoder) - surrogate) + surrogate
         recon, kl = (jax.lax.stop_gradient(-a.mean(axis=1)) for a in (log_px, log_ratio))
-        return {"loss": -bound, "recon": recon, "kl": kl}
+        return {"loss": -bound, "recon": recon, "kl": kl}, iwae_bound(log_px + log_ratio)
 
 
 def build_objective(

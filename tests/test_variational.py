@@ -13,7 +13,7 @@ from jax.sharding import AxisType, Mesh, PartitionSpec
 from numpy.typing import NDArray
 from scipy import stats
 
-from jaxvae import variational
+from jaxvae import metrics, variational
 from jaxvae.config import PRESETS, Config
 from jaxvae.errors import InputError
 from jaxvae.keys import example_keys
@@ -29,7 +29,7 @@ RNG = np.random.default_rng(5)
 SMALL = dataclasses.replace(PRESETS["vae"], hidden=(8,), latent_size=3, batch_size=16)
 
 
-def config_of(objective: str, **changes: Any) -> Config:
+def config_of(objective: str = "elbo", **changes: Any) -> Config:
     return dataclasses.replace(SMALL, objective=objective, **changes)  # type: ignore[arg-type]
 
 
@@ -244,6 +244,72 @@ def test_two_layers_weights_are_the_densities_written_out() -> None:
     )
     np.testing.assert_allclose(draws.log_prior, prior, rtol=1e-4)
     np.testing.assert_allclose(draws.log_posterior, posterior, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("likelihood", "inputs", "prefix", "log_p"),
+    [
+        ("bernoulli", "dynamic", "", "log_likelihood"),
+        ("bernoulli", "static", "", "log_likelihood"),
+        ("logistic", "grey", "", "log_likelihood"),
+        ("bernoulli", "grey", "unnormalised_", "unnormalised_log_likelihood"),
+        ("gaussian", "grey", "density_", "log_density"),
+        ("gaussian-global", "grey", "density_", "log_density"),
+        ("gaussian-pixel", "dynamic", "density_", "log_density"),
+    ],
+)
+@pytest.mark.parametrize(("objective", "bound"), [("elbo", "elbo"), ("info", "elbo"), ("beta-tc", "elbo"),
+                                                  ("iwae", "iwae_bound"), ("dreg", "iwae_bound")])  # fmt: skip
+def test_a_bound_is_named_for_what_it_bounds(
+    objective: str, bound: str, likelihood: str, inputs: str, prefix: str, log_p: str
+) -> None:
+    config = config_of(objective, likelihood=likelihood, inputs=inputs)
+    assert variational.bound_name(config) == prefix + bound
+    assert variational.likelihood_name(config) == log_p
+    assert variational.selection_term(config) == (prefix + bound, True)
+    assert prefix + bound in metrics.BOUNDS
+
+
+@pytest.mark.parametrize("preset", ["notes-ae", "notes-vae"])
+def test_the_notes_models_are_chosen_by_their_loss(preset: str) -> None:
+    assert variational.selection_term(PRESETS[preset]) == ("loss", False)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"objective": "elbo"},
+        {"objective": "elbo", "samples": 3},
+        {"objective": "elbo", "free_bits": 0.3},
+        {"objective": "info", "mmd_weight": 2.0, "free_bits": 0.3},
+        {"objective": "beta-tc"},
+        {"objective": "iwae", "samples": 3},
+        {"objective": "dreg", "samples": 3},
+        {"objective": "elbo", "architecture": "two-layer", "hidden": (8, 6)},
+        {"objective": "iwae", "samples": 3, "architecture": "two-layer", "hidden": (8, 6)},
+    ],
+)
+def test_the_bound_is_the_same_for_all_weights(changes: dict[str, Any]) -> None:
+    config = config_of(beta=3.0, **changes)
+    model, params = model_and_params(config, scale=2.0)
+    rng = np.random.default_rng(0)
+    x, keys = jnp.float32(rng.uniform(size=(6, *SHAPE))), keys_of(0, 6)
+    name = variational.bound_name(config)
+    terms = build_objective(config).of(model, params, x, keys, Context())
+    assert name not in build_objective(config).of(model, params, x, keys, Context(jnp.int32(0)))
+    draws = model.apply(params, x, keys, config.samples, method="draw")
+    log_px = -np.float64(variational.pixel_nll(draws.pixels, x, config))
+    if name.endswith("iwae_bound"):
+        expected = np.log(np.exp(log_px + draws.log_prior - draws.log_posterior).mean(axis=1))
+    elif config.architecture == "two-layer":
+        expected = (log_px + draws.log_prior - draws.log_posterior).mean(axis=1)
+    else:
+        mean, std = np.float64(draws.mean), np.float64(draws.std)
+        expected = log_px.mean(axis=1) - (0.5 * (mean**2 + std**2 - 1) - np.log(std)).sum(axis=1)
+    np.testing.assert_allclose(terms[name], expected, rtol=1e-4)
+    plain = dataclasses.replace(config, beta=1.0, free_bits=0.0)
+    same = build_objective(plain).of(model, params, x, keys, Context())
+    np.testing.assert_allclose(terms[name], -same["loss"], rtol=1e-5)
 
 
 # --- Weights and terms of the ELBO's kin -----------------------------------------------------------------------
