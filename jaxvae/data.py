@@ -126,6 +126,12 @@ def digest(images: Images) -> str:
     return hashlib.sha256(np.ascontiguousarray(images).data).hexdigest()
 
 
+def digests(images: ImageData) -> dict[str, str]:
+    """What a run's checkpoints say of its images: "train_images_sha256" and so on, of each split that is not empty."""
+    splits = {"train": images.train, "validation": images.validation, "test": images.test}
+    return {f"{name}_images_sha256": digest(split) for name, split in splits.items() if len(split)}
+
+
 def _warn_on_stderr(message: str) -> None:
     print(f"warning: {message}", file=sys.stderr, flush=True)
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import matplotlib.axes
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -28,7 +29,7 @@ from jaxvae.extract import extract, restore
 from jaxvae.generate import main as generate
 from jaxvae.grid import Grid, load_sweep, programs_of, to_json
 from jaxvae.sweep import parse
-from jaxvae.tables import summary, table
+from jaxvae.tables import best, draw, summary, summary_lines, table, write_tables
 
 
 def sweep(*args: str) -> int:
@@ -93,17 +94,34 @@ def test_a_sweep_is_its_runs(base: list[str], tmp_path: Path, capsys: pytest.Cap
         np.testing.assert_allclose(evaluate_run(run)["loss"], float(row["test_loss"]), rtol=1e-6)
 
 
-def test_an_extracted_member_is_a_run(base: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_extracted_member_is_a_run(base: list[str], tmp_path: Path) -> None:
     out, one, run = tmp_path / "sweep", tmp_path / "one", tmp_path / "run"
     assert sweep(*base, "--beta", "1", "2", "--run-dir", str(out)) == 0
-    best = min(rows_of(out / "members.csv"), key=lambda row: float(row["test_loss"]))
-    assert sweep("--run-dir", str(out), "--extract", "best", "--to", str(run)) == 0
-    assert f"member {best['member']} of" in capsys.readouterr().err
-    assert generate([str(run), "--out", str(tmp_path / "samples.png")]) == 0
-    assert checkpoint.load_run(run, best=True).config.beta == float(best["beta"])
+    assert extract(out, 1, run) == 1
     assert train("--resume", "--run-dir", str(run), "--epochs", "4") == 0
-    assert train(*base, "--beta", best["beta"], "--epochs", "4", "--run-dir", str(one)) == 0
+    assert train(*base, "--beta", "2", "--epochs", "4", "--run-dir", str(one)) == 0
     assert_same_run(run, one)
+
+
+@pytest.mark.unoptimized
+def test_the_best_member_is_extracted(base: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out, run = tmp_path / "sweep", tmp_path / "run"
+    args = [*base, "--beta", "1", "2", "--run-dir", str(out)]
+    assert sweep(*args, "--validation", "0.25") == 0
+    # As if the second member were the best of the last epoch, and its loss of all the higher.
+    log = out / "programs" / "0" / "metrics.jsonl"
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    tests = [line for line in lines if line["split"] == "test"]
+    made_up = [
+        {**line, "split": "validation", "unnormalised_elbo": -9.0 + line["member"], "loss": 10.0 + line["member"]}
+        for line in tests
+    ]
+    lines = [line for line in lines if line["split"] != "validation"] + made_up
+    log.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert sweep("--run-dir", str(out), "--extract", "best", "--to", str(run)) == 0
+    assert "member 1 of" in capsys.readouterr().err
+    assert checkpoint.load_run(run, best=True).config.beta == 2
+    assert generate([str(run), "--out", str(tmp_path / "samples.png")]) == 0
 
 
 @pytest.mark.unoptimized
@@ -135,7 +153,7 @@ def test_all_members_may_diverge(base: list[str], tmp_path: Path, capsys: pytest
     out = tmp_path / "sweep"
     args = [*base, "--epochs", "50", "--learning-rate", "1e20", "--seeds", "2"]
     assert sweep(*args, "--run-dir", str(out)) == 0
-    assert "no finite figure, 2 seeds  2 diverged" in capsys.readouterr().err
+    assert "no finite metric, 2 seeds  2 diverged" in capsys.readouterr().err
     assert [row["status"] for row in rows_of(out / "members.csv")] == ["diverged at step 2"] * 2
     before = files_of(out)
     assert sweep("--resume", "--run-dir", str(out)) == 0
@@ -270,6 +288,108 @@ def test_a_summary_leaves_out_what_diverged() -> None:
     assert (first["test_loss_mean"], first["test_loss_min"], first["test_loss_max"]) == (95, 90, 100)
     assert first["test_loss_std"] == pytest.approx(50**0.5, rel=1e-5)
     assert first["diverged"] == 1 and second["diverged"] == 3 and second["test_loss_mean"] is None
+
+
+def written(directory: Path, grid: Grid, lines: list[dict[str, Any]]) -> Path:
+    """A sweep that has such lines of metrics, at the end of its epochs."""
+    programs = programs_of(grid.members())
+    common = {"step": 100, "epoch": grid.config.epochs, "unit": "nats/image"}
+    for index, numbers in enumerate(programs):
+        own = [json.dumps({**common, **line}) + "\n" for line in lines if line["member"] in numbers]
+        log = directory / "programs" / str(index) / "metrics.jsonl"
+        log.parent.mkdir(parents=True)
+        log.write_text("".join(own))
+    (directory / "sweep.json").write_text(to_json(grid, programs))
+    return directory
+
+
+def beta_sweep(directory: Path, **changes: Any) -> tuple[Path, Grid]:
+    """Three betas, two seeds; the loss grows with beta, and the bound is the highest where beta is 1.
+
+    By the test images, the last would be the best.
+    """
+    grid = Grid(dataclasses.replace(PRESETS["vae"], **changes), {"beta": [0.25, 1.0, 4.0]}, [0, 1])
+    lines = []
+    for number, member in enumerate(grid.members()):
+        terms = {"recon": 80 + 5 * member.beta + member.seed, "kl": 20.0}
+        bound = -105.0 + member.seed - 3 * abs(member.beta - 1)
+        for split, found in (("train", None), ("validation", bound), ("test", -110 + member.beta)):
+            terms = {**terms, "loss": 100 + member.beta * 20} | ({"unnormalised_elbo": found} if found else {})
+            lines.append({"member": number, "split": split, **terms})
+    return written(directory, grid, lines), grid
+
+
+def test_members_are_ranked_by_what_means_the_same_for_all(tmp_path: Path) -> None:
+    """By their own losses, the least beta would always win; and nothing is chosen by the test images."""
+    out, grid = beta_sweep(tmp_path / "sweep")
+    rows = write_tables(out)
+    assert {row["status"] for row in rows} == {"done"}
+    column, row = best(grid, rows)
+    assert (column, row["beta"], row["seed"]) == ("validation_unnormalised_elbo", 1.0, 1)
+    written_rows, means = rows_of(out / "members.csv"), rows_of(out / "summary.csv")
+    assert float(written_rows[3]["validation_unnormalised_elbo"]) == -104
+    assert float(written_rows[3]["test_unnormalised_elbo"]) == -109
+    assert float(means[1]["validation_unnormalised_elbo_mean"]) == -104.5
+    assert float(means[1]["test_unnormalised_elbo_max"]) == -109
+    assert not any(name.startswith("train") for name in means[0])
+    *settings, last = summary_lines(grid, rows)
+    assert len(settings) == 3
+    assert all("validation loss" in line and "unnormalised_elbo" in line for line in settings)
+    assert "beta 1.0" in last and "-104.5" in last and "-109" in last
+
+
+def test_panels_are_of_the_validation_images_where_there_are_some(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    titles: list[str] = []
+    for of in ("validation", "test"):
+        out, grid = beta_sweep(tmp_path / of)
+        rows = table(out)
+        if of == "test":
+            rows = [{n: v for n, v in row.items() if not n.startswith("validation")} for row in rows]
+        monkeypatch.setattr(matplotlib.axes.Axes, "set_title", lambda axes, title, **_: titles.append(title))
+        draw(out, grid, rows)
+        assert titles == [f"{of} {term}" for term in ("loss", "recon", "kl", "unnormalised_elbo")]
+        assert {path.name for path in out.glob("*.png")} == {"beta.png", "rate_distortion.png"}
+        titles.clear()
+
+
+def test_the_notes_models_are_ranked_by_their_loss(tmp_path: Path) -> None:
+    config = dataclasses.replace(PRESETS["notes-vae"], validation=0.1)
+    grid = Grid(config, {"learning_rate": [1e-3, 1e-2, 1e-1]}, [0])
+    losses = [0.05, 0.04, 0.06]
+    lines = [{"member": n, "split": "validation", "loss": loss} for n, loss in enumerate(losses)]
+    column, row = best(grid, table(written(tmp_path, grid, lines)))
+    assert (column, row["member"]) == ("validation_loss", 1)
+
+
+def test_there_is_no_best_without_validation_images(tmp_path: Path) -> None:
+    out, grid = beta_sweep(tmp_path / "sweep", validation=0.0)
+    with pytest.raises(InputError, match=r"--extract best: .*sweep.*--validation 0"):
+        extract(out, "best", tmp_path / "run")
+    assert "--validation 0" in summary_lines(grid, table(out))[-1]
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("objective", ["iwae", "dreg"])
+def test_bounds_of_different_numbers_of_samples_are_not_compared(objective: Any, tmp_path: Path) -> None:
+    config = dataclasses.replace(PRESETS["iwae"], objective=objective)
+    for axes, compared in (({"samples": [1, 5]}, False), ({"samples": [5], "latent_size": [2, 3]}, True)):
+        grid = Grid(config, axes, [0])
+        lines = [{"member": n, "split": "validation", "loss": 90.0, "iwae_bound": -90.0 - n} for n in range(2)]
+        out = written(tmp_path / str(compared), grid, lines)
+        if compared:
+            assert best(grid, table(out))[1]["member"] == 0
+        else:
+            with pytest.raises(InputError, match="--samples"):
+                best(grid, table(out))
+
+
+def test_no_member_is_best_before_one_was_evaluated(tmp_path: Path) -> None:
+    grid = Grid(PRESETS["vae"], {"beta": [1.0, 2.0]}, [0])
+    lines = [{"member": 0, "split": "train", "loss": 90.0}, {"member": 1, "split": "diverged", "at": 9}]
+    with pytest.raises(InputError, match="validation unnormalised_elbo"):
+        best(grid, table(written(tmp_path, grid, lines)))
 
 
 def test_one_device_for_each_core() -> None:
