@@ -648,22 +648,20 @@ def test_grey_folder_in_order_of_relative_paths(tmp_path: Path) -> None:
 
 
 def test_colour_folder_turns_grey_pictures_to_rgb(tmp_path: Path) -> None:
-    colour, grey, clear = noise(5, 4, 3), noise(5, 4), noise(5, 4, 4)
+    colour, grey = noise(5, 4, 3), noise(5, 4)
     for i in range(10):
         picture(tmp_path / f"{i}.png", grey)
     picture(tmp_path / "3.png", colour)
-    picture(tmp_path / "4.png", clear)
     images = whole(data.load(str(tmp_path)))
     assert images.shape == (10, 5, 4, 3)
     np.testing.assert_array_equal(images[3], colour)
-    np.testing.assert_array_equal(images[4], clear[..., :3])
     np.testing.assert_array_equal(images[5], np.stack([grey] * 3, axis=-1))
 
 
 def test_other_picture_modes(tmp_path: Path) -> None:
     for i in range(10):
         picture(tmp_path / f"{i}.png", noise(5, 4) > 127)
-    Image.fromarray(noise(5, 4)).convert("LA").save(tmp_path / "2.png")
+    Image.fromarray(noise(5, 4)).convert("LA").save(tmp_path / "2.png")  # All of it opaque.
     images = whole(data.load(str(tmp_path)))
     assert images.shape == (10, 5, 4, 1)
     np.testing.assert_array_equal(images[0, ..., 0], np.where(noise(5, 4) > 127, 255, 0))
@@ -678,6 +676,66 @@ def test_other_picture_modes(tmp_path: Path) -> None:
     assert images.shape == (11, 5, 4, 3)
     np.testing.assert_allclose(images[5, 0, 0], (10, 200, 30), atol=5)
     np.testing.assert_array_equal(images[6, 0, 0], (255, 255, 255))
+
+
+def over_white(colours: Any, alpha: Any) -> Any:
+    """Colours [..., C] seen over white, of opacities alpha [...] from 0 to 255; float64."""
+    opacity = np.float64(alpha)[..., None] / 255
+    return opacity * np.float64(colours) + (1 - opacity) * 255
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_transparent_pictures_are_composited_over_white(mode: str, tmp_path: Path) -> None:
+    """Whatever the colour of a pixel is that cannot be seen."""
+    alphas = np.repeat(np.uint8([0, 64, 128, 192, 255]), 4).reshape(5, 4)
+    colours = [noise(5, 4, 3 if mode == "RGBA" else 1, seed=seed) for seed in range(10)]
+    for i, values in enumerate(colours):
+        pixels = np.concatenate([values, alphas[..., None]], axis=-1)
+        Image.frombytes(mode, (4, 5), pixels.tobytes()).save(tmp_path / f"{i}.png")
+    images = whole(data.load(str(tmp_path)))
+    assert images.shape == (10, 5, 4, 3 if mode == "RGBA" else 1)
+    np.testing.assert_allclose(images, over_white(np.stack(colours), alphas), atol=0.51)
+    np.testing.assert_array_equal(images[:, 0], 255)
+    np.testing.assert_array_equal(images[:, 4], np.stack(colours)[:, 4])
+
+
+@pytest.mark.filterwarnings("always")
+@pytest.mark.parametrize("kind", ["palette", "palette with alphas", "key colour", "grey key"])
+def test_other_kinds_of_transparency(kind: str, tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    """A colour that stands for nothing, or an opacity for each colour of a palette."""
+    if kind.startswith("palette"):
+        image = Image.fromarray(np.uint8([[0, 1], [2, 2]]), "P")
+        image.putpalette([1, 2, 3, 10, 20, 30, 200, 100, 50])
+        transparency: Any = 1 if kind == "palette" else bytes([128, 0, 255])
+        first: Any = (1, 2, 3) if kind == "palette" else over_white((1, 2, 3), 128)
+        expected = [[first, (255, 255, 255)], [(200, 100, 50)] * 2]
+    elif kind == "key colour":
+        image = Image.fromarray(np.uint8([[(1, 2, 3), (10, 20, 30)], [(200, 100, 50)] * 2]))
+        transparency, expected = (10, 20, 30), [[(1, 2, 3), (255, 255, 255)], [(200, 100, 50)] * 2]
+    else:
+        image = Image.fromarray(np.uint8([[1, 10], [200, 100]]))
+        transparency, expected = 10, [[(1,), (255,)], [(200,), (100,)]]
+    for i in range(10):
+        image.save(tmp_path / f"{i}.png", transparency=transparency)
+    np.testing.assert_allclose(whole(data.load(str(tmp_path)))[3], expected, atol=0.51)
+    assert not recwarn.list
+
+
+def test_four_channels_of_an_array_are_taken_as_they_stand(tmp_path: Path) -> None:
+    array = noise(10, 5, 4, 4)
+    np.testing.assert_array_equal(whole(data.load(save(tmp_path / "x.npy", array))), array)
+
+
+@pytest.mark.filterwarnings("always")
+@pytest.mark.parametrize("suffix", [".png", ".jpg"])
+def test_odd_metadata_is_no_warning(suffix: str, tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    """An EXIF block that is cut off in its second entry. Its first, the orientation, is followed or not."""
+    entry = struct.pack("<HHIHH", 0x0112, 3, 1, 1, 0)
+    exif = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 9) + entry + entry[:5]
+    for i in range(10):
+        picture(tmp_path / f"{i}{suffix}", np.full((5, 4), 77, np.uint8), exif=exif)
+    np.testing.assert_allclose(whole(data.load(str(tmp_path))), 77, atol=1)
+    assert not recwarn.list
 
 
 def test_sixteen_bits_are_refused_not_clipped(tmp_path: Path) -> None:
