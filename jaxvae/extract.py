@@ -11,6 +11,7 @@ from jaxvae.config import Config
 from jaxvae.errors import InputError
 from jaxvae.grid import DIVERGED, PROGRAMS, load_sweep
 from jaxvae.members import MembersState, abstract_members, common_config
+from jaxvae.variational import selection_cost
 
 
 def restore(directory: Path, members: Sequence[Config], numbers: Sequence[int]) -> Saved[MembersState] | None:
@@ -63,7 +64,8 @@ def extract(sweep_dir: Path, member: int | str, run_dir: Path) -> int:
     if at := [line["at"] for line in lines if line["split"] == DIVERGED]:
         raise InputError(f"--extract {number}: it diverged at step {at[0]:,}")
     place = programs[index].index(number)
-    losses = [line["loss"] for line in lines if line["split"] == "validation" and line["step"] == saved.step]
+    evaluated = [line for line in lines if line["split"] == "validation" and line["step"] == saved.step]
+    cost = selection_cost(members[number], evaluated[-1] if evaluated else {})
     try:
         if run_dir.exists() and (not run_dir.is_dir() or any(run_dir.iterdir())):
             raise InputError(f"--to {run_dir} is not an empty directory")
@@ -74,5 +76,5 @@ def extract(sweep_dir: Path, member: int | str, run_dir: Path) -> int:
     except OSError as error:
         raise InputError(f"--to {run_dir} cannot be written: {error.strerror}") from None
     with Checkpoints(run_dir / "checkpoints") as checkpoints:
-        checkpoints.save(saved.state.member(place), saved.record, losses[-1] if losses else None)
+        checkpoints.save(saved.state.member(place), saved.record, cost)
     return number

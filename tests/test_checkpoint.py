@@ -62,7 +62,7 @@ def test_what_is_saved_comes_back_bit_for_bit(tmp_path: Path) -> None:
         checkpoints.save(odd, RECORD)
     with Checkpoints(tmp_path / "c") as checkpoints:
         assert checkpoints.latest_step() == 20
-        assert checkpoints.read_record() == {**RECORD, "validation_loss": None}
+        assert checkpoints.read_record() == {**RECORD, "validation_cost": None}
     saved = restored(tmp_path / "c")
     assert (saved.step, saved.record["image_shape"]) == (20, [2, 3, 1])
     assert jax.tree.structure(saved.state) == jax.tree.structure(odd)
@@ -101,7 +101,7 @@ def test_the_best_are_kept_besides_and_nan_is_never_best(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("record", [RECORD, {**RECORD, "test_loss": 0.5}], ids=["none", "as it was ranked once"])
-def test_there_is_no_best_without_a_validation_loss(record: dict[str, Any], tmp_path: Path) -> None:
+def test_there_is_no_best_without_a_validation_cost(record: dict[str, Any], tmp_path: Path) -> None:
     with Checkpoints(tmp_path, keep=1, keep_best=1) as checkpoints:
         for step in (10, 20):
             checkpoints.save(make_state(step), record)
@@ -117,7 +117,7 @@ def test_there_is_no_best_without_a_validation_loss(record: dict[str, Any], tmp_
 def test_of_equal_checkpoints_the_earliest_is_best(tmp_path: Path) -> None:
     with Checkpoints(tmp_path, keep=1, keep_best=1) as checkpoints:
         for step in (10, 20, 30):
-            checkpoints.save(make_state(step), RECORD, validation_loss=0.5)
+            checkpoints.save(make_state(step), RECORD, validation_cost=0.5)
             checkpoints.wait()
         assert saved_steps(tmp_path) == [10, 30]
         best = checkpoints.restore(LIKE, best=True)
@@ -378,12 +378,12 @@ def test_a_forged_image_shape_is_refused_in_a_line(shape: Any, tmp_path: Path) -
 @pytest.mark.parametrize("loss", [10**400, -math.inf, math.nan, True, "0", -5])
 def test_a_forged_loss_is_never_best(loss: Any, tmp_path: Path) -> None:
     with Checkpoints(tmp_path, keep=1, keep_best=1) as checkpoints:
-        checkpoints.save(make_state(10), RECORD, validation_loss=0.5)
+        checkpoints.save(make_state(10), RECORD, validation_cost=0.5)
         checkpoints.wait()
-        checkpoints.save(make_state(20), RECORD, validation_loss=0.7)
+        checkpoints.save(make_state(20), RECORD, validation_cost=0.7)
         checkpoints.wait()
-        forge(tmp_path / "20", record={**RECORD, "validation_loss": loss})
-        checkpoints.save(make_state(30), RECORD, validation_loss=0.6)
+        forge(tmp_path / "20", record={**RECORD, "validation_cost": loss})
+        checkpoints.save(make_state(30), RECORD, validation_cost=0.6)
         checkpoints.wait()
     assert saved_steps(tmp_path) == [10, 30]
 

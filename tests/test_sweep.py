@@ -122,7 +122,8 @@ def test_the_best_member_is_extracted(base: list[str], tmp_path: Path, capsys: p
     log.write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert sweep("--run-dir", str(out), "--extract", "best", "--to", str(run)) == 0
     assert "member 1 of" in capsys.readouterr().err
-    assert checkpoint.load_run(run, best=True).config.beta == 2
+    best_run = checkpoint.load_run(run, best=True)
+    assert best_run.config.beta == 2 and best_run.record["validation_cost"] == 8.0
     assert generate([str(run), "--out", str(tmp_path / "samples.png")]) == 0
 
 
