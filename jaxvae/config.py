@@ -109,12 +109,10 @@ class Config:
     """Passes over the training images; the notes train for 1000."""
     seed: int = 0
     """Everything random follows from it: initial weights, order of the images, noise."""
-    steps_per_call: int = 2000
-    """Most steps in one compiled call; figures, progress and signals are handled between calls."""
 
     # Cadence: what is written and when. It does not change what is trained.
     log_every: int = 0
-    """Steps that a train line of metrics.jsonl averages over; 0: all those of a compiled call."""
+    """Steps that a train line of metrics.jsonl averages over; 0: all of an epoch."""
     image_every: int = 1
     """Epochs between pictures; 0: only at the end."""
     checkpoint_every: int = 5
@@ -126,7 +124,7 @@ class Config:
 
     def __post_init__(self) -> None:
         """Raise `InputError` for a value out of range; types are for `from_json` and the command line."""
-        positive = ("latent_size", "batch_size", "epochs", "steps_per_call", "keep_checkpoints", "samples", "kl_cycles")
+        positive = ("latent_size", "batch_size", "epochs", "keep_checkpoints", "samples", "kl_cycles")
         cadence = ("log_every", "image_every", "checkpoint_every", "keep_best_checkpoints")
         not_negative = (*cadence, "seed", "static_seed", "validation_seed")
         for name in positive:

@@ -20,7 +20,7 @@ from jaxvae.errors import InputError
 from jaxvae.keys import example_keys, purpose_key
 from jaxvae.models import AutoEncoder, Draws, Model, Params
 from jaxvae.objectives import gaussian_kl_per_dimension, mse
-from jaxvae.train_step import intensities, make_evaluate
+from jaxvae.train_step import evaluate_images, intensities
 from jaxvae.variational import binarize, build_objective, pixel_nll
 
 DESCRIPTION = "Evaluate the newest checkpoint of a run on its test images, every image once."
@@ -198,9 +198,8 @@ def evaluate_run(
         raise InputError(f"{images.source}: not the test images of {run_dir}")
     steps_per_epoch = run.record.get("steps_per_epoch", 1)
     objective = build_objective(config, steps_per_epoch, len(images.train))
-    evaluate = jax.jit(make_evaluate(model, objective, binarized=config.inputs == "dynamic"))
     key = purpose_key(config.seed, "test-noise")
-    losses = jax.device_get(evaluate(params, jnp.asarray(images.test), key))
+    losses = evaluate_images(model, objective, params, images.test, key, binarized=config.inputs == "dynamic")
     step, count = int(run.state.step), len(images.test)
     result = {
         "preset": config.preset,
