@@ -120,7 +120,7 @@ class Config:
     keep_checkpoints: int = 3
     """Newest checkpoints to keep."""
     keep_best_checkpoints: int = 1
-    """Checkpoints with the lowest validation loss to keep besides, of those saved. None without --validation."""
+    """Best checkpoints by the validation images to keep besides, of those saved. None without --validation."""
 
     def __post_init__(self) -> None:
         """Raise `InputError` for a value out of range; types are for `from_json` and the command line."""

@@ -126,6 +126,12 @@ def digest(images: Images) -> str:
     return hashlib.sha256(np.ascontiguousarray(images).data).hexdigest()
 
 
+def digests(images: ImageData) -> dict[str, str]:
+    """What a run's checkpoints say of its images: "train_images_sha256" and so on, of each split that is not empty."""
+    splits = {"train": images.train, "validation": images.validation, "test": images.test}
+    return {f"{name}_images_sha256": digest(split) for name, split in splits.items() if len(split)}
+
+
 def _warn_on_stderr(message: str) -> None:
     print(f"warning: {message}", file=sys.stderr, flush=True)
 
@@ -156,8 +162,11 @@ def load(
     Arrays are ``[N, H, W]`` or ``[N, H, W, C]`` with C one of 1, 3, 4; uint8, bool (to 0 and 255), floats
     in [0, 1] (times 255, rounded) or other integers in 0..255.
 
+    A fourth channel of an array is taken as it stands, whatever it holds.
+
     Image files must all have one size. They are sorted by relative path and turned upright as their EXIF
-    tag says. If the mode of every one is grey (1, L, LA), C is 1, else C is 3; transparency is dropped.
+    tag says. If the mode of every one is grey (1, L, LA), C is 1, else C is 3. Pictures with transparency are
+    composited over white, so what colour a transparent pixel has does not matter.
     Links to files are followed, links to folders below the given one are not.
 
     Args:
@@ -438,6 +447,8 @@ def _read_pictures(paths: Sequence[Path]) -> Images:
 
     images: list[Images] = []
     with warnings.catch_warnings():
+        # Nobody needs to know that metadata or a palette is odd, as long as the pixels can be read.
+        warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         for path in paths:
             image = _read_picture(path)
@@ -452,7 +463,7 @@ def _read_pictures(paths: Sequence[Path]) -> Images:
 
 
 def _read_picture(path: Path) -> Images:
-    """Reads one picture as uint8 ``[H, W, 1]`` if its mode is grey, else ``[H, W, 3]``."""
+    """Reads one picture, over white, as uint8 ``[H, W, 1]`` if its mode is grey, else ``[H, W, 3]``."""
     from PIL import Image, ImageOps
 
     with _blaming(path), Image.open(path, formats=("PNG", "JPEG")) as image:
@@ -460,5 +471,8 @@ def _read_picture(path: Path) -> Images:
             # Pillow would clip these to 255 instead of scaling them.
             raise InputError(f"{path}: has more than 8 bits per pixel; convert it to 8 bits")
         grey = image.mode in ("1", "L", "LA")
-        upright = ImageOps.exif_transpose(image).convert("L" if grey else "RGB")
-        return np.atleast_3d(np.asarray(upright))
+        upright = ImageOps.exif_transpose(image)
+        if upright.has_transparency_data:
+            rgba = upright.convert("RGBA")
+            upright = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
+        return np.atleast_3d(np.asarray(upright.convert("L" if grey else "RGB")))

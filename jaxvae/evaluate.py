@@ -43,7 +43,7 @@ class Arguments:
     data_dir: str | None = None
     """Directory of its IDX files, where it is another than in training."""
     best: bool = False
-    """The checkpoint with the lowest validation loss, not the newest. The run needs --validation."""
+    """The best checkpoint by the validation images, not the newest. The run needs --validation."""
     samples: int = 0
     """Estimate log p(x) too, with so many latents an image, as papers do with 5000. VAEs in nats only."""
     json: Path | None = None

@@ -65,6 +65,13 @@ def selection_term(config: Config) -> tuple[str, bool]:
     return (bound_name(config), True) if config.in_nats else ("loss", False)
 
 
+def selection_cost(config: Config, metrics: Mapping[str, float]) -> float | None:
+    """What `selection_term` names among the `metrics` of an evaluation, its sign such that lower is better; or None."""
+    term, higher = selection_term(config)
+    value = metrics.get(term)
+    return -value if higher and value is not None else value
+
+
 def pixel_nll(pixels: Pixels, x: Array, config: Config) -> Array:
     """Negative log-likelihood of images under `config.likelihood`, nats per image.
 

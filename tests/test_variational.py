@@ -273,6 +273,13 @@ def test_a_bound_is_named_for_what_it_bounds(
 @pytest.mark.parametrize("preset", ["notes-ae", "notes-vae"])
 def test_the_notes_models_are_chosen_by_their_loss(preset: str) -> None:
     assert variational.selection_term(PRESETS[preset]) == ("loss", False)
+    assert variational.selection_cost(PRESETS[preset], {"loss": 0.5, "elbo": 9.0}) == 0.5
+
+
+def test_of_what_models_are_chosen_by_the_lower_cost_is_better() -> None:
+    config = config_of(inputs="dynamic")
+    assert variational.selection_cost(config, {"loss": 0.5, "elbo": -9.0}) == 9.0
+    assert variational.selection_cost(config, {"loss": 0.5}) is None
 
 
 @pytest.mark.parametrize(
