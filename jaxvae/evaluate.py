@@ -18,10 +18,19 @@ from jaxvae import checkpoint, cli, data, metrics
 from jaxvae.config import Config
 from jaxvae.errors import InputError
 from jaxvae.keys import example_keys, purpose_key
-from jaxvae.models import AutoEncoder, Draws, Model, Params
+from jaxvae.models import Draws, Model, Params
+from jaxvae.noise import observe
 from jaxvae.objectives import gaussian_kl_per_dimension, mse
 from jaxvae.train_step import intensities, make_evaluate
-from jaxvae.variational import binarize, build_objective, pixel_nll
+from jaxvae.variational import (
+    LIKELIHOODS,
+    bound_name,
+    build_objective,
+    likelihood_name,
+    measure,
+    measure_warning,
+    pixel_nll,
+)
 
 DESCRIPTION = "Evaluate the newest checkpoint of a run on its test images, every image once."
 
@@ -30,6 +39,8 @@ DISPATCHED = 200  # Images in one compiled call.
 PIXELS_AT_ONCE = 2**22  # Of all images and draws that are in work: bounds the memory.
 
 Array = jax.Array
+
+_WIDTH = 26  # Of the longest name in a table.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,9 +84,7 @@ def log_likelihood(
     chunks = -(-samples // chunk)
 
     def of_batch(params: Params, images: Array, keys: Array) -> tuple[Array, Array]:
-        x = intensities(images)
-        if config.inputs == "dynamic":
-            x = binarize(x, keys)
+        x = observe(config)(intensities(images), keys)
 
         def more(sums: tuple[Array, Array, Array], first: Array) -> tuple[tuple[Array, Array, Array], None]:
             """The greatest log-weight so far, and the sums of the weights and of their squares relative to it."""
@@ -136,9 +145,7 @@ def posterior_statistics(
     """
 
     def of_batch(params: Params, images: Array, keys: Array) -> tuple[Array, Array]:
-        x = intensities(images)
-        if config.inputs == "dynamic":
-            x = binarize(x, keys)
+        x = observe(config)(intensities(images), keys)
         posterior: Any = model.apply(params, x, method="encode")
         mean, std = posterior
         return mean, gaussian_kl_per_dimension(mean, std)
@@ -155,10 +162,9 @@ def reconstruction_error(model: Model, config: Config, params: Params, images: N
     """The notes' reconstruction error, in any objective: the mean squared error per pixel over all images."""
 
     def of_batch(params: Params, images: Array, keys: Array) -> Array:
-        x = intensities(images)
-        seen = binarize(x, keys) if config.inputs == "dynamic" else x
-        output: Any = model.apply(params, seen, keys)
-        return mse(output.x_hat, seen)
+        x = observe(config)(intensities(images), keys)
+        output: Any = model.apply(params, x, keys)
+        return mse(output.x_hat, x)
 
     size = min(len(images), max(1, PIXELS_AT_ONCE // math.prod(model.image_shape)))
     return float(_in_batches(jax.jit(of_batch), params, images, key, size).mean())
@@ -177,9 +183,9 @@ def evaluate_run(
 
     Returns:
       A record of ``metrics.jsonl`` with standard errors over the images; "mse", per pixel. For VAEs in
-      nats besides: "elbo", of the model as it is, with a KL weight of 1; what `posterior_statistics`
-      returns; and with `samples`, "log_likelihood" with its two standard errors: over the images, and
-      from the finite number of latents.
+      nats besides: what `posterior_statistics` returns; with `samples`, the estimate of log p(x), under its
+      `likelihood_name`, with its two standard errors: over the images, and from the finite number of latents;
+      and where p(x) is a probability, "bits_per_dimension", of that estimate or else of the bound.
 
     Raises:
       InputError: no run, an unreadable checkpoint, other test images than the run's, or `samples` for
@@ -189,6 +195,8 @@ def evaluate_run(
     config, model, params = run.config, run.model, run.state.params
     if samples and not config.in_nats:
         raise InputError(f"--samples: {run_dir} was trained on the notes' {config.objective}, which is no likelihood")
+    if (warning := measure_warning(config)) is not None:
+        print(warning, file=sys.stderr)
     images = data.load(dataset or config.dataset, data_dir or config.data_dir)
     if config.inputs == "static":
         images = data.binarized(images, config.static_seed)
@@ -198,7 +206,7 @@ def evaluate_run(
         raise InputError(f"{images.source}: not the test images of {run_dir}")
     steps_per_epoch = run.record.get("steps_per_epoch", 1)
     objective = build_objective(config, steps_per_epoch, len(images.train))
-    evaluate = jax.jit(make_evaluate(model, objective, binarized=config.inputs == "dynamic"))
+    evaluate = jax.jit(make_evaluate(model, objective))
     key = purpose_key(config.seed, "test-noise")
     losses = jax.device_get(evaluate(params, jnp.asarray(images.test), key))
     step, count = int(run.state.step), len(images.test)
@@ -210,19 +218,18 @@ def evaluate_run(
         **_standard_errors(losses),
         "mse": float(f"{reconstruction_error(model, config, params, images.test, key):.6g}"),
     }
-    if not config.in_nats or isinstance(model, AutoEncoder):
+    if not config.in_nats:
         return result
-    terms = {"elbo": -(losses["recon"] + losses["kl"])}
+    bound = result[bound_name(config)]
     if samples:
-        terms["log_likelihood"], errors = log_likelihood(model, config, params, images.test, key, samples)
+        name = likelihood_name(config)
+        log_p, errors = log_likelihood(model, config, params, images.test, key, samples)
+        bound = result[name] = float(f"{log_p.mean():.9g}")
+        result |= _standard_errors({name: log_p})
         result["samples"] = samples
-        result["log_likelihood_sampling_error"] = float(f"{np.sqrt(np.square(errors).sum()) / count:.3g}")
-    result |= {name: float(f"{np.mean(values, dtype=np.float64):.9g}") for name, values in terms.items()}
-    result |= _standard_errors(terms)
-    if config.likelihood == "logistic" or (config.likelihood == "bernoulli" and config.inputs != "grey"):
-        # Of distributions of pixels that are discrete, as the data are.
-        best_bound = result.get("log_likelihood", result["elbo"])
-        result["bits_per_dimension"] = float(f"{-best_bound / (math.prod(model.image_shape) * math.log(2)):.6g}")
+        result[f"{name}_sampling_error"] = float(f"{np.sqrt(np.square(errors).sum()) / count:.3g}")
+    if measure(config) == "probability":
+        result["bits_per_dimension"] = float(f"{-bound / (math.prod(model.image_shape) * math.log(2)):.6g}")
     return {**result, **posterior_statistics(model, config, params, images.test, key)}
 
 
@@ -257,26 +264,25 @@ def table(result: dict[str, Any]) -> str:
 
     def add(name: str, unit: str, more: str = "") -> None:
         error = f" +- {result[e]:.2g}" if (e := f"{name}_standard_error") in result else ""
-        lines.append(f"  {name:18} {result[name]:>10.6g}{error} ({unit}){more}")
+        lines.append(f"  {name:{_WIDTH}} {result[name]:>10.6g}{error} ({unit}){more}")
 
     for name in metrics.TERMS:
         if name in result:
             add(name, result["unit"])
     if result["unit"] != "per pixel":
         add("mse", "per pixel")
-    if "elbo" in result:
-        add("elbo", "nats/image")
-    if "log_likelihood" in result:
-        sampling = f"; +- {result['log_likelihood_sampling_error']:.2g} from {result['samples']:,} latents an image"
-        add("log_likelihood", "nats/image", sampling)
+    for name in LIKELIHOODS.values():
+        if name in result:
+            sampling = f"; +- {result[f'{name}_sampling_error']:.2g} from {result['samples']:,} latents an image"
+            add(name, "nats/image", sampling)
     if "bits_per_dimension" in result:
-        lines.append(f"  {'bits_per_dimension':18} {result['bits_per_dimension']:>10.6g}")
+        lines.append(f"  {'bits_per_dimension':{_WIDTH}} {result['bits_per_dimension']:>10.6g}")
     if "active_units" in result:
-        lines.append(f"  {'active_units':18} {result['active_units']:>10} of {result['latent_size']}")
+        lines.append(f"  {'active_units':{_WIDTH}} {result['active_units']:>10} of {result['latent_size']}")
     if "kl_per_dimension" in result:
         highest = sorted(result["kl_per_dimension"], reverse=True)
         shown = " ".join(f"{value:.2f}" for value in highest[:10]) + (" ..." if len(highest) > 10 else "")
-        lines.append(f"  {'kl_per_dimension':18} {shown} (nats, highest first)")
+        lines.append(f"  {'kl_per_dimension':{_WIDTH}} {shown} (nats, highest first)")
     return "\n".join(lines)
 
 

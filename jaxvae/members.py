@@ -227,12 +227,11 @@ class MembersTrainer:
     def _evaluate_share(self, params: Any, images: Array, keys: Array, numbers: Mapping[str, Array]) -> Any:
         # So that evaluation takes no more memory than training, however many are computed together.
         chunk = max(self.config.batch_size, 2**20 // math.prod(self.model.image_shape) // self.at_once)
-        dynamic = self.config.inputs == "dynamic"
 
         def one(member: Any) -> Any:
             params, key, numbers = member
             objective = build_objective(self.config, self.plan.steps_per_epoch, len(self.images.train), numbers)
-            return make_evaluate(self.model, objective, chunk, binarized=dynamic)(params, images, key)
+            return make_evaluate(self.model, objective, chunk)(params, images, key)
 
         return map_members(one, (params, keys, dict(numbers)), self.at_once)
 

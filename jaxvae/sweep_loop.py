@@ -35,6 +35,7 @@ from jaxvae.lock import RunLock
 from jaxvae.loop import StopSignals, with_absolute_paths
 from jaxvae.members import MembersState, MembersTrainer, Room, common_config, room
 from jaxvae.trainer import schedule
+from jaxvae.variational import measure_warning
 
 
 def sweep(
@@ -88,6 +89,8 @@ def sweep(
             run_dirs.check_empty(run_dir, SWEEP_FILES)
             programs = []
         say(f"{len(members)} members of {grid.config.preset} on {images.name} ({images.source}) -> {run_dir}")
+        if (warning := measure_warning(grid.config)) is not None:
+            say(warning)
         if not programs:
             for numbers in programs_of(members):
                 most = members_per_program or _room_for(members[numbers[0]], len(numbers), images, chosen)

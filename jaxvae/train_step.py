@@ -15,7 +15,7 @@ from jaxvae.config import Config
 from jaxvae.keys import example_keys
 from jaxvae.models import Model, Params, with_output_bias
 from jaxvae.objectives import Context, Objective
-from jaxvae.variational import Variational, binarize
+from jaxvae.variational import Variational
 
 Array = jax.Array
 Metrics: TypeAlias = dict[str, Array]
@@ -141,14 +141,12 @@ def make_train_step(
     objective: Objective | Variational,
     optimizer: optax.GradientTransformation,
     axis_name: str | None = None,
-    binarized: bool = False,
 ) -> Callable[[TrainState, Array, Array], tuple[TrainState, Metrics]]:
     """The pure ``train_step(state, batch, key) -> (state, metrics)`` of a model and an objective.
 
     `batch` is uint8 [B, H, W, C], or float32 in [0, 1]. `key` is the key of the run's noise, the
     same for every step: the step's number and each example's place in the batch are folded in.
-    `metrics` are the objective's terms, averaged over the batch, []. With `binarized`,
-    pixels are drawn as 0 or 1 first, anew every time.
+    `metrics` are the objective's terms, averaged over the batch, [].
 
     With `axis_name`, the step runs inside `pmap` or `shard_map` over that axis: `batch` is this
     device's share, gradients and metrics are averaged over the *global* batch, and noise is keyed
@@ -165,8 +163,6 @@ def make_train_step(
             params = jax.lax.pcast(params, axis_name, to="varying")
         first = 0 if axis_name is None else jax.lax.axis_index(axis_name) * size
         keys = example_keys(jax.random.fold_in(key, state.step), first, size)
-        if binarized:
-            x = binarize(x, keys)
         context = Context(state.step)
         if axis_name is not None:
             context = Context(state.step, lambda share: jax.lax.all_gather(share, axis_name, tiled=True))
@@ -224,7 +220,6 @@ def make_evaluate(
     objective: Objective | Variational,
     chunk: int | None = None,
     batch_sharding: jax.sharding.NamedSharding | None = None,
-    binarized: bool = False,
 ) -> Callable[[Params, Array, Array], Metrics]:
     """``evaluate(params, images, key) -> losses``: the objective's terms for every image once, [N] each.
 
@@ -251,8 +246,6 @@ def make_evaluate(
             # The last chunk is filled up with the last image, whose further copies are cut off below.
             x = intensities(images.at[places].get(mode="clip"))
             keys = example_keys(key, first, size)
-            if binarized:
-                x = binarize(x, keys)
             return objective.of(model, params, x, keys, Context())
 
         terms = jax.lax.map(losses, jnp.arange(chunks) * size)

@@ -12,7 +12,8 @@ from jaxvae import models, parallel
 from jaxvae.config import Config
 from jaxvae.data import ImageData
 from jaxvae.errors import InputError
-from jaxvae.keys import PURPOSES, Purpose, purpose_key
+from jaxvae.keys import PURPOSES, Purpose, example_keys, purpose_key
+from jaxvae.noise import observe
 from jaxvae.train_step import (
     Metrics,
     TrainState,
@@ -79,7 +80,7 @@ def make_call(
     ) -> tuple[TrainState, Metrics]:
         objective = build_objective(config, plan.steps_per_epoch, num_images, numbers)
         optimizer = build_optimizer(config, plan.steps_per_epoch, numbers)
-        step = make_train_step(model, objective, optimizer, binarized=config.inputs == "dynamic")
+        step = make_train_step(model, objective, optimizer)
         run = make_run_steps(step, config.batch_size, plan.steps_per_epoch, plan.steps_per_call, batch_sharding)
         return run(state, images, keys["shuffle"], keys["train-noise"])
 
@@ -121,13 +122,12 @@ class Trainer:
         self.objective = build_objective(config, plan.steps_per_epoch, len(images.train))
         self.optimizer = build_optimizer(config, plan.steps_per_epoch)
         self.shown = images.test[:SHOWN]
-        binarized = config.inputs == "dynamic"
         self._run_steps: Any = jax.jit(
             make_call(config, self.model, plan, len(images.train), batch_sharding),
             donate_argnums=0,
             out_shardings=(placement.state, everywhere),
         )
-        evaluate = make_evaluate(self.model, self.objective, batch_sharding=batch_sharding, binarized=binarized)
+        evaluate = make_evaluate(self.model, self.objective, batch_sharding=batch_sharding)
         self._evaluate: Any = jax.jit(evaluate, out_shardings=everywhere)
         self._draw: Any = jax.jit(self._pictures, out_shardings=everywhere)
         self._copy: Any = jax.jit(lambda state: jax.tree.map(jnp.copy, state), out_shardings=everywhere)
@@ -206,8 +206,10 @@ class Trainer:
         return result
 
     def _pictures(self, params: models.Params, keys: Mapping[Purpose, Array]) -> dict[str, Array]:
-        x = intensities(jnp.asarray(self.shown))
-        pictures = {"reconstructions": models.reconstruct(self.model, params, x, keys["reconstructions"])}
+        """Test images as the model sees them with their reconstructions, [2, N, H, W, C], and samples, [N, H, W, C]."""
+        key = keys["reconstructions"]
+        x = observe(self.config)(intensities(jnp.asarray(self.shown)), example_keys(key, 0, len(self.shown)))
+        pictures = {"reconstructions": jnp.stack([x, models.reconstruct(self.model, params, x, key)])}
         if not isinstance(self.model, models.AutoEncoder):
             pictures["samples"] = models.sample(self.model, params, keys["samples"], SAMPLED)
         return pictures

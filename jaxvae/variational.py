@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxvae import objectives
+from jaxvae import noise, objectives
 from jaxvae.config import Config
 from jaxvae.keys import fold_in_each
 from jaxvae.models import Draws, Model, Params, Pixels, log_normal
@@ -22,7 +22,7 @@ Terms = dict[str, Array]
 Measure = Literal["probability", "density", "unnormalised"]
 
 _BOUND_PREFIXES: Mapping[Measure, str] = {"probability": "", "density": "density_", "unnormalised": "unnormalised_"}
-_LIKELIHOOD_NAMES: Mapping[Measure, str] = {
+LIKELIHOODS: Mapping[Measure, str] = {
     "probability": "log_likelihood",
     "density": "log_density",
     "unnormalised": "unnormalised_log_likelihood",
@@ -32,7 +32,7 @@ _LIKELIHOOD_NAMES: Mapping[Measure, str] = {
 def measure(config: Config) -> Measure:
     """What p(x | z) is to the pixels as they are; numbers of different measures cannot be compared.
 
-    - "probability": of discrete pixels; at most 1, so its logarithm is at most 0.
+    - "probability": of discrete pixels, or a lower bound on it (`jaxvae.noise.dequantize`); at most 1.
     - "density": of a Gaussian at discrete values. It grows without bound as the standard deviation shrinks
       (Theis, van den Oord and Bethge, arXiv 1511.01844, section 3.1).
     - "unnormalised": of a Bernoulli at grey values, where nothing sums or integrates to 1
@@ -40,7 +40,7 @@ def measure(config: Config) -> Measure:
     """
     if config.likelihood == "bernoulli":
         return "unnormalised" if config.inputs == "grey" else "probability"
-    return "probability" if config.likelihood == "logistic" else "density"
+    return "probability" if config.likelihood == "logistic" or config.dequantize else "density"
 
 
 def bound_name(config: Config) -> str:
@@ -54,7 +54,17 @@ def bound_name(config: Config) -> str:
 
 def likelihood_name(config: Config) -> str:
     """The name of log p(x): "log_likelihood", or "log_density" or "unnormalised_log_likelihood" (see `measure`)."""
-    return _LIKELIHOOD_NAMES[measure(config)]
+    return LIKELIHOODS[measure(config)]
+
+
+def measure_warning(config: Config) -> str | None:
+    """A line that says what the numbers of a configuration must not be taken for, if there is such a thing."""
+    if not config.in_nats or measure(config) != "density":
+        return None
+    return (
+        f"warning: --likelihood {config.likelihood} gives densities of discrete pixels, which have no upper bound: "
+        "they say nothing of the images' probability, on which --dequantize (with --inputs grey) makes them bounds"
+    )
 
 
 def selection_term(config: Config) -> tuple[str, bool]:
@@ -66,11 +76,11 @@ def selection_term(config: Config) -> tuple[str, bool]:
 
 
 def pixel_nll(pixels: Pixels, x: Array, config: Config) -> Array:
-    """Negative log-likelihood of images under `config.likelihood`, nats per image.
+    """Negative log-likelihood of images under `config.likelihood`, nats per image; see `measure` for what it is of.
 
     Args:
       pixels: of shape [B, S, H, W, C], or [B, H, W, C].
-      x: intensities [B, H, W, C].
+      x: intensities [B, H, W, C]; with `config.dequantize`, of `jaxvae.noise.dequantize`.
       config: its likelihood and, for "gaussian", the standard deviation.
 
     Returns:
@@ -92,16 +102,9 @@ def pixel_nll(pixels: Pixels, x: Array, config: Config) -> Array:
     else:
         scale = math.log(config.likelihood_std) if scale is None else scale
         nll = objectives.gaussian_nll(flat, scale, target)
+    if config.dequantize:
+        nll = nll + size * math.log(256)  # From a density of intensities to one of levels.
     return nll.reshape(lead)
-
-
-def binarize(x: Array, keys: Array) -> Array:
-    """Pixels 0 or 1, each 1 with the probability that is its intensity, keyed by example.
-
-    Salakhutdinov and Murray (2008), section 5; drawn anew with every key: dynamic binarisation.
-    """
-    uniform = jax.vmap(lambda key: jax.random.uniform(key, x.shape[1:], x.dtype))(fold_in_each(keys, "binarize"))
-    return (uniform < x).astype(x.dtype)
 
 
 def iwae_bound(log_weights: Array) -> Array:
@@ -187,14 +190,14 @@ class Variational(NamedTuple):
         return beta * jnp.minimum(inside / (warmup * self.steps_per_epoch), 1.0)
 
     def of(self, model: Model, params: Params, x: Array, keys: Array, context: Context) -> Terms:
-        """The terms for images `x` [B, H, W, C], [B] each; "loss" is what is minimised.
+        """The terms for images `x` [B, H, W, C] in [0, 1], [B] each; "loss" is what is minimised.
 
         In evaluation (``context.step is None``) the loss holds no term that is of a batch rather than
         of an image: total correlation and mean discrepancy are left out. There the terms also hold the bound on
         log p(x), higher is better, under the name of `bound_name`: with a KL weight of 1 and without free bits,
         so that it means the same whatever the weights in training were.
         """
-        terms, bound = self._terms(model, params, x, keys, context)
+        terms, bound = self._terms(model, params, noise.observe(self.config)(x, keys), keys, context)
         return terms if context.step is not None else {**terms, bound_name(self.config): bound}
 
     def _terms(self, model: Model, params: Params, x: Array, keys: Array, context: Context) -> tuple[Terms, Array]:
@@ -240,8 +243,8 @@ class Variational(NamedTuple):
         """
         posterior: Any = model.apply(params, x, method="encode")
         mean, std = posterior
-        noise = jax.vmap(lambda key: jax.random.normal(key, (self.config.samples, mean.shape[-1]), mean.dtype))(keys)
-        latent = mean[:, None] + std[:, None] * noise
+        eps = jax.vmap(lambda key: jax.random.normal(key, (self.config.samples, mean.shape[-1]), mean.dtype))(keys)
+        latent = mean[:, None] + std[:, None] * eps
         fixed_mean, fixed_std = (jax.lax.stop_gradient(a)[:, None] for a in (mean, std))
 
         def log_weights(params: Params, z: Array) -> tuple[Array, Array, Array]:
@@ -273,5 +276,5 @@ def build_objective(
       numbers: values, which may be traced, in place of ``config.numbers()``.
     """
     if not config.in_nats:
-        return OBJECTIVES[config.objective]._replace(corruption=config.corruption)
+        return OBJECTIVES[config.objective]._replace(corruption=config.corruption, observe=noise.observe(config))
     return Variational(config, config.numbers() if numbers is None else numbers, steps_per_epoch, num_images)

@@ -67,7 +67,7 @@ def test_step_is_the_gradient_step_written_out(preset: str, images: NDArray[np.u
 
     @jax.jit
     def terms(params: Any) -> Any:
-        return objective.of(model, params, x, keys, Context())
+        return objective.of(model, params, x, keys, Context(jnp.int32(0)))
 
     for name, value in terms(state.params).items():
         np.testing.assert_allclose(metrics[name], np.asarray(value, np.float64).mean(), rtol=1e-5)

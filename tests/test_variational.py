@@ -13,12 +13,12 @@ from jax.sharding import AxisType, Mesh, PartitionSpec
 from numpy.typing import NDArray
 from scipy import stats
 
-from jaxvae import metrics, variational
+from jaxvae import metrics, noise, variational
 from jaxvae.config import PRESETS, Config
 from jaxvae.errors import InputError
 from jaxvae.keys import example_keys
 from jaxvae.models import Pixels, build_model, reconstruct
-from jaxvae.objectives import Context, corrupt, discretized_logistic_nll, gaussian_kl, gaussian_nll
+from jaxvae.objectives import Context, discretized_logistic_nll, gaussian_kl, gaussian_nll
 from jaxvae.train_step import build_optimizer, init_state, make_train_step, rate_schedule
 from jaxvae.variational import build_objective
 
@@ -108,36 +108,82 @@ def test_a_learned_variance_learns_the_variance() -> None:
 
 def test_binarized_pixels_are_bernoulli_keyed_by_example() -> None:
     x = jnp.broadcast_to(jnp.linspace(0, 1, 12).reshape(SHAPE), (20_000, *SHAPE))
-    drawn = variational.binarize(x, keys_of(0, 20_000))
+    drawn = noise.binarize(x, keys_of(0, 20_000))
     assert set(np.unique(drawn)) == {0.0, 1.0}
     error = np.sqrt(np.asarray(x[0] * (1 - x[0])) / 20_000)
     assert (np.abs(np.asarray(drawn.mean(axis=0) - x[0])) <= 4 * error + 1e-7).all()
-    np.testing.assert_array_equal(drawn[5:9], variational.binarize(x[5:9], keys_of(0, 20_000)[5:9]))
-    assert not np.array_equal(drawn[5:9], variational.binarize(x[5:9], keys_of(1, 20_000)[5:9]))
+    np.testing.assert_array_equal(drawn[5:9], noise.binarize(x[5:9], keys_of(0, 20_000)[5:9]))
+    assert not np.array_equal(drawn[5:9], noise.binarize(x[5:9], keys_of(1, 20_000)[5:9]))
 
 
-def test_every_step_draws_other_pixels(images: NDArray[np.uint8]) -> None:
-    config = dataclasses.replace(SMALL, learning_rate=1e-30)
-    model, optimizer = build_model(config, (6, 5, 1)), build_optimizer(config)
-    state = init_state(model, optimizer, jax.random.key(0))
-    step = jax.jit(make_train_step(model, build_objective(config), optimizer, binarized=True))
-    losses = []
-    for _ in range(3):
-        state, terms = step(state, jnp.asarray(images[:16]), jax.random.key(0))
-        losses.append(float(terms["recon"]))
-    assert len(set(losses)) == 3
+LEVELS = np.array([0, 1, 2, 77, 100, 127, 128, 200, 253, 254, 255, 13]).reshape(SHAPE)
+
+
+def test_dequantized_pixels_are_uniform_in_their_bins_keyed_by_example() -> None:
+    x = jnp.broadcast_to(jnp.float32(LEVELS / 255), (5000, *SHAPE))
+    drawn = np.asarray(noise.dequantize(x, keys_of(0, 5000)), np.float64)
+    inside = (256 * drawn - LEVELS).reshape(5000, -1)
+    assert inside.min() > -1e-4 and inside.max() < 1 + 1e-4  # float32 rounds 255 x to 3e-5.
+    for pixel in inside.T:
+        assert stats.kstest(pixel, "uniform").pvalue > 1e-4
+    assert np.abs(np.corrcoef(inside.T) - np.eye(12)).max() < 0.07
+    np.testing.assert_array_equal(drawn[5:9], noise.dequantize(x[5:9], keys_of(0, 5000)[5:9]))
+    assert not np.array_equal(drawn[5:9], noise.dequantize(x[5:9], keys_of(1, 5000)[5:9]))
+
+
+@pytest.mark.parametrize(("std", "gap"), [(0.5, 1e-4), (0.002, 0.3)])
+def test_a_dequantized_density_bounds_the_probability_of_the_levels(std: float, gap: float) -> None:
+    """The difference of the normal's distribution function over each bin; where it is flat, the bound is tight."""
+    config = config_of(likelihood="gaussian", likelihood_std=std, dequantize=True)
+    mean = np.float32((LEVELS + 0.8) / 256)
+    x = noise.dequantize(jnp.broadcast_to(jnp.float32(LEVELS / 255), (4000, *SHAPE)), keys_of(0, 4000))
+    location = jnp.broadcast_to(jnp.asarray(mean), x.shape)
+    bounds = -np.float64(variational.pixel_nll(Pixels(location, None), x, config))
+    exact = np.log(np.diff(stats.norm(mean[..., None], std).cdf((LEVELS[..., None] + np.array([0, 1])) / 256))).sum()
+    error = bounds.std() / len(bounds) ** 0.5
+    assert exact - 12 * gap - 4 * error < bounds.mean() < exact + 4 * error + 1e-4
+    assert exact < 0
+
+
+@pytest.mark.parametrize("changes", [{"inputs": "dynamic"}, {"likelihood": "gaussian-global", "dequantize": True}])
+@pytest.mark.parametrize("objective", ["elbo", "iwae", "dreg", "info", "beta-tc"])
+def test_training_and_evaluation_see_noisy_pixels(objective: str, changes: dict[str, Any]) -> None:
+    _assert_sees_noisy_pixels(config_of(objective, **changes))
+
+
+@pytest.mark.parametrize("preset", ["notes-ae", "notes-vae"])
+def test_the_notes_models_see_binarized_pixels(preset: str) -> None:
+    _assert_sees_noisy_pixels(dataclasses.replace(PRESETS[preset], hidden=(8,), latent_size=3, inputs="dynamic"))
+
+
+def _assert_sees_noisy_pixels(config: Config) -> None:
+    """Nothing but the configuration says so."""
+    model, params = model_and_params(config)
+    x = jnp.float32(np.random.default_rng(0).integers(0, 256, (6, *SHAPE)) / 255)
+    keys = example_keys(jax.random.fold_in(jax.random.key(0), 0), 0, 6)  # Those of a step 0.
+    draw = noise.dequantize if config.dequantize else noise.binarize
+    seen, plain = draw(x, keys), dataclasses.replace(config, inputs="grey", dequantize=False)
+    nats = 12 * math.log(256) if config.dequantize else 0.0
+    step = make_train_step(model, build_objective(config, 1, 100), build_optimizer(config))
+    _, trained = step(init_state(model, build_optimizer(config), jax.random.key(1)), x, jax.random.key(0))
+    evaluated = build_objective(config).of(model, params, x, keys, Context())
+    for context, got in ((Context(jnp.int32(0)), trained), (Context(), evaluated)):
+        expected = build_objective(plain, 1, 100).of(model, params, seen, keys, context)["loss"] + nats
+        np.testing.assert_allclose(np.mean(got["loss"]), expected.mean(), rtol=1e-5)
+        other = build_objective(plain, 1, 100).of(model, params, x, keys, context)["loss"] + nats
+        assert abs(expected.mean() - other.mean()) > 1e-4 * abs(other.mean())
 
 
 def test_corruption_hides_pixels_from_the_model_alone() -> None:
     x = jnp.full((5000, *SHAPE), 0.5)
-    seen = np.asarray(corrupt(x, keys_of(0, 5000), 0.3))
+    seen = np.asarray(noise.corrupt(x, keys_of(0, 5000), 0.3))
     assert set(np.unique(seen)) == {0.0, 0.5}
     assert (seen == 0).mean() == pytest.approx(0.3, abs=4 * (0.21 / seen.size) ** 0.5)
     config = dataclasses.replace(PRESETS["notes-ae"], hidden=(8,), latent_size=3, corruption=0.3)
     model, params = model_and_params(config)
     objective, keys = build_objective(config), keys_of(0, 6)
     x = images(6)
-    output = model.apply(params, corrupt(x, keys, 0.3), keys)
+    output = model.apply(params, noise.corrupt(x, keys, 0.3), keys)
     expected = np.square(np.asarray(output.x_hat) - np.asarray(x)).mean(axis=(1, 2, 3))
     np.testing.assert_allclose(objective.of(model, params, x, keys, Context(jnp.int32(0)))["loss"], expected, rtol=1e-5)
     clean = objective.of(model, params, x, keys, Context())["loss"]  # Evaluation sees all.
@@ -229,14 +275,14 @@ def test_two_layers_weights_are_the_densities_written_out() -> None:
     model, params = model_and_params(config)
     x, keys = images(5), keys_of(0, 5)
     draws = model.apply(params, x, keys, 3, method="draw")
-    noise = jax.vmap(lambda k: jax.random.normal(k, (3, 9)))(keys)
+    eps = jax.vmap(lambda k: jax.random.normal(k, (3, 9)))(keys)
     mean, std = model.apply(params, x, method="encode")
-    h1 = mean[:, None] + std[:, None] * noise[..., :6]
+    h1 = mean[:, None] + std[:, None] * eps[..., :6]
     np.testing.assert_allclose(draws.latent, h1, rtol=1e-6)
     upper = model.apply(params, h1, method=lambda m, h: m.encoder_2(h))
     mean_2, raw = np.split(np.asarray(upper), 2, axis=-1)
     std_2 = np.exp(5 * np.tanh(raw / 10))
-    h2 = mean_2 + std_2 * np.asarray(noise[..., 6:])
+    h2 = mean_2 + std_2 * np.asarray(eps[..., 6:])
     lower_mean, lower_std = model.apply(params, jnp.asarray(h2), method="lower")
     prior = stats.norm.logpdf(h2).sum(-1) + stats.norm.logpdf(h1, lower_mean, lower_std).sum(-1)
     posterior = stats.norm.logpdf(h1, mean[:, None], std[:, None]).sum(-1) + stats.norm.logpdf(h2, mean_2, std_2).sum(
@@ -256,6 +302,8 @@ def test_two_layers_weights_are_the_densities_written_out() -> None:
         ("gaussian", "grey", "density_", "log_density"),
         ("gaussian-global", "grey", "density_", "log_density"),
         ("gaussian-pixel", "dynamic", "density_", "log_density"),
+        ("gaussian", "dequantized", "", "log_likelihood"),
+        ("gaussian-global", "dequantized", "", "log_likelihood"),
     ],
 )
 @pytest.mark.parametrize(("objective", "bound"), [("elbo", "elbo"), ("info", "elbo"), ("beta-tc", "elbo"),
@@ -263,7 +311,10 @@ def test_two_layers_weights_are_the_densities_written_out() -> None:
 def test_a_bound_is_named_for_what_it_bounds(
     objective: str, bound: str, likelihood: str, inputs: str, prefix: str, log_p: str
 ) -> None:
-    config = config_of(objective, likelihood=likelihood, inputs=inputs)
+    pixels = {"dequantize": True} if inputs == "dequantized" else {"inputs": inputs}
+    config = config_of(objective, likelihood=likelihood, **pixels)
+    warning = variational.measure_warning(config)
+    assert ("--dequantize" in (warning or "")) == (warning is not None) == (prefix == "density_")
     assert variational.bound_name(config) == prefix + bound
     assert variational.likelihood_name(config) == log_p
     assert variational.selection_term(config) == (prefix + bound, True)
@@ -378,9 +429,9 @@ def test_total_correlation_sees_correlation() -> None:
     free = RNG.normal(size=(count, 2))
     tied = np.repeat(free[:, :1], 2, axis=1)
     std = np.full((count, 2), 0.3)
-    noise = 0.3 * RNG.normal(size=(count, 2))
+    eps = 0.3 * RNG.normal(size=(count, 2))
     values = [
-        float(variational.total_correlation(*map(jnp.float32, (m + noise, m, std)), count).mean()) for m in (free, tied)
+        float(variational.total_correlation(*map(jnp.float32, (m + eps, m, std)), count).mean()) for m in (free, tied)
     ]
     # Of two Gaussians with correlation 1 / 1.09: -log(1 - rho^2) / 2.
     assert values[1] - values[0] == pytest.approx(-0.5 * math.log(1 - (1 / 1.09) ** 2), abs=0.15)
@@ -459,6 +510,10 @@ def test_decay_and_clipping_are_optaxs() -> None:
         ({"objective": "notes-elbo", "beta": 2.0}, "--beta 2.0 needs an objective in nats"),
         ({"likelihood": "logistic", "inputs": "dynamic"}, "--likelihood logistic needs --inputs grey"),
         ({"kl_cycles": 3}, "--kl-cycles needs --kl-warmup-epochs"),
+        ({"dequantize": True}, "--dequantize needs a gaussian --likelihood"),
+        ({"dequantize": True, "likelihood": "logistic"}, "--dequantize needs a gaussian --likelihood"),
+        ({"dequantize": True, "likelihood": "gaussian", "inputs": "static"}, "--dequantize needs .* --inputs grey"),
+        ({"dequantize": True, "objective": "notes-elbo"}, "--dequantize needs"),
         ({"free_bits": -1.0}, "--free-bits must be finite and not negative"),
         ({"adam_b1": 1.0}, r"--adam-b1 must be in \[0, 1\)"),
         ({"likelihood_std": 0.0}, "--likelihood-std must be positive"),
