@@ -183,8 +183,8 @@ class Config:
             needs("--objective elbo or iwae", "--architecture two-layer", self.objective in ("elbo", "iwae"), why)
             needs("--free-bits 0", "--architecture two-layer", self.free_bits == 0, "its KL is an estimate")
             needs("two --hidden widths", "--architecture two-layer", len(self.hidden) == 2, "one a layer")
-        if self.objective == "info":
-            needs("--batch-size 2", "--objective info", self.batch_size > 1, "it compares samples")
+        if self.objective in ("info", "beta-tc"):
+            needs("--batch-size 2", named, self.batch_size > 1, "it compares samples")
         if self.free_bits:
             needs(
                 "--objective elbo or info", "--free-bits", self.objective in ("elbo", "info"), "its KL is per dimension"
