@@ -120,6 +120,30 @@ def test_exactly_k_samples_count(linear: Any, monkeypatch: pytest.MonkeyPatch) -
     np.testing.assert_allclose(estimate, expected, rtol=1e-4, atol=1e-4)
 
 
+def test_active_units_of_both_layers() -> None:
+    """One unit of each layer follows the image; another of the upper layer follows the lower layer's noise alone."""
+    config = dataclasses.replace(
+        PRESETS["vae"], architecture="two-layer", hidden=(3, 2), latent_size=2, head="exp", activation="tanh"
+    )
+    model = build_model(config, (2, 2, 1))
+    images = np.random.default_rng(0).integers(0, 256, (2000, 2, 2, 1), np.uint8)
+    params = jax.tree.map(jnp.zeros_like, init_state(model, build_optimizer(config), jax.random.key(0)).params)
+    lower, upper = (params["params"][name] for name in ("encoder", "encoder_2"))
+    lower = lower["mlp"]
+    for layer, weights in (
+        (lower["dense_0"], (4.0, 0.0)),
+        (upper["dense_0"], (1.0, 3.0)),
+        (upper["dense_1"], (1.0, 5.0)),
+        (lower["dense_1"], (1.0, 0.0)),
+        (lower["dense_2"], (5.0, 0.0)),
+        (upper["dense_2"], (1.0, 2.0)),
+    ):
+        for unit, weight in enumerate(weights):
+            layer["kernel"] = layer["kernel"].at[unit, unit].set(weight)
+    statistics = evaluate.posterior_statistics(model, config, params, images, jax.random.key(1))
+    assert statistics == {"active_units": [1, 1], "latent_sizes": [4, 2]}
+
+
 @pytest.mark.slow
 def test_training_reaches_probabilistic_pca() -> None:
     """The maximum of the ELBO of a linear VAE is that of the likelihood of pPCA: Lucas et al. (arXiv 1911.02469).
@@ -189,7 +213,7 @@ def test_the_figures_of_a_run(inputs: str, base: list[str], tmp_path: Path, caps
     kl = 0.5 * (mean**2 + std**2 - 1) - np.log(std)
     np.testing.assert_allclose(figures["kl_per_dimension"], kl.mean(0), rtol=1e-3, atol=1e-6)
     assert figures["kl"] == pytest.approx(kl.sum(1).mean(), rel=1e-4)
-    assert (figures["active_units"], figures["latent_size"]) == (int((mean.var(0) > 0.01).sum()), 4)
+    assert (figures["active_units"], figures["latent_sizes"]) == ([int((mean.var(0) > 0.01).sum())], [4])
     # The loss is what was minimised; the ELBO is the model's, whatever the weights were.
     kind = "unnormalised_" if inputs == "grey" else ""
     elbo, log_p = f"{kind}elbo", f"{kind}log_likelihood"
@@ -227,6 +251,7 @@ def test_every_kind_of_model_is_evaluated(
     figures = evaluated(run, tmp_path / "figures.json", "--samples", "50")
     assert capsys.readouterr().err.count("--dequantize") == int(log_p == "log_density")
     last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+    assert figures["latent_sizes"] == ([8, 4] if "two-layer" in flags else [4])
     for term in ("loss", bound):
         assert figures[term] == pytest.approx(last[term], rel=1e-5)
     assert math.isfinite(figures[log_p])
