@@ -27,6 +27,7 @@ from jaxvae.data import ImageData, binarized
 from jaxvae.errors import InputError
 from jaxvae.keys import Purpose, purpose_key
 from jaxvae.train_step import (
+    PIXELS_AT_ONCE,
     TrainState,
     build_optimizer,
     init_state,
@@ -226,7 +227,8 @@ class MembersTrainer:
 
     def _evaluate_share(self, params: Any, images: Array, keys: Array, numbers: Mapping[str, Array]) -> Any:
         # So that evaluation takes no more memory than training, however many are computed together.
-        chunk = max(self.config.batch_size, 2**20 // math.prod(self.model.image_shape) // self.at_once)
+        pixels = math.prod(self.model.image_shape) * self.config.samples
+        chunk = max(self.config.batch_size, PIXELS_AT_ONCE // pixels // self.at_once)
 
         def one(member: Any) -> Any:
             params, key, numbers = member

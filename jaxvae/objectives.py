@@ -190,6 +190,11 @@ class Objective(NamedTuple):
     corruption: float = 0.0
     observe: noise.Observe = noise.as_they_are
 
+    @property
+    def samples(self) -> int:
+        """Latents drawn for each image."""
+        return 1
+
     def of(self, model: Any, params: Any, x: Array, keys: Array, context: Context) -> dict[str, Array]:
         """The losses of `model` at `params` for images `x` [B, H, W, C] in [0, 1], with a key for each."""
         x = self.observe(x, keys)

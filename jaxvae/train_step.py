@@ -21,6 +21,7 @@ Array = jax.Array
 Metrics: TypeAlias = dict[str, Array]
 
 
+PIXELS_AT_ONCE = 2**20  # Of the reconstructions that an evaluation has in work.
 STAGES = 8  # Of the rate, in the schedule of that name.
 
 
@@ -224,13 +225,14 @@ def make_evaluate(
     """``evaluate(params, images, key) -> losses``: the objective's terms for every image once, [N] each.
 
     To be jitted. `images` are uint8 [N, H, W, C]; they are taken `chunk` at a time (by default about
-    a million pixels), so memory does not grow with N, and each image's noise is keyed by its place,
-    so the chunk's size does not matter (but for rounding). Terms are per example: the caller reduces.
+    a million pixels of reconstructions), so memory grows neither with N nor with the objective's samples, and
+    each image's noise is keyed by its place, so the chunk's size does not matter (but for rounding). Terms are per
+    example: the caller reduces.
 
     With `batch_sharding`, the sharding of an array whose first axis is a chunk's, each device works on
     its share of every chunk.
     """
-    chunk = chunk or max(1, 2**20 // math.prod(model.image_shape))
+    chunk = chunk or max(1, PIXELS_AT_ONCE // (math.prod(model.image_shape) * objective.samples))
 
     def evaluate(params: Params, images: Array, key: Array) -> Metrics:
         count = images.shape[0]

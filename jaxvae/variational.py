@@ -194,6 +194,11 @@ class Variational(NamedTuple):
         """The scale all terms are in."""
         return "nats/image"
 
+    @property
+    def samples(self) -> int:
+        """Latents drawn for each image."""
+        return self.config.samples
+
     def kl_weight(self, step: Array | None) -> Array | float:
         """The KL term's weight at a step: beta, or on the way to it.
 
