@@ -67,6 +67,8 @@ class Config:
     """Pixels. dynamic: 0 or 1, drawn anew each time an image is seen; static: drawn once, by --static-seed."""
     static_seed: int = 0
     """Draws the pixels of --inputs static."""
+    dequantize: bool = False
+    """Add uniform noise of one grey level to the pixels, so that a Gaussian's density bounds a probability."""
     corruption: float = 0.0
     """Fraction of the pixels an autoencoder does not get to see: denoising."""
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
@@ -76,9 +78,9 @@ class Config:
     samples: int = 1
     """Latents drawn an image and step: the k of iwae and dreg."""
     beta: float = 1.0
-    """Weight of the KL term (beta-tc: of the total correlation)."""
+    """Weight of the KL term (beta-tc: of its total correlation alone)."""
     kl_warmup_epochs: float = 0.0
-    """Epochs over which the KL term's weight grows from 0 to --beta."""
+    """Epochs over which that weight grows from 0 to --beta (beta-tc: the rest of the KL term weighs 1 throughout)."""
     kl_cycles: int = 1
     """How often that happens, evenly over the run: cyclical annealing."""
     free_bits: float = 0.0
@@ -188,8 +190,8 @@ class Config:
             needs("--objective elbo or iwae", "--architecture two-layer", self.objective in ("elbo", "iwae"), why)
             needs("--free-bits 0", "--architecture two-layer", self.free_bits == 0, "its KL is an estimate")
             needs("two --hidden widths", "--architecture two-layer", len(self.hidden) == 2, "one a layer")
-        if self.objective == "info":
-            needs("--batch-size 2", "--objective info", self.batch_size > 1, "it compares samples")
+        if self.objective in ("info", "beta-tc"):
+            needs("--batch-size 2", named, self.batch_size > 1, "it compares samples")
         if self.free_bits:
             needs(
                 "--objective elbo or info", "--free-bits", self.objective in ("elbo", "info"), "its KL is per dimension"
@@ -208,6 +210,9 @@ class Config:
             needs("--objective mse", "--corruption", self.objective == "mse", "it is for autoencoders")
         if self.inputs != "grey" and self.likelihood == "logistic":
             raise InputError("--likelihood logistic needs --inputs grey: it is of 256 levels")
+        if self.dequantize:
+            of_levels = self.in_nats and self.likelihood.startswith("gaussian") and self.inputs == "grey"
+            needs("a gaussian --likelihood and --inputs grey", "--dequantize", of_levels, "it is of 256 levels")
         if self.kl_cycles > 1:
             needs("--kl-warmup-epochs", "--kl-cycles", self.kl_warmup_epochs > 0, "what would be repeated")
 
@@ -315,7 +320,7 @@ def annotation_words(annotation: Any) -> str:
         return "one of " + ", ".join(typing.get_args(annotation))
     if typing.get_origin(annotation) is tuple:
         return "a list of whole numbers"
-    words = {int: "a whole number", float: "a number", str: "a text"}
+    words = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
     return words.get(annotation, "a text or null")
 
 
