@@ -6,7 +6,7 @@ import signal
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, wait
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import Any, Self, TypeVar
 
 T = TypeVar("T")
@@ -40,8 +40,11 @@ class StopSignals:
         self._old_descriptor = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
         self._thread = threading.Thread(target=self._listen, args=(frozenset(numbers),), daemon=True, name="signals")
         self._thread.start()
-        self._old = {number: signal.signal(number, lambda *_: None) for number in numbers}
+        self._old = {number: signal.signal(number, self._note) for number in numbers}
         return self
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.received = self.received or number
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -66,10 +69,10 @@ class StopSignals:
                     _say(f"{name} again: ended, with nothing saved since the last checkpoint")
                     # Not by an exception: a save may be under way, whose threads would be waited for for ever.
                     os._exit(128 + number)
-                seen.add(number)
-                if self.received is None:
-                    self.received = number
+                self.received = self.received or number
+                if not seen:
                     _say(f"{name}: saving, then stopping; once more to end at once")
+                seen.add(number)
 
 
 def _say(text: str) -> None:

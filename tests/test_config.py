@@ -48,7 +48,6 @@ def test_presets_are_named_after_themselves() -> None:
         ({"latent_size": 0}, "--latent-size must be at least 1, not 0"),
         ({"batch_size": -3}, "--batch-size must be at least 1, not -3"),
         ({"epochs": 0}, "--epochs must be at least 1, not 0"),
-        ({"steps_per_call": 0}, "--steps-per-call must be at least 1"),
         ({"keep_checkpoints": 0}, "--keep-checkpoints must be at least 1"),
         ({"log_every": -1}, "--log-every must not be negative, not -1"),
         ({"seed": -1}, "--seed must not be negative"),
