@@ -25,7 +25,7 @@ from jaxvae import config as configs
 from jaxvae.errors import InputError
 from jaxvae.keys import key_of, purpose_key
 from jaxvae.train_step import abstract_state, build_optimizer, make_train_step
-from jaxvae.trainer import Trainer, schedule
+from jaxvae.trainer import Trainer, advance, steps_per_epoch
 from jaxvae.variational import build_objective
 
 DESCRIPTION = """Measure training on this machine: steps per second, memory, and how near the machine's limit that is.
@@ -34,7 +34,7 @@ Every figure is the median over rounds of compiled calls on real images, each wa
 every round the machine's own matrix products are timed just before, so that drift hits both alike."""
 
 IMAGES = 60_000  # Images in the timed epochs; a smaller set is repeated.
-LEAST_SECONDS = 0.2  # A round repeats its call until it has taken this long.
+LEAST_SECONDS = 0.2  # A round repeats its epoch until it has taken this long.
 FIRST_STEPS = 3  # Times the command is started afresh, cold and warm.
 
 
@@ -120,30 +120,29 @@ def matmul_timer(dtype: str) -> Callable[[], float]:
 
 def measure(config: configs.Config, images: data.ImageData, devices: int, rounds: int) -> dict[str, Any]:
     """One configuration's figures, as a result of the ``--json`` file. Raises `InputError`."""
-    plan = schedule(config, len(images.train))
     placement = parallel.data_parallel(parallel.select_devices(devices))
-    trainer = Trainer(config, plan, images, placement)
-    state = trainer.start(None)
-    compile_seconds = trainer.compile(state)
+    trainer = Trainer(config, images, placement)
+    state, step, steps = trainer.start(None), 0, trainer.steps_per_epoch
+    compile_seconds = trainer.compile(state, trainer.usable(steps))
     matmul = matmul_timer(config.compute_dtype)
 
-    def timed(calls: int) -> float:
-        nonlocal state
+    def timed(epochs: int) -> float:
+        nonlocal state, step
         start = time.perf_counter()
-        for _ in range(calls):
-            state, terms = trainer.run_steps(state)
-        jax.block_until_ready((state, terms))
+        state, calls = advance(trainer, state, step, epochs * steps)
+        jax.block_until_ready((state, calls))
         seconds = time.perf_counter() - start
-        if not np.isfinite(terms["loss"]).all():
+        step += epochs * steps
+        if not all(np.isfinite(terms["loss"]).all() for _, terms in calls):
             raise RuntimeError(f"the loss of {config.preset} at batch size {config.batch_size} is not finite")
         return seconds
 
     timed(1)
-    calls = math.ceil(LEAST_SECONDS / timed(1))
+    epochs = math.ceil(LEAST_SECONDS / timed(1))
     speeds, peaks = [], []
     for _ in range(rounds):
         peaks.append(matmul())
-        speeds.append(calls * plan.steps_per_call / timed(calls))
+        speeds.append(epochs * steps / timed(epochs))
     flops, xla_flops = flops_per_step(config, images.train.shape[1:])
     speed = float(np.median(speeds))
     # A product on one of several emulated CPU devices takes all cores already.
@@ -290,7 +289,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{images.source}: its {len(images.train):,} images are repeated to make {IMAGES:,}")
         images = dataclasses.replace(images, train=np.resize(images.train, (IMAGES, *images.train.shape[1:])))
     for config, devices in todo:  # Refuse what cannot be measured before anything is.
-        schedule(config, len(images.train))
+        steps_per_epoch(config, len(images.train))
         if devices < 1 or config.batch_size % devices:
             raise InputError(f"--batch-size {config.batch_size} does not divide over {devices} devices")
 

@@ -60,6 +60,10 @@ class Config:
     """auto (mnist, or digits if offline), mnist, fashion_mnist, kmnist, digits, a .npy/.npz file, image folders."""
     data_dir: str | None = None
     """Directory of IDX files (.gz or not). Without it they are downloaded once, checksums verified."""
+    validation: float = 0.0
+    """Training images to hold out, to choose the best checkpoint by: a fraction below 1, or a number; 0: none."""
+    validation_seed: int = 0
+    """Draws which training images are held out."""
 
     # Model.
     hidden: tuple[int, ...] = (256, 64)
@@ -84,6 +88,8 @@ class Config:
     """Pixels. dynamic: 0 or 1, drawn anew each time an image is seen; static: drawn once, by --static-seed."""
     static_seed: int = 0
     """Draws the pixels of --inputs static."""
+    dequantize: bool = False
+    """Add uniform noise of one grey level to the pixels, so that a Gaussian's density bounds a probability."""
     corruption: float = 0.0
     """Fraction of the pixels an autoencoder does not get to see: denoising."""
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
@@ -93,9 +99,9 @@ class Config:
     samples: int = 1
     """Latents drawn an image and step: the k of iwae and dreg."""
     beta: float = 1.0
-    """Weight of the KL term (beta-tc: of the total correlation)."""
+    """Weight of the KL term (beta-tc: of its total correlation alone)."""
     kl_warmup_epochs: float = 0.0
-    """Epochs over which the KL term's weight grows from 0 to --beta."""
+    """Epochs over which that weight grows from 0 to --beta (beta-tc: the rest of the KL term weighs 1 throughout)."""
     kl_cycles: int = 1
     """Warm-ups of the KL term's weight, evenly over the run: cyclical annealing."""
     free_bits: float = 0.0
@@ -126,12 +132,10 @@ class Config:
     """Passes over the training images; the notes train for 1000."""
     seed: int = 0
     """Everything random follows from it: initial weights, order of the images, noise."""
-    steps_per_call: int = 2000
-    """Most steps in one compiled call; figures, progress and signals are handled between calls."""
 
     # Cadence: what is written and when. It does not change what is trained.
     log_every: int = 0
-    """Steps that a train line of metrics.jsonl averages over; 0: all those of a compiled call."""
+    """Steps that a train line of metrics.jsonl averages over; 0: all of an epoch."""
     image_every: int = 1
     """Epochs between pictures; 0: only at the end."""
     checkpoint_every: int = 5
@@ -139,12 +143,13 @@ class Config:
     keep_checkpoints: int = 3
     """Newest checkpoints to keep."""
     keep_best_checkpoints: int = 1
-    """Checkpoints with the lowest test loss to keep besides, of those saved."""
+    """Best checkpoints by the validation images to keep besides, of those saved. None without --validation."""
 
     def __post_init__(self) -> None:
         """Raise `InputError` for a value out of range; types are for `from_json` and the command line."""
-        positive = ("latent_size", "batch_size", "epochs", "steps_per_call", "keep_checkpoints", "samples", "kl_cycles")
-        not_negative = ("log_every", "image_every", "checkpoint_every", "keep_best_checkpoints", "seed", "static_seed")
+        positive = ("latent_size", "batch_size", "epochs", "keep_checkpoints", "samples", "kl_cycles")
+        cadence = ("log_every", "image_every", "checkpoint_every", "keep_best_checkpoints")
+        not_negative = (*cadence, "seed", "static_seed", "validation_seed")
         for name in positive:
             if getattr(self, name) < 1:
                 raise InputError(f"{flag(name)} must be at least 1, not {getattr(self, name)}")
@@ -176,6 +181,10 @@ class Config:
         for name in ("adam_b1", "adam_b2", "corruption"):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(f"{flag(name)} must be in [0, 1), not {getattr(self, name)}")
+        if not (math.isfinite(self.validation) and self.validation >= 0):
+            raise InputError(f"{flag('validation')} must be finite and not negative, not {self.validation}")
+        if self.validation > 1 and self.validation % 1:
+            raise InputError(f"{flag('validation')} must be below 1 or a whole number, not {self.validation}")
         self._check_what_goes_together()
         self._check_what_is_read()
         if not self.dataset:
@@ -196,11 +205,12 @@ class Config:
             needs("--samples 1", named, self.samples == 1, "it takes one latent an image")
         if self.objective == "info":
             needs("--mmd-weight above 0", named, self.mmd_weight > 0, "without it, it is elbo")
-            needs("--batch-size 2", named, self.batch_size > 1, "it compares samples")
         if self.architecture == "two-layer":
             why = "the others look at one latent layer"
             needs("--objective elbo or iwae", "--architecture two-layer", self.objective in ("elbo", "iwae"), why)
             needs("two --hidden widths", "--architecture two-layer", len(self.hidden) == 2, "one a layer")
+        if self.objective in ("info", "beta-tc"):
+            needs("--batch-size 2", named, self.batch_size > 1, "it compares samples")
         if self.architecture == "conv":
             needs("--hidden", "--architecture conv", len(self.hidden) > 0, "a layer's channels each")
         if self.warmup_epochs > self.epochs:
@@ -209,6 +219,9 @@ class Config:
             raise InputError(f"--kl-warmup-epochs {self.kl_warmup_epochs:g} is more than a cycle of the run has")
         if self.inputs != "grey" and self.in_nats and self.likelihood == "logistic":
             raise InputError("--likelihood logistic needs --inputs grey: it is of 256 levels")
+        if self.dequantize:
+            of_levels = self.in_nats and self.likelihood.startswith("gaussian") and self.inputs == "grey"
+            needs("a gaussian --likelihood and --inputs grey", "--dequantize", of_levels, "it is of 256 levels")
 
     def _check_what_is_read(self) -> None:
         for name in _unread(self):
@@ -248,6 +261,7 @@ SET: tuple[Any, ...] = ()  # Any value but 0 or nothing.
 # read itself. All others are always read. What is not read must be the preset's, or `Config` refuses it.
 READ_WHEN: Mapping[str | tuple[str, Any], Mapping[str, tuple[Any, ...]]] = types.MappingProxyType(
     {
+        "validation_seed": {"validation": SET},
         "activation": {"hidden": SET},
         ("init", "pytorch"): {"architecture": ("mlp", "two-layer")},
         "likelihood": {"objective": NATS},
@@ -260,6 +274,7 @@ READ_WHEN: Mapping[str | tuple[str, Any], Mapping[str, tuple[Any, ...]]] = types
         "kl_cycles": {"kl_warmup_epochs": SET},
         "free_bits": {"objective": ("elbo", "info"), "architecture": ("mlp", "conv")},
         "mmd_weight": {"objective": ("info",)},
+        "keep_best_checkpoints": {"validation": SET},
     }
 )
 
@@ -297,6 +312,7 @@ OVERRIDES: Mapping[str, Mapping[str, Any]] = types.MappingProxyType(
         "notes-ae": {"objective": "mse", "latent_size": 20},
         "notes-vae": {},
         "vae": {
+            "validation": 1 / 12,  # 5,000 of MNIST's 60,000
             "objective": "elbo",
             "head": "linear",
             "hidden": (512, 256),
@@ -306,6 +322,7 @@ OVERRIDES: Mapping[str, Mapping[str, Any]] = types.MappingProxyType(
         # The one-layer model of Burda, Grosse and Salakhutdinov (arXiv 1509.00519), and their protocol
         # but for the length of training. They sum gradients over the batch, which is Adam's eps times 20.
         "iwae": {
+            "validation": 1 / 12,
             "objective": "iwae",
             "samples": 5,
             "head": "exp",

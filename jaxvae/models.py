@@ -429,6 +429,10 @@ class TwoLayerVAE(nn.Module):
         """Images [B, H, W, C] in [0, 1] to the `mean` and `std` of q(h1 | x), each [B, 2 L]."""
         return _posterior(self.encoder(x), self.head)
 
+    def encode_upper(self, h1: Array) -> tuple[Array, Array]:
+        """h1 [..., 2 L] to the `mean` and `std` of q(h2 | h1), each [..., L]."""
+        return _posterior(_at_least_float32(self.encoder_2(h1)), self.head)
+
     def decode(self, latent: Array) -> Array:
         """h1 [B, 2 L] to logits [B, H, W, C]."""
         return _logits(self.pixels(latent).location, self.likelihood)
@@ -443,7 +447,7 @@ class TwoLayerVAE(nn.Module):
         noise = _noise(keys, samples, 3 * self.latent_size, mean.dtype)
         noise_1, noise_2 = jnp.split(noise, [2 * self.latent_size], axis=-1)
         h1 = mean[:, None] + std[:, None] * noise_1
-        mean_2, std_2 = _posterior(_at_least_float32(self.encoder_2(h1)), self.head)
+        mean_2, std_2 = self.encode_upper(h1)
         h2 = mean_2 + std_2 * noise_2
         posterior = log_normal(h1, mean[:, None], std[:, None]) + log_normal(h2, mean_2, std_2)
         prior = log_normal(h2) + log_normal(h1, *self.lower(h2))

@@ -93,7 +93,8 @@ def test_presets_are_named_after_themselves() -> None:
         ({"latent_size": 0}, "--latent-size"),
         ({"batch_size": -3}, "--batch-size"),
         ({"epochs": 0}, "--epochs"),
-        ({"steps_per_call": 0}, "--steps-per-call"),
+        ({"validation": 1.5}, "--validation"),
+        ({"validation_seed": -1}, "--validation-seed"),
         ({"keep_checkpoints": 0}, "--keep-checkpoints"),
         ({"log_every": -1}, "--log-every"),
         ({"seed": -1}, "--seed"),
@@ -130,6 +131,8 @@ def test_a_refusal_names_the_flag(changes: dict[str, Any], flag: str) -> None:
         ({"preset": "vae", "kl_cycles": 4}, ["--kl-cycles 4", "--kl-warmup-epochs"]),
         ({"preset": "iwae", "free_bits": 0.5}, ["--free-bits 0.5", "--objective elbo or info"]),
         ({"preset": "iwae", "architecture": "conv", "init": "pytorch"}, ["--init pytorch", "--architecture"]),
+        ({"validation_seed": 3}, ["--validation-seed 3", "--validation"]),
+        ({"keep_best_checkpoints": 3}, ["--keep-best-checkpoints 3", "--validation"]),
         ({"hidden": (), "activation": "tanh"}, ["--activation tanh", "--hidden"]),
     ],
 )
@@ -310,7 +313,14 @@ def test_differences_leave_out_what_may_change_on_resume() -> None:
 SHAPE = (4, 4, 1)
 TINY = {"hidden": (3, 2), "latent_size": 2, "batch_size": 3, "epochs": 4, "head": "linear"}
 # Read by the data, or by what is written and when: no part of a step.
-OUTSIDE = {"preset", "dataset", "data_dir", "static_seed", "steps_per_call"} | config.RESUMABLE_FIELDS - {"epochs"}
+OUTSIDE = {
+    "preset",
+    "dataset",
+    "data_dir",
+    "static_seed",
+    "validation",
+    "validation_seed",
+} | config.RESUMABLE_FIELDS - {"epochs"}
 
 
 def choices(name: str) -> tuple[Any, ...]:
@@ -368,7 +378,7 @@ def _traced(config: Config) -> str:
     model = build_model(config, SHAPE)
     optimizer = build_optimizer(config, steps_per_epoch=5)
     objective = build_objective(config, steps_per_epoch=5, num_images=16)
-    step = make_train_step(model, objective, optimizer, binarized=config.inputs == "dynamic")
+    step = make_train_step(model, objective, optimizer)
     batch = jax.ShapeDtypeStruct((config.batch_size, *SHAPE), np.uint8)
     init, state = jax.make_jaxpr(
         lambda: init_state(model, optimizer, purpose_key(config.seed, "init")), return_shape=True

@@ -11,16 +11,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from PIL import Image
 from runs import SMALL, train
 from scipy import stats
 
-from jaxvae import checkpoint, cli, data, evaluate
+from jaxvae import checkpoint, cli, data, evaluate, models, plots
 from jaxvae.config import PRESETS, Config
 from jaxvae.errors import InputError
 from jaxvae.keys import example_keys, purpose_key
+from jaxvae.metrics import BOUNDS
 from jaxvae.models import build_model
+from jaxvae.noise import binarize
 from jaxvae.train_step import build_optimizer, init_state, make_train_step
-from jaxvae.variational import binarize, build_objective, pixel_nll
+from jaxvae.variational import LIKELIHOODS, build_objective, pixel_nll
 
 pytestmark = pytest.mark.unoptimized
 
@@ -117,6 +120,30 @@ def test_exactly_k_samples_count(linear: Any, monkeypatch: pytest.MonkeyPatch) -
     np.testing.assert_allclose(estimate, expected, rtol=1e-4, atol=1e-4)
 
 
+def test_active_units_of_both_layers() -> None:
+    """One unit of each layer follows the image; another of the upper layer follows the lower layer's noise alone."""
+    config = dataclasses.replace(
+        PRESETS["vae"], architecture="two-layer", hidden=(3, 2), latent_size=2, head="exp", activation="tanh"
+    )
+    model = build_model(config, (2, 2, 1))
+    images = np.random.default_rng(0).integers(0, 256, (2000, 2, 2, 1), np.uint8)
+    params = jax.tree.map(jnp.zeros_like, init_state(model, build_optimizer(config), jax.random.key(0)).params)
+    lower, upper = (params["params"][name] for name in ("encoder", "encoder_2"))
+    lower = lower["mlp"]
+    for layer, weights in (
+        (lower["dense_0"], (4.0, 0.0)),
+        (upper["dense_0"], (1.0, 3.0)),
+        (upper["dense_1"], (1.0, 5.0)),
+        (lower["dense_1"], (1.0, 0.0)),
+        (lower["dense_2"], (5.0, 0.0)),
+        (upper["dense_2"], (1.0, 2.0)),
+    ):
+        for unit, weight in enumerate(weights):
+            layer["kernel"] = layer["kernel"].at[unit, unit].set(weight)
+    statistics = evaluate.posterior_statistics(model, config, params, images, jax.random.key(1))
+    assert statistics == {"active_units": [1, 1], "latent_sizes": [4, 2]}
+
+
 @pytest.mark.slow
 def test_training_reaches_probabilistic_pca() -> None:
     """The maximum of the ELBO of a linear VAE is that of the likelihood of pPCA: Lucas et al. (arXiv 1911.02469).
@@ -186,39 +213,53 @@ def test_the_figures_of_a_run(inputs: str, base: list[str], tmp_path: Path, caps
     kl = 0.5 * (mean**2 + std**2 - 1) - np.log(std)
     np.testing.assert_allclose(figures["kl_per_dimension"], kl.mean(0), rtol=1e-3, atol=1e-6)
     assert figures["kl"] == pytest.approx(kl.sum(1).mean(), rel=1e-4)
-    assert (figures["active_units"], figures["latent_size"]) == (int((mean.var(0) > 0.01).sum()), 4)
+    assert (figures["active_units"], figures["latent_sizes"]) == ([int((mean.var(0) > 0.01).sum())], [4])
     # The loss is what was minimised; the ELBO is the model's, whatever the weights were.
-    assert figures["elbo"] == pytest.approx(-(figures["recon"] + figures["kl"]), rel=1e-6)
+    kind = "unnormalised_" if inputs == "grey" else ""
+    elbo, log_p = f"{kind}elbo", f"{kind}log_likelihood"
+    assert figures[elbo] == pytest.approx(-(figures["recon"] + figures["kl"]), rel=1e-6)
     cost = np.maximum(kl, 0.3).sum(1).mean()
     assert figures["loss"] == pytest.approx(figures["recon"] + 3 * cost, rel=1e-5)
     assert figures["samples"] == 300
-    slack = 5 * math.hypot(figures["log_likelihood_sampling_error"], figures["elbo_standard_error"])
-    assert figures["log_likelihood"] > figures["elbo"] - slack
+    slack = 5 * math.hypot(figures[f"{log_p}_sampling_error"], figures[f"{elbo}_standard_error"])
+    assert figures[log_p] > figures[elbo] - slack
     if inputs == "grey":
-        assert "bits_per_dimension" not in figures
+        assert not {"elbo", "log_likelihood", "bits_per_dimension"} & figures.keys()
+        assert " elbo" not in shown and " log_likelihood" not in shown
     else:
         assert figures["bits_per_dimension"] == pytest.approx(-figures["log_likelihood"] / 30 / math.log(2), rel=1e-5)
-    for word in ("log_likelihood", "from 300 latents an image", "nats/image", "per pixel", "active_units"):
+    for word in (elbo, log_p, "from 300 latents an image", "nats/image", "per pixel", "active_units"):
         assert word in shown
 
 
 @pytest.mark.parametrize(
-    "flags",
+    ("flags", "bound", "log_p"),
     [
-        ["--architecture", "two-layer", "--objective", "iwae", "--samples", "3"],
-        ["--architecture", "conv"],
-        ["--likelihood", "logistic"],
-        ["--likelihood", "gaussian-pixel", "--objective", "dreg", "--samples", "3"],
+        ("--architecture two-layer --objective iwae", "unnormalised_iwae_bound", "unnormalised_log_likelihood"),
+        ("--architecture conv", "unnormalised_elbo", "unnormalised_log_likelihood"),
+        ("--likelihood logistic", "elbo", "log_likelihood"),
+        ("--likelihood gaussian-pixel --objective dreg --samples 3", "density_iwae_bound", "log_density"),
+        ("--likelihood gaussian-pixel --objective dreg --samples 3 --dequantize", "iwae_bound", "log_likelihood"),
     ],
-)
-def test_every_kind_of_model_is_evaluated(flags: list[str], base: list[str], tmp_path: Path) -> None:
+)  # fmt: skip
+def test_every_kind_of_model_is_evaluated(
+    flags: str, bound: str, log_p: str, base: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = tmp_path / "run"
-    assert train("--preset", "vae", *base, *flags, "--run-dir", str(run)) == 0
+    assert train("--preset", "vae", *base, *flags.split(), "--run-dir", str(run)) == 0
+    assert capsys.readouterr().err.count("--dequantize") == int(log_p == "log_density")
     figures = evaluated(run, tmp_path / "figures.json", "--samples", "50")
+    assert capsys.readouterr().err.count("--dequantize") == int(log_p == "log_density")
     last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
-    assert figures["loss"] == pytest.approx(last["loss"], rel=1e-5)
-    assert math.isfinite(figures["log_likelihood"])
-    assert ("bits_per_dimension" in figures) == ("logistic" in flags)
+    assert figures["latent_sizes"] == ([8, 4] if "two-layer" in flags else [4])
+    for term in ("loss", bound):
+        assert figures[term] == pytest.approx(last[term], rel=1e-5)
+    assert math.isfinite(figures[log_p])
+    assert {bound, log_p} == {name for name in figures if name in (*BOUNDS, *LIKELIHOODS.values())}
+    if log_p == "log_likelihood":
+        assert figures["bits_per_dimension"] == pytest.approx(-figures[log_p] / 30 / math.log(2), rel=1e-5)
+    else:
+        assert "bits_per_dimension" not in figures
 
 
 def test_the_notes_scale_has_no_likelihood(base: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -226,7 +267,7 @@ def test_the_notes_scale_has_no_likelihood(base: list[str], tmp_path: Path, caps
     assert train(*base, "--run-dir", str(run)) == 0
     figures = evaluated(run, tmp_path / "figures.json")
     assert figures["mse"] == pytest.approx(figures["recon"], rel=1e-4)
-    assert "elbo" not in figures
+    assert not {*BOUNDS, *LIKELIHOODS.values()} & figures.keys()
     capsys.readouterr()
     assert cli.run(lambda: evaluate.main([str(run), "--samples", "10"])) == 2
     assert "notes-elbo, which is no likelihood" in capsys.readouterr().err
@@ -244,3 +285,21 @@ def test_static_pixels_are_drawn_once(image_file: Path) -> None:
     p = images.train / 255
     assert (np.abs(mean - p) <= 5 * np.sqrt(p * (1 - p) / 200) + 1e-9).all()
     assert Config().inputs == "grey"
+
+
+def test_pictures_show_what_the_model_sees(base: list[str], tmp_path: Path) -> None:
+    """Binarised pixels over their reconstructions, in the grid that is written."""
+    run = tmp_path / "run"
+    assert train("--preset", "vae", *base, "--inputs", "dynamic", "--run-dir", str(run)) == 0
+    with Image.open(run / "images" / "reconstructions_epoch_0002.png") as file:
+        picture = np.asarray(file)[::2, ::2]
+    found = checkpoint.load_run(run)
+    test = data.load(found.config.dataset).test
+    x = jnp.asarray(test, jnp.float32) / 255
+    key = purpose_key(0, "reconstructions")
+    seen = binarize(x, example_keys(key, 0, len(test)))
+    expected = plots.reconstruction_grid(
+        np.asarray(seen), np.asarray(models.reconstruct(found.model, found.state.params, seen, key))
+    )
+    assert np.abs(picture.astype(int) - expected[..., 0]).max() <= 1
+    assert not np.array_equal(np.asarray(seen), np.asarray(x))
