@@ -218,7 +218,7 @@ class AutoEncoder(nn.Module):
       image_shape: (H, W, C).
       hidden: widths of the encoder's hidden layers; the decoder takes them in reverse.
       latent_size: L.
-      head: "relu" puts a ReLU on the code, as the notes do; "linear" leaves it free.
+      head: "relu" puts a ReLU on the code, as the notes do; any other leaves it free.
       dtype: what the products are computed in; parameters are float32, code and logits at least that.
       activation: a name in `ACTIVATIONS`.
       glorot: initial weights of `GLOROT` rather than PyTorch's.
@@ -295,7 +295,7 @@ def _posterior(features: Array, head: Head) -> tuple[Array, Array]:
     mean, raw = jnp.split(features, 2, axis=-1)
     if head == "exp":
         return mean, jnp.exp(raw)
-    logvar = LOGVAR_BOUND * jnp.tanh(raw / LOGVAR_BOUND)
+    logvar = LOGVAR_BOUND * jnp.tanh(raw / LOGVAR_BOUND) if head == "linear" else raw
     return mean, jnp.exp(0.5 * logvar)
 
 
@@ -335,7 +335,8 @@ class VAE(nn.Module):
     - "linear", the field's: the mean, and a log-variance held within +-`LOGVAR_BOUND` by
       ``bound * tanh(x / bound)``, the identity near 0, so that ``std = exp(logvar / 2)`` can
       neither overflow nor reach 0.
-    - "exp": the mean, and the logarithm of the standard deviation, unbounded.
+    - "logvar": the mean and a log-variance without a bound, as most PyTorch VAEs have it.
+    - "exp": the mean, and the logarithm of the standard deviation, without a bound.
 
     Attributes: as `AutoEncoder`'s; `likelihood` decides which parameters the decoder gives.
     """
