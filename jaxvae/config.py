@@ -17,6 +17,7 @@ from jaxvae.errors import InputError
 
 Head = Literal["relu", "linear", "logvar", "exp"]
 Likelihood = Literal["bernoulli", "gaussian", "gaussian-global", "gaussian-pixel", "logistic"]
+Precision = Literal["default", "high", "highest"]
 Activation = Literal["relu", "tanh", "elu", "gelu", "silu"]
 MAX_WIDTH = 2**16  # Of a layer; a wider one is a slip of the finger, and would hang while it is allocated.
 
@@ -67,6 +68,8 @@ class Config:
     """Fraction of the pixels an autoencoder does not get to see: denoising."""
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     """Arithmetic of the layers' products; parameters, losses and updates are always float32."""
+    matmul_precision: Precision = "highest"
+    """Float32 products in training: float32 (highest), or TF32 on GPUs and bfloat16 on TPUs, 3 passes (high) or 1."""
 
     # Objective.
     samples: int = 1

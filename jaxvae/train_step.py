@@ -13,7 +13,7 @@ import optax
 
 from jaxvae.config import Config
 from jaxvae.keys import example_keys
-from jaxvae.models import Model, Params, with_output_bias
+from jaxvae.models import Model, Params, float32_products, with_output_bias, with_precision
 from jaxvae.objectives import Context, Objective
 from jaxvae.variational import Variational, binarize
 
@@ -148,7 +148,7 @@ def make_train_step(
     `batch` is uint8 [B, H, W, C], or float32 in [0, 1]. `key` is the key of the run's noise, the
     same for every step: the step's number and each example's place in the batch are folded in.
     `metrics` are the objective's terms, averaged over the batch, []. With `binarized`,
-    pixels are drawn as 0 or 1 first, anew every time.
+    pixels are drawn as 0 or 1 first, anew every time. Float32 products have the precision `model.precision`.
 
     With `axis_name`, the step runs inside `pmap` or `shard_map` over that axis: `batch` is this
     device's share, gradients and metrics are averaged over the *global* batch, and noise is keyed
@@ -183,7 +183,7 @@ def make_train_step(
         params = optax.apply_updates(state.params, updates)
         return TrainState(state.step + 1, params, opt_state), metrics
 
-    return train_step
+    return with_precision(model.precision)(train_step)
 
 
 def make_run_steps(
@@ -231,6 +231,7 @@ def make_evaluate(
     To be jitted. `images` are uint8 [N, H, W, C]; they are taken `chunk` at a time (by default about
     a million pixels), so memory does not grow with N, and each image's noise is keyed by its place,
     so the chunk's size does not matter (but for rounding). Terms are per example: the caller reduces.
+    Float32 products are float32, whatever the model was trained with.
 
     With `batch_sharding`, the sharding of an array whose first axis is a chunk's, each device works on
     its share of every chunk.
@@ -258,4 +259,4 @@ def make_evaluate(
         terms = jax.lax.map(losses, jnp.arange(chunks) * size)
         return {name: values.reshape(-1)[:count] for name, values in terms.items()}
 
-    return evaluate
+    return float32_products(evaluate)
