@@ -2,7 +2,6 @@
 
 import dataclasses
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import numpy as np
 import pytest
 from runs import train
 
-from jaxvae import PRESETS, build_model, build_objective, build_optimizer, evaluate, generate, make_evaluate
+from jaxvae import PRESETS, benchmark, build_model, build_objective, build_optimizer, evaluate, generate, make_evaluate
 from jaxvae.config import Config
 from jaxvae.train_step import abstract_state, make_train_step
 
@@ -41,15 +40,9 @@ def name(config: Config) -> str:
     return f"{config.objective}-{config.architecture}"
 
 
-def precisions(jaxpr: Any) -> Iterator[Any]:
-    """What every product in a jaxpr, and in all that it calls, is asked to be computed in."""
-    for equation in jaxpr.eqns:
-        if equation.primitive.name in ("dot_general", "conv_general_dilated"):
-            yield equation.params["precision"]
-        for value in jax.tree.leaves(tuple(equation.params.values()), is_leaf=lambda leaf: hasattr(leaf, "jaxpr")):
-            inner = getattr(value, "jaxpr", value)
-            if hasattr(inner, "eqns"):
-                yield from precisions(inner)
+def precisions(traced: Any) -> list[Any]:
+    """What every product of a traced function is asked to be computed in."""
+    return [product.params["precision"] for product in benchmark.products(traced.jaxpr)]
 
 
 def abstract_step(config: Config) -> tuple[Any, Any]:
@@ -66,7 +59,7 @@ def test_every_product_of_a_train_step_has_the_precision_asked_for(config: Confi
     step, arguments = abstract_step(dataclasses.replace(config, matmul_precision=precision))
     asked = jax.lax.Precision(precision)
     with jax.default_matmul_precision("bfloat16"):  # What the surroundings say does not count.
-        found = list(precisions(jax.make_jaxpr(step)(*arguments).jaxpr))
+        found = precisions(jax.make_jaxpr(step)(*arguments))
     # Forward, and by the weights and (but for the first layer) the inputs of every layer.
     layers = 6
     assert len(found) >= 3 * layers - 1
@@ -80,7 +73,7 @@ def test_every_product_of_an_evaluation_is_float32(config: Config) -> None:
     params = abstract_state(model, build_optimizer(config)).params
     run = make_evaluate(model, build_objective(config))
     images = jax.ShapeDtypeStruct((5, *SHAPE), jnp.uint8)
-    found = list(precisions(jax.make_jaxpr(run)(params, images, jax.random.key(0)).jaxpr))
+    found = precisions(jax.make_jaxpr(run)(params, images, jax.random.key(0)))
     assert len(found) >= 6 and set(found) == {(jax.lax.Precision.HIGHEST,) * 2}
 
 
@@ -89,10 +82,10 @@ def test_the_lowered_products_are_those_of_the_trace() -> None:
     for precision in ("default", "highest"):
         step, arguments = abstract_step(dataclasses.replace(CONFIGS[3], matmul_precision=precision))
         text = jax.jit(step).trace(*arguments).lower(lowering_platforms=("tpu",)).as_text()
-        assert products(text) == {precision.upper()}
+        assert stated(text) == {precision.upper()}
 
 
-def products(text: str) -> set[str]:
+def stated(text: str) -> set[str]:
     """The precisions of all products in a program's text (StableHLO)."""
     found: set[str] = set()
     for line in re.findall(r"^.*stablehlo\.(?:dot_general|convolution).*$", text, re.MULTILINE):
@@ -116,7 +109,7 @@ def test_only_training_steps_follow_the_flag(image_file: Path, tmp_path: Path) -
         assert generate.generate(tmp_path / "run", 2).shape == (2, 6, 5, 1)
     finally:
         jax.config.update("jax_dump_ir_to", before)
-    training, after = ([products(path.read_text()) for path in (programs / d).iterdir()] for d in ("training", "after"))
+    training, after = ([stated(path.read_text()) for path in (programs / d).iterdir()] for d in ("training", "after"))
     assert {"DEFAULT"} in training and {"HIGHEST"} in training
     assert all(found in ({"DEFAULT"}, {"HIGHEST"}, set()) for found in training)
     # The bound, its likelihood, the reconstruction error, the posteriors, and the pictures.
