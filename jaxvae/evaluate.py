@@ -18,7 +18,7 @@ from jaxvae import checkpoint, cli, data, metrics
 from jaxvae.config import Config
 from jaxvae.errors import InputError
 from jaxvae.keys import example_keys, purpose_key
-from jaxvae.models import Draws, Model, Params, TwoLayerVAE
+from jaxvae.models import Draws, Model, Params, TwoLayerVAE, float32_products
 from jaxvae.noise import observe
 from jaxvae.objectives import gaussian_kl_per_dimension, mse
 from jaxvae.train_step import evaluate_images, intensities
@@ -121,6 +121,7 @@ def log_likelihood(
     return estimates, errors
 
 
+@float32_products
 def _in_batches(
     run: Callable[[Params, Array, Array], Any], params: Params, images: NDArray[np.uint8], key: Array, size: int
 ) -> Any:

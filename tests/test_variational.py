@@ -685,7 +685,7 @@ def test_decay_and_clipping_are_optaxs() -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"head": "relu"}, "--objective elbo needs --head linear or exp"),
+        ({"head": "relu"}, "--objective elbo needs --head linear, logvar or exp"),
         ({"objective": "beta-tc", "samples": 2}, "--samples needs --objective elbo, iwae or dreg"),
         ({"objective": "dreg", "architecture": "two-layer"}, "--architecture two-layer needs --objective elbo or iwae"),
         ({"architecture": "two-layer", "hidden": (3,)}, "needs two --hidden widths"),
