@@ -16,8 +16,9 @@ from typing import Any, Literal
 
 from jaxvae.errors import InputError, suggestion
 
-Head = Literal["relu", "linear", "exp"]
+Head = Literal["relu", "linear", "logvar", "exp"]
 Likelihood = Literal["bernoulli", "gaussian", "gaussian-global", "gaussian-pixel", "logistic"]
+Precision = Literal["default", "high", "highest"]
 Activation = Literal["relu", "tanh", "elu", "gelu", "silu"]
 MAX_WIDTH = 2**16  # Of a layer; a wider one is a slip of the finger, and would hang while it is allocated.
 
@@ -71,7 +72,7 @@ class Config:
     latent_size: int = 10
     """Latent dimensions; for an autoencoder, the width of its code."""
     head: Head = "relu"
-    """The encoder's end. relu: mean, deviation after a ReLU; linear: mean, log-variance; exp: mean, log-deviation."""
+    """Beside the mean: deviation (relu), log-variance within +-10 (linear) or free (logvar), log-deviation (exp)."""
     architecture: Literal["mlp", "conv", "two-layer"] = "mlp"
     """mlp: dense; conv: stride-2 convolutions, any image size; two-layer: two stochastic layers of dense ones."""
     activation: Activation = "relu"
@@ -94,6 +95,8 @@ class Config:
     """Fraction of the pixels an autoencoder does not get to see: denoising."""
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     """Arithmetic of the layers' products; parameters, losses and updates are always float32."""
+    matmul_precision: Precision = "highest"
+    """Float32 products in training: float32 (highest), or TF32 on GPUs and bfloat16 on TPUs, 3 passes (high) or 1."""
 
     # Objective.
     samples: int = 1
@@ -198,7 +201,7 @@ class Config:
         named = f"--objective {self.objective}"
         if self.in_nats:
             why = "it has no finite value at a standard deviation of 0"
-            needs("--head linear or exp", named, self.head != "relu", why)
+            needs("--head linear, logvar or exp", named, self.head != "relu", why)
         if not self.is_vae:
             needs("--head relu or linear", named, self.head in ("relu", "linear"), "a code has no deviation")
         if self.objective in ("info", "beta-tc"):

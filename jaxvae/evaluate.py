@@ -18,7 +18,7 @@ from jaxvae import checkpoint, cli, data, metrics
 from jaxvae.config import Config, describe
 from jaxvae.errors import InputError
 from jaxvae.keys import example_keys, purpose_key
-from jaxvae.models import Draws, Model, Params, TwoLayerVAE
+from jaxvae.models import Draws, Model, Params, TwoLayerVAE, float32_products
 from jaxvae.noise import observe
 from jaxvae.objectives import gaussian_kl_per_dimension, mse
 from jaxvae.train_step import evaluate_images, intensities
@@ -121,6 +121,7 @@ def log_likelihood(
     return estimates, errors
 
 
+@float32_products
 def _in_batches(
     run: Callable[[Params, Array, Array], Any], params: Params, images: NDArray[np.uint8], key: Array, size: int
 ) -> Any:
@@ -234,7 +235,7 @@ def evaluate_run(
         "dataset": images.name,
         "images": count,
         **metrics.record(step, -(-step // steps_per_epoch), "test", objective.unit, losses),
-        **_standard_errors(losses),
+        **standard_errors(losses),
         "mse": float(f"{reconstruction_error(model, config, params, images.test, key):.6g}"),
     }
     if not config.in_nats:
@@ -244,15 +245,25 @@ def evaluate_run(
         name = likelihood_name(config)
         log_p, errors = log_likelihood(model, config, params, images.test, key, samples)
         bound = result[name] = float(f"{log_p.mean():.9g}")
-        result |= _standard_errors({name: log_p})
+        result |= standard_errors({name: log_p})
         result["samples"] = samples
-        result[f"{name}_sampling_error"] = float(f"{np.sqrt(np.square(errors).sum()) / count:.3g}")
+        result[f"{name}_sampling_error"] = float(f"{error_of_mean(errors):.3g}")
     if measure(config) == "probability":
-        result["bits_per_dimension"] = float(f"{-bound / (math.prod(model.image_shape) * math.log(2)):.6g}")
+        result["bits_per_dimension"] = float(f"{bits_per_dimension(bound, model.image_shape):.6g}")
     return {**result, **posterior_statistics(model, config, params, images.test, key)}
 
 
-def _standard_errors(terms: dict[str, Any]) -> dict[str, float]:
+def bits_per_dimension(log_p: float, image_shape: Sequence[int]) -> float:
+    """An image's log-probability, in nats, as bits for each of its pixels and colours to encode it."""
+    return -log_p / (math.prod(image_shape) * math.log(2))
+
+
+def error_of_mean(errors: NDArray[np.float64]) -> float:
+    """The standard error of the mean of N independent estimates with standard errors [N]."""
+    return float(np.sqrt(np.square(errors).sum()) / len(errors))
+
+
+def standard_errors(terms: dict[str, Any]) -> dict[str, float]:
     """Of the mean over the images, a figure for each term; none for one image alone."""
     return {
         f"{name}_standard_error": float(f"{np.std(values, ddof=1, dtype=np.float64) / len(values) ** 0.5:.3g}")

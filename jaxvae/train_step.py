@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from jaxvae.config import Config
 from jaxvae.keys import example_keys, key_of
-from jaxvae.models import Model, Params, with_output_bias
+from jaxvae.models import Model, Params, float32_products, with_output_bias, with_precision
 from jaxvae.objectives import Context, Objective
 from jaxvae.variational import Variational
 
@@ -156,6 +156,7 @@ def make_train_step(
     `batch` is uint8 [B, H, W, C], or float32 in [0, 1]. `key` is the key of the run's noise, a typed key of
     `jaxvae.keys.GENERATOR` and the same for every step: the step's number and each example's place in the batch
     are folded in. `metrics` are the objective's terms, averaged over the batch, [].
+    Float32 products have the precision `model.precision`.
 
     With `axis_name`, the step runs inside `pmap` or `shard_map` over that axis: `batch` is this
     device's share, gradients and metrics are averaged over the *global* batch, and noise is keyed
@@ -188,7 +189,7 @@ def make_train_step(
         params = optax.apply_updates(state.params, updates)
         return TrainState(state.step + 1, params, opt_state), metrics
 
-    return train_step
+    return with_precision(model.precision)(train_step)
 
 
 def epoch_order(shuffle_key: Array, epoch: int | Array, num_images: int) -> Array:
@@ -255,7 +256,8 @@ def make_evaluate(
 
     To be jitted. `images` are uint8 [N, H, W, C]; those from place `first` on are taken, `size` of them, and the
     last image again in the places past it, which `joined` cuts off. Each image's noise is keyed by its place, so
-    `size` does not matter (but for rounding). Terms are per example: the caller reduces.
+    `size` does not matter (but for rounding). Terms are per example: the caller reduces. Float32
+    products are float32, whatever the model was trained with.
 
     With `batch_sharding`, the sharding of an array whose first axis is the images', each device works on its share.
     """
@@ -268,7 +270,7 @@ def make_evaluate(
         keys = example_keys(key, first, size)
         return objective.of(model, params, x, keys, Context())
 
-    return evaluate
+    return float32_products(evaluate)
 
 
 def evaluation_size(image_shape: Sequence[int], num_images: int, samples: int = 1, shares: int = 1) -> int:

@@ -370,7 +370,8 @@ def another(original: Config, name: str) -> Any:
 
 def traced(config: Config) -> str:
     """What training compiles: the step and the initial state, as text."""
-    return _traced(unchecked(config, preset=""))  # Its name alone is no reason to trace again.
+    # Presets that differ in their name and their images alone are traced once.
+    return _traced(unchecked(config, preset="", validation=0.0))
 
 
 @functools.cache

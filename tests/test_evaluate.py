@@ -41,7 +41,6 @@ LINEAR = dataclasses.replace(
     schedule="cosine",
     epochs=1,
 )
-RNG = np.random.default_rng(11)
 
 
 def linear_vae(weights: Floats, offset: Floats, wrong: float = 0.0) -> tuple[Any, Any]:
@@ -60,17 +59,18 @@ def linear_vae(weights: Floats, offset: Floats, wrong: float = 0.0) -> tuple[Any
     return model, {"params": {"encoder": encoder, "decoder": decoder}}
 
 
-def orthogonal_weights() -> Floats:
-    columns, _ = np.linalg.qr(RNG.normal(size=(PIXELS, LATENT)))
+def orthogonal_weights(rng: np.random.Generator) -> Floats:
+    columns, _ = np.linalg.qr(rng.normal(size=(PIXELS, LATENT)))
     return columns * np.array([1.5, 0.8, 0.4])
 
 
 @pytest.fixture(scope="module")
 def linear() -> tuple[Floats, Floats, NDArray[np.float32], Floats]:
     """W, b, images drawn from the model, and their exact log-likelihoods."""
-    weights, offset = orthogonal_weights(), RNG.uniform(size=PIXELS)
+    rng = np.random.default_rng(11)
+    weights, offset = orthogonal_weights(rng), rng.uniform(size=PIXELS)
     covariance = weights @ weights.T + STD**2 * np.eye(PIXELS)
-    x = RNG.multivariate_normal(offset, covariance, 40)
+    x = rng.multivariate_normal(offset, covariance, 40)
     return weights, offset, np.float32(x.reshape(-1, *SHAPE)), stats.multivariate_normal(offset, covariance).logpdf(x)
 
 
@@ -107,17 +107,50 @@ def test_exactly_k_samples_count(linear: Any, monkeypatch: pytest.MonkeyPatch) -
     weights, offset, x, _ = linear
     model, params = linear_vae(weights, offset, wrong=0.5)
     monkeypatch.setattr(evaluate, "PIXELS_AT_ONCE", 5 * PIXELS)
-    estimate, _ = evaluate.log_likelihood(model, LINEAR, params, x, jax.random.key(2), 12)
+    estimate, error = evaluate.log_likelihood(model, LINEAR, params, x, jax.random.key(2), 12)
     log_w = []
     keys = example_keys(jax.random.key(2), 0, len(x))
     for first in (0, 5, 10):
         chunk = jax.vmap(lambda k, f=first: jax.random.fold_in(k, f))(keys)
-        draws = model.apply(params, jnp.asarray(x), chunk, 5, method="draw")
+        draws = jax.jit(lambda k: model.apply(params, jnp.asarray(x), k, 5, method="draw"))(chunk)
         log_w.append(draws.log_prior - draws.log_posterior - pixel_nll(draws.pixels, jnp.asarray(x), LINEAR))
     expected = np.float64(np.concatenate(log_w, axis=1))[:, :12]
-    peak = expected.max(axis=1)
-    expected = np.log(np.exp(expected - peak[:, None]).mean(axis=1)) + peak
-    np.testing.assert_allclose(estimate, expected, rtol=1e-4, atol=1e-4)
+    weights = np.exp(expected - expected.max(axis=1, keepdims=True))
+    mean = weights.mean(axis=1)
+    np.testing.assert_allclose(estimate, np.log(mean) + expected.max(axis=1), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(error, weights.std(axis=1) / 12**0.5 / mean, rtol=1e-3)  # Of a mean's logarithm.
+
+
+def test_errors_and_bits_are_those_of_their_definitions() -> None:
+    values = np.random.default_rng(0).normal(size=(2, 50))
+    errors = evaluate.standard_errors({"a": values[0], "b": values[1, :1]})
+    assert errors == {"a_standard_error": pytest.approx(stats.sem(values[0]), rel=0.01)}  # Three digits.
+    sums = np.random.default_rng(1).normal(0, [0.1, 0.2, 0.7], (100_000, 3)).mean(axis=1)
+    assert evaluate.error_of_mean(np.array([0.1, 0.2, 0.7])) == pytest.approx(sums.std(), rel=0.02)
+    # 12 values of 256 levels, all as probable: 8 bits each.
+    assert evaluate.bits_per_dimension(12 * math.log(1 / 256), (2, 2, 3)) == pytest.approx(8)
+
+
+@pytest.mark.parametrize("inputs", ["grey", "dynamic"])
+def test_posterior_statistics_are_those_of_the_posterior(inputs: str) -> None:
+    """A dimension is active whose mean varies by more than 0.01: here by just more and by just less."""
+    config = dataclasses.replace(PRESETS["vae"], hidden=(), latent_size=3, head="exp", inputs=inputs)
+    model = build_model(config, (2, 2, 1))
+    images = np.random.default_rng(0).integers(0, 256, (500, 2, 2, 1), np.uint8)
+    x, key = jnp.asarray(images, jnp.float32) / 255, jax.random.key(3)
+    if inputs == "dynamic":
+        x = binarize(x, example_keys(key, 0, 500))
+    flat = np.float64(x).reshape(500, 4)
+    kernel = np.random.default_rng(1).normal(size=(4, 6))
+    kernel[:, :3] *= np.sqrt([0.0115, 0.0085, 0.0]) / (flat @ kernel[:, :3]).std(axis=0)
+    params = init_state(model, build_optimizer(config), jax.random.key(0)).params
+    layer = params["params"]["encoder"]["mlp"]["dense_0"]
+    layer["kernel"], bias = jnp.float32(kernel), np.asarray(layer["bias"], np.float64)
+    statistics = evaluate.posterior_statistics(model, config, params, images, key)
+    mean, log_std = np.split(flat @ kernel + bias, 2, axis=1)
+    expected = (0.5 * (mean**2 + np.exp(2 * log_std) - 1) - log_std).mean(axis=0)
+    np.testing.assert_allclose(statistics.pop("kl_per_dimension"), expected, rtol=1e-4)
+    assert statistics == {"active_units": [1], "latent_sizes": [3]}
 
 
 def test_active_units_of_both_layers() -> None:
@@ -151,8 +184,9 @@ def test_training_reaches_probabilistic_pca() -> None:
     With the variance held fixed, it is the eigenvalues above the variance that are kept: Tipping and
     Bishop (1999), equation 7.
     """
-    weights, offset = orthogonal_weights(), RNG.uniform(size=PIXELS)
-    x = offset + RNG.normal(size=(256, LATENT)) @ weights.T + STD * RNG.normal(size=(256, PIXELS))
+    rng = np.random.default_rng(11)
+    weights, offset = orthogonal_weights(rng), rng.uniform(size=PIXELS)
+    x = offset + rng.normal(size=(256, LATENT)) @ weights.T + STD * rng.normal(size=(256, PIXELS))
     values, vectors = np.linalg.eigh(np.cov(x.T, bias=True))
     values, vectors = values[::-1][:LATENT], vectors[:, ::-1][:, :LATENT]
     best = vectors * np.sqrt(np.maximum(values - STD**2, 0))

@@ -1,6 +1,7 @@
 """What a run survives, done to it for real: each fault, and then the same bytes as without it."""
 
 import dataclasses
+import functools
 import os
 import random
 import shutil
@@ -18,7 +19,7 @@ import pytest
 from numpy.typing import NDArray
 from runs import SMALL, assert_same_run, environment, state_of, train, train_command
 
-from jaxvae import checkpoint, cli, evaluate, loop, metrics, pipeline, plots, trainer
+from jaxvae import checkpoint, cli, evaluate, generate, loop, metrics, pipeline, plots, trainer
 from jaxvae.checkpoint import Checkpoints
 from jaxvae.config import PRESETS
 from jaxvae.data import ImageData
@@ -494,16 +495,32 @@ def test_a_nan_stops_the_run_with_the_last_finite_checkpoint_left(
 
 
 def test_the_best_checkpoint_is_kept_and_used(base: list[str], tmp_path: Path) -> None:
-    """With a rate so high that the validation loss goes up again."""
+    """Of the validation images, and with a rate so high that their bound goes down again."""
     run = tmp_path / "run"
     rate = ["--preset", "vae", "--learning-rate", "0.1", "--checkpoint-every", "1", "--keep-checkpoints", "1"]
-    assert train(*base, *rate, "--epochs", "9", "--run-dir", str(run)) == 0
-    lines = [r for r in metrics.read_records(run / "metrics.jsonl") if r["split"] == "validation"]
-    best, last = max(lines, key=lambda record: record["unnormalised_elbo"]), lines[-1]
-    assert best["step"] < last["step"], "the last is the best: the test shows nothing"
-    assert {int(p.name) for p in (run / "checkpoints").glob("[0-9]*")} == {best["step"], last["step"]}
-    assert evaluate.evaluate_run(run)["step"] == last["step"]
+    assert train(*base, *rate, "--validation", "0.25", "--epochs", "9", "--run-dir", str(run)) == 0
+    records = metrics.read_records(run / "metrics.jsonl")
+    best = max((r for r in records if r["split"] == "validation"), key=lambda record: record["unnormalised_elbo"])
+    assert best["step"] < 54, "the last is the best: the test shows nothing"
+    assert {int(p.name) for p in (run / "checkpoints").glob("[0-9]*")} == {best["step"], 54}
+    assert evaluate.evaluate_run(run)["step"] == 54
     assert evaluate.evaluate_run(run, best=True)["step"] == best["step"]
+
+
+def test_a_run_that_holds_no_images_out_has_no_best_checkpoint(
+    base: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As the notes' presets do: nothing is chosen by the test images."""
+    run = tmp_path / "run"
+    assert (
+        train(*base, "--checkpoint-every", "1", "--keep-checkpoints", "1", "--epochs", "3", "--run-dir", str(run)) == 0
+    )
+    assert {int(p.name) for p in (run / "checkpoints").glob("[0-9]*")} == {24}
+    capsys.readouterr()
+    for command in (evaluate.main, generate.main):
+        assert cli.run(functools.partial(command, [str(run), "--best"])) == 2
+        error = capsys.readouterr().err
+        assert "--validation" in error and error.count("\n") == 1
 
 
 # --- Time and place ------------------------------------------------------------------------------------------

@@ -245,7 +245,7 @@ class TestBadInput:
             (["--dataset", "no-such-file.npz"], "no-such-file.npz"),
             (["--data-dir", "/nowhere"], "--data-dir"),
             (["--head", "tanh"], "--head"),
-            (["--preset", "vae", "--head", "relu"], "--objective elbo needs --head linear or exp"),
+            (["--preset", "vae", "--head", "relu"], "--objective elbo needs --head linear, logvar or exp"),
             (["--resume"], "--resume needs --run-dir"),
             (["--resume", "--run-dir", "/nowhere"], "--resume: /nowhere holds no run"),
             (["--run-dir", "/proc/run"], "--run-dir /proc/run cannot be written"),
