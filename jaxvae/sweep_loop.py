@@ -76,7 +76,7 @@ def sweep(
     members = grid.members()
     for member in members:
         steps_per_epoch(member, len(images.train))
-    digests = {"train_images_sha256": data.digest(images.train), "test_images_sha256": data.digest(images.test)}
+    digests = data.digests(images)
     with ExitStack() as stack:
         if resume:
             assert run_dir is not None
@@ -161,6 +161,7 @@ class _Program:
         devices: Sequence[jax.Device],
     ):
         self.failure: SaveError | None = None
+        self._speed = 0.0
         own = [members[number] for number in numbers]
         self._directory, self._title, self._members, self._numbers = directory, title, members, numbers
         self._config = common_config(own)
