@@ -15,8 +15,9 @@ from typing import Any, Literal
 
 from jaxvae.errors import InputError
 
-Head = Literal["relu", "linear", "exp"]
+Head = Literal["relu", "linear", "logvar", "exp"]
 Likelihood = Literal["bernoulli", "gaussian", "gaussian-global", "gaussian-pixel", "logistic"]
+Precision = Literal["default", "high", "highest"]
 Activation = Literal["relu", "tanh", "elu", "gelu", "silu"]
 MAX_WIDTH = 2**16  # Of a layer; a wider one is a slip of the finger, and would hang while it is allocated.
 
@@ -50,7 +51,7 @@ class Config:
     latent_size: int = 10
     """Latent dimensions; for an autoencoder, the width of its code."""
     head: Head = "relu"
-    """The encoder's end. relu: mean, deviation after a ReLU; linear: mean, log-variance; exp: mean, log-deviation."""
+    """Beside the mean: deviation (relu), log-variance within +-10 (linear) or free (logvar), log-deviation (exp)."""
     architecture: Literal["mlp", "conv", "two-layer"] = "mlp"
     """mlp: dense; conv: stride-2 convolutions, any image size; two-layer: two stochastic layers of dense ones."""
     activation: Activation = "relu"
@@ -67,18 +68,22 @@ class Config:
     """Pixels. dynamic: 0 or 1, drawn anew each time an image is seen; static: drawn once, by --static-seed."""
     static_seed: int = 0
     """Draws the pixels of --inputs static."""
+    dequantize: bool = False
+    """Add uniform noise of one grey level to the pixels, so that a Gaussian's density bounds a probability."""
     corruption: float = 0.0
     """Fraction of the pixels an autoencoder does not get to see: denoising."""
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     """Arithmetic of the layers' products; parameters, losses and updates are always float32."""
+    matmul_precision: Precision = "highest"
+    """Float32 products in training: float32 (highest), or TF32 on GPUs and bfloat16 on TPUs, 3 passes (high) or 1."""
 
     # Objective.
     samples: int = 1
     """Latents drawn an image and step: the k of iwae and dreg."""
     beta: float = 1.0
-    """Weight of the KL term (beta-tc: of the total correlation)."""
+    """Weight of the KL term (beta-tc: of its total correlation alone)."""
     kl_warmup_epochs: float = 0.0
-    """Epochs over which the KL term's weight grows from 0 to --beta."""
+    """Epochs over which that weight grows from 0 to --beta (beta-tc: the rest of the KL term weighs 1 throughout)."""
     kl_cycles: int = 1
     """How often that happens, evenly over the run: cyclical annealing."""
     free_bits: float = 0.0
@@ -174,7 +179,7 @@ class Config:
         named = f"--objective {self.objective}"
         if self.in_nats:
             why = "it has no finite value at a standard deviation of 0"
-            needs("--head linear or exp", named, self.head != "relu", why)
+            needs("--head linear, logvar or exp", named, self.head != "relu", why)
         else:
             for name in ("likelihood", "samples", "beta", "kl_warmup_epochs", "free_bits", "kl_cycles"):
                 default = getattr(Config, name)
@@ -188,8 +193,8 @@ class Config:
             needs("--objective elbo or iwae", "--architecture two-layer", self.objective in ("elbo", "iwae"), why)
             needs("--free-bits 0", "--architecture two-layer", self.free_bits == 0, "its KL is an estimate")
             needs("two --hidden widths", "--architecture two-layer", len(self.hidden) == 2, "one a layer")
-        if self.objective == "info":
-            needs("--batch-size 2", "--objective info", self.batch_size > 1, "it compares samples")
+        if self.objective in ("info", "beta-tc"):
+            needs("--batch-size 2", named, self.batch_size > 1, "it compares samples")
         if self.free_bits:
             needs(
                 "--objective elbo or info", "--free-bits", self.objective in ("elbo", "info"), "its KL is per dimension"
@@ -208,6 +213,9 @@ class Config:
             needs("--objective mse", "--corruption", self.objective == "mse", "it is for autoencoders")
         if self.inputs != "grey" and self.likelihood == "logistic":
             raise InputError("--likelihood logistic needs --inputs grey: it is of 256 levels")
+        if self.dequantize:
+            of_levels = self.in_nats and self.likelihood.startswith("gaussian") and self.inputs == "grey"
+            needs("a gaussian --likelihood and --inputs grey", "--dequantize", of_levels, "it is of 256 levels")
         if self.kl_cycles > 1:
             needs("--kl-warmup-epochs", "--kl-cycles", self.kl_warmup_epochs > 0, "what would be repeated")
 
@@ -315,7 +323,7 @@ def annotation_words(annotation: Any) -> str:
         return "one of " + ", ".join(typing.get_args(annotation))
     if typing.get_origin(annotation) is tuple:
         return "a list of whole numbers"
-    words = {int: "a whole number", float: "a number", str: "a text"}
+    words = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
     return words.get(annotation, "a text or null")
 
 

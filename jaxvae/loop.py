@@ -29,7 +29,7 @@ from jaxvae.pipeline import Pipeline, Span, Values
 from jaxvae.signals import StopSignals, unless_stopped
 from jaxvae.train_step import TrainState
 from jaxvae.trainer import Trainer, splits, steps_per_epoch
-from jaxvae.variational import selection_cost
+from jaxvae.variational import measure_warning, selection_cost
 
 Array = jax.Array
 
@@ -219,7 +219,7 @@ class _RunFiles:
     """
 
     def __init__(self, trainer: Trainer, run_dir: Path | None, resume: bool, record: dict[str, Any]):
-        self._config, self._steps_per_epoch, self._shown = trainer.config, trainer.steps_per_epoch, trainer.shown
+        self._config, self._steps_per_epoch = trainer.config, trainer.steps_per_epoch
         self._images, self._unit, self._record = trainer.images, trainer.objective.unit, record
         self._like, self._requested, self._resume = trainer.abstract_state(), run_dir, resume
         self._hardware = _hardware(trainer.placement.batch.mesh.size)
@@ -257,6 +257,8 @@ class _RunFiles:
             self._stack = stack.pop_all()
         self.say(f"{config.preset} on {self._images.name} ({self._images.source}): {len(self._images.train):,} images")
         self.say(f"{self._hardware}, {self._steps_per_epoch:,} steps an epoch -> {self.run_dir}")
+        if (warning := measure_warning(config)) is not None:
+            self.say(warning)
         if self._resume:
             self.say(f"going on from step {step:,}" if self.saved else "no checkpoint was saved: starting anew")
         return self
@@ -345,11 +347,7 @@ class _RunFiles:
     def _save_pictures(self, pictures: Mapping[str, Array], step: int, epoch: int) -> None:
         for name, images in pictures.items():
             values = np.asarray(images)
-            grid = (
-                plots.reconstruction_grid(self._shown, values)
-                if name == "reconstructions"
-                else plots.image_grid(values)
-            )
+            grid = plots.reconstruction_grid(*values) if name == "reconstructions" else plots.image_grid(values)
             plots.save_png(self.run_dir / "images" / f"{name}_epoch_{epoch:04}.png", grid, scale=2)
             self.log.write_picture(name, grid, step)
 

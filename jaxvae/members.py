@@ -26,6 +26,7 @@ from jaxvae.data import ImageData, prepared
 from jaxvae.errors import InputError
 from jaxvae.keys import Purpose, purpose_key
 from jaxvae.train_step import (
+    PIXELS_AT_ONCE,
     TrainState,
     build_optimizer,
     epoch_order,
@@ -183,7 +184,8 @@ class MembersTrainer:
         held_out = {"validation": images.validation, "test": images.test}
         self._held_out: dict[str, Any] = {split: found for split, found in held_out.items() if len(found)}
         # So that evaluation takes no more memory than training, however many are computed together.
-        most = max(config.batch_size, 2**20 // math.prod(self.model.image_shape) // self.at_once)
+        pixels = math.prod(self.model.image_shape) * config.samples
+        most = max(config.batch_size, PIXELS_AT_ONCE // pixels // self.at_once)
         self._sizes = {split: min(most, len(found)) for split, found in self._held_out.items()}
         specs = (each, one, each, each, one)
         self._evaluate: dict[str, Any] = {
@@ -293,12 +295,10 @@ class MembersTrainer:
     def _evaluate_share(
         self, size: int, params: Any, images: Array, keys: Array, numbers: Mapping[str, Array], first: Array
     ) -> Any:
-        dynamic = self.config.inputs == "dynamic"
-
         def one(member: Any) -> Any:
             params, key, numbers = member
             objective = build_objective(self.config, self.steps_per_epoch, len(self.images.train), numbers)
-            evaluate = make_evaluate(self.model, objective, size, binarized=dynamic)
+            evaluate = make_evaluate(self.model, objective, size)
             return evaluate(params, images, key, first)
 
         return map_members(one, (params, keys, dict(numbers)), self.at_once)

@@ -289,8 +289,10 @@ class Console:
 
     def _left(self, step: int) -> str:
         """The time left, if all that is still to do goes as fast as all that has been done since the start."""
+        if not self._first_step < step < self._steps:
+            return ""
         seconds = (time.perf_counter() - self._start) / (step - self._first_step) * (self._steps - step)
-        return f"{_duration(seconds)} left" if step < self._steps else ""
+        return f"{_duration(seconds)} left"
 
     def progress(self, train: Record, steps_per_second: float) -> None:
         """Move the bar to the step of a train record, with its figures: all of them, or the loss where it is narrow."""

@@ -36,7 +36,7 @@ from jaxvae.members import MembersState, MembersTrainer, Room, common_config, ro
 from jaxvae.pipeline import Pipeline, Span, Values
 from jaxvae.signals import StopSignals, unless_stopped
 from jaxvae.trainer import splits, steps_per_epoch
-from jaxvae.variational import selection_term
+from jaxvae.variational import measure_warning, selection_term
 
 
 def sweep(
@@ -89,6 +89,8 @@ def sweep(
             run_dirs.check_empty(run_dir, SWEEP_FILES)
             programs = []
         say(f"{len(members)} members of {grid.config.preset} on {images.name} ({images.source}) -> {run_dir}")
+        if (warning := measure_warning(grid.config)) is not None:
+            say(warning)
         if not programs:
             for numbers in programs_of(members):
                 most = members_per_program or _room_for(members[numbers[0]], len(numbers), images, chosen)

@@ -15,14 +15,15 @@ from numpy.typing import NDArray
 
 from jaxvae.config import Config
 from jaxvae.keys import example_keys
-from jaxvae.models import Model, Params, with_output_bias
+from jaxvae.models import Model, Params, float32_products, with_output_bias, with_precision
 from jaxvae.objectives import Context, Objective
-from jaxvae.variational import Variational, binarize
+from jaxvae.variational import Variational
 
 Array = jax.Array
 Metrics: TypeAlias = dict[str, Array]
 
 
+PIXELS_AT_ONCE = 2**20  # Of the reconstructions that an evaluation has in work.
 STAGES = 8  # Of the rate, in the schedule of that name.
 
 
@@ -143,14 +144,13 @@ def make_train_step(
     objective: Objective | Variational,
     optimizer: optax.GradientTransformation,
     axis_name: str | None = None,
-    binarized: bool = False,
 ) -> Callable[[TrainState, Array, Array], tuple[TrainState, Metrics]]:
     """The pure ``train_step(state, batch, key) -> (state, metrics)`` of a model and an objective.
 
     `batch` is uint8 [B, H, W, C], or float32 in [0, 1]. `key` is the key of the run's noise, the
     same for every step: the step's number and each example's place in the batch are folded in.
-    `metrics` are the objective's terms, averaged over the batch, []. With `binarized`,
-    pixels are drawn as 0 or 1 first, anew every time.
+    `metrics` are the objective's terms, averaged over the batch, []. Float32 products have the
+    precision `model.precision`.
 
     With `axis_name`, the step runs inside `pmap` or `shard_map` over that axis: `batch` is this
     device's share, gradients and metrics are averaged over the *global* batch, and noise is keyed
@@ -167,8 +167,6 @@ def make_train_step(
             params = jax.lax.pcast(params, axis_name, to="varying")
         first = 0 if axis_name is None else jax.lax.axis_index(axis_name) * size
         keys = example_keys(jax.random.fold_in(key, state.step), first, size)
-        if binarized:
-            x = binarize(x, keys)
         context = Context(state.step)
         if axis_name is not None:
             context = Context(state.step, lambda share: jax.lax.all_gather(share, axis_name, tiled=True))
@@ -185,7 +183,7 @@ def make_train_step(
         params = optax.apply_updates(state.params, updates)
         return TrainState(state.step + 1, params, opt_state), metrics
 
-    return train_step
+    return with_precision(model.precision)(train_step)
 
 
 def epoch_order(shuffle_key: Array, epoch: int | Array, num_images: int) -> Array:
@@ -247,13 +245,13 @@ def make_evaluate(
     objective: Objective | Variational,
     size: int,
     batch_sharding: jax.sharding.NamedSharding | None = None,
-    binarized: bool = False,
 ) -> Callable[[Params, Array, Array, int | Array], Metrics]:
     """``evaluate(params, images, key, first) -> losses``: the objective's terms of some images, [size] each.
 
     To be jitted. `images` are uint8 [N, H, W, C]; those from place `first` on are taken, `size` of them, and the
     last image again in the places past it, which `joined` cuts off. Each image's noise is keyed by its place, so
-    `size` does not matter (but for rounding). Terms are per example: the caller reduces.
+    `size` does not matter (but for rounding). Terms are per example: the caller reduces. Float32
+    products are float32, whatever the model was trained with.
 
     With `batch_sharding`, the sharding of an array whose first axis is the images', each device works on its share.
     """
@@ -264,22 +262,23 @@ def make_evaluate(
             places = jax.lax.with_sharding_constraint(places, batch_sharding)
         x = intensities(images.at[places].get(mode="clip"))
         keys = example_keys(key, first, size)
-        if binarized:
-            x = binarize(x, keys)
         return objective.of(model, params, x, keys, Context())
 
-    return evaluate
+    return float32_products(evaluate)
 
 
-def evaluation_size(image_shape: Sequence[int], num_images: int, shares: int = 1) -> int:
-    """How many images `make_evaluate` should take at once: about a million pixels, so memory does not grow with N.
+def evaluation_size(image_shape: Sequence[int], num_images: int, samples: int = 1, shares: int = 1) -> int:
+    """How many images `make_evaluate` should take at once: `PIXELS_AT_ONCE` of reconstructions in all.
+
+    So memory grows neither with the number of images nor with that of samples.
 
     Args:
       image_shape: (H, W, C).
       num_images: N.
+      samples: reconstructions of an image, the objective's.
       shares: devices that share them; the size is a multiple of it.
     """
-    size = min(max(1, 2**20 // math.prod(image_shape)), num_images)
+    size = min(max(1, PIXELS_AT_ONCE // (math.prod(image_shape) * samples)), num_images)
     return -(-size // shares) * shares
 
 
@@ -295,9 +294,8 @@ def evaluate_images(
     params: Params,
     images: NDArray[np.uint8],
     key: Array,
-    binarized: bool = False,
 ) -> dict[str, NDArray[Any]]:
     """The objective's terms of all images [N, H, W, C], in as many calls as it takes: [N] each, on the host."""
-    size = evaluation_size(model.image_shape, len(images))
-    run, placed = jax.jit(make_evaluate(model, objective, size, binarized=binarized)), jnp.asarray(images)
+    size = evaluation_size(model.image_shape, len(images), objective.samples)
+    run, placed = jax.jit(make_evaluate(model, objective, size)), jnp.asarray(images)
     return joined([run(params, placed, key, np.int32(first)) for first in range(0, len(images), size)], len(images))

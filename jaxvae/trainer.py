@@ -13,7 +13,8 @@ from jaxvae import models, parallel
 from jaxvae.config import Config
 from jaxvae.data import ImageData
 from jaxvae.errors import InputError
-from jaxvae.keys import PURPOSES, Purpose, purpose_key
+from jaxvae.keys import PURPOSES, Purpose, example_keys, purpose_key
+from jaxvae.noise import observe
 from jaxvae.train_step import (
     Metrics,
     TrainState,
@@ -121,7 +122,7 @@ def make_call(
     ) -> tuple[TrainState, Metrics]:
         objective = build_objective(config, steps, num_images, numbers)
         optimizer = build_optimizer(config, steps, numbers)
-        step = make_train_step(model, objective, optimizer, binarized=config.inputs == "dynamic")
+        step = make_train_step(model, objective, optimizer)
         run = make_run_steps(step, config.batch_size, steps, capacity, batch_sharding)
         return run(state, images, order, noise_key, count)
 
@@ -233,7 +234,6 @@ class Trainer:
         self.objective = build_objective(config, self.steps_per_epoch, count)
         self.optimizer = build_optimizer(config, self.steps_per_epoch)
         self.shown = (images.validation if len(images.validation) else images.test)[:SHOWN]
-        binarized = config.inputs == "dynamic"
 
         def program(capacity: int | None) -> Any:
             return jax.jit(
@@ -245,13 +245,11 @@ class Trainer:
 
         self._programs = StepPrograms(program, self.steps_per_epoch, traced)
         self._size = {
-            name: evaluation_size(images.train.shape[1:], len(split), placement.shares)
+            name: evaluation_size(images.train.shape[1:], len(split), config.samples, placement.shares)
             for name, split in self._held_out().items()
         }
         self._evaluate: dict[str, Any] = {
-            name: jax.jit(
-                make_evaluate(self.model, self.objective, size, batch_sharding, binarized), out_shardings=everywhere
-            )
+            name: jax.jit(make_evaluate(self.model, self.objective, size, batch_sharding), out_shardings=everywhere)
             for name, size in self._size.items()
         }
         self._order_of: Any = jax.jit(lambda key, epoch: epoch_order(key, epoch, count), out_shardings=everywhere)
@@ -358,8 +356,10 @@ class Trainer:
         return result
 
     def _pictures(self, params: models.Params, keys: Mapping[Purpose, Array]) -> dict[str, Array]:
-        x = intensities(jnp.asarray(self.shown))
-        pictures = {"reconstructions": models.reconstruct(self.model, params, x, keys["reconstructions"])}
+        """Test images as the model sees them with their reconstructions, [2, N, H, W, C], and samples, [N, H, W, C]."""
+        key = keys["reconstructions"]
+        x = observe(self.config)(intensities(jnp.asarray(self.shown)), example_keys(key, 0, len(self.shown)))
+        pictures = {"reconstructions": jnp.stack([x, models.reconstruct(self.model, params, x, key)])}
         if not isinstance(self.model, models.AutoEncoder):
             pictures["samples"] = models.sample(self.model, params, keys["samples"], SAMPLED)
         return pictures

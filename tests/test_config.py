@@ -79,7 +79,7 @@ def test_values_out_of_range_name_their_flag(change: dict[str, Any], message: st
         ('{"batch_size": 32.0}', "batch_size must be a whole number, not 32.0"),
         ('{"learning_rate": null}', "learning_rate must be a number, not null"),
         ('{"hidden": [256, "64"]}', "hidden must be a list of whole numbers"),
-        ('{"head": "tanh"}', 'head must be one of relu, linear, exp, not "tanh"'),
+        ('{"head": "tanh"}', 'head must be one of relu, linear, logvar, exp, not "tanh"'),
         ('{"head": ["relu"]}', "head must be one of relu, linear"),
         ('{"data_dir": 3}', "data_dir must be a text or null, not 3"),
         ('{"epochs": 0}', "c.json: --epochs must be at least 1"),

@@ -204,3 +204,21 @@ def test_members_of_binarised_images_are_runs_on_them(images: NDArray[np.uint8])
 
 def test_every_swept_number_is_known_to_the_config() -> None:
     assert set(SWEPT) <= {field.name for field in dataclasses.fields(Config)}
+
+
+@pytest.mark.unoptimized
+def test_evaluation_takes_no_more_memory_for_more_samples() -> None:
+    def evaluation_bytes(samples: int) -> int:
+        config = dataclasses.replace(
+            PRESETS["vae"], objective="iwae", samples=samples, hidden=(8,), latent_size=2, batch_size=2
+        )
+        rng = np.random.default_rng(0)
+        images = ImageData("digits", "a test", *(rng.integers(0, 256, (n, 16, 16, 1), np.uint8) for n in (4, 5000)))
+        numbers = {name: [value] for name, value in config.numbers().items()}
+        trainer = MembersTrainer(config, images, [0], numbers, jax.devices()[:1])
+        state = trainer.start(None)
+        arguments = state.params, trainer._held_out["test"], trainer._keys["test-noise"], trainer._numbers_placed
+        program = trainer._evaluate["test"].lower(*arguments, np.int32(0)).compile()
+        return int(program.memory_analysis().temp_size_in_bytes)
+
+    assert evaluation_bytes(64) < 1.5 * evaluation_bytes(1)

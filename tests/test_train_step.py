@@ -14,9 +14,11 @@ from jaxvae.keys import example_keys, purpose_key
 from jaxvae.models import VAE, AutoEncoder, build_model
 from jaxvae.objectives import Context
 from jaxvae.train_step import (
+    PIXELS_AT_ONCE,
     TrainState,
     build_optimizer,
     epoch_order,
+    evaluation_size,
     init_state,
     intensities,
     joined,
@@ -69,7 +71,7 @@ def test_step_is_the_gradient_step_written_out(preset: str, images: NDArray[np.u
 
     @jax.jit
     def terms(params: Any) -> Any:
-        return objective.of(model, params, x, keys, Context())
+        return objective.of(model, params, x, keys, Context(jnp.int32(0)))
 
     expected = terms(state.params)
     assert {"loss"} <= metrics.keys() <= expected.keys()
@@ -262,3 +264,21 @@ def test_init_state_is_a_function_of_its_key() -> None:
     other = init(purpose_key(1, "init"))
     kernels = [jax.tree.leaves(s.params)[1] for s in (state, other)]
     assert not np.array_equal(*kernels)
+
+
+@pytest.mark.parametrize("objective", ["elbo", "iwae", "dreg"])
+def test_evaluation_takes_no_more_memory_for_more_samples(objective: str) -> None:
+    """Of the compiled programs: a single sample's, but for one image, which takes what it takes."""
+    few, many = (_evaluation_bytes(objective, samples) for samples in (1, 64))
+    assert few > 4 * PIXELS_AT_ONCE  # The bound is what it is bounded by.
+    assert many < 1.5 * few
+
+
+def _evaluation_bytes(objective: str, samples: int) -> int:
+    config = dataclasses.replace(PRESETS["vae"], objective=objective, samples=samples, hidden=(8,), latent_size=2)  # type: ignore[arg-type]
+    model = build_model(config, (16, 16, 1))
+    params = jax.eval_shape(lambda: init_state(model, build_optimizer(config), jax.random.key(0))).params
+    images = jax.ShapeDtypeStruct((5000, 16, 16, 1), jnp.uint8)
+    evaluate = jax.jit(make_evaluate(model, build_objective(config), evaluation_size((16, 16, 1), 5000, samples)))
+    compiled = evaluate.lower(params, images, jax.eval_shape(lambda: jax.random.key(0)), 0).compile()
+    return int(compiled.memory_analysis().temp_size_in_bytes)
