@@ -341,7 +341,11 @@ class _RunFiles:
         start = time.perf_counter()
         self.log.sync()
         record = {**self._record, "window": self._windows.open()}
-        self._checkpoints.save(state, record, validation_cost)
+        if self._checkpoints.latest_step() == int(state.step):
+            # A signal that came before the evaluation had it saved already.
+            self._checkpoints.rank(int(state.step), validation_cost)
+        else:
+            self._checkpoints.save(state, record, validation_cost)
         self.log.write_timing("save", step=int(state.step), blocked_seconds=time.perf_counter() - start)
 
     def _save_pictures(self, pictures: Mapping[str, Array], step: int, epoch: int) -> None:

@@ -273,7 +273,8 @@ class _Program:
                 lines[index] = metrics.record(step, self._epoch(step), split, self._trainer.unit, own)
                 self._write(index, lines[index])
             self._say_epoch(step, split, lines)
-        if checkpoint is not None:
+        # A signal that came before the evaluation had it saved already.
+        if checkpoint is not None and self._checkpoints.latest_step() != step:
             self._save(checkpoint)
 
     def _note_diverged(self, diverged: NDArray[Any]) -> None:
