@@ -29,7 +29,7 @@ from jaxvae.pipeline import Pipeline, Span, Values
 from jaxvae.signals import StopSignals, unless_stopped
 from jaxvae.train_step import TrainState
 from jaxvae.trainer import Trainer, splits, steps_per_epoch
-from jaxvae.variational import measure_warning, selection_term
+from jaxvae.variational import measure_warning, selection_cost
 
 Array = jax.Array
 
@@ -90,8 +90,7 @@ def _prepare(config: Config, run_dir: Path | None, resume: bool, devices: int | 
     record = {
         "image_shape": list(images.train.shape[1:]),
         "steps_per_epoch": steps_per_epoch(config, len(images.train)),
-        "train_images_sha256": data.digest(images.train),
-        "test_images_sha256": data.digest(images.test),
+        **data.digests(images),
     }
     return Trainer(config, images, parallel.data_parallel(parallel.select_devices(devices))), record
 
@@ -334,22 +333,20 @@ class _RunFiles:
             self._save_pictures(pictures, step, self._epoch(step))
         if checkpoint is not None:
             validation = next((line for line in lines if line["split"] == "validation"), None)
-            self._save(checkpoint, None if validation is None else self._score(validation))
+            self._save(checkpoint, None if validation is None else selection_cost(self._config, validation))
 
     def _epoch(self, step: int) -> int:
         return -(-step // self._steps_per_epoch)
 
-    def _score(self, validation: metrics.Record) -> float:
-        """What checkpoints are ranked by, lower being better."""
-        term, higher = selection_term(self._config)
-        score: float = validation[term]
-        return -score if higher else score
-
-    def _save(self, state: TrainState, validation_loss: float | None = None) -> None:
+    def _save(self, state: TrainState, validation_cost: float | None = None) -> None:
         start = time.perf_counter()
         self.log.sync()
         record = {**self._record, "window": self._windows.open()}
-        self._checkpoints.save(state, record, validation_loss)
+        if self._checkpoints.latest_step() == int(state.step):
+            # A signal that came before the evaluation had it saved already.
+            self._checkpoints.rank(int(state.step), validation_cost)
+        else:
+            self._checkpoints.save(state, record, validation_cost)
         self.log.write_timing("save", step=int(state.step), blocked_seconds=time.perf_counter() - start)
 
     def _save_pictures(self, pictures: Mapping[str, Array], step: int, epoch: int) -> None:

@@ -76,7 +76,7 @@ def sweep(
     members = grid.members()
     for member in members:
         steps_per_epoch(member, len(images.train))
-    digests = {"train_images_sha256": data.digest(images.train), "test_images_sha256": data.digest(images.test)}
+    digests = data.digests(images)
     with ExitStack() as stack:
         if resume:
             assert run_dir is not None
@@ -164,6 +164,7 @@ class _Program:
         devices: Sequence[jax.Device],
     ):
         self.failure: SaveError | None = None
+        self._speed = 0.0
         own = [members[number] for number in numbers]
         self._directory, self._title, self._members, self._numbers = directory, title, members, numbers
         self._config = common_config(own)
@@ -273,7 +274,8 @@ class _Program:
                 lines[index] = metrics.record(step, self._epoch(step), split, self._trainer.unit, own)
                 self._write(index, lines[index])
             self._say_epoch(step, split, lines)
-        if checkpoint is not None:
+        # A signal that came before the evaluation had it saved already.
+        if checkpoint is not None and self._checkpoints.latest_step() != step:
             self._save(checkpoint)
 
     def _note_diverged(self, diverged: NDArray[Any]) -> None:

@@ -115,6 +115,37 @@ def test_there_is_no_best_without_a_validation_cost(record: dict[str, Any], tmp_
     assert newest.step == 20
 
 
+def test_a_step_that_was_saved_before_it_was_evaluated_is_ranked(tmp_path: Path) -> None:
+    state = make_state(20, seed=1)
+    with Checkpoints(tmp_path, keep=1, keep_best=1) as checkpoints:
+        checkpoints.save(make_state(10), RECORD, validation_cost=0.5)
+        checkpoints.save(state, RECORD)
+    with Checkpoints(tmp_path, keep=1, keep_best=1) as checkpoints:
+        checkpoints.rank(20, math.nan)
+        checkpoints.wait()
+        assert saved_steps(tmp_path) == [10, 20]
+        checkpoints.rank(20, 0.25)
+        checkpoints.wait()
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["20"]
+        best = checkpoints.restore(LIKE, best=True)
+    assert best is not None
+    assert best.record == {**RECORD, "validation_cost": 0.25}
+    assert_same(best.state, state)
+
+
+def test_a_damaged_step_is_not_ranked(tmp_path: Path) -> None:
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(make_state(10), RECORD)
+        checkpoints.wait()
+        truncate(tmp_path / "10" / "record.json")
+        before = (tmp_path / "10" / "record.json").read_bytes()
+        checkpoints.rank(10, 0.5)
+        with pytest.raises(SaveError, match=str(tmp_path / "10")):
+            checkpoints.wait()
+    assert (tmp_path / "10" / "record.json").read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["10"]
+
+
 def test_of_equal_checkpoints_the_earliest_is_best(tmp_path: Path) -> None:
     with Checkpoints(tmp_path, keep=1, keep_best=1) as checkpoints:
         for step in (10, 20, 30):
