@@ -33,7 +33,7 @@ class Config:
 
     # A docstring below a field is its help text. The command line needs it on one line.
     preset: str = "notes-vae"
-    """notes-ae, notes-vae: the notes' models to the letter; vae: what the field means by one; iwae: Burda et al.'s."""
+    """notes-ae, notes-vae: the notes' models to the letter; vae: the field's usual one; iwae: after Burda et al."""
 
     # Data.
     dataset: str = "auto"
@@ -247,8 +247,11 @@ PRESETS: Mapping[str, Config] = types.MappingProxyType(
                 latent_size=20,
                 batch_size=128,
             ),
-            # The one-layer model of Burda, Grosse and Salakhutdinov (arXiv 1509.00519), and their protocol
-            # but for the length of training. They sum gradients over the batch, which is Adam's eps times 20.
+            # After Burda, Grosse and Salakhutdinov (arXiv 1509.00519) and their code: the one-layer model, the rate's
+            # stages, Adam's constants. Not theirs: all 60,000 images, reshuffled (they keep back 400, in the file's
+            # order); second moments that start at 0 (1), Adam's eps added after the bias correction (before it);
+            # rates that are not rounded; mean and deviation in one layer; active units of the test images (500 training
+            # images). For two stochastic layers their widths take --hidden 200 100. docs/iwae-preset.md has it all.
             Config(
                 preset="iwae",
                 objective="iwae",
@@ -263,7 +266,7 @@ PRESETS: Mapping[str, Config] = types.MappingProxyType(
                 epochs=3280,
                 schedule="stages",
                 adam_b1=0.99,
-                adam_eps=1e-4 / 20,
+                adam_eps=1e-4 / 20,  # They sum gradients over the batch, which multiplies eps by its size.
                 image_every=50,
                 checkpoint_every=50,
             ),
