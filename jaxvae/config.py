@@ -69,7 +69,7 @@ class Config:
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     """Arithmetic of the layers' products; parameters, losses and updates are always float32."""
     matmul_precision: Precision = "highest"
-    """Float32 products in training: float32 (highest), or TF32 on GPUs and bfloat16 on TPUs, 3 passes (high) or 1."""
+    """Of float32 products in training. highest: float32; high, default: TF32 (GPU); 3 passes, 1 of bfloat16 (TPU)."""
 
     # Objective.
     samples: int = 1
