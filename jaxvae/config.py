@@ -54,7 +54,7 @@ class Config:
 
     # A docstring below a field is its help text. The command line needs it on one line.
     preset: str = "notes-vae"
-    """notes-ae, notes-vae: the notes' models to the letter; vae: a VAE as it is usual today; iwae: Burda et al.'s."""
+    """notes-ae, notes-vae: the notes' models to the letter; vae: a VAE as it is usual today; iwae: after Burda et al."""
 
     # Data.
     dataset: str = "auto"
@@ -96,7 +96,7 @@ class Config:
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     """Arithmetic of the layers' products; parameters, losses and updates are always float32."""
     matmul_precision: Precision = "highest"
-    """Float32 products in training: float32 (highest), or TF32 on GPUs and bfloat16 on TPUs, 3 passes (high) or 1."""
+    """Of float32 products in training. highest: float32; high, default: TF32 (GPU); 3 passes, 1 of bfloat16 (TPU)."""
 
     # Objective.
     samples: int = 1
@@ -322,8 +322,11 @@ OVERRIDES: Mapping[str, Mapping[str, Any]] = types.MappingProxyType(
             "latent_size": 20,
             "batch_size": 128,
         },
-        # The one-layer model of Burda, Grosse and Salakhutdinov (arXiv 1509.00519), and their protocol
-        # but for the length of training. They sum gradients over the batch, which is Adam's eps times 20.
+        # After Burda, Grosse and Salakhutdinov (arXiv 1509.00519) and their code: the one-layer model, the rate's
+        # stages, Adam's constants. Not theirs: images reshuffled, and a twelfth of them held out (they keep the file's
+        # order, and hold out 400); second moments that start at 0 (1), Adam's eps added after the bias correction
+        # (before it); rates that are not rounded; mean and deviation in one layer; active units of the test images (500
+        # training images). For two stochastic layers their widths take --hidden 200 100. docs/iwae-preset.md has it all.
         "iwae": {
             "validation": 1 / 12,
             "objective": "iwae",
@@ -338,7 +341,7 @@ OVERRIDES: Mapping[str, Mapping[str, Any]] = types.MappingProxyType(
             "epochs": 3280,
             "schedule": "stages",
             "adam_b1": 0.99,
-            "adam_eps": 1e-4 / 20,
+            "adam_eps": 1e-4 / 20,  # They sum gradients over the batch, which multiplies eps by its size.
             "image_every": 50,
             "checkpoint_every": 50,
         },
