@@ -54,7 +54,7 @@ class Config:
 
     # A docstring below a field is its help text. The command line needs it on one line.
     preset: str = "notes-vae"
-    """notes-ae, notes-vae: the notes' models to the letter; vae: a VAE as it is usual today; iwae: after Burda et al."""
+    """notes-ae, notes-vae: the notes' models to the letter; vae: a usual VAE; iwae: after Burda et al."""
 
     # Data.
     dataset: str = "auto"
@@ -325,8 +325,9 @@ OVERRIDES: Mapping[str, Mapping[str, Any]] = types.MappingProxyType(
         # After Burda, Grosse and Salakhutdinov (arXiv 1509.00519) and their code: the one-layer model, the rate's
         # stages, Adam's constants. Not theirs: images reshuffled, and a twelfth of them held out (they keep the file's
         # order, and hold out 400); second moments that start at 0 (1), Adam's eps added after the bias correction
-        # (before it); rates that are not rounded; mean and deviation in one layer; active units of the test images (500
-        # training images). For two stochastic layers their widths take --hidden 200 100. docs/iwae-preset.md has it all.
+        # (before it); rates that are not rounded; mean and deviation in one layer; active units of the test images
+        # (500 training images). Their widths for two stochastic layers are --hidden 200 100. All of it is in
+        # docs/iwae-preset.md.
         "iwae": {
             "validation": 1 / 12,
             "objective": "iwae",

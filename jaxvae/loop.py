@@ -30,6 +30,7 @@ from jaxvae.signals import StopSignals, unless_stopped
 from jaxvae.train_step import TrainState
 from jaxvae.trainer import Trainer, splits, steps_per_epoch
 from jaxvae.variational import measure_warning, selection_cost
+from jaxvae.versions import run_versions, version_warnings
 
 Array = jax.Array
 
@@ -223,6 +224,7 @@ class _RunFiles:
         self._images, self._unit, self._record = trainer.images, trainer.objective.unit, record
         self._like, self._requested, self._resume = trainer.abstract_state(), run_dir, resume
         self._hardware = _hardware(trainer.placement.batch.mesh.size)
+        self._versions, self._warnings = run_versions(), list[str]()
         self._watched, *_ = splits(len(self._images.validation) > 0, last=False)
         self._speed: Span | None = None  # The latest; and that of the spans of an epoch.
         self._epoch_speed: Span | None = None
@@ -259,6 +261,8 @@ class _RunFiles:
         self.say(f"{what} on {self._images.name} ({self._images.source}): {len(self._images.train):,} images")
         self.say(f"{self._hardware}, {self._steps_per_epoch:,} steps an epoch -> {self.run_dir}")
         if (warning := measure_warning(config)) is not None:
+            self._warnings.append(warning)
+        for warning in self._warnings:
             self.say(warning)
         if self._resume:
             self.say(f"going on from step {step:,}" if self.saved else "no checkpoint was saved: starting anew")
@@ -278,6 +282,8 @@ class _RunFiles:
                         f"--resume: {self._images.source}: not the images that {self.run_dir} was trained on"
                         f" ({differs})"
                     )
+                warnings = version_warnings(found.get("versions", {}), self._versions)
+                self._warnings += [f"warning: {warning}" for warning in warnings]
             return checkpoints.restore(self._like)
 
     def say(self, text: str) -> None:
@@ -306,6 +312,7 @@ class _RunFiles:
 
     def write_steps(self, step: int, values: Values, speed: Span | None) -> None:
         """Write the averages that the steps up to `step` complete, and show how far the run has come."""
+        self._checkpoints.check()
         for end, means in self._windows.add(step, values):
             self.log.write(metrics.record(end, self._epoch(end), "train", self._unit, means))
         shown = metrics.record(step, self._epoch(step), "train", self._unit, values)
@@ -341,7 +348,7 @@ class _RunFiles:
     def _save(self, state: TrainState, validation_cost: float | None = None) -> None:
         start = time.perf_counter()
         self.log.sync()
-        record = {**self._record, "window": self._windows.open()}
+        record = {**self._record, "versions": self._versions, "window": self._windows.open()}
         if self._checkpoints.latest_step() == int(state.step):
             # A signal that came before the evaluation had it saved already.
             self._checkpoints.rank(int(state.step), validation_cost)

@@ -37,6 +37,7 @@ from jaxvae.pipeline import Pipeline, Span, Values
 from jaxvae.signals import StopSignals, unless_stopped
 from jaxvae.trainer import splits, steps_per_epoch
 from jaxvae.variational import measure_warning, selection_term
+from jaxvae.versions import run_versions, version_warnings
 
 
 def sweep(
@@ -202,7 +203,10 @@ class _Program:
             evaluated = any(line["step"] == step and line["split"] == watched for line in kept)
             if (step >= total and evaluated) or self._dead.all():
                 return None
-            window = None if saved is None else saved.record.get("window")
+            record = {} if saved is None else saved.record
+            for warning in version_warnings(record.get("versions", {}), run_versions()):
+                say(f"warning: {warning}")
+            window = record.get("window")
             self._windows = metrics.Windows(config.log_every, trainer.steps_per_epoch, window)
             self._log = stack.enter_context(_Log(self._directory, kept))
             self._console = stack.enter_context(metrics.Console(config.epochs, total, step, trainer.unit))
@@ -240,6 +244,7 @@ class _Program:
 
     def steps(self, step: int, values: Values, speed: Span | None) -> None:
         """See `jaxvae.pipeline.Sink`."""
+        self._checkpoints.check()
         self._speed = len(self._numbers) * speed.per_second if speed else 0.0
         diverged = self._trainer.host(values[DIVERGED])[:, 0]
         # Where a member has diverged there is nothing to average.
@@ -292,7 +297,8 @@ class _Program:
 
     def _save(self, state: MembersState) -> None:
         self._log.sync()
-        self._checkpoints.save(self._trainer.host(state), {**self._record, "window": self._windows.open()})
+        record = {**self._record, "versions": run_versions(), "window": self._windows.open()}
+        self._checkpoints.save(self._trainer.host(state), record)
 
     def _epoch(self, step: int) -> int:
         return -(-step // self._trainer.steps_per_epoch)
