@@ -366,7 +366,8 @@ class _RunFiles:
     def draw_curves(self) -> None:
         """Draw the run's figures so far."""
         if self.log.records:
-            plots.save_curves(self.run_dir / "images" / "curves.png", self.log.records)
+            title = configs.describe(self._config)
+            plots.save_curves(self.run_dir / "images" / "curves.png", self.log.records, title)
 
     def finish(self, state: TrainState, step: int) -> None:
         """Save `state` if that has not been done, wait until it is, and draw the curves. Raises `SaveError`."""
