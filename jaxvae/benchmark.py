@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,9 @@ from jaxvae import cli, data, parallel
 from jaxvae import config as configs
 from jaxvae.errors import InputError
 from jaxvae.keys import purpose_key
+from jaxvae.models import build_model, with_precision
 from jaxvae.train_step import abstract_state, build_optimizer, make_train_step
-from jaxvae.trainer import Trainer, schedule
+from jaxvae.trainer import Trainer, advance, steps_per_epoch
 from jaxvae.variational import build_objective
 
 DESCRIPTION = """Measure training on this machine: steps per second, memory, and how near the machine's limit that is.
@@ -34,7 +35,7 @@ Every figure is the median over rounds of compiled calls on real images, each wa
 every round the machine's own matrix products are timed just before, so that drift hits both alike."""
 
 IMAGES = 60_000  # Images in the timed epochs; a smaller set is repeated.
-LEAST_SECONDS = 0.2  # A round repeats its call until it has taken this long.
+LEAST_SECONDS = 0.2  # A round repeats its epoch until it has taken this long.
 FIRST_STEPS = 3  # Times the command is started afresh, cold and warm.
 
 
@@ -52,12 +53,25 @@ class Arguments:
     """Whose images, as of jaxvae.train."""
     data_dir: str | None = None
     """Directory of its IDX files, as of jaxvae.train."""
+    matmul_precision: configs.Precision = configs.Config.matmul_precision
+    """Of float32 products, as of jaxvae.train; the machine's own are timed at the same."""
     rounds: int = 5
     """Rounds, after one of warm-up."""
     skip_first_step: bool = False
     """Do not measure how long jaxvae.train takes from its start to its first step."""
     json: Path | None = None
     """File to write everything to, as JSON."""
+
+
+def products(jaxpr: Any) -> Iterator[Any]:
+    """The equations of a jaxpr, and of all that it calls, that are matrix products or convolutions."""
+    for equation in jaxpr.eqns:
+        if equation.primitive.name in ("dot_general", "conv_general_dilated"):
+            yield equation
+        for value in jax.tree.leaves(tuple(equation.params.values()), is_leaf=lambda leaf: hasattr(leaf, "jaxpr")):
+            inner = getattr(value, "jaxpr", value)
+            if hasattr(inner, "eqns"):
+                yield from products(inner)
 
 
 def product_flops(jaxpr: Any) -> int:
@@ -67,20 +81,14 @@ def product_flops(jaxpr: Any) -> int:
       jaxpr: of a function without loops, such as ``jax.make_jaxpr(train_step)(...).jaxpr``.
     """
     total = 0
-    for equation in jaxpr.eqns:
-        name, params = equation.primitive.name, equation.params
-        if name == "dot_general":
-            (contracted, _), _ = params["dimension_numbers"]
-            shape = equation.invars[0].aval.shape
-            total += 2 * equation.outvars[0].aval.size * math.prod(shape[axis] for axis in contracted)
-        elif name == "conv_general_dilated":
-            kernel = equation.invars[1].aval
-            out_channels = kernel.shape[params["dimension_numbers"].rhs_spec[0]]
-            total += 2 * equation.outvars[0].aval.size * kernel.size // out_channels
-        for value in params.values():
-            inner = getattr(value, "jaxpr", value)
-            if hasattr(inner, "eqns"):
-                total += product_flops(inner)
+    for product in products(jaxpr):
+        numbers, kernel = product.params["dimension_numbers"], product.invars[1].aval
+        if product.primitive.name == "dot_general":
+            ((_, contracted), _) = numbers
+            terms = math.prod(kernel.shape[axis] for axis in contracted)
+        else:
+            terms = kernel.size // kernel.shape[numbers.rhs_spec[0]]
+        total += 2 * product.outvars[0].aval.size * terms
     return total
 
 
@@ -89,8 +97,6 @@ def flops_per_step(config: configs.Config, image_shape: tuple[int, int, int]) ->
 
     Both are counts of what the mathematics asks for, not of what a machine did.
     """
-    from jaxvae.models import build_model
-
     model, optimizer = build_model(config, image_shape), build_optimizer(config)
     step = make_train_step(model, build_objective(config), optimizer)
     batch = jax.ShapeDtypeStruct((config.batch_size, *image_shape), jnp.uint8)
@@ -99,51 +105,61 @@ def flops_per_step(config: configs.Config, image_shape: tuple[int, int, int]) ->
     return product_flops(jax.make_jaxpr(step)(*example).jaxpr), int(analysis["flops"])
 
 
-def matmul_timer(dtype: str) -> Callable[[], float]:
+def products_of(config: configs.Config) -> str:
+    """What the products of a training step are computed in: "float32-highest", ..., or "bfloat16"."""
+    return config.compute_dtype if config.compute_dtype != "float32" else f"float32-{config.matmul_precision}"
+
+
+def matmul_timer(dtype: str, precision: configs.Precision) -> Callable[[], float]:
     """A function that multiplies large square matrices and returns the FLOP/s it got.
 
-    Its best is what products on this device can reach with the precision that training uses.
+    Its best is what products of this dtype and precision can reach on this device.
     """
-    size, products = (2048, 1) if jax.default_backend() == "cpu" else (8192, 20)
+    size, repeats = (2048, 1) if jax.default_backend() == "cpu" else (8192, 20)
     a, b = (jax.random.normal(key, (size, size), dtype) for key in jax.random.split(jax.random.key(0)))
     b = b * jnp.asarray(size**-0.5, dtype)  # So that products of products stay near 1.
-    multiply = jax.jit(lambda a, b: jax.lax.fori_loop(0, products, lambda _, a: a @ b, a))
+
+    @jax.jit
+    @with_precision(precision)
+    def multiply(a: jax.Array, b: jax.Array) -> jax.Array:
+        product: jax.Array = jax.lax.fori_loop(0, repeats, lambda _, a: a @ b, a)
+        return product
+
     multiply(a, b).block_until_ready()
 
     def flops_per_second() -> float:
         start = time.perf_counter()
         multiply(a, b).block_until_ready()
-        return products * 2 * size**3 / (time.perf_counter() - start)
+        return repeats * 2 * size**3 / (time.perf_counter() - start)
 
     return flops_per_second
 
 
 def measure(config: configs.Config, images: data.ImageData, devices: int, rounds: int) -> dict[str, Any]:
     """One configuration's figures, as a result of the ``--json`` file. Raises `InputError`."""
-    plan = schedule(config, len(images.train))
     placement = parallel.data_parallel(parallel.select_devices(devices))
-    trainer = Trainer(config, plan, images, placement)
-    state = trainer.start(None)
-    compile_seconds = trainer.compile(state)
-    matmul = matmul_timer(config.compute_dtype)
+    trainer = Trainer(config, images, placement)
+    state, step, steps = trainer.start(None), 0, trainer.steps_per_epoch
+    compile_seconds = trainer.compile(state, trainer.usable(steps))
+    matmul = matmul_timer(config.compute_dtype, config.matmul_precision)
 
-    def timed(calls: int) -> float:
-        nonlocal state
+    def timed(epochs: int) -> float:
+        nonlocal state, step
         start = time.perf_counter()
-        for _ in range(calls):
-            state, terms = trainer.run_steps(state)
-        jax.block_until_ready((state, terms))
+        state, calls = advance(trainer, state, step, epochs * steps)
+        jax.block_until_ready((state, calls))
         seconds = time.perf_counter() - start
-        if not np.isfinite(terms["loss"]).all():
+        step += epochs * steps
+        if not all(np.isfinite(terms["loss"]).all() for _, terms in calls):
             raise RuntimeError(f"the loss of {config.preset} at batch size {config.batch_size} is not finite")
         return seconds
 
     timed(1)
-    calls = math.ceil(LEAST_SECONDS / timed(1))
+    epochs = math.ceil(LEAST_SECONDS / timed(1))
     speeds, peaks = [], []
     for _ in range(rounds):
         peaks.append(matmul())
-        speeds.append(calls * plan.steps_per_call / timed(calls))
+        speeds.append(epochs * steps / timed(epochs))
     flops, xla_flops = flops_per_step(config, images.train.shape[1:])
     speed = float(np.median(speeds))
     # A product on one of several emulated CPU devices takes all cores already.
@@ -160,6 +176,7 @@ def measure(config: configs.Config, images: data.ImageData, devices: int, rounds
         "flops_per_step": flops,
         "xla_flops_per_step": xla_flops,
         "flops_per_second": speed * flops,
+        "products": products_of(config),
         "matmul_flops_per_second_rounds": peaks,
         "peak_fraction": float(np.median([s * flops / (p * machines) for s, p in zip(speeds, peaks, strict=True)])),
         "program_bytes": trainer.program_bytes(),
@@ -253,7 +270,7 @@ def table(results: Sequence[Mapping[str, Any]]) -> str:
     """The results, a line each."""
     lines = [
         f"{'preset':9} {'batch':>5} {'devices':>7} {'steps/s':>9} {'(least-most)':>15} {'images/s':>11} {'compile':>8} "
-        f"{'memory':>9} {'MFLOP/step':>10} {'GFLOP/s':>8} {'of peak':>7}"
+        f"{'memory':>9} {'MFLOP/step':>10} {'GFLOP/s':>8} of the peak of products"
     ]
     for r in results:
         rounds = r["steps_per_second_rounds"]
@@ -262,7 +279,8 @@ def table(results: Sequence[Mapping[str, Any]]) -> str:
         lines.append(
             f"{r['preset']:9} {r['batch_size']:>5} {r['devices']:>7} {r['steps_per_second']:>9,.{digits}f} {spread:>15}"
             f" {r['images_per_second']:>11,.0f} {r['compile_seconds']:>6.1f} s {r['program_bytes'] / 2**20:>5,.0f} MiB"
-            f" {r['flops_per_step'] / 1e6:>10,.1f} {r['flops_per_second'] / 1e9:>8,.0f} {r['peak_fraction']:>7.0%}"
+            f" {r['flops_per_step'] / 1e6:>10,.1f} {r['flops_per_second'] / 1e9:>8,.0f}"
+            f" {r['peak_fraction']:.0%} of {r['products']}"
         )
     return "\n".join(lines)
 
@@ -279,7 +297,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.json is not None:
         cli.check_writable("--json", arguments.json)
     todo = [
-        (dataclasses.replace(configs.preset(preset), batch_size=size), devices)
+        (
+            dataclasses.replace(configs.preset(preset), batch_size=size, matmul_precision=arguments.matmul_precision),
+            devices,
+        )
         for preset in arguments.preset
         for size in arguments.batch_size
         for devices in arguments.devices
@@ -290,7 +311,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{images.source}: its {len(images.train):,} images are repeated to make {IMAGES:,}")
         images = dataclasses.replace(images, train=np.resize(images.train, (IMAGES, *images.train.shape[1:])))
     for config, devices in todo:  # Refuse what cannot be measured before anything is.
-        schedule(config, len(images.train))
+        steps_per_epoch(config, len(images.train))
         if devices < 1 or config.batch_size % devices:
             raise InputError(f"--batch-size {config.batch_size} does not divide over {devices} devices")
 

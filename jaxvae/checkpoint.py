@@ -77,7 +77,7 @@ class Checkpoints:
     Args:
       directory: theirs, made if need be.
       keep: newest checkpoints to keep.
-      keep_best: checkpoints with the lowest test loss to keep besides.
+      keep_best: checkpoints with the lowest validation cost to keep besides.
       read_only: change nothing: neither clean up nor set damaged steps aside.
       warn: called with a sentence about each damaged checkpoint.
 
@@ -136,13 +136,14 @@ class Checkpoints:
         if saving is not None:
             saving.result()
 
-    def save(self, state: State, record: Mapping[str, Any], test_loss: float | None = None) -> None:
+    def save(self, state: State, record: Mapping[str, Any], validation_cost: float | None = None) -> None:
         """Save `state` under its step, in the background.
 
         Args:
           state: arrays all of which this process holds.
           record: JSON, what the state belongs to.
-          test_loss: by which `keep_best` compares; neither None nor NaN is ever best.
+          validation_cost: `jaxvae.variational.selection_cost` of the validation images, by which the best is chosen:
+            lower is better, and None or a number that is not finite is never best.
 
         Raises:
           SaveError: the save before this one failed, or there is a step as late as this one.
@@ -153,8 +154,8 @@ class Checkpoints:
         if self._newest is not None and step <= self._newest:
             raise SaveError(f"{self.directory}: step {step} was not saved (newest is {self._newest})")
         self._newest = step
-        test_loss = float(test_loss) if test_loss is not None and math.isfinite(test_loss) else None
-        self._saving = self._thread.submit(self._write, step, host, {**record, "test_loss": test_loss})
+        cost = None if validation_cost is None or not math.isfinite(validation_cost) else float(validation_cost)
+        self._saving = self._thread.submit(self._write, step, host, {**record, "validation_cost": cost})
 
     def _write(self, step: int, state: State, record: dict[str, Any]) -> None:
         target = self.directory / str(step)
@@ -186,9 +187,8 @@ class Checkpoints:
         """Delete all steps but the newest and the best."""
         steps = self.steps()
         kept = set(steps[-self._keep :])
-        losses = {step: self._test_loss(step) for step in steps} if self._keep_best else {}
-        ranked = sorted((loss, step) for step, loss in losses.items() if loss is not None)
-        kept.update(step for _, step in ranked[: self._keep_best])
+        if self._keep_best:
+            kept.update(self._ranked()[: self._keep_best])
         for step in steps:
             if step not in kept:
                 # Renamed first: a step that is there is there as a whole.
@@ -196,12 +196,17 @@ class Checkpoints:
                 (self.directory / str(step)).rename(doomed)
                 shutil.rmtree(doomed)
 
-    def _test_loss(self, step: int) -> float | None:
+    def _ranked(self) -> list[int]:
+        """The steps that have a validation cost, the best first."""
+        costs = {step: cost for step in self.steps() if (cost := self._validation_cost(step)) is not None}
+        return sorted(costs, key=lambda step: costs[step])
+
+    def _validation_cost(self, step: int) -> float | None:
         try:
-            loss = _read_record(self.directory / str(step))["record"].get("test_loss")
+            cost = _read_record(self.directory / str(step))["record"].get("validation_cost")
         except (DamagedError, InputError):
             return None
-        return loss if isinstance(loss, float) and math.isfinite(loss) else None
+        return cost if isinstance(cost, float) and math.isfinite(cost) else None
 
     def read_record(self) -> dict[str, Any]:
         """The record of the newest step whose record is intact.
@@ -226,7 +231,7 @@ class Checkpoints:
         return height, width, channels
 
     def restore(self, like: S, best: bool = False) -> Saved[S] | None:
-        """The newest undamaged checkpoint, or the one with the lowest test loss; None if none was ever saved.
+        """The newest undamaged checkpoint, or the best by the validation images; None if none was ever saved.
 
         Where a damaged step is passed over, a warning names it and what is damaged, and it is set
         aside as ``damaged-STEP``.
@@ -234,18 +239,18 @@ class Checkpoints:
         Args:
           like: a state with the structure, shapes and dtypes to restore to; its leaves may be
             `jax.ShapeDtypeStruct`.
-          best: the lowest test loss rather than the newest.
+          best: that with the lowest validation cost rather than the newest.
 
         Raises:
           InputError: all checkpoints are damaged; or an undamaged one does not fit `like`, or is of
-            a version that this one does not know.
+            a version that this one does not know; or `best`, and none has a validation cost.
         """
-        steps = list(reversed(self.steps()))
-        if best:
-            losses = {step: loss for step in steps if (loss := self._test_loss(step)) is not None}
-            if not losses:
-                raise InputError(f"{self.directory} holds no checkpoint with a test loss")
-            steps = sorted(losses, key=lambda step: losses[step])
+        steps = self._ranked() if best else list(reversed(self.steps()))
+        if best and not steps:
+            raise InputError(
+                f"--best: {self.directory} holds no checkpoint with a validation metric to choose by; "
+                "train with --validation to have one"
+            )
         damaged: dict[int, str] = {}
         for step in steps:
             try:
@@ -432,12 +437,13 @@ class TrainedRun(NamedTuple):
 
 
 def load_run(run_dir: Path, best: bool = False) -> TrainedRun:
-    """The newest model of a run directory, or that with the lowest test loss, for use rather than for training on.
+    """The newest model of a run directory, or the best by the validation images, to be used, not trained on.
 
     A damaged checkpoint is passed over with a warning on stderr.
 
     Raises:
-      InputError: it is no run directory, or none of its checkpoints can be read.
+      InputError: it is no run directory, none of its checkpoints can be read, or `best`, and it had no validation
+        images.
     """
     if not (run_dir / "config.json").is_file():
         raise InputError(f"{run_dir} is not a run directory: it has no config.json")

@@ -10,9 +10,10 @@ import io
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TextIO, TypeVar, cast
+from typing import Any, NoReturn, TextIO, TypeVar, cast
 
 import tyro
 
@@ -161,6 +162,16 @@ def run(command: Callable[[], int]) -> int:
                 return 128 + signal.SIGPIPE
             print(f"error: stdout cannot be written: {error}", file=sys.stderr)
             return EXIT_NOT_SAVED
+
+
+def leave(code: int) -> NoReturn:
+    """End the process, without waiting for a thread that cannot be told to end, such as one that compiles."""
+    if any(thread.daemon for thread in threading.enumerate()):
+        with contextlib.suppress(OSError, ValueError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def _run(command: Callable[[], int]) -> int:

@@ -15,8 +15,9 @@ from typing import Any, Literal
 
 from jaxvae.errors import InputError
 
-Head = Literal["relu", "linear", "exp"]
+Head = Literal["relu", "linear", "logvar", "exp"]
 Likelihood = Literal["bernoulli", "gaussian", "gaussian-global", "gaussian-pixel", "logistic"]
+Precision = Literal["default", "high", "highest"]
 Activation = Literal["relu", "tanh", "elu", "gelu", "silu"]
 MAX_WIDTH = 2**16  # Of a layer; a wider one is a slip of the finger, and would hang while it is allocated.
 
@@ -39,6 +40,10 @@ class Config:
     """mnist (auto: else digits), fashion_mnist, kmnist, digits, a .npy/.npz file, a folder of images."""
     data_dir: str | None = None
     """Directory of IDX files (.gz or not). Without it they are downloaded once, checksums verified."""
+    validation: float = 0.0
+    """Training images to hold out, to choose the best checkpoint by: a fraction below 1, or a number; 0: none."""
+    validation_seed: int = 0
+    """Draws which training images are held out."""
 
     # Model.
     hidden: tuple[int, ...] = (256, 64)
@@ -46,7 +51,7 @@ class Config:
     latent_size: int = 10
     """Latent dimensions; for an autoencoder, the width of its code."""
     head: Head = "relu"
-    """The encoder's end. relu: mean, deviation after a ReLU; linear: mean, log-variance; exp: mean, log-deviation."""
+    """Beside the mean: deviation (relu), log-variance within +-10 (linear) or free (logvar), log-deviation (exp)."""
     architecture: Literal["mlp", "conv", "two-layer"] = "mlp"
     """mlp: dense; conv: stride-2 convolutions, any image size; two-layer: two stochastic layers of dense ones."""
     activation: Activation = "relu"
@@ -63,18 +68,22 @@ class Config:
     """Pixels. dynamic: 0 or 1, drawn anew each time an image is seen; static: drawn once, by --static-seed."""
     static_seed: int = 0
     """Draws the pixels of --inputs static."""
+    dequantize: bool = False
+    """Add uniform noise of one grey level to the pixels, so that a Gaussian's density bounds a probability."""
     corruption: float = 0.0
     """Fraction of the pixels an autoencoder does not get to see: denoising."""
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     """Arithmetic of the layers' products; parameters, losses and updates are always float32."""
+    matmul_precision: Precision = "highest"
+    """Float32 products in training: float32 (highest), or TF32 on GPUs and bfloat16 on TPUs, 3 passes (high) or 1."""
 
     # Objective.
     samples: int = 1
     """Latents drawn an image and step: the k of iwae and dreg."""
     beta: float = 1.0
-    """Weight of the KL term (beta-tc: of the total correlation)."""
+    """Weight of the KL term (beta-tc: of its total correlation alone)."""
     kl_warmup_epochs: float = 0.0
-    """Epochs over which the KL term's weight grows from 0 to --beta."""
+    """Epochs over which that weight grows from 0 to --beta (beta-tc: the rest of the KL term weighs 1 throughout)."""
     kl_cycles: int = 1
     """How often that happens, evenly over the run: cyclical annealing."""
     free_bits: float = 0.0
@@ -105,12 +114,10 @@ class Config:
     """Passes over the training images; the notes train for 1000."""
     seed: int = 0
     """Everything random follows from it: initial weights, order of the images, noise."""
-    steps_per_call: int = 2000
-    """Most steps in one compiled call; figures, progress and signals are handled between calls."""
 
     # Cadence: what is written and when. It does not change what is trained.
     log_every: int = 0
-    """Steps that a train line of metrics.jsonl averages over; 0: all those of a compiled call."""
+    """Steps that a train line of metrics.jsonl averages over; 0: all of an epoch."""
     image_every: int = 1
     """Epochs between pictures; 0: only at the end."""
     checkpoint_every: int = 5
@@ -118,12 +125,13 @@ class Config:
     keep_checkpoints: int = 3
     """Newest checkpoints to keep."""
     keep_best_checkpoints: int = 1
-    """Checkpoints with the lowest test loss to keep besides, of those saved."""
+    """Best checkpoints by the validation images to keep besides, of those saved. None without --validation."""
 
     def __post_init__(self) -> None:
         """Raise `InputError` for a value out of range; types are for `from_json` and the command line."""
-        positive = ("latent_size", "batch_size", "epochs", "steps_per_call", "keep_checkpoints", "samples", "kl_cycles")
-        not_negative = ("log_every", "image_every", "checkpoint_every", "keep_best_checkpoints", "seed", "static_seed")
+        positive = ("latent_size", "batch_size", "epochs", "keep_checkpoints", "samples", "kl_cycles")
+        cadence = ("log_every", "image_every", "checkpoint_every", "keep_best_checkpoints")
+        not_negative = (*cadence, "seed", "static_seed", "validation_seed")
         for name in positive:
             if getattr(self, name) < 1:
                 raise InputError(f"{flag(name)} must be at least 1, not {getattr(self, name)}")
@@ -155,6 +163,10 @@ class Config:
         for name in ("adam_b1", "adam_b2", "corruption"):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(f"{flag(name)} must be in [0, 1), not {getattr(self, name)}")
+        if not (math.isfinite(self.validation) and self.validation >= 0):
+            raise InputError(f"{flag('validation')} must be finite and not negative, not {self.validation}")
+        if self.validation > 1 and self.validation % 1:
+            raise InputError(f"{flag('validation')} must be below 1 or a whole number, not {self.validation}")
         self._check_what_goes_together()
         if not self.dataset:
             raise InputError("--dataset must not be empty")
@@ -167,7 +179,7 @@ class Config:
         named = f"--objective {self.objective}"
         if self.in_nats:
             why = "it has no finite value at a standard deviation of 0"
-            needs("--head linear or exp", named, self.head != "relu", why)
+            needs("--head linear, logvar or exp", named, self.head != "relu", why)
         else:
             for name in ("likelihood", "samples", "beta", "kl_warmup_epochs", "free_bits", "kl_cycles"):
                 default = getattr(Config, name)
@@ -181,8 +193,8 @@ class Config:
             needs("--objective elbo or iwae", "--architecture two-layer", self.objective in ("elbo", "iwae"), why)
             needs("--free-bits 0", "--architecture two-layer", self.free_bits == 0, "its KL is an estimate")
             needs("two --hidden widths", "--architecture two-layer", len(self.hidden) == 2, "one a layer")
-        if self.objective == "info":
-            needs("--batch-size 2", "--objective info", self.batch_size > 1, "it compares samples")
+        if self.objective in ("info", "beta-tc"):
+            needs("--batch-size 2", named, self.batch_size > 1, "it compares samples")
         if self.free_bits:
             needs(
                 "--objective elbo or info", "--free-bits", self.objective in ("elbo", "info"), "its KL is per dimension"
@@ -201,6 +213,9 @@ class Config:
             needs("--objective mse", "--corruption", self.objective == "mse", "it is for autoencoders")
         if self.inputs != "grey" and self.likelihood == "logistic":
             raise InputError("--likelihood logistic needs --inputs grey: it is of 256 levels")
+        if self.dequantize:
+            of_levels = self.in_nats and self.likelihood.startswith("gaussian") and self.inputs == "grey"
+            needs("a gaussian --likelihood and --inputs grey", "--dequantize", of_levels, "it is of 256 levels")
         if self.kl_cycles > 1:
             needs("--kl-warmup-epochs", "--kl-cycles", self.kl_warmup_epochs > 0, "what would be repeated")
 
@@ -238,6 +253,7 @@ PRESETS: Mapping[str, Config] = types.MappingProxyType(
             Config(preset="notes-vae"),
             Config(
                 preset="vae",
+                validation=1 / 12,  # 5,000 of MNIST's 60,000
                 objective="elbo",
                 head="linear",
                 hidden=(512, 256),
@@ -248,6 +264,7 @@ PRESETS: Mapping[str, Config] = types.MappingProxyType(
             # but for the length of training. They sum gradients over the batch, which is Adam's eps times 20.
             Config(
                 preset="iwae",
+                validation=1 / 12,
                 objective="iwae",
                 samples=5,
                 head="exp",
@@ -306,7 +323,7 @@ def annotation_words(annotation: Any) -> str:
         return "one of " + ", ".join(typing.get_args(annotation))
     if typing.get_origin(annotation) is tuple:
         return "a list of whole numbers"
-    words = {int: "a whole number", float: "a number", str: "a text"}
+    words = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
     return words.get(annotation, "a text or null")
 
 

@@ -21,6 +21,7 @@ from typing import IO, Any, TypeAlias
 import numpy as np
 
 from jaxvae import download
+from jaxvae.config import Config
 from jaxvae.errors import InputError
 
 Images: TypeAlias = np.ndarray[Any, np.dtype[np.uint8]]
@@ -41,27 +42,74 @@ _HOLD_OUT = 10  # every tenth image of a set that has no test set of its own
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ImageData:
-    """A training set and a test set of equally shaped images.
+    """A training set, a validation set, which may be empty, and a test set of equally shaped images.
 
     Attributes:
       name: what ``--dataset`` would name to get the same data again: a name of `DATASETS` or a path.
       source: where the images came from, in words.
       train: uint8 ``[N, H, W, C]``, N >= 1, C one of 1, 3, 4.
-      test: uint8 ``[M, H, W, C]``, M >= 1, with the H, W and C of `train`.
+      test: uint8 ``[M, H, W, C]``, M >= 1, with the H, W and C of `train`. For final metrics: nothing is chosen by it.
+      validation: uint8 ``[V, H, W, C]``, V >= 0, held out of the training images, to choose by. Default: none.
     """
 
     name: str
     source: str
     train: Images
     test: Images
+    validation: Images = None  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        if self.validation is None:
+            object.__setattr__(self, "validation", self.train[:0])
+
+
+def prepared(images: ImageData, config: Config) -> ImageData:
+    """What `config` makes of the images that `load` returns: binarised where it says so, then split.
+
+    In this order, so that an image has the same pixels whatever is held out. Raises `InputError` as
+    `with_validation` does.
+    """
+    if config.inputs == "static":
+        images = binarized(images, config.static_seed)
+    return with_validation(images, config.validation, config.validation_seed)
+
+
+def with_validation(images: ImageData, amount: float, seed: int) -> ImageData:
+    """Holds some of the training images out for validation. The rest keep their order.
+
+    Which ones depends on `amount`, `seed` and the number of training images alone. Those that a smaller amount
+    holds out are among those of a larger one.
+
+    Args:
+      images: without validation images.
+      amount: below 1, a fraction of the training images (rounded); else their number; 0 holds out none.
+      seed: of the draw.
+
+    Raises:
+      InputError: `amount` is above 0 and holds out none, or leaves none to train on.
+    """
+    total = len(images.train)
+    count = round(amount * total) if amount < 1 else int(amount)
+    if amount > 0 and count == 0:
+        raise InputError(f"--validation {amount:g} of {total:,} training images holds out none")
+    if count >= total:
+        raise InputError(f"--validation {amount:g} leaves none of {total:,} images to train on")
+    if count == 0:
+        return images
+    held_out = np.sort(np.random.default_rng(seed).permutation(total)[:count])
+    train = np.delete(images.train, held_out, axis=0)
+    return dataclasses.replace(images, train=train, validation=images.train[held_out])
 
 
 def binarized(images: ImageData, seed: int) -> ImageData:
     """Each pixel 0 or 255, drawn once, with the probability of 255 that is its intensity: static binarisation.
 
     Larochelle and Murray (2011), whose own draw of MNIST is not to be had under any seed; NumPy's default
-    generator, seeded with `seed`, draws the training images first.
+    generator, seeded with `seed`, draws the training images first. Validation images are held out afterwards:
+    see `prepared`.
     """
+    if len(images.validation):
+        raise ValueError("binarise before you hold out validation images")
     rng = np.random.default_rng(seed)
 
     def draw(split: Images) -> Images:
@@ -76,6 +124,12 @@ def binarized(images: ImageData, seed: int) -> ImageData:
 def digest(images: Images) -> str:
     """SHA-256 of the pixels of uint8 images [N, H, W, C]."""
     return hashlib.sha256(np.ascontiguousarray(images).data).hexdigest()
+
+
+def digests(images: ImageData) -> dict[str, str]:
+    """What a run's checkpoints say of its images: "train_images_sha256" and so on, of each split that is not empty."""
+    splits = {"train": images.train, "validation": images.validation, "test": images.test}
+    return {f"{name}_images_sha256": digest(split) for name, split in splits.items() if len(split)}
 
 
 def _warn_on_stderr(message: str) -> None:
@@ -108,8 +162,11 @@ def load(
     Arrays are ``[N, H, W]`` or ``[N, H, W, C]`` with C one of 1, 3, 4; uint8, bool (to 0 and 255), floats
     in [0, 1] (times 255, rounded) or other integers in 0..255.
 
+    A fourth channel of an array is taken as it stands, whatever it holds.
+
     Image files must all have one size. They are sorted by relative path and turned upright as their EXIF
-    tag says. If the mode of every one is grey (1, L, LA), C is 1, else C is 3; transparency is dropped.
+    tag says. If the mode of every one is grey (1, L, LA), C is 1, else C is 3. Pictures with transparency are
+    composited over white, so what colour a transparent pixel has does not matter.
     Links to files are followed, links to folders below the given one are not.
 
     Args:
@@ -390,6 +447,8 @@ def _read_pictures(paths: Sequence[Path]) -> Images:
 
     images: list[Images] = []
     with warnings.catch_warnings():
+        # Nobody needs to know that metadata or a palette is odd, as long as the pixels can be read.
+        warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         for path in paths:
             image = _read_picture(path)
@@ -404,7 +463,7 @@ def _read_pictures(paths: Sequence[Path]) -> Images:
 
 
 def _read_picture(path: Path) -> Images:
-    """Reads one picture as uint8 ``[H, W, 1]`` if its mode is grey, else ``[H, W, 3]``."""
+    """Reads one picture, over white, as uint8 ``[H, W, 1]`` if its mode is grey, else ``[H, W, 3]``."""
     from PIL import Image, ImageOps
 
     with _blaming(path), Image.open(path, formats=("PNG", "JPEG")) as image:
@@ -412,5 +471,8 @@ def _read_picture(path: Path) -> Images:
             # Pillow would clip these to 255 instead of scaling them.
             raise InputError(f"{path}: has more than 8 bits per pixel; convert it to 8 bits")
         grey = image.mode in ("1", "L", "LA")
-        upright = ImageOps.exif_transpose(image).convert("L" if grey else "RGB")
-        return np.atleast_3d(np.asarray(upright))
+        upright = ImageOps.exif_transpose(image)
+        if upright.has_transparency_data:
+            rgba = upright.convert("RGBA")
+            upright = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
+        return np.atleast_3d(np.asarray(upright.convert("L" if grey else "RGB")))

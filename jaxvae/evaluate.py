@@ -18,18 +18,30 @@ from jaxvae import checkpoint, cli, data, metrics
 from jaxvae.config import Config
 from jaxvae.errors import InputError
 from jaxvae.keys import example_keys, purpose_key
-from jaxvae.models import AutoEncoder, Draws, Model, Params
+from jaxvae.models import Draws, Model, Params, TwoLayerVAE, float32_products
+from jaxvae.noise import observe
 from jaxvae.objectives import gaussian_kl_per_dimension, mse
-from jaxvae.train_step import intensities, make_evaluate
-from jaxvae.variational import binarize, build_objective, pixel_nll
+from jaxvae.train_step import evaluate_images, intensities
+from jaxvae.variational import (
+    LIKELIHOODS,
+    bound_name,
+    build_objective,
+    likelihood_name,
+    measure,
+    measure_warning,
+    pixel_nll,
+)
 
 DESCRIPTION = "Evaluate the newest checkpoint of a run on its test images, every image once."
 
 ACTIVE = 0.01  # Variance of its posterior mean, above which a latent dimension is active: arXiv 1509.00519, section 5.
+UPPER_SAMPLES = 50  # Of the lower layer, for the posterior mean of the upper one.
 DISPATCHED = 200  # Images in one compiled call.
 PIXELS_AT_ONCE = 2**22  # Of all images and draws that are in work: bounds the memory.
 
 Array = jax.Array
+
+_WIDTH = 26  # Of the longest name in a table.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +55,7 @@ class Arguments:
     data_dir: str | None = None
     """Directory of its IDX files, where it is another than in training."""
     best: bool = False
-    """The checkpoint with the lowest test loss rather than the newest."""
+    """The best checkpoint by the validation images, not the newest. The run needs --validation."""
     samples: int = 0
     """Estimate log p(x) too, with so many latents an image, as papers do with 5000. VAEs in nats only."""
     json: Path | None = None
@@ -73,9 +85,7 @@ def log_likelihood(
     chunks = -(-samples // chunk)
 
     def of_batch(params: Params, images: Array, keys: Array) -> tuple[Array, Array]:
-        x = intensities(images)
-        if config.inputs == "dynamic":
-            x = binarize(x, keys)
+        x = observe(config)(intensities(images), keys)
 
         def more(sums: tuple[Array, Array, Array], first: Array) -> tuple[tuple[Array, Array, Array], None]:
             """The greatest log-weight so far, and the sums of the weights and of their squares relative to it."""
@@ -111,6 +121,7 @@ def log_likelihood(
     return estimates, errors
 
 
+@float32_products
 def _in_batches(
     run: Callable[[Params, Array, Array], Any], params: Params, images: NDArray[np.uint8], key: Array, size: int
 ) -> Any:
@@ -130,24 +141,40 @@ def posterior_statistics(
 ) -> dict[str, Any]:
     """How many latent dimensions are in use, and what each costs.
 
-    Returns:
-      "active_units": those the variance of whose posterior mean over the images is above `ACTIVE`;
-      "latent_size"; "kl_per_dimension": nats, averaged over the images (of a one-layer model).
-    """
+    A dimension u is active where ``Var_x(E_q(u | x)[u]) > ACTIVE``: Burda, Grosse and Salakhutdinov (arXiv
+    1509.00519), section 5. Of the upper layer of two, E_q(h1 | x)[E_q(h2 | h1)[h2]] is estimated with
+    `UPPER_SAMPLES` draws of h1, and what their variance adds to that over the images is subtracted. (The authors'
+    code takes one draw, and subtracts nothing.)
 
-    def of_batch(params: Params, images: Array, keys: Array) -> tuple[Array, Array]:
-        x = intensities(images)
-        if config.inputs == "dynamic":
-            x = binarize(x, keys)
+    Returns:
+      "active_units" and "latent_sizes": lists of a number for each layer, from the image up;
+      "kl_per_dimension": nats, averaged over the images (of a one-layer model).
+    """
+    two_layers = isinstance(model, TwoLayerVAE)
+
+    def of_batch(params: Params, images: Array, keys: Array) -> dict[str, Array]:
+        x = observe(config)(intensities(images), keys)
         posterior: Any = model.apply(params, x, method="encode")
         mean, std = posterior
-        return mean, gaussian_kl_per_dimension(mean, std)
+        if not two_layers:
+            return {"mean": mean, "kl": gaussian_kl_per_dimension(mean, std)}
+        eps = jax.vmap(lambda k: jax.random.normal(k, (UPPER_SAMPLES, mean.shape[-1]), mean.dtype))(keys)
+        upper: Any = model.apply(params, mean[:, None] + std[:, None] * eps, method="encode_upper")
+        upper_means = upper[0]
+        spread = upper_means.var(axis=1, ddof=1) / UPPER_SAMPLES
+        return {"mean": mean, "upper_mean": upper_means.mean(axis=1), "upper_spread": spread}
 
-    size = min(len(images), max(1, PIXELS_AT_ONCE // math.prod(model.image_shape)))
-    mean, kl = _in_batches(jax.jit(of_batch), params, images, key, size)
-    statistics = {"active_units": int((mean.var(axis=0) > ACTIVE).sum()), "latent_size": mean.shape[1]}
-    if config.architecture != "two-layer":
-        statistics["kl_per_dimension"] = [float(f"{value:.6g}") for value in kl.mean(axis=0)]
+    per_image = math.prod(model.image_shape) * (UPPER_SAMPLES if two_layers else 1)
+    found = _in_batches(jax.jit(of_batch), params, images, key, min(len(images), max(1, PIXELS_AT_ONCE // per_image)))
+    variances = [found["mean"].var(axis=0)]
+    if two_layers:
+        variances.append(found["upper_mean"].var(axis=0) - found["upper_spread"].mean(axis=0))
+    statistics: dict[str, Any] = {
+        "active_units": [int((variance > ACTIVE).sum()) for variance in variances],
+        "latent_sizes": [len(variance) for variance in variances],
+    }
+    if not two_layers:
+        statistics["kl_per_dimension"] = [float(f"{value:.6g}") for value in found["kl"].mean(axis=0)]
     return statistics
 
 
@@ -155,10 +182,9 @@ def reconstruction_error(model: Model, config: Config, params: Params, images: N
     """The notes' reconstruction error, in any objective: the mean squared error per pixel over all images."""
 
     def of_batch(params: Params, images: Array, keys: Array) -> Array:
-        x = intensities(images)
-        seen = binarize(x, keys) if config.inputs == "dynamic" else x
-        output: Any = model.apply(params, seen, keys)
-        return mse(output.x_hat, seen)
+        x = observe(config)(intensities(images), keys)
+        output: Any = model.apply(params, x, keys)
+        return mse(output.x_hat, x)
 
     size = min(len(images), max(1, PIXELS_AT_ONCE // math.prod(model.image_shape)))
     return float(_in_batches(jax.jit(of_batch), params, images, key, size).mean())
@@ -177,9 +203,9 @@ def evaluate_run(
 
     Returns:
       A record of ``metrics.jsonl`` with standard errors over the images; "mse", per pixel. For VAEs in
-      nats besides: "elbo", of the model as it is, with a KL weight of 1; what `posterior_statistics`
-      returns; and with `samples`, "log_likelihood" with its two standard errors: over the images, and
-      from the finite number of latents.
+      nats besides: what `posterior_statistics` returns; with `samples`, the estimate of log p(x), under its
+      `likelihood_name`, with its two standard errors: over the images, and from the finite number of latents;
+      and where p(x) is a probability, "bits_per_dimension", of that estimate or else of the bound.
 
     Raises:
       InputError: no run, an unreadable checkpoint, other test images than the run's, or `samples` for
@@ -189,6 +215,8 @@ def evaluate_run(
     config, model, params = run.config, run.model, run.state.params
     if samples and not config.in_nats:
         raise InputError(f"--samples: {run_dir} was trained on the notes' {config.objective}, which is no likelihood")
+    if (warning := measure_warning(config)) is not None:
+        print(warning, file=sys.stderr)
     images = data.load(dataset or config.dataset, data_dir or config.data_dir)
     if config.inputs == "static":
         images = data.binarized(images, config.static_seed)
@@ -198,35 +226,43 @@ def evaluate_run(
         raise InputError(f"{images.source}: not the test images of {run_dir}")
     steps_per_epoch = run.record.get("steps_per_epoch", 1)
     objective = build_objective(config, steps_per_epoch, len(images.train))
-    evaluate = jax.jit(make_evaluate(model, objective, binarized=config.inputs == "dynamic"))
     key = purpose_key(config.seed, "test-noise")
-    losses = jax.device_get(evaluate(params, jnp.asarray(images.test), key))
+    losses = evaluate_images(model, objective, params, images.test, key)
     step, count = int(run.state.step), len(images.test)
     result = {
         "preset": config.preset,
         "dataset": images.name,
         "images": count,
         **metrics.record(step, -(-step // steps_per_epoch), "test", objective.unit, losses),
-        **_standard_errors(losses),
+        **standard_errors(losses),
         "mse": float(f"{reconstruction_error(model, config, params, images.test, key):.6g}"),
     }
-    if not config.in_nats or isinstance(model, AutoEncoder):
+    if not config.in_nats:
         return result
-    terms = {"elbo": -(losses["recon"] + losses["kl"])}
+    bound = result[bound_name(config)]
     if samples:
-        terms["log_likelihood"], errors = log_likelihood(model, config, params, images.test, key, samples)
+        name = likelihood_name(config)
+        log_p, errors = log_likelihood(model, config, params, images.test, key, samples)
+        bound = result[name] = float(f"{log_p.mean():.9g}")
+        result |= standard_errors({name: log_p})
         result["samples"] = samples
-        result["log_likelihood_sampling_error"] = float(f"{np.sqrt(np.square(errors).sum()) / count:.3g}")
-    result |= {name: float(f"{np.mean(values, dtype=np.float64):.9g}") for name, values in terms.items()}
-    result |= _standard_errors(terms)
-    if config.likelihood == "logistic" or (config.likelihood == "bernoulli" and config.inputs != "grey"):
-        # Of distributions of pixels that are discrete, as the data are.
-        best_bound = result.get("log_likelihood", result["elbo"])
-        result["bits_per_dimension"] = float(f"{-best_bound / (math.prod(model.image_shape) * math.log(2)):.6g}")
+        result[f"{name}_sampling_error"] = float(f"{error_of_mean(errors):.3g}")
+    if measure(config) == "probability":
+        result["bits_per_dimension"] = float(f"{bits_per_dimension(bound, model.image_shape):.6g}")
     return {**result, **posterior_statistics(model, config, params, images.test, key)}
 
 
-def _standard_errors(terms: dict[str, Any]) -> dict[str, float]:
+def bits_per_dimension(log_p: float, image_shape: Sequence[int]) -> float:
+    """An image's log-probability, in nats, as bits for each of its pixels and colours to encode it."""
+    return -log_p / (math.prod(image_shape) * math.log(2))
+
+
+def error_of_mean(errors: NDArray[np.float64]) -> float:
+    """The standard error of the mean of N independent estimates with standard errors [N]."""
+    return float(np.sqrt(np.square(errors).sum()) / len(errors))
+
+
+def standard_errors(terms: dict[str, Any]) -> dict[str, float]:
     """Of the mean over the images, a figure for each term; none for one image alone."""
     return {
         f"{name}_standard_error": float(f"{np.std(values, ddof=1, dtype=np.float64) / len(values) ** 0.5:.3g}")
@@ -257,26 +293,26 @@ def table(result: dict[str, Any]) -> str:
 
     def add(name: str, unit: str, more: str = "") -> None:
         error = f" +- {result[e]:.2g}" if (e := f"{name}_standard_error") in result else ""
-        lines.append(f"  {name:18} {result[name]:>10.6g}{error} ({unit}){more}")
+        lines.append(f"  {name:{_WIDTH}} {result[name]:>10.6g}{error} ({unit}){more}")
 
     for name in metrics.TERMS:
         if name in result:
             add(name, result["unit"])
     if result["unit"] != "per pixel":
         add("mse", "per pixel")
-    if "elbo" in result:
-        add("elbo", "nats/image")
-    if "log_likelihood" in result:
-        sampling = f"; +- {result['log_likelihood_sampling_error']:.2g} from {result['samples']:,} latents an image"
-        add("log_likelihood", "nats/image", sampling)
+    for name in LIKELIHOODS.values():
+        if name in result:
+            sampling = f"; +- {result[f'{name}_sampling_error']:.2g} from {result['samples']:,} latents an image"
+            add(name, "nats/image", sampling)
     if "bits_per_dimension" in result:
-        lines.append(f"  {'bits_per_dimension':18} {result['bits_per_dimension']:>10.6g}")
+        lines.append(f"  {'bits_per_dimension':{_WIDTH}} {result['bits_per_dimension']:>10.6g}")
     if "active_units" in result:
-        lines.append(f"  {'active_units':18} {result['active_units']:>10} of {result['latent_size']}")
+        layers = zip(result["active_units"], result["latent_sizes"], strict=True)
+        lines.append(f"  {'active_units':{_WIDTH}} " + ", then ".join(f"{active} of {size}" for active, size in layers))
     if "kl_per_dimension" in result:
         highest = sorted(result["kl_per_dimension"], reverse=True)
         shown = " ".join(f"{value:.2f}" for value in highest[:10]) + (" ..." if len(highest) > 10 else "")
-        lines.append(f"  {'kl_per_dimension':18} {shown} (nats, highest first)")
+        lines.append(f"  {'kl_per_dimension':{_WIDTH}} {shown} (nats, highest first)")
     return "\n".join(lines)
 
 

@@ -11,6 +11,7 @@ from jaxvae.config import Config
 from jaxvae.errors import InputError
 from jaxvae.grid import DIVERGED, PROGRAMS, load_sweep
 from jaxvae.members import MembersState, abstract_members, common_config
+from jaxvae.variational import selection_cost
 
 
 def restore(directory: Path, members: Sequence[Config], numbers: Sequence[int]) -> Saved[MembersState] | None:
@@ -30,25 +31,24 @@ def extract(sweep_dir: Path, member: int | str, run_dir: Path) -> int:
 
     Args:
       sweep_dir: of a sweep, done or not.
-      member: its number, or "best": that with the lowest test loss.
+      member: its number, or "best": see `jaxvae.tables.best`.
       run_dir: a directory that holds no run yet, created if need be.
 
     Returns:
       The member's number.
 
     Raises:
-      InputError: there is no such member, it diverged or was not started, or a directory is not what it should be.
+      InputError: there is no such member, it diverged or was not started, none can be called the best, or a
+        directory is not what it should be.
     """
     run_dirs.check_kinds(sweep_dir)
     grid, programs = load_sweep(sweep_dir)
     members = grid.members()
     if member == "best":
-        losses = {
-            row["member"]: row["test_loss"] for row in tables.table(sweep_dir) if row.get("test_loss") is not None
-        }
-        if not losses:
-            raise InputError(f"--extract best: no member of {sweep_dir} has a finite test loss yet")
-        member = min(losses, key=lambda number: losses[number])
+        try:
+            member = tables.best(grid, tables.table(sweep_dir))[1]["member"]
+        except InputError as error:
+            raise InputError(f"--extract best: {sweep_dir}: {error}") from None
     number = int(str(member)[:9]) if str(member).isascii() and str(member).isdigit() else -1
     if not 0 <= number < len(members):
         raise InputError(f"--extract {member}: {sweep_dir} has members 0 to {len(members) - 1}")
@@ -64,7 +64,8 @@ def extract(sweep_dir: Path, member: int | str, run_dir: Path) -> int:
     if at := [line["at"] for line in lines if line["split"] == DIVERGED]:
         raise InputError(f"--extract {number}: it diverged at step {at[0]:,}")
     place = programs[index].index(number)
-    tests = [line["loss"] for line in lines if line["split"] == "test" and line["step"] == saved.step]
+    evaluated = [line for line in lines if line["split"] == "validation" and line["step"] == saved.step]
+    cost = selection_cost(members[number], evaluated[-1] if evaluated else {})
     try:
         if run_dir.exists() and (not run_dir.is_dir() or any(run_dir.iterdir())):
             raise InputError(f"--to {run_dir} is not an empty directory")
@@ -74,7 +75,6 @@ def extract(sweep_dir: Path, member: int | str, run_dir: Path) -> int:
         (run_dir / "images").mkdir()
     except OSError as error:
         raise InputError(f"--to {run_dir} cannot be written: {error.strerror}") from None
-    record = {name: value for name, value in saved.record.items() if name != "test_loss"}
     with Checkpoints(run_dir / "checkpoints") as checkpoints:
-        checkpoints.save(saved.state.member(place), record, tests[-1] if tests else None)
+        checkpoints.save(saved.state.member(place), saved.record, cost)
     return number

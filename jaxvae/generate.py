@@ -32,7 +32,7 @@ class Arguments:
     seed: int = 0
     """Another seed draws other images."""
     best: bool = False
-    """The checkpoint with the lowest test loss rather than the newest."""
+    """The best checkpoint by the validation images, not the newest. The run needs --validation."""
 
 
 def generate(run_dir: Path, n: int, seed: int = 0, best: bool = False) -> NDArray[np.float32]:

@@ -7,18 +7,13 @@ In a job of several processes all of them compute, and come to the same decision
 figures; process 0 alone has files and a voice.
 """
 
-import contextlib
 import os
-import signal
-import threading
 import time
-from collections.abc import Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
-from types import FrameType
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import jax
 import numpy as np
@@ -30,12 +25,13 @@ from jaxvae.checkpoint import Checkpoints, Saved
 from jaxvae.config import Config, flag
 from jaxvae.errors import InputError, SaveError
 from jaxvae.lock import RunLock
+from jaxvae.pipeline import Pipeline, Span, Values
+from jaxvae.signals import StopSignals, unless_stopped
 from jaxvae.train_step import TrainState
-from jaxvae.trainer import Due, Schedule, Trainer, schedule
+from jaxvae.trainer import Trainer, splits, steps_per_epoch
+from jaxvae.variational import measure_warning, selection_term
 
 Array = jax.Array
-
-FAILED = 255  # Said among the processes of a job in place of a signal: a file could not be written.
 
 RUN_FILES = ("config.json", "metrics.jsonl", "timing.jsonl", "checkpoints", "images", "tensorboard")
 
@@ -85,27 +81,26 @@ def _prepare(config: Config, run_dir: Path | None, resume: bool, devices: int | 
         run_dirs.check(run_dir, resume, RUN_FILES)
     images = data.load(config.dataset, config.data_dir)
     config = with_absolute_paths(replace(config, dataset=images.name))
-    if config.inputs == "static":
-        images = data.binarized(images, config.static_seed)
+    images = data.prepared(images, config)
     if resume:
         assert run_dir is not None
         old = configs.load(run_dir / "config.json")
         if changed := configs.differences(old, config):
             raise InputError(f"--resume: {run_dir} was started with another configuration: {'; '.join(changed)}")
-    plan = schedule(config, len(images.train))
     record = {
         "image_shape": list(images.train.shape[1:]),
-        "steps_per_epoch": plan.steps_per_epoch,
+        "steps_per_epoch": steps_per_epoch(config, len(images.train)),
         "train_images_sha256": data.digest(images.train),
         "test_images_sha256": data.digest(images.test),
     }
-    return Trainer(config, plan, images, parallel.data_parallel(parallel.select_devices(devices))), record
+    return Trainer(config, images, parallel.data_parallel(parallel.select_devices(devices))), record
 
 
 def _train(trainer: Trainer, files: "_RunFiles | None") -> int | None:
     """`train`, once all that could be wrong has been checked. `files` are None but on process 0."""
     saved = files.saved if files is not None else None
-    step = int(max(distributed.gather(-1 if saved is None else saved.step)))
+    said = distributed.gather([-1 if saved is None else saved.step, files is not None and files.evaluated()])
+    step, evaluated = max(step for step, _ in said), any(evaluated for _, evaluated in said)
     state: TrainState | None = None
     if step >= 0:
         state = distributed.from_lead(
@@ -114,157 +109,100 @@ def _train(trainer: Trainer, files: "_RunFiles | None") -> int | None:
             else jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), trainer.abstract_state())
         )
     step = max(step, 0)
-    total = trainer.config.epochs * trainer.plan.steps_per_epoch
-    if step >= total:
+    total = trainer.config.epochs * trainer.steps_per_epoch
+    if step >= total and evaluated:
         if files is not None:
             files.draw_curves()
             files.say(f"nothing to do: {step:,} steps are done already; raise {flag('epochs')} to go on")
         return None
-    with StopSignals() as stop, ThreadPoolExecutor(1) as watcher:
+    sink = _RunSink(files)
+    with StopSignals() as stop, Pipeline(trainer, sink, stop) as pipeline:
         state = trainer.start(state)
-        # In a thread of its own, so that this one can be told to end at once.
-        seconds = watcher.submit(trainer.compile, state).result()
-        if files is not None:
-            files.log.write_timing("compile", seconds=seconds)
-        pending: _CallResult | None = None
-        stopped_by = stop.agreed(trainer)
-        while step < total and not stopped_by:
-            dispatched = time.perf_counter()
-            state, train_terms = trainer.run_steps(state)
-            step += trainer.plan.steps_per_call
-            # A thread of its own sees when results are ready, however long the host writes.
-            trained = watcher.submit(_when_ready, train_terms)
-            due = trainer.run_due(state, step, total)
-            done = watcher.submit(_when_ready, due)
-            result = _CallResult(step, train_terms, due, dispatched, trained, done)
-            if pending is not None:
-                _take(pending, trainer.plan, files, stop)
-            pending = result
-            stopped_by = stop.agreed(trainer)
-        if pending is not None:
-            _take(pending, trainer.plan, files, stop)
+        first: TrainState = state
+        # One process of a job cannot leave the others, so there a signal is heeded after the compilation.
+        heeded = stop if jax.process_count() == 1 else StopSignals()
+        seconds = unless_stopped(lambda: trainer.compile(first), heeded)
+        if seconds is None:
+            if files is not None:
+                files.say("stopped before a step was taken: there is nothing to save")
+            return stop.received
+        sink.compiled(seconds)
+        state, step = pipeline.run(state, step, total, evaluated)
         _check_finite(state, step)
 
         def finish() -> None:
-            if stop.failure is not None:
-                raise stop.failure
+            if sink.failure is not None:
+                raise sink.failure
             if files is not None:
                 files.finish(state, step)
 
         # The other processes wait: one that has left is taken for dead, and all are ended.
         distributed.on_lead(finish)
-    if step < total:
+    if pipeline.stopped_by is not None:
         if files is not None:
             files.say(f"saved at step {step:,}; go on with --resume --run-dir {files.run_dir}")
-        return stopped_by
+        return pipeline.stopped_by
     if files is not None:
         files.say(f"done: {files.run_dir}")
     return None
 
 
-class _CallResult(NamedTuple):
-    """What a call that ended at `step` left on the device, to be fetched while the next one runs.
+class _RunSink:
+    """What becomes of a run's results: looked at in every process, written by the one that has files."""
 
-    And on the clock: when the call was dispatched, when its steps were done, and when all that was
-    due after it was.
-    """
+    finished = False
 
-    step: int
-    train: Mapping[str, Array]
-    due: Due
-    dispatched: float
-    trained: "Future[float]"
-    done: "Future[float]"
+    def __init__(self, files: "_RunFiles | None"):
+        self._files = files
+        self.failure: SaveError | None = None
 
+    def compiled(self, seconds: float) -> None:
+        if self._files is not None:
+            self._files.log.write_timing("compile", seconds=seconds)
 
-def _when_ready(values: Any) -> float:
-    jax.block_until_ready(values)
-    return time.perf_counter()
+    def timed(self, span: Span) -> None:
+        self._write(lambda files: files.write_speed(span))
 
+    def steps(self, step: int, values: Values, speed: Span | None) -> None:
+        """Raises `Diverged` in every process alike, and `SaveError` as `_write` does."""
+        bad = np.flatnonzero(~np.isfinite(values["loss"]))
+        if bad.size:
+            first = step - len(values["loss"])
+            raise Diverged(f"the loss is {values['loss'][bad[0]]} at step {first + int(bad[0]) + 1:,}")
+        self._write(lambda files: files.write_steps(step, values, speed))
 
-def _take(result: _CallResult, plan: Schedule, files: "_RunFiles | None", stop: "StopSignals") -> None:
-    """Wait for the result of a call, and put it where it belongs.
+    def epoch(
+        self,
+        step: int,
+        evaluations: Mapping[str, Values],
+        pictures: Mapping[str, Array] | None,
+        checkpoint: TrainState | None,
+    ) -> None:
+        """Raises as `steps` does."""
+        for split, values in evaluations.items():
+            if not np.isfinite(values["loss"]).all():
+                raise Diverged(f"the {split} loss is not finite at step {step:,}")
+        if checkpoint is not None:
+            _check_finite(checkpoint, step)
+        self._write(lambda files: files.write_epoch(step, evaluations, pictures, checkpoint))
 
-    Raises:
-      Diverged: in every process alike.
-      SaveError: where this is the only process; in a job all are told to stop first.
-    """
-    first = result.step - plan.steps_per_call
-    train = {name: np.asarray(values) for name, values in result.train.items()}
-    bad = np.flatnonzero(~np.isfinite(train["loss"]))
-    if bad.size:
-        raise Diverged(f"the loss is {train['loss'][bad[0]]} at step {first + int(bad[0]) + 1:,}")
-    test = None
-    if result.due.test is not None:
-        test = {name: np.asarray(values) for name, values in result.due.test.items()}
-        if not np.isfinite(test["loss"]).all():
-            raise Diverged(f"the test loss is not finite at step {result.step:,}")
-    if result.due.checkpoint is not None:
-        _check_finite(result.due.checkpoint, result.step)
-    if files is None or stop.failure is not None:
-        return
-    try:
-        files.write(result, train, test)
-    except SaveError as error:
-        if jax.process_count() == 1:
-            raise
-        stop.failure = error
+    def _write(self, action: Callable[["_RunFiles"], None]) -> None:
+        """Raises `SaveError` where this is the only process; in a job all are told to stop first."""
+        if self._files is None or self.failure is not None:
+            return
+        try:
+            with run_dirs.told(self._files.run_dir, SaveError):
+                action(self._files)
+        except SaveError as error:
+            if jax.process_count() == 1:
+                raise
+            self.failure = error
 
 
 def _check_finite(state: TrainState, step: int) -> None:
     """Raise `Diverged` for a state that nobody would want to go on from."""
     if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.device_get(state))):
         raise Diverged(f"a parameter is not finite at step {step:,}")
-
-
-class StopSignals:
-    """Notes SIGINT, SIGTERM and SIGHUP, so that the run can save and stop; a second one ends it at once.
-
-    Attributes:
-      received: the first signal, or None.
-      failure: what keeps this process from going on, which is to be told to the others of its job.
-    """
-
-    def __init__(self) -> None:
-        self.failure: SaveError | None = None
-        self.received: int | None = None
-        self._said: Array | None = None
-
-    def __enter__(self) -> Self:
-        # Python allows handlers in the main thread only; elsewhere the caller owns the signals.
-        self._old: dict[int, Any] = {}
-        if threading.current_thread() is threading.main_thread():
-            numbers = [signal.SIGINT, signal.SIGTERM]
-            if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # As nohup leaves it.
-                numbers.append(signal.SIGHUP)
-            self._old = {number: signal.signal(number, self._note) for number in numbers}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._old.items():
-            signal.signal(number, handler)
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.received is not None:
-            # Not by an exception: a save may be under way, whose threads would be waited for for ever.
-            os._exit(128 + number)
-        self.received = number
-        # Not by the console: the handler may have interrupted it.
-        name = signal.Signals(number).name
-        with contextlib.suppress(OSError):  # The terminal may be gone.
-            os.write(2, f"{name}: saving after this call; once more to end at once\n".encode())
-
-    def agreed(self, trainer: Trainer) -> int | None:
-        """The signal to stop at, the same in every process that asks as often; None: go on.
-
-        In a job, that a process was told travels with one call and is read with the next, so that
-        no process waits for another.
-        """
-        if jax.process_count() == 1:
-            return self.received
-        number = self.received or 0 if self.failure is None else FAILED
-        said, self._said = self._said, trainer.greatest(number)
-        return None if said is None else int(said) or None
 
 
 class _RunFiles:
@@ -282,14 +220,16 @@ class _RunFiles:
     """
 
     def __init__(self, trainer: Trainer, run_dir: Path | None, resume: bool, record: dict[str, Any]):
-        self._config, self._plan, self._shown = trainer.config, trainer.plan, trainer.shown
+        self._config, self._steps_per_epoch = trainer.config, trainer.steps_per_epoch
         self._images, self._unit, self._record = trainer.images, trainer.objective.unit, record
         self._like, self._requested, self._resume = trainer.abstract_state(), run_dir, resume
         self._hardware = _hardware(trainer.placement.batch.mesh.size)
-        self._device_free = 0.0
+        self._watched, *_ = splits(len(self._images.validation) > 0, last=False)
+        self._speed: Span | None = None  # The latest; and that of the spans of an epoch.
+        self._epoch_speed: Span | None = None
 
     def __enter__(self) -> Self:
-        config, plan = self._config, self._plan
+        config = self._config
         with ExitStack() as stack:
             if self._resume:
                 assert self._requested is not None
@@ -309,12 +249,17 @@ class _RunFiles:
             self._checkpoints = stack.enter_context(
                 Checkpoints(self.run_dir / "checkpoints", config.keep_checkpoints, config.keep_best_checkpoints)
             )
-            self.log = stack.enter_context(metrics.RunLog(self.run_dir, step))
-            total = config.epochs * plan.steps_per_epoch
+            total = config.epochs * self._steps_per_epoch
+            final = ("test",) if self._watched != "test" and step < total else ()
+            self.log = stack.enter_context(metrics.RunLog(self.run_dir, step, final))
+            window = None if self.saved is None else self.saved.record.get("window")
+            self._windows = metrics.Windows(config.log_every, self._steps_per_epoch, window)
             self._console = stack.enter_context(metrics.Console(config.epochs, total, step, self._unit))
             self._stack = stack.pop_all()
         self.say(f"{config.preset} on {self._images.name} ({self._images.source}): {len(self._images.train):,} images")
-        self.say(f"{self._hardware}, {plan.steps_per_epoch:,} steps an epoch -> {self.run_dir}")
+        self.say(f"{self._hardware}, {self._steps_per_epoch:,} steps an epoch -> {self.run_dir}")
+        if (warning := measure_warning(config)) is not None:
+            self.say(warning)
         if self._resume:
             self.say(f"going on from step {step:,}" if self.saved else "no checkpoint was saved: starting anew")
         return self
@@ -339,60 +284,77 @@ class _RunFiles:
         """Tell the person watching."""
         self._console.say(text)
 
-    def write(self, result: _CallResult, train: Mapping[str, Any], test: Mapping[str, Any] | None) -> None:
-        """Put what a call left, on the host by now, into the files and before the person watching.
+    def evaluated(self) -> bool:
+        """Whether the end of the epoch that ends at the step saved has been seen to."""
+        step = 0 if self.saved is None else self.saved.step
+        return any(line["step"] == step and line["split"] == self._watched for line in self.log.records)
 
-        Raises:
-          SaveError: a file could not be written.
-        """
-        with run_dirs.told(self.run_dir, SaveError):
-            self._write(result, train, test)
-
-    def _write(self, result: _CallResult, train: Mapping[str, Any], test: Mapping[str, Any] | None) -> None:
-        seconds = result.trained.result() - max(result.dispatched, self._device_free)
-        self._device_free = result.done.result()
-        speed = self._plan.steps_per_call / seconds
+    def write_speed(self, span: Span) -> None:
+        """Write how long some steps took."""
+        so_far = self._epoch_speed or Span(0, 0, 0.0)
+        self._epoch_speed = Span(span.step, so_far.steps + span.steps, so_far.seconds + span.seconds)
+        speed = span.per_second
+        images = speed * self._config.batch_size
         self.log.write_timing(
-            "call",
-            step=result.step,
-            seconds=seconds,
+            "steps",
+            step=span.step,
+            steps=span.steps,
+            seconds=span.seconds,
             steps_per_second=speed,
-            images_per_second=speed * self._config.batch_size,
+            images_per_second=images,
         )
-        first = result.step - self._plan.steps_per_call
-        epoch = -(-result.step // self._plan.steps_per_epoch)
-        window = self._config.log_every or self._plan.steps_per_call
-        for start in range(0, self._plan.steps_per_call, window):
-            part = {name: values[start : start + window] for name, values in train.items()}
-            step = first + min(start + window, self._plan.steps_per_call)
-            self.log.write(metrics.record(step, epoch, "train", self._unit, part))
-        train_line = metrics.record(result.step, epoch, "train", self._unit, train)
-        self._console.progress(train_line, speed)
-        test_loss = None
-        if test is not None:
-            test_line = metrics.record(result.step, epoch, "test", self._unit, test)
-            test_loss = test_line["loss"]
-            self.log.write(test_line)
-            self._console.epoch(train_line, test_line, speed)
-        if result.due.pictures is not None:
-            self._save_pictures(result.due.pictures, result.step, epoch)
-        if result.due.checkpoint is not None:
-            self._save(result.due.checkpoint, test_loss)
 
-    def _save(self, state: TrainState, test_loss: float | None = None) -> None:
+    def write_steps(self, step: int, values: Values, speed: Span | None) -> None:
+        """Write the averages that the steps up to `step` complete, and show how far the run has come."""
+        for end, means in self._windows.add(step, values):
+            self.log.write(metrics.record(end, self._epoch(end), "train", self._unit, means))
+        shown = metrics.record(step, self._epoch(step), "train", self._unit, values)
+        self._console.progress(shown, speed.per_second if speed else 0.0)
+        self._speed = speed
+
+    def write_epoch(
+        self,
+        step: int,
+        evaluations: Mapping[str, Values],
+        pictures: Mapping[str, Array] | None,
+        checkpoint: TrainState | None,
+    ) -> None:
+        """Write and show what the end of an epoch left."""
+        lines = [
+            metrics.record(step, self._epoch(step), split, self._unit, values) for split, values in evaluations.items()
+        ]
+        for line in lines:
+            self.log.write(line)
+        train = [line for line in self.log.records if line["split"] == "train" and line["step"] == step]
+        speed = self._epoch_speed or self._speed
+        self._epoch_speed = None
+        self._console.epoch([*train, *lines], speed.per_second if speed else 0.0)
+        if pictures is not None:
+            self._save_pictures(pictures, step, self._epoch(step))
+        if checkpoint is not None:
+            validation = next((line for line in lines if line["split"] == "validation"), None)
+            self._save(checkpoint, None if validation is None else self._score(validation))
+
+    def _epoch(self, step: int) -> int:
+        return -(-step // self._steps_per_epoch)
+
+    def _score(self, validation: metrics.Record) -> float:
+        """What checkpoints are ranked by, lower being better."""
+        term, higher = selection_term(self._config)
+        score: float = validation[term]
+        return -score if higher else score
+
+    def _save(self, state: TrainState, validation_loss: float | None = None) -> None:
         start = time.perf_counter()
         self.log.sync()
-        self._checkpoints.save(state, self._record, test_loss)
+        record = {**self._record, "window": self._windows.open()}
+        self._checkpoints.save(state, record, validation_loss)
         self.log.write_timing("save", step=int(state.step), blocked_seconds=time.perf_counter() - start)
 
     def _save_pictures(self, pictures: Mapping[str, Array], step: int, epoch: int) -> None:
         for name, images in pictures.items():
             values = np.asarray(images)
-            grid = (
-                plots.reconstruction_grid(self._shown, values)
-                if name == "reconstructions"
-                else plots.image_grid(values)
-            )
+            grid = plots.reconstruction_grid(*values) if name == "reconstructions" else plots.image_grid(values)
             plots.save_png(self.run_dir / "images" / f"{name}_epoch_{epoch:04}.png", grid, scale=2)
             self.log.write_picture(name, grid, step)
 

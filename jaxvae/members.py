@@ -8,7 +8,6 @@ several would need are slower there than products one after the other, and one m
 
 import math
 import os
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -23,16 +22,19 @@ from numpy.typing import NDArray
 
 from jaxvae import models, parallel
 from jaxvae.config import SWEPT, Config, flag
-from jaxvae.data import ImageData, binarized
+from jaxvae.data import ImageData, prepared
 from jaxvae.errors import InputError
 from jaxvae.keys import Purpose, purpose_key
 from jaxvae.train_step import (
+    PIXELS_AT_ONCE,
     TrainState,
     build_optimizer,
+    epoch_order,
     init_state,
+    joined,
     make_evaluate,
 )
-from jaxvae.trainer import Schedule, make_call, schedule
+from jaxvae.trainer import StepPrograms, advance, due, make_call, splits, steps_per_epoch
 from jaxvae.variational import build_objective
 
 Array = jax.Array
@@ -40,6 +42,8 @@ Array = jax.Array
 AXIS = "member"
 MEMORY_FRACTION = 0.8  # Of an accelerator's free memory, that members may fill.
 HOST_MEMORY_FRACTION = 0.5  # Of the free memory of a machine that trains on its CPU: others live there too.
+MOST_VALUES = 2**20  # Of a term, of all steps and members of a compiled call, held on the devices.
+DIVERGED = "diverged"
 _PURPOSES: tuple[Purpose, ...] = ("init", "shuffle", "train-noise", "test-noise")
 
 
@@ -51,7 +55,7 @@ class MembersState(NamedTuple):
       params: as in `TrainState`, each leaf with a first axis of M.
       opt_state: the same.
       diverged: int32 [M], the step at which a member's loss was not finite any more; 0 while it is.
-        Such a member stays at the state with which that compiled call began, so all that is here is finite.
+        The parameters and the optimiser's state of such a member are zeros.
     """
 
     step: Array
@@ -68,37 +72,45 @@ class MembersState(NamedTuple):
 def make_run_members(
     config: Config,
     model: models.Model,
-    plan: Schedule,
     num_images: int,
     at_once: int,
-) -> Callable[[MembersState, Array, Mapping[Purpose, Array], Mapping[str, Array]], tuple[MembersState, Any]]:
-    """``run_members(state, images, keys, numbers) -> (state, metrics)``: one compiled call of every member.
+    capacity: int | None = None,
+) -> Callable[..., tuple[MembersState, Any]]:
+    """``run_members(state, images, orders, noise_keys, numbers, count) -> (state, metrics)``: a call of every member.
 
-    To be jitted. What each member computes is `jaxvae.trainer.make_call`, with `keys` [M] and `numbers` [M] of
-    its own; `metrics` are its terms at every step, [M, steps].
+    To be jitted. What each member computes is `jaxvae.trainer.make_call`, with an order, a key and `numbers` of its
+    own, [M] each; `metrics` are its terms at every step, [M, capacity].
     """
 
-    call = make_call(config, model, plan, num_images)
+    call = make_call(config, model, num_images, capacity)
+    epoch = steps_per_epoch(config, num_images)
 
     def run_members(
-        state: MembersState, images: Array, keys: Mapping[Purpose, Array], numbers: Mapping[str, Array]
+        state: MembersState,
+        images: Array,
+        orders: Array,
+        noise_keys: Array,
+        numbers: Mapping[str, Array],
+        count: int | Array,
     ) -> tuple[MembersState, Any]:
         def run_one(member: Any) -> Any:
-            params, opt_state, diverged, keys, numbers = member
+            params, opt_state, diverged, order, key, numbers = member
             start = TrainState(state.step, params, opt_state)
-            end, metrics = call(start, images, keys, numbers)
-            # Looked at once a call: a choice at every step would move every parameter and moment once more.
+            end, metrics = call(start, images, order, key, numbers, count)
+            # Looked at once a call: a choice at every step would move every parameter and moment once more. So that
+            # it does not matter which steps make a call, a loss is looked at wherever it is, but the parameters at
+            # the end of an epoch alone, and zeros take the place of what diverged.
             finite = jnp.isfinite(metrics["loss"])
             whole = jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(end)]).all()
-            bad = jnp.where(finite.all(), plan.steps_per_call, jnp.argmin(finite).astype(jnp.int32) + 1)
-            now = jnp.where(finite.all() & whole, 0, start.step + bad)
-            diverged = jnp.where(diverged > 0, diverged, now)
-            kept = jax.tree.map(lambda new, old: jnp.where(diverged > 0, old, new), end, start)
+            bad = jnp.where(finite.all(), count, jnp.argmin(finite).astype(jnp.int32) + 1)
+            good = finite.all() & (whole | (end.step % epoch != 0))
+            diverged = jnp.where(diverged > 0, diverged, jnp.where(good, 0, start.step + bad))
+            kept = jax.tree.map(lambda leaf: jnp.where(diverged > 0, jnp.zeros_like(leaf), leaf), end)
             return (kept.params, kept.opt_state, diverged), metrics
 
-        members = (state.params, state.opt_state, state.diverged, dict(keys), dict(numbers))
+        members = (state.params, state.opt_state, state.diverged, orders, noise_keys, dict(numbers))
         ends, metrics = map_members(run_one, members, at_once)
-        return MembersState(state.step + plan.steps_per_call, *ends), metrics
+        return MembersState(state.step + count, *ends), metrics
 
     return run_members
 
@@ -114,30 +126,31 @@ def map_members(function: Callable[[Any], Any], members: Any, at_once: int) -> A
 
 
 class MembersTrainer:
-    """The device's side of many runs at once: as `jaxvae.trainer.Trainer`, but for the axis of members.
+    """The device's side of many runs at once: as `jaxvae.trainer.Trainer`, but for the axis of members. A `Computer`.
 
     Args:
       config: what all have in common; its seed and `SWEPT` numbers are not looked at, but that its weight
         decay must not be 0 where a member's is not.
-      plan: how a run is cut into calls: ``schedule(config, len(images.train))``.
       images: what to train and to test on.
       seeds: [M].
       numbers: all of `SWEPT`, [M] each.
       devices: to share the members; at most as many are used as there are members.
       at_once: members of a device that are computed together. Default: 1 on a CPU, else all.
+      traced: as of `StepPrograms`.
     """
 
     def __init__(
         self,
         config: Config,
-        plan: Schedule,
         images: ImageData,
         seeds: Sequence[int],
         numbers: Mapping[str, Sequence[float]],
         devices: Sequence[jax.Device] | None = None,
         at_once: int | None = None,
+        traced: bool | None = None,
     ):
-        self.config, self.plan, self.images, self.count = config, plan, images, len(seeds)
+        self.config, self.images, self.count = config, images, len(seeds)
+        self.steps_per_epoch = steps_per_epoch(config, len(images.train))
         devices = (devices or jax.devices())[: self.count]
         share = -(-self.count // len(devices))
         self.at_once = at_once or (1 if devices[0].platform == "cpu" else share)
@@ -151,14 +164,39 @@ class MembersTrainer:
         _, height, width, channels = images.train.shape
         self.model = models.build_model(config, (height, width, channels))
         self.unit = build_objective(config).unit
-        run = make_run_members(config, self.model, plan, len(images.train), self.at_once)
         one, each = PartitionSpec(), PartitionSpec(AXIS)
         state = MembersState(one, each, each, each)  # type: ignore[arg-type]
-        self._run: Any = jax.jit(
-            self._on_each_device(run, in_specs=(state, one, each, each), out_specs=(state, each)), donate_argnums=0
+
+        def program(capacity: int | None) -> Any:
+            run = make_run_members(config, self.model, len(images.train), self.at_once, capacity)
+
+            def run_steps(*arguments: Any) -> Any:
+                *arrays, count = arguments
+                specs = (state, one, each, each, each)
+                if capacity is not None:
+                    return self._on_each_device(run, (*specs, one), (state, each))(*arrays, count)
+                return self._on_each_device(partial(run, count=count), specs, (state, each))(*arrays)
+
+            return jax.jit(run_steps, donate_argnums=0, static_argnums=5 if capacity is None else None)
+
+        capacity = min(self.steps_per_epoch, max(1, MOST_VALUES // (share * len(devices))))
+        self._programs = StepPrograms(program, capacity, traced)
+        held_out = {"validation": images.validation, "test": images.test}
+        self._held_out: dict[str, Any] = {split: found for split, found in held_out.items() if len(found)}
+        # So that evaluation takes no more memory than training, however many are computed together.
+        pixels = math.prod(self.model.image_shape) * config.samples
+        most = max(config.batch_size, PIXELS_AT_ONCE // pixels // self.at_once)
+        self._sizes = {split: min(most, len(found)) for split, found in self._held_out.items()}
+        specs = (each, one, each, each, one)
+        self._evaluate: dict[str, Any] = {
+            split: jax.jit(self._on_each_device(partial(self._evaluate_share, size), specs, each))
+            for split, size in self._sizes.items()
+        }
+        count = len(images.train)
+        self._orders_of: Any = jax.jit(
+            lambda keys, epoch: jax.vmap(lambda key: epoch_order(key, epoch, count))(keys), out_shardings=self._spread
         )
-        evaluate = self._on_each_device(self._evaluate_share, in_specs=(each, one, each, each), out_specs=each)
-        self._evaluate: Any = jax.jit(evaluate)
+        self._orders: tuple[int, Array] | None = None
         self._copy: Any = jax.jit(lambda state: jax.tree.map(jnp.copy, state))
 
     def _on_each_device(self, function: Any, in_specs: Any, out_specs: Any) -> Any:
@@ -170,7 +208,7 @@ class MembersTrainer:
     def _first(self) -> MembersState:
         """The first states of all, to be traced."""
         mean = self.images.train.mean(axis=0, dtype=np.float64) / 255 if self.config.init == "glorot" else None
-        optimizer = build_optimizer(self.config, self.plan.steps_per_epoch)
+        optimizer = build_optimizer(self.config, self.steps_per_epoch)
 
         def first(seed: Array) -> TrainState:
             output_mean = None if mean is None else jnp.asarray(mean, jnp.float32)
@@ -188,7 +226,7 @@ class MembersTrainer:
         """Put the images on the devices, and there make the first states, or put `state`, of the host's arrays."""
         each, one = self._spread, self._everywhere
         self._train_images = parallel.place(self.images.train, one)
-        self._test_images = parallel.place(self.images.test, one)
+        self._held_out = {split: parallel.place(images, one) for split, images in self._held_out.items()}
         numbers = {name: jnp.asarray(values) for name, values in self._numbers.items()}
         self._numbers_placed = jax.device_put(numbers, each)
         make_keys = jax.jit(
@@ -204,35 +242,64 @@ class MembersTrainer:
         result: MembersState = parallel.place(MembersState(state.step, *rest), placed)
         return result
 
-    def compile(self, state: MembersState) -> float:
-        """Compile the training program; the seconds it took."""
-        start = time.perf_counter()
-        self._run = self._run.lower(state, self._train_images, self._keys, self._numbers_placed).compile()
-        return time.perf_counter() - start
+    def _arguments(self, state: MembersState, step: int) -> tuple[Any, ...]:
+        epoch = step // self.steps_per_epoch
+        if self._orders is None or self._orders[0] != epoch:
+            self._orders = epoch, self._orders_of(self._keys["shuffle"], np.int32(epoch))
+        return state, self._train_images, self._orders[1], self._keys["train-noise"], self._numbers_placed
 
-    def run_steps(self, state: MembersState) -> tuple[MembersState, Mapping[str, Array]]:
-        """Dispatch the call that starts at ``state.step``; the values of its steps, [M, steps]. Waits for nothing."""
-        result: tuple[MembersState, Mapping[str, Array]] = self._run(
-            state, self._train_images, self._keys, self._numbers_placed
-        )
-        return result
+    def usable(self, wanted: int) -> int:
+        """See `Computer`."""
+        return self._programs.usable(wanted)
 
-    def evaluate(self, state: MembersState) -> Mapping[str, Array]:
-        """Dispatch the objective's terms of every test image, [M, N] each. Waits for nothing."""
-        terms: Mapping[str, Array] = self._evaluate(
-            state.params, self._test_images, self._keys["test-noise"], self._numbers_placed
-        )
+    def compile(self, state: MembersState, count: int = 1) -> float:
+        """See `Computer`."""
+        return self._programs.compile(count, *self._arguments(state, 0))
+
+    def run_steps(self, state: MembersState, step: int, count: int) -> tuple[MembersState, Mapping[str, Array]]:
+        """See `Computer`: the values of the steps are [M, capacity], and "diverged" is that of the state, [M]."""
+        end, terms = self._programs(count, *self._arguments(state, step))
+        # A copy, since the state itself is donated to the next call.
+        return end, {**terms, DIVERGED: jnp.copy(end.diverged)[:, None]}
+
+    def splits(self, step: int, total: int) -> Sequence[str]:
+        """See `Computer`."""
+        return splits("validation" in self._held_out, step == total)
+
+    def parts(self, split: str) -> range:
+        """See `Computer`."""
+        return range(0, len(self._held_out[split]), self._sizes[split])
+
+    def evaluate(self, state: MembersState, split: str, first: int) -> Mapping[str, Array]:
+        """See `Computer`."""
+        images, keys = self._held_out[split], self._keys["test-noise"]
+        arguments = state.params, images, keys, self._numbers_placed, np.int32(first)
+        terms: Mapping[str, Array] = self._evaluate[split](*arguments)
         return terms
 
-    def _evaluate_share(self, params: Any, images: Array, keys: Array, numbers: Mapping[str, Array]) -> Any:
-        # So that evaluation takes no more memory than training, however many are computed together.
-        chunk = max(self.config.batch_size, 2**20 // math.prod(self.model.image_shape) // self.at_once)
-        dynamic = self.config.inputs == "dynamic"
+    def joined(self, split: str, parts: Sequence[Mapping[str, Array]]) -> dict[str, NDArray[Any]]:
+        """See `Computer`."""
+        return joined([self.host(dict(part)) for part in parts], len(self._held_out[split]), axis=1)
 
+    def pictures(self, state: MembersState, step: int, total: int) -> None:
+        """None: of members nothing is drawn."""
+
+    def checkpoint(self, state: MembersState, step: int, total: int) -> MembersState | None:
+        """See `Computer`."""
+        return self.copy(state) if due(self.config.checkpoint_every, step, total, self.steps_per_epoch) else None
+
+    def greatest(self, values: NDArray[np.float32]) -> Array:
+        """See `Computer`. Members are trained by one process."""
+        return jnp.asarray(values)
+
+    def _evaluate_share(
+        self, size: int, params: Any, images: Array, keys: Array, numbers: Mapping[str, Array], first: Array
+    ) -> Any:
         def one(member: Any) -> Any:
             params, key, numbers = member
-            objective = build_objective(self.config, self.plan.steps_per_epoch, len(self.images.train), numbers)
-            return make_evaluate(self.model, objective, chunk, binarized=dynamic)(params, images, key)
+            objective = build_objective(self.config, self.steps_per_epoch, len(self.images.train), numbers)
+            evaluate = make_evaluate(self.model, objective, size)
+            return evaluate(params, images, key, first)
 
         return map_members(one, (params, keys, dict(numbers)), self.at_once)
 
@@ -315,25 +382,21 @@ def train_members(
       InputError: a number is out of range or cannot be swept, or there is not one for each seed.
     """
     configs = member_configs(config, seeds, numbers)
-    if config.inputs == "static":
-        images = binarized(images, config.static_seed)
+    images = prepared(images, config)
     common = common_config(configs)
-    plan = schedule(common, len(images.train))
     swept = {name: [getattr(member, name) for member in configs] for name in SWEPT}
-    trainer = MembersTrainer(common, plan, images, [member.seed for member in configs], swept, devices)
-    state = trainer.start(None)
-    calls = []
-    for _ in range(config.epochs * plan.calls_per_epoch):
-        state, terms = trainer.run_steps(state)
-        calls.append(terms)
-    test = {
-        name: values.mean(axis=1, dtype=np.float64) for name, values in trainer.host(trainer.evaluate(state)).items()
-    }
+    trainer = MembersTrainer(common, images, [member.seed for member in configs], swept, devices)
+    state, dispatched = advance(trainer, trainer.start(None), 0, config.epochs * trainer.steps_per_epoch)
+    calls = [
+        {name: values[:, :count] for name, values in trainer.host(dict(terms)).items() if name != DIVERGED}
+        for count, terms in dispatched
+    ]
+    parts = [trainer.evaluate(state, "test", first) for first in trainer.parts("test")]
+    test = {name: values.mean(axis=1, dtype=np.float64) for name, values in trainer.joined("test", parts).items()}
     end: MembersState = trainer.host(state)
     for values in test.values():
         values[np.asarray(end.diverged) > 0] = np.nan
-    host = [trainer.host(terms) for terms in calls]
-    return Trained(end, {name: np.concatenate([terms[name] for terms in host], axis=1) for name in host[0]}, test)
+    return Trained(end, {name: np.concatenate([terms[name] for terms in calls], axis=1) for name in calls[0]}, test)
 
 
 class Room(NamedTuple):
@@ -350,18 +413,18 @@ class Room(NamedTuple):
     free_bytes: int
 
 
-def room(config: Config, plan: Schedule, images: ImageData, devices: Sequence[jax.Device]) -> Room:
+def room(config: Config, images: ImageData, devices: Sequence[jax.Device]) -> Room:
     """How many members fit the memory of the devices.
 
     What a member takes is what the compiled program of one of them says, without the images; what is free is
     `MEMORY_FRACTION` of what the device reports, or `HOST_MEMORY_FRACTION` of the machine's, in equal shares.
     """
     numbers = {name: [value] for name, value in config.numbers().items()}
-    trainer = MembersTrainer(config, plan, images, [0], numbers, devices[:1])
+    trainer = MembersTrainer(config, images, [0], numbers, devices[:1])
     image_bytes = images.train.nbytes + images.test.nbytes
     state = trainer.start(None)
     trainer.compile(state)
-    memory = trainer._run.memory_analysis()
+    memory = trainer._programs.memory()
     # The state goes in and comes out in one place, but a device that maps over members holds both.
     member_bytes = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
     member_bytes -= images.train.nbytes

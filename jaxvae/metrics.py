@@ -25,7 +25,10 @@ from jaxvae.run_dir import told, write_whole
 
 Record = dict[str, Any]
 
-TERMS = ("loss", "recon", "kl", "tc", "mmd")  # In the order people read them; an objective may lack some.
+# Lower bounds on log p(x), of which higher is better; the names are those of `jaxvae.variational.bound_name`.
+BOUNDS = tuple(f"{kind}{bound}" for bound in ("elbo", "iwae_bound") for kind in ("", "density_", "unnormalised_"))
+QUIET_SECONDS = 60.0  # Without a line, after which progress is told where there is no terminal.
+TERMS = ("loss", "recon", "kl", *BOUNDS, "tc", "mmd")  # In the order people read them; an objective may lack some.
 
 
 def record(step: int, epoch: int, split: str, unit: str, values: Mapping[str, NDArray[np.floating[Any]]]) -> Record:
@@ -35,6 +38,58 @@ def record(step: int, epoch: int, split: str, unit: str, values: Mapping[str, ND
     """
     means = {t: float(f"{np.mean(values[t], dtype=np.float64):.9g}") for t in TERMS if t in values}
     return {"step": step, "epoch": epoch, "split": split, "unit": unit, **means}
+
+
+class Windows:
+    """Averages the terms of training over windows of steps, whatever calls the steps come in.
+
+    A window begins every `length` steps of an epoch and ends with the epoch at the latest. Sums are taken step by
+    step in float64, so that the average does not depend on the calls either.
+
+    Args:
+      length: steps; 0: an epoch.
+      steps_per_epoch: steps an epoch.
+      saved: what `open` returned where a run was stopped, to go on with.
+
+    Raises:
+      InputError: `saved` is something else.
+    """
+
+    def __init__(self, length: int, steps_per_epoch: int, saved: Any = None):
+        self._length, self._steps_per_epoch = length or steps_per_epoch, steps_per_epoch
+        self._count, self._sums = 0, dict[str, Any]()
+        if saved is not None:
+            try:
+                self._count = int(saved["steps"])
+                self._sums = {str(name): np.array(value, np.float64) for name, value in saved["sums"].items()}
+            except (ValueError, TypeError, KeyError, AttributeError):
+                raise InputError("the newest checkpoint's record.json: its window is not one of metrics") from None
+
+    def add(self, step: int, values: Mapping[str, NDArray[Any]]) -> list[tuple[int, dict[str, NDArray[Any]]]]:
+        """Add the values [..., count] of the steps that ended at `step`; the last step and means [...] of each window
+        that is complete."""
+        count = next(iter(values.values())).shape[-1]
+        done, first = [], step - count
+        while first < step:
+            inside = first % self._steps_per_epoch
+            left = min(self._length - inside % self._length, self._steps_per_epoch - inside)
+            taken = slice(first - (step - count), min(first + left, step) - (step - count))
+            for name, value in values.items():
+                start = np.asarray(self._sums.get(name, np.zeros(value.shape[:-1])), np.float64)[..., None]
+                # Not `np.sum`, whose order of addition depends on how many numbers there are.
+                self._sums[name] = np.cumsum(np.concatenate([start, value[..., taken]], axis=-1), axis=-1)[..., -1]
+            first += taken.stop - taken.start
+            self._count += taken.stop - taken.start
+            if taken.stop - taken.start == left:
+                done.append((first, {name: total / self._count for name, total in self._sums.items()}))
+                self._count, self._sums = 0, {}
+        return done
+
+    def open(self) -> dict[str, Any] | None:
+        """The window that is not complete, as JSON; None if there is none."""
+        if not self._count:
+            return None
+        return {"steps": self._count, "sums": {name: value.tolist() for name, value in self._sums.items()}}
 
 
 def read_records(path: Path, integers: Sequence[str] = ()) -> list[Record]:
@@ -79,14 +134,15 @@ class RunLog:
       run_dir: an existing directory.
       step: the step the run starts or resumes from. Lines of ``metrics.jsonl`` past it belong to
         steps that will be taken again, and are dropped.
+      final: splits that are evaluated at the end of a run alone. Their lines are dropped, too: the run goes on.
 
     Raises:
       InputError: `run_dir` cannot be written, or a file in it cannot be read.
     """
 
-    def __init__(self, run_dir: Path, step: int):
+    def __init__(self, run_dir: Path, step: int, final: Sequence[str] = ()):
         path, self._run_dir = run_dir / "metrics.jsonl", run_dir
-        self.records = [r for r in read_records(path) if r["step"] <= step]
+        self.records = [r for r in read_records(path) if r["step"] <= step and r["split"] not in final]
         with told(run_dir, InputError):
             write_whole(path, "".join(json_line(r) for r in self.records))
             with ExitStack() as stack:
@@ -200,16 +256,18 @@ class Console:
 
     def __init__(self, epochs: int, steps: int, step: int, unit: str):
         from rich.console import Console as RichConsole
-        from rich.progress import BarColumn, Progress, TextColumn
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
         self._epochs, self._steps, self._unit = epochs, steps, unit
         self._start, self._first_step = time.perf_counter(), step
+        self._said = self._start
         terminal = sys.stderr.isatty()
         self._rich = RichConsole(file=sys.stderr, force_terminal=terminal, highlight=False, soft_wrap=True)
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=10),
             TextColumn("{task.percentage:.0f}% {task.fields[speed]}"),
+            TimeElapsedColumn(),  # Moves even while a single step takes long.
             console=self._rich,
             disable=not terminal,
         )
@@ -226,27 +284,38 @@ class Console:
 
     def say(self, text: str) -> None:
         """Print a line, above the bar if there is one."""
+        self._said = time.perf_counter()
         self._rich.print(one_line(text), markup=False)
 
     def _left(self, step: int) -> str:
         """The time left, if all that is still to do goes as fast as all that has been done since the start."""
+        if not self._first_step < step < self._steps:
+            return ""
         seconds = (time.perf_counter() - self._start) / (step - self._first_step) * (self._steps - step)
-        return f"{_duration(seconds)} left" if step < self._steps else ""
+        return f"{_duration(seconds)} left"
 
     def progress(self, train: Record, steps_per_second: float) -> None:
         """Move the bar to the step of a train record, with its figures: all of them, or the loss where it is narrow."""
         step, wide = train["step"], self._rich.width >= 110
         epoch = min(train["epoch"] + (step * self._epochs % self._steps == 0), self._epochs)
         figures = f"{words(train)} ({self._unit})" if wide else f"loss {train['loss']:.4g} {self._unit}"
-        speed = f"{steps_per_second:,.0f} steps/s {self._left(step)}"
+        speed = f"{speed_words(steps_per_second)} {self._left(step)}"
         self._bar.update(self._task, completed=step, description=f"{epoch}/{self._epochs} {figures}", speed=speed)
+        if self._bar.disable and time.perf_counter() - self._said > QUIET_SECONDS:
+            self.say(f"epoch {epoch}/{self._epochs}  step {step:,}/{self._steps:,}  {figures}  {speed}")
 
-    def epoch(self, train: Record, test: Record, steps_per_second: float) -> None:
-        """Print the line of a finished epoch."""
+    def epoch(self, lines: Sequence[Record], steps_per_second: float) -> None:
+        """Print the line of a finished epoch, with the records of each split."""
+        step, said = lines[0]["step"], "  ".join(f"{line['split']} {words(line)}" for line in lines)
         self.say(
-            f"epoch {train['epoch']}/{self._epochs}  step {train['step']:,}  train {words(train)}  "
-            f"test {words(test)}  ({self._unit})  {steps_per_second:,.0f} steps/s  {self._left(train['step'])}".rstrip()
+            f"epoch {lines[0]['epoch']}/{self._epochs}  step {step:,}  {said}  ({self._unit})  "
+            f"{speed_words(steps_per_second)}  {self._left(step)}".rstrip()
         )
+
+
+def speed_words(steps_per_second: float) -> str:
+    """A speed in words: "1,024 steps/s", or "0.25 steps/s"."""
+    return f"{steps_per_second:,.0f} steps/s" if steps_per_second >= 10 else f"{steps_per_second:.2g} steps/s"
 
 
 def _duration(seconds: float) -> str:

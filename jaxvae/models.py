@@ -8,13 +8,13 @@ Shapes: ``B`` images, ``[H, W, C]`` an image, ``L`` latent dimensions.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jaxvae.config import Config, Head, Likelihood
+from jaxvae.config import Config, Head, Likelihood, Precision
 
 Array = jax.Array
 Params: TypeAlias = Any
@@ -22,6 +22,17 @@ Params: TypeAlias = Any
 # The bound on |logvar| of a "linear" head. exp(10) is a variance of 22,026 and exp(-10) of 4.5e-5:
 # far outside what a N(0, I) prior asks for, far inside what float32 can hold.
 LOGVAR_BOUND = 10.0
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def with_precision(precision: Precision) -> Callable[[F], F]:
+    """A decorator: wherever the function is traced, its float32 products have this precision, on every device."""
+    decorator: Callable[[F], F] = jax.default_matmul_precision(precision)
+    return decorator
+
+
+float32_products = with_precision("highest")
 
 
 class AutoEncoderOutput(NamedTuple):
@@ -218,11 +229,12 @@ class AutoEncoder(nn.Module):
       image_shape: (H, W, C).
       hidden: widths of the encoder's hidden layers; the decoder takes them in reverse.
       latent_size: L.
-      head: "relu" puts a ReLU on the code, as the notes do; "linear" leaves it free.
+      head: "relu" puts a ReLU on the code, as the notes do; any other leaves it free.
       dtype: what the products are computed in; parameters are float32, code and logits at least that.
       activation: a name in `ACTIVATIONS`.
       glorot: initial weights of `GLOROT` rather than PyTorch's.
       conv: convolutions of `hidden` channels rather than dense layers.
+      precision: of float32 products in training steps, as `Config.matmul_precision`.
     """
 
     image_shape: tuple[int, int, int]
@@ -233,6 +245,7 @@ class AutoEncoder(nn.Module):
     activation: str = "relu"
     glorot: bool = False
     conv: bool = False
+    precision: Precision = "highest"
 
     def setup(self) -> None:
         style = {"dtype": self.dtype, "activation": self.activation, "glorot": self.glorot}
@@ -295,7 +308,7 @@ def _posterior(features: Array, head: Head) -> tuple[Array, Array]:
     mean, raw = jnp.split(features, 2, axis=-1)
     if head == "exp":
         return mean, jnp.exp(raw)
-    logvar = LOGVAR_BOUND * jnp.tanh(raw / LOGVAR_BOUND)
+    logvar = LOGVAR_BOUND * jnp.tanh(raw / LOGVAR_BOUND) if head == "linear" else raw
     return mean, jnp.exp(0.5 * logvar)
 
 
@@ -335,7 +348,8 @@ class VAE(nn.Module):
     - "linear", the field's: the mean, and a log-variance held within +-`LOGVAR_BOUND` by
       ``bound * tanh(x / bound)``, the identity near 0, so that ``std = exp(logvar / 2)`` can
       neither overflow nor reach 0.
-    - "exp": the mean, and the logarithm of the standard deviation, unbounded.
+    - "logvar": the mean and a log-variance without a bound, as most PyTorch VAEs have it.
+    - "exp": the mean, and the logarithm of the standard deviation, without a bound.
 
     Attributes: as `AutoEncoder`'s; `likelihood` decides which parameters the decoder gives.
     """
@@ -348,6 +362,7 @@ class VAE(nn.Module):
     activation: str = "relu"
     glorot: bool = False
     conv: bool = False
+    precision: Precision = "highest"
     likelihood: Likelihood = "bernoulli"
 
     def setup(self) -> None:
@@ -407,6 +422,7 @@ class TwoLayerVAE(nn.Module):
     dtype: Any = jnp.float32
     activation: str = "tanh"
     glorot: bool = True
+    precision: Precision = "highest"
     likelihood: Likelihood = "bernoulli"
 
     def setup(self) -> None:
@@ -429,6 +445,10 @@ class TwoLayerVAE(nn.Module):
         """Images [B, H, W, C] in [0, 1] to the `mean` and `std` of q(h1 | x), each [B, 2 L]."""
         return _posterior(self.encoder(x), self.head)
 
+    def encode_upper(self, h1: Array) -> tuple[Array, Array]:
+        """h1 [..., 2 L] to the `mean` and `std` of q(h2 | h1), each [..., L]."""
+        return _posterior(_at_least_float32(self.encoder_2(h1)), self.head)
+
     def decode(self, latent: Array) -> Array:
         """h1 [B, 2 L] to logits [B, H, W, C]."""
         return _logits(self.pixels(latent).location, self.likelihood)
@@ -443,7 +463,7 @@ class TwoLayerVAE(nn.Module):
         noise = _noise(keys, samples, 3 * self.latent_size, mean.dtype)
         noise_1, noise_2 = jnp.split(noise, [2 * self.latent_size], axis=-1)
         h1 = mean[:, None] + std[:, None] * noise_1
-        mean_2, std_2 = _posterior(_at_least_float32(self.encoder_2(h1)), self.head)
+        mean_2, std_2 = self.encode_upper(h1)
         h2 = mean_2 + std_2 * noise_2
         posterior = log_normal(h1, mean[:, None], std[:, None]) + log_normal(h2, mean_2, std_2)
         prior = log_normal(h2) + log_normal(h1, *self.lower(h2))
@@ -463,6 +483,7 @@ Model: TypeAlias = AutoEncoder | VAE | TwoLayerVAE
 def build_model(config: Config, image_shape: tuple[int, int, int]) -> Model:
     """The model of a configuration, for images of shape (H, W, C)."""
     style: dict[str, Any] = {"activation": config.activation, "glorot": config.init == "glorot"}
+    style["precision"] = config.matmul_precision
     shape = (image_shape, config.hidden, config.latent_size, config.head, jnp.dtype(config.compute_dtype))
     if config.architecture == "two-layer":
         return TwoLayerVAE(*shape, **style, likelihood=config.likelihood)
@@ -494,6 +515,7 @@ def with_output_bias(params: Params, model: Model, mean: Array) -> Params:
     return params
 
 
+@float32_products
 def reconstruct(model: Model, params: Params, x: Array, key: Array) -> Array:
     """Images `x` [B, H, W, C] in [0, 1], encoded and decoded again: intensities of the same shape.
 
@@ -503,6 +525,7 @@ def reconstruct(model: Model, params: Params, x: Array, key: Array) -> Array:
     return output.x_hat
 
 
+@float32_products
 def sample(model: VAE | TwoLayerVAE, params: Params, key: Array, count: int) -> Array:
     """Images drawn from the model: z ~ N(0, I), decoded to mean intensities in [0, 1], [count, H, W, C]."""
     latent = jax.random.normal(key, (count, model.latent_size))

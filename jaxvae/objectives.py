@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxvae.keys import fold_in_each
+from jaxvae import noise
 from jaxvae.models import AutoEncoderOutput, VAEOutput
 
 Array = jax.Array
@@ -174,15 +174,6 @@ class Context(NamedTuple):
     gather: Callable[[Array], Array] = lambda share: share
 
 
-def corrupt(x: Array, keys: Array, fraction: float) -> Array:
-    """`x` with each pixel 0 with probability `fraction`, keyed by example: masking noise.
-
-    Vincent et al. (2010), "Stacked Denoising Autoencoders", section 3.3; the loss is taken against the whole image.
-    """
-    kept = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - fraction, x.shape[1:]))(fold_in_each(keys, "corrupt"))
-    return jnp.where(kept, x, jnp.zeros_like(x))
-
-
 class Objective(NamedTuple):
     """What a model is trained on.
 
@@ -191,15 +182,23 @@ class Objective(NamedTuple):
         among them "loss", the one that is minimised.
       unit: the scale all of them are in.
       corruption: the fraction of the pixels that the model does not get to see in training.
+      observe: what becomes of images each time one is seen; see `jaxvae.noise.observe`.
     """
 
     losses: Callable[[Any, Array], dict[str, Array]]
     unit: str
     corruption: float = 0.0
+    observe: noise.Observe = noise.as_they_are
+
+    @property
+    def samples(self) -> int:
+        """Latents drawn for each image."""
+        return 1
 
     def of(self, model: Any, params: Any, x: Array, keys: Array, context: Context) -> dict[str, Array]:
-        """The losses of `model` at `params` for images `x` [B, H, W, C], with a key for each."""
-        seen = corrupt(x, keys, self.corruption) if self.corruption and context.step is not None else x
+        """The losses of `model` at `params` for images `x` [B, H, W, C] in [0, 1], with a key for each."""
+        x = self.observe(x, keys)
+        seen = noise.corrupt(x, keys, self.corruption) if self.corruption and context.step is not None else x
         return self.losses(model.apply(params, seen, keys), x)
 
 

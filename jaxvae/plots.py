@@ -57,7 +57,7 @@ def save_png(path: Path, picture: NDArray[np.uint8], scale: int = 1) -> None:
 
 
 def save_curves(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
-    """Draw the loss and its terms against the step, train and test, a panel a term, as PNG.
+    """Draw the loss and its terms against the step, of each split, a panel a term, as PNG.
 
     Args:
       path: the file to write.
@@ -66,30 +66,32 @@ def save_curves(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    terms = [term for term in TERMS if term in records[0]]
+    terms = [term for term in TERMS if any(term in line for line in records)]
     figure = Figure(figsize=(4.5 * len(terms), 3.4), layout="constrained")
     FigureCanvasAgg(figure)
     for axes, term in zip(figure.subplots(1, len(terms), squeeze=False)[0], terms, strict=True):
-        for split, style in (("train", "-"), ("test", "o--")):
+        for split, style, colour in (("train", "-", "C0"), ("validation", "o--", "C1"), ("test", "s--", "C2")):
             lines = [r for r in records if r["split"] == split and term in r]
             steps = [r["step"] for r in lines]
-            axes.plot(steps, [r[term] for r in lines], style, markersize=3, label=split)
+            if lines:
+                axes.plot(steps, [r[term] for r in lines], style, color=colour, markersize=3, label=split)
         axes.set(title=term, xlabel="step", ylabel=records[0]["unit"])
         axes.grid(alpha=0.3)
         axes.legend()
     figure.savefig(path, dpi=120)
 
 
-def save_axis(path: Path, rows: Sequence[Mapping[str, Any]], axis: str, others: Sequence[str] = ()) -> None:
-    """Draw test figures against one axis of a sweep: the mean over seeds, and from least to greatest; as PNG.
+def save_axis(path: Path, rows: Sequence[Mapping[str, Any]], axis: str, split: str, others: Sequence[str] = ()) -> None:
+    """Draw the metrics of a split against one axis of a sweep: the mean over seeds, and least to greatest; as PNG.
 
     Args:
       path: the file to write.
-      rows: of ``members.csv``, with their figures as numbers; none may lack a test loss.
+      rows: of ``members.csv``, with their metrics as numbers; none may lack the split's loss.
       axis: the column to draw against. Numbers are spaced as numbers, by their logarithms where all are positive.
+      split: "validation" or "test".
       others: columns that tell the lines apart.
     """
-    terms = [term for term in TERMS if all(row.get(f"test_{term}") is not None for row in rows)]
+    terms = [term for term in TERMS if all(row.get(f"{split}_{term}") is not None for row in rows)]
     values = sorted({row[axis] for row in rows})
     numeric = all(isinstance(value, int | float) for value in values)
     place = {value: value if numeric else number for number, value in enumerate(values)}
@@ -97,7 +99,7 @@ def save_axis(path: Path, rows: Sequence[Mapping[str, Any]], axis: str, others: 
     for axes, term in zip(panels, terms, strict=True):
         for label, same in _by(rows, others).items():
             points = {
-                place[value]: [row[f"test_{term}"] for row in found] for (value,), found in _by(same, [axis]).items()
+                place[value]: [row[f"{split}_{term}"] for row in found] for (value,), found in _by(same, [axis]).items()
             }
             where = sorted(points)
             means = [np.mean(points[x]) for x in where]
@@ -109,31 +111,32 @@ def save_axis(path: Path, rows: Sequence[Mapping[str, Any]], axis: str, others: 
         if len(values) <= 8:
             axes.set_xticks([place[value] for value in values], [f"{v:g}" if numeric else str(v) for v in values])
             axes.minorticks_off()
-        axes.set(title=f"test {term}", xlabel=axis, ylabel=rows[0]["unit"])
+        axes.set(title=f"{split} {term}", xlabel=axis, ylabel=rows[0]["unit"])
         axes.grid(alpha=0.3)
         if 1 < len(_by(rows, others)) <= 12:
             axes.legend(fontsize=7)
     figure.savefig(path, dpi=120)
 
 
-def save_rate_distortion(path: Path, rows: Sequence[Mapping[str, Any]], settings: Sequence[str]) -> None:
-    """Draw distortion (reconstruction) against rate (KL) on the test images, a point a member, as PNG.
+def save_rate_distortion(path: Path, rows: Sequence[Mapping[str, Any]], split: str, settings: Sequence[str]) -> None:
+    """Draw distortion (reconstruction) against rate (KL) on the images of a split, a point a member, as PNG.
 
     The dashed line has the sum of the two that is the lowest: where beta is 1, that is the best bound. (Alemi et
     al., "Fixing a Broken ELBO", arXiv 1711.00464.)
 
     Args:
       path: the file to write.
-      rows: of ``members.csv``, with their figures as numbers; those without test_kl are left out.
+      rows: of ``members.csv``, with their metrics as numbers; those without the split's kl are left out.
+      split: "validation" or "test".
       settings: columns that tell the points apart; seeds of one setting have one colour.
     """
-    rows = [row for row in rows if row.get("test_kl") is not None]
+    rows = [row for row in rows if row.get(f"{split}_kl") is not None]
     figure, (axes,) = _panels(1, width=6.4, height=4.6)
     groups = _by(rows, settings)
     colours = _colours(len(groups))
     middles = []
     for (label, same), colour in zip(groups.items(), colours, strict=True):
-        rate, distortion = [row["test_kl"] for row in same], [row["test_recon"] for row in same]
+        rate, distortion = [row[f"{split}_kl"] for row in same], [row[f"{split}_recon"] for row in same]
         axes.plot(rate, distortion, "o", markersize=4, color=colour, label=_label(settings, label))
         middles.append((float(np.mean(rate)), float(np.mean(distortion))))
     if len(settings) == 1:
@@ -142,7 +145,7 @@ def save_rate_distortion(path: Path, rows: Sequence[Mapping[str, Any]], settings
     best = min(rate + distortion for rate, distortion in middles)
     axes.plot([left, right], [best - left, best - right], "k--", linewidth=0.8, label=f"sum {best:.4g}")
     unit = rows[0]["unit"]
-    axes.set(xlabel=f"rate: test kl ({unit})", ylabel=f"distortion: test recon ({unit})")
+    axes.set(xlabel=f"rate: {split} kl ({unit})", ylabel=f"distortion: {split} recon ({unit})")
     axes.set(xlim=(left, right), ylim=(low, high))
     axes.grid(alpha=0.3)
     if len(groups) <= 16:

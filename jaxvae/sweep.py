@@ -46,7 +46,7 @@ class Arguments:
     members_per_program: int | None = None
     """Most members of one program. Default: as many as fit the memory."""
     extract: str | None = None
-    """Instead of training: make the member of this number, or the best one, in --run-dir a run of its own in --to."""
+    """Make the member of this number, or the best by the validation images, in --run-dir a run of its own in --to."""
     to: Path | None = None
     """Directory of the run that --extract makes; jaxvae.evaluate, generate and train --resume take it."""
 
@@ -150,4 +150,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main))
+    cli.leave(cli.run(main))

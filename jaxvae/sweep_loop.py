@@ -3,15 +3,14 @@
 import dataclasses
 import os
 import sys
-import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
+from numpy.typing import NDArray
 
 from jaxvae import config as configs
 from jaxvae import data, metrics, parallel, tables
@@ -32,9 +31,12 @@ from jaxvae.grid import (
     to_json,
 )
 from jaxvae.lock import RunLock
-from jaxvae.loop import StopSignals, with_absolute_paths
+from jaxvae.loop import with_absolute_paths
 from jaxvae.members import MembersState, MembersTrainer, Room, common_config, room
-from jaxvae.trainer import schedule
+from jaxvae.pipeline import Pipeline, Span, Values
+from jaxvae.signals import StopSignals, unless_stopped
+from jaxvae.trainer import splits, steps_per_epoch
+from jaxvae.variational import measure_warning, selection_term
 
 
 def sweep(
@@ -70,11 +72,10 @@ def sweep(
         run_dirs.check(run_dir, resume, SWEEP_FILES)
     images = data.load(grid.config.dataset, grid.config.data_dir)
     grid = grid._replace(config=with_absolute_paths(dataclasses.replace(grid.config, dataset=images.name)))
-    if grid.config.inputs == "static":
-        images = data.binarized(images, grid.config.static_seed)
+    images = data.prepared(images, grid.config)
     members = grid.members()
     for member in members:
-        schedule(member, len(images.train))
+        steps_per_epoch(member, len(images.train))
     digests = {"train_images_sha256": data.digest(images.train), "test_images_sha256": data.digest(images.test)}
     with ExitStack() as stack:
         if resume:
@@ -88,6 +89,8 @@ def sweep(
             run_dirs.check_empty(run_dir, SWEEP_FILES)
             programs = []
         say(f"{len(members)} members of {grid.config.preset} on {images.name} ({images.source}) -> {run_dir}")
+        if (warning := measure_warning(grid.config)) is not None:
+            say(warning)
         if not programs:
             for numbers in programs_of(members):
                 most = members_per_program or _room_for(members[numbers[0]], len(numbers), images, chosen)
@@ -128,7 +131,7 @@ def _check_images(run_dir: Path, programs: int, digests: Mapping[str, str]) -> N
 
 def _room_for(member: Config, count: int, images: data.ImageData, devices: Sequence[jax.Device]) -> int:
     """How many members a program takes, said on stderr."""
-    fits: Room = room(common_config([member]), schedule(member, len(images.train)), images, devices)
+    fits: Room = room(common_config([member]), images, devices)
     say(
         f"{count} members could share a program; {fits.members} fit: {fits.member_bytes / 2**20:,.0f} MiB each "
         f"(compiled for one), of {fits.free_bytes / 2**30:,.1f} GiB to use on each of {len(devices)} "
@@ -137,18 +140,8 @@ def _room_for(member: Config, count: int, images: data.ImageData, devices: Seque
     return fits.members
 
 
-class _CallResult(NamedTuple):
-    """What a call that ended at `step` left on the device, to be fetched while the next one runs."""
-
-    step: int
-    train: Mapping[str, jax.Array]
-    diverged: jax.Array
-    test: Mapping[str, jax.Array] | None
-    checkpoint: MembersState | None
-
-
 class _Program:
-    """The members of one program, and their files.
+    """The members of one program, and their files. A `jaxvae.pipeline.Sink`.
 
     Args:
       directory: of the program.
@@ -169,127 +162,156 @@ class _Program:
         digests: Mapping[str, str],
         devices: Sequence[jax.Device],
     ):
+        self.failure: SaveError | None = None
         own = [members[number] for number in numbers]
         self._directory, self._title, self._members, self._numbers = directory, title, members, numbers
         self._config = common_config(own)
-        self._plan = schedule(self._config, len(images.train))
         swept = {name: [getattr(member, name) for member in own] for name in SWEPT}
         seeds = [member.seed for member in own]
-        self._trainer = MembersTrainer(self._config, self._plan, images, seeds, swept, devices)
+        self._trainer = MembersTrainer(self._config, images, seeds, swept, devices)
         self._record = {
             "image_shape": list(images.train.shape[1:]),
-            "steps_per_epoch": self._plan.steps_per_epoch,
+            "steps_per_epoch": self._trainer.steps_per_epoch,
             **digests,
         }
 
     def train(self, stop: StopSignals) -> int | None:
         """Train to the end, or until a signal; its number, or None."""
-        trainer, plan, config = self._trainer, self._plan, self._config
+        trainer, config = self._trainer, self._config
         self._directory.mkdir(parents=True, exist_ok=True)
-        total = config.epochs * plan.steps_per_epoch
+        total = config.epochs * trainer.steps_per_epoch
         with ExitStack() as stack:
-            checkpoints = stack.enter_context(
+            self._checkpoints = stack.enter_context(
                 Checkpoints(self._directory / "checkpoints", keep=config.keep_checkpoints)
             )
-            saved = checkpoints.restore(trainer.abstract_state())
+            saved = self._checkpoints.restore(trainer.abstract_state())
             step = 0 if saved is None else saved.step
-            # Lines past the step from which it goes on are of steps that will be taken again.
-            kept = [line for line in tables.member_records(self._directory) if line["step"] <= step]
+            # Lines past the step from which it goes on are of steps that will be taken again; the test images are
+            # seen at the end alone, where there are validation images to watch.
+            watched, *_ = splits(len(trainer.images.validation) > 0, last=False)
+            final = ("test",) if watched != "test" and step < total else ()
+            kept = [
+                line
+                for line in tables.member_records(self._directory)
+                if line["step"] <= step and line["split"] not in final
+            ]
             dead = {line["member"] for line in kept if line["split"] == DIVERGED}
             self._dead = np.array([number in dead for number in self._numbers])
-            if step >= total or self._dead.all():
+            evaluated = any(line["step"] == step and line["split"] == watched for line in kept)
+            if (step >= total and evaluated) or self._dead.all():
                 return None
+            window = None if saved is None else saved.record.get("window")
+            self._windows = metrics.Windows(config.log_every, trainer.steps_per_epoch, window)
             self._log = stack.enter_context(_Log(self._directory, kept))
             self._console = stack.enter_context(metrics.Console(config.epochs, total, step, trainer.unit))
-            watcher = stack.enter_context(ThreadPoolExecutor(1))
             devices = trainer.mesh.size
             self._console.say(
                 f"{self._title}: {len(self._numbers)} members on {devices} devices, "
-                f"{trainer.at_once} at a time on each; {plan.steps_per_epoch:,} steps an epoch"
+                f"{trainer.at_once} at a time on each; {trainer.steps_per_epoch:,} steps an epoch"
                 + (f"; going on from step {step:,}" if step else "")
             )
-            state = trainer.start(None if saved is None else saved.state)
-            # In a thread of its own, so that this one can be told to end at once.
-            self._log.time("compile", seconds=watcher.submit(trainer.compile, state).result())
-            self._free = time.perf_counter()
-            pending: _CallResult | None = None
-            while step < total and not stop.received and not self._dead.all():
-                state, terms = trainer.run_steps(state)
-                step += plan.steps_per_call
-                epoch, inside = divmod(step, plan.steps_per_epoch)
-                ends = not inside and (
-                    step == total or (config.checkpoint_every > 0 and epoch % config.checkpoint_every == 0)
-                )
-                result = _CallResult(
-                    step,
-                    terms,
-                    jax.numpy.copy(state.diverged),
-                    trainer.evaluate(state) if not inside else None,
-                    trainer.copy(state) if ends else None,
-                )
-                if pending is not None:
-                    self._take(pending, checkpoints)
-                pending = result
-            if pending is not None:
-                self._take(pending, checkpoints)
-            if checkpoints.latest_step() != step:
-                self._log.sync()
-                checkpoints.save(trainer.host(state), self._record)
-            checkpoints.wait()
-        return stop.received if step < total and not self._dead.all() else None
+            first = state = trainer.start(None if saved is None else saved.state)
+            seconds = unless_stopped(lambda: trainer.compile(first), stop)
+            if seconds is None:
+                return stop.received
+            self.compiled(seconds)
+            with Pipeline(trainer, self, stop) as pipeline:
+                state, step = pipeline.run(state, step, total, evaluated)
+            if self._checkpoints.latest_step() != step:
+                self._save(state)
+            self._checkpoints.wait()
+        return pipeline.stopped_by
 
-    def _take(self, result: _CallResult, checkpoints: Checkpoints) -> None:
-        """Wait for the result of a call, and put it where it belongs."""
-        plan, unit, host = self._plan, self._trainer.unit, self._trainer.host
-        train, diverged = host(dict(result.train)), host(result.diverged)
-        now = time.perf_counter()
-        seconds, self._free = now - self._free, now
-        speed = len(self._numbers) * plan.steps_per_call / seconds
-        self._log.time("call", step=result.step, seconds=seconds, steps_per_second=speed)
-        epoch = -(-result.step // plan.steps_per_epoch)
-        first, window = result.step - plan.steps_per_call, self._config.log_every or plan.steps_per_call
-        test = None if result.test is None else host(dict(result.test))
-        if test is not None:
-            # The next training step would most likely find out too, but there may be none.
-            diverged = np.where((diverged == 0) & ~np.isfinite(test["loss"]).all(axis=1), result.step, diverged)
+    @property
+    def finished(self) -> bool:
+        """Whether every member has diverged."""
+        return bool(self._dead.all())
+
+    def compiled(self, seconds: float) -> None:
+        """See `jaxvae.pipeline.Sink`."""
+        self._log.time("compile", seconds=seconds)
+
+    def timed(self, span: Span) -> None:
+        """See `jaxvae.pipeline.Sink`. Speeds are of all members together."""
+        speed = len(self._numbers) * span.per_second
+        self._log.time("steps", step=span.step, steps=span.steps, seconds=span.seconds, steps_per_second=speed)
+
+    def steps(self, step: int, values: Values, speed: Span | None) -> None:
+        """See `jaxvae.pipeline.Sink`."""
+        self._speed = len(self._numbers) * speed.per_second if speed else 0.0
+        diverged = self._trainer.host(values[DIVERGED])[:, 0]
+        # Where a member has diverged there is nothing to average.
+        terms = {
+            name: np.nan_to_num(self._trainer.host(value), nan=0, posinf=0, neginf=0)
+            for name, value in values.items()
+            if name != DIVERGED
+        }
+        # A member's lines end with the step at which it diverged, wherever in the call that is.
+        for end, means in self._windows.add(step, terms):
+            self._note_diverged(np.where(diverged <= end, diverged, 0))
+            for index in np.flatnonzero(~self._dead).tolist():
+                line = {name: value[index] for name, value in means.items()}
+                self._write(index, metrics.record(end, self._epoch(end), "train", self._trainer.unit, line))
+        self._note_diverged(diverged)
+        if not self.finished:
+            alive = {name: value[~self._dead] for name, value in terms.items()}
+            shown = metrics.record(step, self._epoch(step), "train", self._trainer.unit, alive)
+            self._console.progress(shown, self._speed)
+
+    def epoch(
+        self, step: int, evaluations: Mapping[str, Values], pictures: object, checkpoint: MembersState | None
+    ) -> None:
+        """See `jaxvae.pipeline.Sink`."""
+        # The next training step would most likely find out too, but there may be none.
+        finite = [np.isfinite(values["loss"]).all(axis=1) for values in evaluations.values()]
+        self._note_diverged(np.where(np.all(finite, axis=0), 0, step))
+        for split, values in evaluations.items():
+            lines = {}
+            for index in np.flatnonzero(~self._dead).tolist():
+                own = {name: value[index] for name, value in values.items()}
+                lines[index] = metrics.record(step, self._epoch(step), split, self._trainer.unit, own)
+                self._write(index, lines[index])
+            self._say_epoch(step, split, lines)
+        if checkpoint is not None:
+            self._save(checkpoint)
+
+    def _note_diverged(self, diverged: NDArray[Any]) -> None:
+        """Flag the members that diverged at some step [M], 0 for those that did not."""
+        unit = self._trainer.unit
         for index in np.flatnonzero((diverged > 0) & ~self._dead).tolist():
             number, at = self._numbers[index], int(diverged[index])
             self._console.say(f"member {number} ({_words(self._members[number])}) diverged at step {at:,}")
-            self._log.write(number, {"step": result.step, "epoch": epoch, "split": DIVERGED, "unit": unit, "at": at})
+            self._write(index, {"step": at, "epoch": self._epoch(at), "split": DIVERGED, "unit": unit, "at": at})
         self._dead |= diverged > 0
-        alive: list[int] = np.flatnonzero(~self._dead).tolist()
-        for index in alive:
-            for start in range(0, plan.steps_per_call, window):
-                part = {name: values[index, start : start + window] for name, values in train.items()}
-                end = first + min(start + window, plan.steps_per_call)
-                self._log.write(self._numbers[index], metrics.record(end, epoch, "train", unit, part))
-        if alive:
-            means = {name: values[alive] for name, values in train.items()}
-            self._console.progress(metrics.record(result.step, epoch, "train", unit, means), speed)
-        if test is not None:
-            losses = {}
-            for index in alive:
-                line = metrics.record(result.step, epoch, "test", unit, {k: v[index] for k, v in test.items()})
-                losses[self._numbers[index]] = line["loss"]
-                self._log.write(self._numbers[index], line)
-            self._say_epoch(result.step, epoch, losses, speed)
-        if result.checkpoint is not None:
-            self._log.sync()
-            checkpoints.save(self._trainer.host(result.checkpoint), self._record)
 
-    def _say_epoch(self, step: int, epoch: int, losses: Mapping[int, float], speed: float) -> None:
-        out = len(self._numbers) - len(losses)
+    def _write(self, index: int, line: metrics.Record) -> None:
+        self._log.write(self._numbers[index], line)
+
+    def _save(self, state: MembersState) -> None:
+        self._log.sync()
+        self._checkpoints.save(self._trainer.host(state), {**self._record, "window": self._windows.open()})
+
+    def _epoch(self, step: int) -> int:
+        return -(-step // self._trainer.steps_per_epoch)
+
+    def _say_epoch(self, step: int, split: str, lines: Mapping[int, metrics.Record]) -> None:
+        """Say what the members, by their place in the program, have come to."""
+        out = len(self._numbers) - len(lines)
         lost = f", {out} diverged" if out else ""
         said = "no member has a finite loss"
-        if losses:
-            best = min(losses, key=lambda number: losses[number])
-            values = list(losses.values())
+        if lines:
+            term, higher = selection_term(self._config)
+            values = {index: line[term] for index, line in lines.items()}
+            best = (max if higher else min)(values, key=lambda index: values[index])
+            number, numbers = self._numbers[best], list(values.values())
             said = (
-                f"test loss {np.mean(values):.4g} ({min(values):.4g} to {max(values):.4g}, {len(values)} members{lost})"
-                f" {self._trainer.unit}, least: member {best} ({_words(self._members[best])})"
+                f"{split} {term} {np.mean(numbers):.4g} ({min(numbers):.4g} to {max(numbers):.4g}, "
+                f"{len(numbers)} members{lost}) {self._trainer.unit}, "
+                f"best: member {number} ({_words(self._members[number])})"
             )
         self._console.say(
-            f"{self._title}  epoch {epoch}/{self._config.epochs}  step {step:,}  {said}  {speed:,.0f} steps/s"
+            f"{self._title}  epoch {self._epoch(step)}/{self._config.epochs}  step {step:,}  {said}  "
+            f"{metrics.speed_words(self._speed)}"
         )
 
 

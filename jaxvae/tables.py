@@ -1,4 +1,4 @@
-"""A sweep's tables and plots: a row a member, a row a setting, and figures against each axis."""
+"""A sweep's tables and plots: a row a member, a row a setting, metrics against each axis, and which is best."""
 
 import csv
 from collections.abc import Sequence
@@ -10,8 +10,11 @@ import numpy as np
 from jaxvae import metrics, plots
 from jaxvae.errors import InputError
 from jaxvae.grid import DIVERGED, PROGRAMS, Grid, cell, load_sweep
+from jaxvae.variational import selection_term
 
 Row = dict[str, Any]
+
+SPLITS = ("train", "validation", "test")
 
 
 def write_tables(run_dir: Path) -> list[Row]:
@@ -33,9 +36,9 @@ def member_records(directory: Path) -> list[metrics.Record]:
 
 
 def table(run_dir: Path) -> list[Row]:
-    """A row a member of a sweep: its number, status, axes, and its last figures.
+    """A row a member of a sweep: its number, status, axes, and its last metrics of each split.
 
-    The status is "done", "diverged at step N", "stopped at step N" or "not started". Figures are None (an empty
+    The status is "done", "diverged at step N", "stopped at step N" or "not started". Metrics are None (an empty
     cell) where the member diverged or has none yet.
     """
     grid, programs = load_sweep(run_dir)
@@ -44,11 +47,11 @@ def table(run_dir: Path) -> list[Row]:
     for index in range(len(programs)):
         for line in member_records(run_dir / PROGRAMS / str(index)):
             last[line["member"], line["split"]] = line
-    figures = [
-        f"{split}_{t}"
-        for split in ("train", "test")
-        for t in metrics.TERMS
-        if any(t in line for (_, s), line in last.items() if s == split)
+    columns = [
+        (split, term)
+        for split in SPLITS
+        for term in metrics.TERMS
+        if any(term in line for (_, of), line in last.items() if of == split)
     ]
     unit = next((line["unit"] for line in last.values()), None)
     rows = []
@@ -63,26 +66,30 @@ def table(run_dir: Path) -> list[Row]:
         row: Row = {"member": number, "status": status}
         row |= {name: cell(getattr(member, name)) for name in grid.axes}
         row |= {"seed": member.seed, "step": train.get("step", 0), "unit": unit}
-        usable = status == "done" or status.startswith("stopped")
-        for name in figures:
-            split, term = name.split("_")
-            row[name] = last.get((number, split), {}).get(term) if usable else None
+        usable = (number, DIVERGED) not in last
+        for split, term in columns:
+            row[f"{split}_{term}"] = last.get((number, split), {}).get(term) if usable else None
         rows.append(row)
     return rows
 
 
 def summary(grid: Grid, rows: Sequence[Row]) -> list[Row]:
-    """A row a setting: mean, deviation, least and greatest of each test figure over the seeds that have one."""
+    """A row a setting: mean, deviation, least and greatest of each metric over the seeds that have one.
+
+    Of the validation and the test images.
+    """
     settings: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
         settings.setdefault(tuple(row[name] for name in grid.axes), []).append(row)
-    figures = [f"test_{term}" for term in metrics.TERMS if any(f"test_{term}" in row for row in rows)]
+    columns = [f"{split}_{term}" for split in SPLITS[1:] for term in metrics.TERMS]
     found = []
     for values, same in settings.items():
         line: Row = dict(zip(grid.axes, values, strict=True))
         line |= {"seeds": len(same), "unit": same[0].get("unit")}
         line["diverged"] = sum(row["status"].startswith(DIVERGED) for row in same)
-        for name in figures:
+        for name in columns:
+            if not any(name in row for row in rows):
+                continue
             numbers = [row[name] for row in same if row.get(name) is not None]
             spread: dict[str, Any] = {"mean": np.mean, "std": _deviation, "min": np.min, "max": np.max}
             line |= {f"{name}_{what}": _digits(of(numbers)) if numbers else None for what, of in spread.items()}
@@ -98,32 +105,79 @@ def _digits(number: Any) -> float:
     return float(f"{float(number):.6g}")
 
 
+def best(grid: Grid, rows: Sequence[Row], statistic: str = "") -> tuple[str, Row]:
+    """The best row, and the column that says so: the validation metric that `selection_term` names.
+
+    That metric means the same for all members, whatever the weights in their objectives.
+
+    Args:
+      grid: of the sweep.
+      rows: of its `table`; or of its `summary`, with the statistic "_mean".
+
+    Raises:
+      InputError: the sweep holds no validation images out, no row has the metric, or the members' IWAE bounds
+        are of different numbers of samples: a bound of more samples is tighter, so it does not compare.
+    """
+    if not grid.config.validation:
+        raise InputError("this sweep holds no images out to choose by (--validation 0)")
+    if grid.config.objective in ("iwae", "dreg") and "samples" in grid.varied():
+        raise InputError("IWAE bounds of different --samples cannot be compared")
+    term, higher = selection_term(grid.config)
+    column = f"validation_{term}{statistic}"
+    ranked = [row for row in rows if row.get(column) is not None]
+    if not ranked:
+        raise InputError(f"no member has a finite validation {term} yet")
+    return column, (max if higher else min)(ranked, key=lambda row: row[column])
+
+
 def summary_lines(grid: Grid, rows: Sequence[Row]) -> list[str]:
-    """A line a setting, in words."""
-    lines = []
-    for line in summary(grid, rows):
-        setting = "  ".join(f"{name} {line[name]}" for name in grid.varied()) or grid.config.preset
+    """A line a setting, in words, with the metrics of `shown_split`; last, where there are several, the best."""
+    split, settings, lines = shown_split(rows), summary(grid, rows), []
+    for line in settings:
         terms = [
-            f"{term} {line[f'test_{term}_mean']:.4g} +- {line[f'test_{term}_std']:.2g}"
+            f"{term} {line[f'{split}_{term}_mean']:.4g} +- {line[f'{split}_{term}_std']:.2g}"
             for term in metrics.TERMS
-            if line.get(f"test_{term}_mean") is not None
+            if line.get(f"{split}_{term}_mean") is not None
         ]
         lost = f"  {line['diverged']} diverged" if line["diverged"] else ""
-        figures = f"test {'  '.join(terms)} ({line['unit']})" if terms else "no finite figure"
-        lines.append(f"{setting}: {figures}, {line['seeds']} seeds{lost}")
+        found = f"{split} {'  '.join(terms)} ({line['unit']})" if terms else "no finite metric"
+        lines.append(f"{_setting(grid, line)}: {found}, {line['seeds']} seeds{lost}")
+    if len(settings) > 1:
+        lines.append(_best_words(grid, settings))
     return lines
 
 
+def _best_words(grid: Grid, settings: Sequence[Row]) -> str:
+    try:
+        column, line = best(grid, settings, "_mean")
+    except InputError as error:
+        return f"no setting is the best: {error}"
+    term = column.removeprefix("validation_").removesuffix("_mean")
+    test = line.get(f"test_{term}_mean")
+    tested = "" if test is None else f", test {test:.4g}"
+    return f"best: {_setting(grid, line)}, by {term}: validation {line[column]:.4g}{tested} ({line['unit']})"
+
+
+def _setting(grid: Grid, line: Row) -> str:
+    return "  ".join(f"{name} {line[name]}" for name in grid.varied()) or grid.config.preset
+
+
+def shown_split(rows: Sequence[Row]) -> str:
+    """The split whose metrics are plotted and printed: "validation" where there is one, else "test"."""
+    return "validation" if any(row.get("validation_loss") is not None for row in rows) else "test"
+
+
 def draw(run_dir: Path, grid: Grid, rows: Sequence[Row]) -> None:
-    """Figures against each axis, and rate against distortion."""
-    usable = [row for row in rows if row.get("test_loss") is not None]
+    """Metrics of `shown_split` against each axis, and rate against distortion."""
+    split = shown_split(rows)
+    usable = [row for row in rows if row.get(f"{split}_loss") is not None]
     if not usable:
         return
     for name in grid.varied():
         others = [other for other in grid.varied() if other != name]
-        plots.save_axis(run_dir / f"{name}.png", usable, name, others)
-    if any(row.get("test_kl") is not None for row in usable):
-        plots.save_rate_distortion(run_dir / "rate_distortion.png", usable, grid.varied())
+        plots.save_axis(run_dir / f"{name}.png", usable, name, split, others)
+    if any(row.get(f"{split}_kl") is not None for row in usable):
+        plots.save_rate_distortion(run_dir / "rate_distortion.png", usable, split, grid.varied())
 
 
 def _write_csv(path: Path, rows: Sequence[Row]) -> None:

@@ -7,6 +7,9 @@ The PyTorch side is the state_dict of a module whose `encoder` and `decoder` are
 `Linear` layers, an activation after each: ``encoder.0.weight``, ``encoder.0.bias``,
 ``encoder.2.weight`` ... ``decoder.4.bias``, as NumPy arrays. A flattened image is in the order
 (H, W, C) on both sides; with one channel, as in the notes, that is PyTorch's (C, H, W) too.
+
+Weights are half of a model: `torch_code` says what PyTorch must compute with exported ones, and an imported
+model takes a log-variance as PyTorch's modules do, without the bound that the head "linear" has.
 """
 
 import dataclasses
@@ -20,6 +23,7 @@ from typing import Annotated, Any, TypeAlias
 import jax
 import numpy as np
 import tyro
+from flax.traverse_util import flatten_dict, unflatten_dict
 from numpy.typing import DTypeLike, NDArray
 
 from jaxvae import cli
@@ -33,35 +37,39 @@ StateDict: TypeAlias = dict[str, NDArray[Any]]
 
 DESCRIPTION = "Move weights between a run directory and a file that PyTorch reads or wrote."
 
+EXPECTED = "layers are named by their place in encoder and decoder, each an nn.Sequential, as import --help says"
+
 
 # --- Names and shapes ---------------------------------------------------------------------------------------
 
 
-def _paths(params: Params) -> dict[str, tuple[str, str, str]]:
-    """The state_dict name of every parameter: "encoder.2.weight" for ("encoder", "dense_1", "kernel")."""
-    return {
-        f"{part}.{2 * i}.{kind}": (part, f"dense_{i}", leaf)
+def _paths(params: Params) -> dict[str, tuple[str, ...]]:
+    """The state_dict name of every parameter: "encoder.2.weight" for ("encoder", "mlp", "dense_1", "kernel")."""
+    layers = {
+        f"{part}.{2 * i}.{kind}": (part, "mlp", f"dense_{i}", leaf)
         for part in ("encoder", "decoder")
         for i in range(len(params["params"][part]["mlp"]))
         for kind, leaf in (("weight", "kernel"), ("bias", "bias"))
     }
+    return layers | {name: (name,) for name in params["params"] if name not in ("encoder", "decoder")}
 
 
 def torch_from_params(params: Params) -> StateDict:
     """The parameters of an `AutoEncoder` or a `VAE` as a state_dict: weights [out, in], biases [out].
 
-    Values and dtypes are kept.
+    Values and dtypes are kept. What PyTorch must compute with them is `torch_code`'s to say.
     """
-    return {
-        name: np.asarray(params["params"][part]["mlp"][dense][leaf]).T
-        for name, (part, dense, leaf) in _paths(params).items()
-    }
+    leaves = flatten_dict(params["params"])
+    return {name: np.asarray(leaves[path]).T for name, path in _paths(params).items()}
 
 
 def params_from_torch(
     state_dict: Mapping[str, NDArray[Any]], model: AutoEncoder | VAE, dtype: DTypeLike = np.float32
 ) -> Params:
     """A state_dict as the parameters of `model`.
+
+    The weights do not say what is computed with them: `model` must have the head and the activation that the
+    PyTorch module has. A log-variance is most often `VAE.head` "logvar".
 
     Args:
       state_dict: floating-point arrays, weights [out, in], biases [out], by name.
@@ -76,14 +84,14 @@ def params_from_torch(
         floating-point or not finite (in `dtype`).
     """
     shapes = _parameter_shapes(model)
-    paths = _paths(shapes)
+    paths, leaves = _paths(shapes), flatten_dict(shapes["params"])
     if missing := [name for name in paths if name not in state_dict]:
-        raise InputError(f"weights lack {', '.join(missing)}")
+        raise InputError(f"weights lack {', '.join(missing)}: {EXPECTED}")
     if unexpected := [name for name in state_dict if name not in paths]:
         raise InputError(f"weights hold {', '.join(unexpected)}, which the model does not have")
-    params: dict[str, Any] = {part: {"mlp": {}} for part in shapes["params"]}
-    for name, (part, dense, leaf) in paths.items():
-        values, shape = state_dict[name], shapes["params"][part]["mlp"][dense][leaf].shape[::-1]
+    params: dict[tuple[str, ...], Any] = {}
+    for name, path in paths.items():
+        values, shape = state_dict[name], leaves[path].shape[::-1]
         if values.shape != shape:
             raise InputError(f"{name} has shape {list(values.shape)}; the model needs {list(shape)}")
         if not jax.numpy.issubdtype(values.dtype, np.floating):
@@ -92,13 +100,53 @@ def params_from_torch(
             values = values.astype(dtype)
         if not np.isfinite(values).all():
             raise InputError(f"{name} holds NaN or infinite values")
-        params[part]["mlp"].setdefault(dense, {})[leaf] = jax.numpy.asarray(values.T)
-    return {"params": params}
+        params[path] = jax.numpy.asarray(values.T)
+    return {"params": unflatten_dict(params)}
 
 
 def _parameter_shapes(model: AutoEncoder | VAE) -> Params:
     optimizer = build_optimizer(configs.Config())
     return jax.eval_shape(lambda key: init_state(model, optimizer, key), purpose_key(0, "init")).params
+
+
+# --- What is computed ---------------------------------------------------------------------------------------
+
+# In PyTorch's words, each as `jaxvae.models` computes it.
+_ACTIVATIONS = {
+    "relu": "nn.ReLU()",
+    "tanh": "nn.Tanh()",
+    "elu": "nn.ELU()",
+    "gelu": 'nn.GELU(approximate="tanh")',
+    "silu": "nn.SiLU()",
+}
+_POSTERIORS = {
+    "relu": "mean, std = encoder(x).relu().chunk(2, dim=-1)",
+    "linear": "mean, raw = encoder(x).chunk(2, dim=-1); logvar = 10 * (raw / 10).tanh(); std = (0.5 * logvar).exp()",
+    "logvar": "mean, logvar = encoder(x).chunk(2, dim=-1); std = (0.5 * logvar).exp()",
+    "exp": "mean, log_std = encoder(x).chunk(2, dim=-1); std = log_std.exp()",
+}
+_SPLIT = "location, raw = (a.flatten(1) for a in decoder(z).unflatten(-1, (-1, 2 * channels)).chunk(2, dim=-1))"
+_PIXELS = {
+    "bernoulli": "x_hat = decoder(z).sigmoid()",
+    "gaussian": "x_hat = decoder(z)",
+    "gaussian-global": "x_hat = decoder(z)",
+    "gaussian-pixel": f"{_SPLIT}; x_hat = location; log_scale = 5 * (raw / 5).tanh() - 2",
+    "logistic": f"{_SPLIT}; x_hat = location.sigmoid(); log_scale = 5 * (raw / 5).tanh() - 2",
+}
+
+
+def torch_code(config: configs.Config) -> str:
+    """What PyTorch must compute with the weights of a run of `config`: three lines of Python.
+
+    The first is the activation between the layers of `encoder` and `decoder`, each an ``nn.Sequential``. The
+    second takes flattened images `x` [B, H W C] in [0, 1] to `mean` and `std` [B, L]; of an autoencoder, to its
+    code `z`. The third takes `z` [B, L] to mean intensities `x_hat` [B, H W C] and, where the decoder gives
+    it, the `log_scale` of every pixel's distribution, for images of so many `channels`.
+    """
+    posterior = _POSTERIORS[config.head]
+    if not config.is_vae:
+        posterior = "z = encoder(x).relu()" if config.head == "relu" else "z = encoder(x)"
+    return f"activation = {_ACTIVATIONS[config.activation]}\n{posterior}\n{_PIXELS[config.likelihood]}"
 
 
 # --- Files --------------------------------------------------------------------------------------------------
@@ -216,7 +264,7 @@ def import_run(
     Args:
       weights: as `load_weights` takes.
       run_dir: a directory to create.
-      preset: which model the weights are of.
+      preset: which model the weights are of. Its head "linear" becomes "logvar", without a bound.
       dataset, data_dir: what it is evaluated on.
       image_shape: (H, W, C).
 
@@ -225,8 +273,12 @@ def import_run(
     """
     from jaxvae.checkpoint import Checkpoints
 
+    chosen = configs.preset(preset)
     config = dataclasses.replace(
-        configs.preset(preset), dataset=dataset, data_dir=os.path.abspath(data_dir) if data_dir else None
+        chosen,
+        head="logvar" if chosen.head == "linear" else chosen.head,  # A log-variance of PyTorch's has no bound.
+        dataset=dataset,
+        data_dir=os.path.abspath(data_dir) if data_dir else None,
     )
     if min(image_shape) < 1:
         raise InputError(f"--image-shape takes sizes of at least 1, not {list(image_shape)}")
@@ -251,7 +303,7 @@ def import_run(
 
 @dataclasses.dataclass(frozen=True)
 class Export:
-    """Write the newest weights of a run to a file that PyTorch reads."""
+    """Write the newest weights of a run to a file that PyTorch reads, and print what it must compute with them."""
 
     run_dir: Annotated[Path, tyro.conf.Positional]
     """Directory of a run of jaxvae.train."""
@@ -261,14 +313,23 @@ class Export:
 
 @dataclasses.dataclass(frozen=True)
 class Import:
-    """Make a run directory, for jaxvae.evaluate and jaxvae.generate, of weights that PyTorch trained."""
+    """Make a run directory, for jaxvae.evaluate and jaxvae.generate, of weights that PyTorch trained.
+
+    The module's `encoder` and `decoder` must each be an nn.Sequential of Linear layers with the preset's widths
+    and an activation after each, so that layers are named encoder.0, encoder.2, ... decoder.4. Layers with other
+    names (fc1, fc21, fc22) must be renamed, and the two that give mean and log-variance joined to one, the
+    mean's weights and biases first. The weights do not say what is computed with them. The import takes it
+    that the module computes what the preset does: vae: mean and log-variance (no bound), ReLU between
+    layers; notes-vae: mean and standard deviation after a ReLU; notes-ae: the code after a ReLU; iwae: mean and the
+    logarithm of the standard deviation, tanh between layers; and the sigmoid of the decoder's last layer.
+    """
 
     weights: Annotated[Path, tyro.conf.Positional]
-    """A state_dict: .pt or .pth (needs PyTorch), .safetensors or .npz."""
+    """A state_dict, named as above: .pt or .pth (needs PyTorch), .safetensors or .npz."""
     run_dir: Annotated[Path, tyro.conf.Positional]
     """Directory to create."""
     preset: str = configs.Config.preset
-    """Which model the weights are of: notes-ae, notes-vae or vae."""
+    """Which model the weights are of: notes-ae, notes-vae, vae or iwae."""
     dataset: str = "mnist"
     """What the run is evaluated on, as in jaxvae.train."""
     data_dir: str | None = None
@@ -291,7 +352,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parsed: Any = cli.parse(kind, args[1:], prog=f"{prog} {args[0]}", description=kind.__doc__ or "")
     if isinstance(parsed, Export):
         written = export_run(parsed.run_dir, parsed.out)
-        print(f"{len(written)} arrays -> {parsed.out}")
+        print(f"{len(written)} arrays -> {parsed.out}\nIn PyTorch:")
+        print(torch_code(configs.load(parsed.run_dir / "config.json")))
     else:
         import_run(**{field.name: getattr(parsed, field.name) for field in dataclasses.fields(parsed)})
         print(f"{parsed.weights} -> {parsed.run_dir}")

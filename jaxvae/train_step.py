@@ -4,23 +4,26 @@ A step is a plain function of its arguments: `jit`, `vmap`, `pmap` and `shard_ma
 """
 
 import math
-from collections.abc import Callable, Mapping
-from typing import NamedTuple, TypeAlias
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
+from numpy.typing import NDArray
 
 from jaxvae.config import Config
 from jaxvae.keys import example_keys
-from jaxvae.models import Model, Params, with_output_bias
+from jaxvae.models import Model, Params, float32_products, with_output_bias, with_precision
 from jaxvae.objectives import Context, Objective
-from jaxvae.variational import Variational, binarize
+from jaxvae.variational import Variational
 
 Array = jax.Array
 Metrics: TypeAlias = dict[str, Array]
 
 
+PIXELS_AT_ONCE = 2**20  # Of the reconstructions that an evaluation has in work.
 STAGES = 8  # Of the rate, in the schedule of that name.
 
 
@@ -141,14 +144,13 @@ def make_train_step(
     objective: Objective | Variational,
     optimizer: optax.GradientTransformation,
     axis_name: str | None = None,
-    binarized: bool = False,
 ) -> Callable[[TrainState, Array, Array], tuple[TrainState, Metrics]]:
     """The pure ``train_step(state, batch, key) -> (state, metrics)`` of a model and an objective.
 
     `batch` is uint8 [B, H, W, C], or float32 in [0, 1]. `key` is the key of the run's noise, the
     same for every step: the step's number and each example's place in the batch are folded in.
-    `metrics` are the objective's terms, averaged over the batch, []. With `binarized`,
-    pixels are drawn as 0 or 1 first, anew every time.
+    `metrics` are the objective's terms, averaged over the batch, []. Float32 products have the
+    precision `model.precision`.
 
     With `axis_name`, the step runs inside `pmap` or `shard_map` over that axis: `batch` is this
     device's share, gradients and metrics are averaged over the *global* batch, and noise is keyed
@@ -165,8 +167,6 @@ def make_train_step(
             params = jax.lax.pcast(params, axis_name, to="varying")
         first = 0 if axis_name is None else jax.lax.axis_index(axis_name) * size
         keys = example_keys(jax.random.fold_in(key, state.step), first, size)
-        if binarized:
-            x = binarize(x, keys)
         context = Context(state.step)
         if axis_name is not None:
             context = Context(state.step, lambda share: jax.lax.all_gather(share, axis_name, tiled=True))
@@ -183,38 +183,59 @@ def make_train_step(
         params = optax.apply_updates(state.params, updates)
         return TrainState(state.step + 1, params, opt_state), metrics
 
-    return train_step
+    return with_precision(model.precision)(train_step)
+
+
+def epoch_order(shuffle_key: Array, epoch: int | Array, num_images: int) -> Array:
+    """The order in which an epoch takes the images: int32 [N], a function of `shuffle_key` and the epoch alone."""
+    return jax.random.permutation(jax.random.fold_in(shuffle_key, epoch), num_images)
 
 
 def make_run_steps(
     train_step: Callable[[TrainState, Array, Array], tuple[TrainState, Metrics]],
     batch_size: int,
     steps_per_epoch: int,
-    steps_per_call: int,
+    capacity: int | None = None,
     batch_sharding: jax.sharding.NamedSharding | None = None,
-) -> Callable[[TrainState, Array, Array, Array], tuple[TrainState, Metrics]]:
-    """``run_steps(state, images, shuffle_key, noise_key) -> (state, metrics)``: many steps in one program.
+) -> Callable[[TrainState, Array, Array, Array, int | Array], tuple[TrainState, Metrics]]:
+    """``run_steps(state, images, order, noise_key, count) -> (state, metrics)``: `count` steps in one program.
 
-    To be jitted with the state donated. `images` are uint8 [N, H, W, C] on the device; they are
-    shuffled there, anew every epoch, as a function of `shuffle_key` and the epoch alone. The call
-    takes the `steps_per_call` steps that follow `state.step`, which must not cross the end of an
-    epoch. `metrics` hold the value of every step, [steps_per_call].
+    To be jitted with the state donated. `images` are uint8 [N, H, W, C] on the device; `order` is the
+    `epoch_order` of the epoch that ``state.step`` lies in. The call takes the `count` steps that follow
+    ``state.step``, which must not cross the end of the epoch. `metrics` hold the value of every step, and
+    zeros after those: [capacity].
 
-    With `batch_sharding`, the sharding of an array whose first axis is the batch's, each device works
-    on its share of every batch, and the compiler averages the gradients over all of them.
+    Args:
+      train_step: the step, as `make_train_step` makes it.
+      batch_size: images a step.
+      steps_per_epoch: steps an epoch.
+      capacity: the largest `count` of a program whose `count` is traced, so that one program takes any number
+        of steps. None: `count` is a Python number, and each number is a program of its own.
+      batch_sharding: the sharding of an array whose first axis is the batch's. Each device works on its share of
+        every batch, and the compiler averages the gradients over all of them.
     """
 
-    def run_steps(state: TrainState, images: Array, shuffle_key: Array, noise_key: Array) -> tuple[TrainState, Metrics]:
-        epoch, step_in_epoch = state.step // steps_per_epoch, state.step % steps_per_epoch
-        order = jax.random.permutation(jax.random.fold_in(shuffle_key, epoch), images.shape[0])
-        taken = jax.lax.dynamic_slice_in_dim(order, step_in_epoch * batch_size, steps_per_call * batch_size)
+    def run_steps(
+        state: TrainState, images: Array, order: Array, noise_key: Array, count: int | Array
+    ) -> tuple[TrainState, Metrics]:
+        first = state.step % steps_per_epoch
 
-        def body(state: TrainState, indices: Array) -> tuple[TrainState, Metrics]:
+        def take(i: Array, state: TrainState) -> tuple[TrainState, Metrics]:
+            indices = jax.lax.dynamic_slice_in_dim(order, (first + i) * batch_size, batch_size)
             if batch_sharding is not None:
                 indices = jax.lax.with_sharding_constraint(indices, batch_sharding)
             return train_step(state, images[indices], noise_key)
 
-        return jax.lax.scan(body, state, taken.reshape(steps_per_call, batch_size))
+        def body(i: Array, carry: tuple[TrainState, Metrics]) -> tuple[TrainState, Metrics]:
+            state, metrics = carry
+            state, values = take(i, state)
+            return state, {name: metrics[name].at[i].set(value) for name, value in values.items()}
+
+        length = count if capacity is None else capacity
+        forms = jax.eval_shape(take, jnp.zeros((), jnp.int32), state)[1]
+        metrics = {name: jnp.zeros((length, *form.shape), form.dtype) for name, form in forms.items()}
+        result: tuple[TrainState, Metrics] = jax.lax.fori_loop(0, count, body, (state, metrics))
+        return result
 
     return run_steps
 
@@ -222,40 +243,59 @@ def make_run_steps(
 def make_evaluate(
     model: Model,
     objective: Objective | Variational,
-    chunk: int | None = None,
+    size: int,
     batch_sharding: jax.sharding.NamedSharding | None = None,
-    binarized: bool = False,
-) -> Callable[[Params, Array, Array], Metrics]:
-    """``evaluate(params, images, key) -> losses``: the objective's terms for every image once, [N] each.
+) -> Callable[[Params, Array, Array, int | Array], Metrics]:
+    """``evaluate(params, images, key, first) -> losses``: the objective's terms of some images, [size] each.
 
-    To be jitted. `images` are uint8 [N, H, W, C]; they are taken `chunk` at a time (by default about
-    a million pixels), so memory does not grow with N, and each image's noise is keyed by its place,
-    so the chunk's size does not matter (but for rounding). Terms are per example: the caller reduces.
+    To be jitted. `images` are uint8 [N, H, W, C]; those from place `first` on are taken, `size` of them, and the
+    last image again in the places past it, which `joined` cuts off. Each image's noise is keyed by its place, so
+    `size` does not matter (but for rounding). Terms are per example: the caller reduces. Float32
+    products are float32, whatever the model was trained with.
 
-    With `batch_sharding`, the sharding of an array whose first axis is a chunk's, each device works on
-    its share of every chunk.
+    With `batch_sharding`, the sharding of an array whose first axis is the images', each device works on its share.
     """
-    chunk = chunk or max(1, 2**20 // math.prod(model.image_shape))
 
-    def evaluate(params: Params, images: Array, key: Array) -> Metrics:
-        count = images.shape[0]
-        size = min(chunk, count)
+    def evaluate(params: Params, images: Array, key: Array, first: int | Array) -> Metrics:
+        places = first + jnp.arange(size)
         if batch_sharding is not None:
-            size = -(-size // batch_sharding.mesh.size) * batch_sharding.mesh.size
-        chunks = -(-count // size)
+            places = jax.lax.with_sharding_constraint(places, batch_sharding)
+        x = intensities(images.at[places].get(mode="clip"))
+        keys = example_keys(key, first, size)
+        return objective.of(model, params, x, keys, Context())
 
-        def losses(first: Array) -> Metrics:
-            places = first + jnp.arange(size)
-            if batch_sharding is not None:
-                places = jax.lax.with_sharding_constraint(places, batch_sharding)
-            # The last chunk is filled up with the last image, whose further copies are cut off below.
-            x = intensities(images.at[places].get(mode="clip"))
-            keys = example_keys(key, first, size)
-            if binarized:
-                x = binarize(x, keys)
-            return objective.of(model, params, x, keys, Context())
+    return float32_products(evaluate)
 
-        terms = jax.lax.map(losses, jnp.arange(chunks) * size)
-        return {name: values.reshape(-1)[:count] for name, values in terms.items()}
 
-    return evaluate
+def evaluation_size(image_shape: Sequence[int], num_images: int, samples: int = 1, shares: int = 1) -> int:
+    """How many images `make_evaluate` should take at once: `PIXELS_AT_ONCE` of reconstructions in all.
+
+    So memory grows neither with the number of images nor with that of samples.
+
+    Args:
+      image_shape: (H, W, C).
+      num_images: N.
+      samples: reconstructions of an image, the objective's.
+      shares: devices that share them; the size is a multiple of it.
+    """
+    size = min(max(1, PIXELS_AT_ONCE // (math.prod(image_shape) * samples)), num_images)
+    return -(-size // shares) * shares
+
+
+def joined(parts: Sequence[Mapping[str, Any]], num_images: int, axis: int = 0) -> dict[str, NDArray[Any]]:
+    """The terms of one call of `make_evaluate` after the other, on the host: those of all images, [N] each."""
+    cut = (slice(None),) * axis + (slice(num_images),)
+    return {name: np.concatenate([np.asarray(part[name]) for part in parts], axis=axis)[cut] for name in parts[0]}
+
+
+def evaluate_images(
+    model: Model,
+    objective: Objective | Variational,
+    params: Params,
+    images: NDArray[np.uint8],
+    key: Array,
+) -> dict[str, NDArray[Any]]:
+    """The objective's terms of all images [N, H, W, C], in as many calls as it takes: [N] each, on the host."""
+    size = evaluation_size(model.image_shape, len(images), objective.samples)
+    run, placed = jax.jit(make_evaluate(model, objective, size)), jnp.asarray(images)
+    return joined([run(params, placed, key, np.int32(first)) for first in range(0, len(images), size)], len(images))

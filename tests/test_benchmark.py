@@ -1,5 +1,6 @@
 """The benchmark's counts against closed forms, and its command line."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -8,8 +9,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxvae import benchmark, cli, data
+from jaxvae import benchmark, build_model, build_objective, build_optimizer, cli, data, make_train_step
 from jaxvae.config import PRESETS
+from jaxvae.train_step import abstract_state
 
 pytestmark = pytest.mark.unoptimized
 
@@ -36,6 +38,34 @@ def test_flops_of_a_convolution() -> None:
     assert flops == 2 * (5 * 7 * 4 * 4) * (3 * 3 * 3)
 
 
+@pytest.mark.parametrize(("dtype", "precision"), [("float32", "default"), ("float32", "highest"), ("bfloat16", "high")])
+def test_the_peak_is_that_of_the_products_of_training(dtype: Any, precision: Any, monkeypatch: Any) -> None:
+    """The matrices that are timed are multiplied as the training step's are."""
+    config = dataclasses.replace(PRESETS["vae"], compute_dtype=dtype, matmul_precision=precision)
+    jaxprs = []
+
+    def traced(function: Any) -> Any:
+        def call(*args: Any) -> Any:
+            jaxprs.append(jax.make_jaxpr(function)(*args).jaxpr)
+            return args[0]
+
+        return call
+
+    monkeypatch.setattr(jax, "jit", traced)
+    benchmark.matmul_timer(config.compute_dtype, config.matmul_precision)
+    (product,) = benchmark.products(jaxprs[-1])
+    model, optimizer = build_model(config, (28, 28, 1)), build_optimizer(config)
+    batch = jax.ShapeDtypeStruct((4, 28, 28, 1), jnp.uint8)
+    step = make_train_step(model, build_objective(config), optimizer)
+    trained = jax.make_jaxpr(step)(abstract_state(model, optimizer), batch, jax.random.key(0)).jaxpr
+
+    def kind(product: Any) -> tuple[Any, ...]:
+        return product.params["precision"], *(operand.aval.dtype for operand in product.invars)
+
+    assert {kind(p) for p in benchmark.products(trained)} == {kind(product)}
+    assert benchmark.products_of(config) == ("bfloat16" if dtype == "bfloat16" else f"float32-{precision}")
+
+
 def run(*args: str) -> int:
     return cli.run(lambda: benchmark.main(args))
 
@@ -54,6 +84,7 @@ def test_command_line(image_file: Path, tmp_path: Path, capsys: pytest.CaptureFi
         "--dataset",
         str(image_file),
     ]
+    args += ["--matmul-precision", "high"]
     assert run(*args, "--rounds", "2", "--skip-first-step", "--json", str(path)) == 0
     out = capsys.readouterr().out
     assert "its 64 images are repeated to make 60,000" in out and "emulated CPU devices" in out
@@ -65,6 +96,7 @@ def test_command_line(image_file: Path, tmp_path: Path, capsys: pytest.CaptureFi
         assert len(r["steps_per_second_rounds"]) == 2
         assert r["images_per_second"] == 30_000 * r["steps_per_second"] > 0
         assert r["flops_per_second"] == r["flops_per_step"] * r["steps_per_second"]
+        assert r["products"] == "float32-high" and " of float32-high\n" in out
         assert r["peak_fraction"] > 0 and r["compile_seconds"] > 0
         assert f" {r['steps_per_second']:,.{int(min(r['steps_per_second_rounds']) < 100)}f} " in out
 

@@ -62,7 +62,7 @@ def test_what_is_saved_comes_back_bit_for_bit(tmp_path: Path) -> None:
         checkpoints.save(odd, RECORD)
     with Checkpoints(tmp_path / "c") as checkpoints:
         assert checkpoints.latest_step() == 20
-        assert checkpoints.read_record() == {**RECORD, "test_loss": None}
+        assert checkpoints.read_record() == {**RECORD, "validation_cost": None}
     saved = restored(tmp_path / "c")
     assert (saved.step, saved.record["image_shape"]) == (20, [2, 3, 1])
     assert jax.tree.structure(saved.state) == jax.tree.structure(odd)
@@ -100,19 +100,36 @@ def test_the_best_are_kept_besides_and_nan_is_never_best(tmp_path: Path) -> None
     assert best.step == 20
 
 
-def test_there_is_no_best_without_a_loss(tmp_path: Path) -> None:
-    with Checkpoints(tmp_path) as checkpoints:
-        checkpoints.save(make_state(10), RECORD)
-        checkpoints.wait()
-        with pytest.raises(InputError, match="holds no checkpoint with a test loss"):
+@pytest.mark.parametrize("record", [RECORD, {**RECORD, "test_loss": 0.5}], ids=["none", "as it was ranked once"])
+def test_there_is_no_best_without_a_validation_cost(record: dict[str, Any], tmp_path: Path) -> None:
+    with Checkpoints(tmp_path, keep=1, keep_best=1) as checkpoints:
+        for step in (10, 20):
+            checkpoints.save(make_state(step), record)
+            checkpoints.wait()
+        assert saved_steps(tmp_path) == [20]
+        with pytest.raises(InputError, match="--validation"):
             checkpoints.restore(LIKE, best=True)
+        newest = checkpoints.restore(LIKE)
+    assert newest is not None
+    assert newest.step == 20
+
+
+def test_of_equal_checkpoints_the_earliest_is_best(tmp_path: Path) -> None:
+    with Checkpoints(tmp_path, keep=1, keep_best=1) as checkpoints:
+        for step in (10, 20, 30):
+            checkpoints.save(make_state(step), RECORD, validation_cost=0.5)
+            checkpoints.wait()
+        assert saved_steps(tmp_path) == [10, 30]
+        best = checkpoints.restore(LIKE, best=True)
+    assert best is not None
+    assert best.step == 10
 
 
 def test_a_step_is_never_saved_over_or_before_another_in_silence(tmp_path: Path) -> None:
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(make_state(20, seed=1), RECORD)
         for step in (10, 20):
-            with pytest.raises(SaveError, match=f"step {step} was not saved"):
+            with pytest.raises(SaveError, match=f"{tmp_path}: step {step} "):
                 checkpoints.save(make_state(step), RECORD)
     assert_same(restored(tmp_path).state, make_state(20, seed=1))
 
@@ -121,10 +138,10 @@ def test_a_state_of_another_shape_is_refused_and_left_alone(tmp_path: Path) -> N
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(make_state(10), RECORD)
         checkpoints.wait()
-        with pytest.raises(InputError, match=r"opt_state/0/mu/params/bias is float32 \[4\] there, float32 \[5\] here"):
+        with pytest.raises(InputError, match=r"opt_state/0/mu/params/bias .*\[4\].*\[5\]"):
             checkpoints.restore(make_state(0, width=5))
         more = make_state(0)._replace(params={"params": {**make_state(0).params["params"], "extra": jnp.zeros(2)}})
-        with pytest.raises(InputError, match=r"params/params/extra is missing there, float32 \[2\] here"):
+        with pytest.raises(InputError, match=r"params/params/extra .*\[2\]"):
             checkpoints.restore(more)
     assert saved_steps(tmp_path) == [10]
 
@@ -169,7 +186,7 @@ def test_a_file_too_many_is_noticed(tmp_path: Path) -> None:
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(make_state(10), RECORD)
     (tmp_path / "10" / "state" / "more").write_text("")
-    with Checkpoints(tmp_path, warn=str) as checkpoints, pytest.raises(InputError, match="every checkpoint is damaged"):
+    with Checkpoints(tmp_path, warn=str) as checkpoints, pytest.raises(InputError, match=str(tmp_path)):
         checkpoints.restore(LIKE)
 
 
@@ -186,9 +203,9 @@ def test_what_is_no_regular_file_is_not_opened(kind: str, tmp_path: Path) -> Non
         path.rename(tmp_path / "elsewhere")
         path.symlink_to(tmp_path / "elsewhere")
     warnings: list[str] = []
-    with Checkpoints(tmp_path, warn=warnings.append) as checkpoints, pytest.raises(InputError, match="every"):
+    with Checkpoints(tmp_path, warn=warnings.append) as checkpoints, pytest.raises(InputError, match=str(tmp_path)):
         checkpoints.restore(LIKE)
-    assert "is no regular file" in warnings[0]
+    assert str(tmp_path / "10") in warnings[0]
 
 
 def test_arrays_are_compared_by_digest_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -204,9 +221,9 @@ def test_arrays_are_compared_by_digest_too(tmp_path: Path, monkeypatch: pytest.M
 
     monkeypatch.setattr(checkpoint.ocp.Checkpointer, "restore", wrong)
     warnings: list[str] = []
-    with Checkpoints(tmp_path, warn=warnings.append) as checkpoints, pytest.raises(InputError, match="every"):
+    with Checkpoints(tmp_path, warn=warnings.append) as checkpoints, pytest.raises(InputError, match=str(tmp_path)):
         checkpoints.restore(LIKE)
-    assert "params/params/kernel is not as it was saved" in warnings[0]
+    assert "params/params/kernel" in warnings[0]
 
 
 def test_where_all_are_damaged_nothing_is_started_anew(tmp_path: Path) -> None:
@@ -217,13 +234,13 @@ def test_where_all_are_damaged_nothing_is_started_anew(tmp_path: Path) -> None:
         truncate(tmp_path / str(step) / "record.json")
     for _ in range(2):  # Nor at the second try.
         warnings: list[str] = []
-        refused = pytest.raises(InputError, match="every checkpoint is damaged; none is left")
+        refused = pytest.raises(InputError, match=str(tmp_path))
         with Checkpoints(tmp_path, warn=warnings.append) as checkpoints, refused:
             checkpoints.restore(LIKE)
         assert len(warnings) == 2
     shutil.rmtree(tmp_path / "10")
     (tmp_path / "20").rename(tmp_path / "damaged-20")
-    with Checkpoints(tmp_path) as checkpoints, pytest.raises(InputError, match="every checkpoint is damaged"):
+    with Checkpoints(tmp_path) as checkpoints, pytest.raises(InputError, match=str(tmp_path)):
         checkpoints.restore(LIKE)
 
 
@@ -235,7 +252,7 @@ def test_reading_changes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[s
     (tmp_path / "30.tmp").mkdir()
     before = sorted(tmp_path.rglob("*"))
     assert restored(tmp_path, read_only=True).step == 10
-    assert "is damaged: record.json" in capsys.readouterr().err
+    assert f"{tmp_path / '20'}" in capsys.readouterr().err
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -263,7 +280,7 @@ def test_a_save_that_fails_in_the_background_is_told(
         raise OSError(28, os.strerror(28))
 
     monkeypatch.setattr(checkpoint.ocp.Checkpointer, "save", fail)
-    told = f"checkpoint {tmp_path / '20'} could not be saved: No space left on device"
+    told = f"{tmp_path / '20'} .*{os.strerror(28)}"
     with pytest.raises(SaveError, match=told), Checkpoints(tmp_path) as checkpoints:  # noqa: PT012
         checkpoints.save(make_state(20), RECORD)
         if where == "the next save":
@@ -279,7 +296,7 @@ def test_a_failed_save_does_not_hide_another_error(tmp_path: Path, monkeypatch: 
     with pytest.raises(KeyError) as told, Checkpoints(tmp_path) as checkpoints:  # noqa: PT012
         checkpoints.save(make_state(10), RECORD)
         raise KeyError("x")
-    assert "could not be saved: division by zero" in told.value.__notes__[0]
+    assert str(tmp_path / "10") in told.value.__notes__[0]
 
 
 def test_saving_does_not_wait_for_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -318,7 +335,7 @@ def test_a_full_disk(tmp_path: Path) -> None:
     done = subprocess.run([*unshare, mount], cwd=here, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     message, *left = done.stdout.splitlines()
-    assert "/20 could not be saved: " in message and "space" in message.lower()
+    assert f"{tmp_path / '20'} " in message and "space" in message.lower()
     assert left == ["10", "30"]
 
 
@@ -332,7 +349,7 @@ def test_what_came_before_and_cannot_be_deleted_is_told(tmp_path: Path, monkeypa
 
         monkeypatch.setattr(checkpoint.shutil, "rmtree", refuse)
         checkpoints.save(make_state(20, seed=1), RECORD)
-        with pytest.raises(SaveError, match="20 is saved, but none before it could be deleted: Permission denied"):
+        with pytest.raises(SaveError, match=f"{tmp_path / '20'} .*Permission denied"):
             checkpoints.wait()
     monkeypatch.undo()
     assert_same(restored(tmp_path).state, make_state(20, seed=1))
@@ -354,19 +371,19 @@ def test_a_forged_image_shape_is_refused_in_a_line(shape: Any, tmp_path: Path) -
         checkpoints.wait()
         assert checkpoints.image_shape() == (6, 5, 1)
         forge(tmp_path / "10", record={} if shape is None else {"image_shape": shape})
-        with pytest.raises(InputError, match="names no image shape"):
+        with pytest.raises(InputError, match=rf"{tmp_path}.* record\.json"):
             checkpoints.image_shape()
 
 
 @pytest.mark.parametrize("loss", [10**400, -math.inf, math.nan, True, "0", -5])
 def test_a_forged_loss_is_never_best(loss: Any, tmp_path: Path) -> None:
     with Checkpoints(tmp_path, keep=1, keep_best=1) as checkpoints:
-        checkpoints.save(make_state(10), RECORD, test_loss=0.5)
+        checkpoints.save(make_state(10), RECORD, validation_cost=0.5)
         checkpoints.wait()
-        checkpoints.save(make_state(20), RECORD, test_loss=0.7)
+        checkpoints.save(make_state(20), RECORD, validation_cost=0.7)
         checkpoints.wait()
-        forge(tmp_path / "20", record={**RECORD, "test_loss": loss})
-        checkpoints.save(make_state(30), RECORD, test_loss=0.6)
+        forge(tmp_path / "20", record={**RECORD, "validation_cost": loss})
+        checkpoints.save(make_state(30), RECORD, validation_cost=0.6)
         checkpoints.wait()
     assert saved_steps(tmp_path) == [10, 30]
 
@@ -377,29 +394,29 @@ def test_an_unknown_format_is_named_and_left_alone(tmp_path: Path) -> None:
     forge(tmp_path / "10", format=2)
     with (
         Checkpoints(tmp_path) as checkpoints,
-        pytest.raises(InputError, match="is of format 2; this version"),
+        pytest.raises(InputError, match=f"{tmp_path / '10'} .*format 2"),
     ):
         checkpoints.restore(LIKE)
     (tmp_path / "20").mkdir()
     (tmp_path / "20" / "_CHECKPOINT_METADATA").write_text("{}")
-    with Checkpoints(tmp_path) as checkpoints, pytest.raises(InputError, match="20 was saved by a version"):
+    with Checkpoints(tmp_path) as checkpoints, pytest.raises(InputError, match=str(tmp_path / "20")):
         checkpoints.restore(LIKE)
     assert saved_steps(tmp_path) == [10, 20]
 
 
 def test_a_directory_that_cannot_be_used(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="cannot be used for checkpoints"):
+    with pytest.raises(InputError, match=str(tmp_path / "file" / "c")):
         Checkpoints(tmp_path / "file" / "c")
 
 
 def test_load_run_refuses_what_is_no_run(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="is not a run directory: it has no config.json"):
+    with pytest.raises(InputError, match=f"{tmp_path} .*config.json"):
         checkpoint.load_run(tmp_path)
     config = dataclasses.replace(PRESETS["vae"])
     (tmp_path / "config.json").write_text(configs.to_json(config))
-    with pytest.raises(InputError, match="holds no checkpoint yet"):
+    with pytest.raises(InputError, match=str(tmp_path)):
         checkpoint.load_run(tmp_path)
     (tmp_path / "checkpoints").mkdir()
-    with pytest.raises(InputError, match="holds no checkpoint"):
+    with pytest.raises(InputError, match=str(tmp_path / "checkpoints")):
         checkpoint.load_run(tmp_path)

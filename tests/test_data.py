@@ -1,9 +1,12 @@
 """`jaxvae.data`: every format against bytes written by other means than the code under test."""
 
+import dataclasses
 import gzip
 import io
+import math
 import os
 import pickle
+import re
 import struct
 import tracemalloc
 import zipfile
@@ -18,6 +21,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from jaxvae import data
+from jaxvae.config import PRESETS, Config
 from jaxvae.errors import InputError
 
 TRAIN, TEST = "train-images-idx3-ubyte", "t10k-images-idx3-ubyte"
@@ -50,7 +54,7 @@ def refuses(*fragments: object, dataset: str, data_dir: Path | None = None) -> N
 
 
 def test_unknown_name_lists_the_known_ones() -> None:
-    refuses("--dataset", "'minst'", *data.DATASETS, ".npy", "folder", dataset="minst")
+    refuses("--dataset", "'minst'", *data.DATASETS, ".npy", dataset="minst")
 
 
 @pytest.mark.parametrize("dataset", ["", "\0", "x" * 5000, "no/such/file.npy"])
@@ -103,18 +107,18 @@ def test_content_counts_not_the_name_gz(tmp_path: Path) -> None:
 
 
 GOOD = idx(noise(7, 5, 4))
-BAD_IDX = {
-    "no content": (b"", "truncated"),
-    "half a header": (GOOD[:15], "truncated"),
-    "one byte short": (GOOD[:-1], "truncated"),
-    "header only": (GOOD[:16], "truncated"),
-    "one byte long": (GOOD + b"\0", "trailing"),
+BAD_IDX: dict[str, tuple[Any, ...]] = {
+    "no content": (b"",),
+    "half a header": (GOOD[:15],),
+    "one byte short": (GOOD[:-1],),
+    "header only": (GOOD[:16],),
+    "one byte long": (GOOD + b"\0",),
     "labels": (struct.pack(">II", 0x801, 7) + bytes(range(20)), "0x00000801"),
     "little endian": (b"\3\x08\0\0" + GOOD[4:], "0x03080000"),
-    "no images": (struct.pack(">4I", 0x803, 0, 28, 28), "empty"),
-    "no pixels": (struct.pack(">4I", 0x803, 5, 28, 0), "empty"),
-    "huge claim": (struct.pack(">4I", 0x803, 2**32 - 1, 2**32 - 1, 2**32 - 1) + b"x" * 99, "truncated"),
-    "large claim": (struct.pack(">4I", 0x803, 2**14, 2**10, 2**10) + b"x" * 99, "truncated"),
+    "no images": (struct.pack(">4I", 0x803, 0, 28, 28),),
+    "no pixels": (struct.pack(">4I", 0x803, 5, 28, 0),),
+    "huge claim": (struct.pack(">4I", 0x803, 2**32 - 1, 2**32 - 1, 2**32 - 1) + b"x" * 99,),
+    "large claim": (struct.pack(">4I", 0x803, 2**14, 2**10, 2**10) + b"x" * 99,),
     "a web page": (b"<!DOCTYPE html><html>Not found</html>", "0x3c21444f"),
 }
 
@@ -123,10 +127,10 @@ BAD_IDX = {
 @pytest.mark.parametrize("case", BAD_IDX)
 @pytest.mark.parametrize("which", [TRAIN, TEST])
 def test_bad_idx(case: str, zipped: bool, which: str, tmp_path: Path) -> None:
-    content, fragment = BAD_IDX[case]
+    content, *fragments = BAD_IDX[case]
     write_pair(tmp_path, idx(noise(7, 5, 4)))
     (tmp_path / which).write_bytes(gzip.compress(content) if zipped else content)
-    refuses(tmp_path / which, fragment, dataset="mnist", data_dir=tmp_path)
+    refuses(tmp_path / which, *fragments, dataset="mnist", data_dir=tmp_path)
 
 
 def crc_flipped() -> bytes:
@@ -149,7 +153,7 @@ def crc_flipped() -> bytes:
 )
 def test_bad_gzip(content: bytes, tmp_path: Path) -> None:
     write_pair(tmp_path, content)
-    refuses(tmp_path / TRAIN, "cannot be read", dataset="mnist", data_dir=tmp_path)
+    refuses(tmp_path / TRAIN, dataset="mnist", data_dir=tmp_path)
 
 
 def test_gzip_bomb_is_not_unpacked(tmp_path: Path) -> None:
@@ -158,7 +162,7 @@ def test_gzip_bomb_is_not_unpacked(tmp_path: Path) -> None:
     data.load("digits")  # what is imported on first use should not count below
     tracemalloc.start()
     try:
-        refuses(tmp_path / TRAIN, "trailing", dataset="mnist", data_dir=tmp_path)
+        refuses(tmp_path / TRAIN, dataset="mnist", data_dir=tmp_path)
         assert tracemalloc.get_traced_memory()[1] < 8 << 20
     finally:
         tracemalloc.stop()
@@ -314,7 +318,7 @@ def filled(value: Any, dtype: Any) -> Any:
     return array
 
 
-BAD_ARRAYS = {
+BAD_ARRAYS: dict[str, tuple[Any, ...]] = {
     "float above 1": (filled(1.01, "f4"), "[0, 1]"),
     "float below 0": (filled(-0.01, "f8"), "[0, 1]"),
     "0..255 as float": (filled(255, "f4"), "[0, 1]"),
@@ -324,26 +328,26 @@ BAD_ARRAYS = {
     "-1": (filled(-1, "i8"), "0..255"),
     "huge": (filled(2**64 - 1, "u8"), "0..255"),
     "complex": (filled(1, "c8"), "complex64"),
-    "text": (filled("a", "U3"), "dtype"),
-    "dates": (np.zeros((10, 5, 4), "M8[s]"), "dtype"),
-    "records": (np.zeros((10, 5, 4), [("a", "u1")]), "dtype"),
-    "no images": (np.zeros((0, 5, 4), "u1"), "empty"),
-    "no pixels": (np.zeros((10, 5, 0, 3), "u1"), "empty"),
+    "text": (filled("a", "U3"),),
+    "dates": (np.zeros((10, 5, 4), "M8[s]"),),
+    "records": (np.zeros((10, 5, 4), [("a", "u1")]),),
+    "no images": (np.zeros((0, 5, 4), "u1"),),
+    "no pixels": (np.zeros((10, 5, 0, 3), "u1"),),
     "scalar": (np.uint8(3), "[]"),
     "two dimensions": (noise(10, 784), "[10, 784]"),
     "five dimensions": (noise(10, 2, 2, 2, 3), "[10, 2, 2, 2, 3]"),
     "two channels": (noise(10, 5, 4, 2), "[10, 5, 4, 2]"),
-    "channels first": (noise(10, 3, 32, 32), "channels go last"),
+    "channels first": (noise(10, 3, 32, 32), "[10, 3, 32, 32]"),
 }
 
 
 @pytest.mark.parametrize("case", BAD_ARRAYS)
 def test_bad_arrays(case: str, tmp_path: Path) -> None:
-    array, fragment = BAD_ARRAYS[case]
+    array, *fragments = BAD_ARRAYS[case]
     path = save(tmp_path / "x.npy", array)
-    refuses(path, fragment, dataset=path)
+    refuses(path, *fragments, dataset=path)
     np.savez_compressed(tmp_path / "x.npz", train=noise(10, 5, 4), test=array)
-    refuses(tmp_path / "x.npz", "test", fragment, dataset=str(tmp_path / "x.npz"))
+    refuses(tmp_path / "x.npz", "test", *fragments, dataset=str(tmp_path / "x.npz"))
 
 
 class Payload:
@@ -362,8 +366,8 @@ def test_pickles_are_refused_and_not_run(tmp_path: Path) -> None:
     npy, npz = tmp_path / "x.npy", tmp_path / "x.npz"
     np.save(npy, array, allow_pickle=True)
     np.savez(npz, train=array, test=array)
-    refuses(npy, "unpickling runs code", dataset=str(npy))
-    refuses(npz, "unpickling runs code", dataset=str(npz))
+    refuses(npy, dataset=str(npy))
+    refuses(npz, dataset=str(npz))
     bare = tmp_path / "bare.npy"
     bare.write_bytes(pickle.dumps(Payload(trap)))
     refuses(bare, dataset=str(bare))
@@ -380,34 +384,34 @@ def header(shape: str, descr: str = "'|u1'") -> str:
     return f"{{'descr': {descr}, 'fortran_order': False, 'shape': {shape}}}\n"
 
 
-BAD_NPY = {
-    "no content": (b"", "cannot be read"),
-    "not NumPy": (b"P5 28 28 255" * 9, "cannot be read"),
-    "half a header": (npy(header("(10, 5, 4)"))[:30], "cannot be read"),
-    "huge claim": (npy(header("(1000000000000, 1000000, 1000000)"), b"x" * 200), "truncated"),
-    "large claim": (npy(header("(100000, 1000, 1000)"), b"x" * 200), "truncated"),
-    "one byte short": (npy(header("(10, 5, 4)"), b"x" * 199), "truncated"),
-    "one byte long": (npy(header("(10, 5, 4)"), b"x" * 201), "trailing"),
-    "negative": (npy(header("(-10, -5, 4)"), b"x" * 200), "empty"),
-    "version 3": (npy(header("(10, 5, 4)"), b"x" * 200).replace(b"Y\x01", b"Y\x03"), "version 3.0"),
-    "version 9": (npy(header("(10, 5, 4)"), b"x" * 200).replace(b"Y\x01", b"Y\x09"), "version 9.0"),
-    "code": (npy("__import__('os').mkdir('x')"), "cannot be read"),
-    "deep": (npy("(" * 9000), "cannot be read"),
-    "long": (npy(header("(10, 5, 4)") + " " * 20000, b"x" * 200), "cannot be read"),
-    "strange dtype": (npy(header("(10, 5, 4)", "[('a', [('b', 3)])]"), b"x" * 200), "cannot be read"),
-    "long double": (npy(header("(10, 5, 4)", "'<f16'"), b"x" * 3200), "dtype"),
+BAD_NPY: dict[str, tuple[Any, ...]] = {
+    "no content": (b"",),
+    "not NumPy": (b"P5 28 28 255" * 9,),
+    "half a header": (npy(header("(10, 5, 4)"))[:30],),
+    "huge claim": (npy(header("(1000000000000, 1000000, 1000000)"), b"x" * 200),),
+    "large claim": (npy(header("(100000, 1000, 1000)"), b"x" * 200),),
+    "one byte short": (npy(header("(10, 5, 4)"), b"x" * 199),),
+    "one byte long": (npy(header("(10, 5, 4)"), b"x" * 201),),
+    "negative": (npy(header("(-10, -5, 4)"), b"x" * 200),),
+    "version 3": (npy(header("(10, 5, 4)"), b"x" * 200).replace(b"Y\x01", b"Y\x03"), "3.0"),
+    "version 9": (npy(header("(10, 5, 4)"), b"x" * 200).replace(b"Y\x01", b"Y\x09"), "9.0"),
+    "code": (npy("__import__('os').mkdir('x')"),),
+    "deep": (npy("(" * 9000),),
+    "long": (npy(header("(10, 5, 4)") + " " * 20000, b"x" * 200),),
+    "strange dtype": (npy(header("(10, 5, 4)", "[('a', [('b', 3)])]"), b"x" * 200),),
+    "long double": (npy(header("(10, 5, 4)", "'<f16'"), b"x" * 3200),),
 }
 
 
 @pytest.mark.parametrize("case", BAD_NPY)
 def test_bad_npy(case: str, tmp_path: Path) -> None:
-    content, fragment = BAD_NPY[case]
+    content, *fragments = BAD_NPY[case]
     path = tmp_path / "x.npy"
     path.write_bytes(content)
-    refuses(path, fragment, dataset=str(path))
+    refuses(path, *fragments, dataset=str(path))
     with zipfile.ZipFile(tmp_path / "x.npz", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("images.npy", content)
-    refuses(tmp_path / "x.npz", "images", fragment, dataset=str(tmp_path / "x.npz"))
+    refuses(tmp_path / "x.npz", "images", *fragments, dataset=str(tmp_path / "x.npz"))
 
 
 def test_odd_but_valid_npy_headers(tmp_path: Path) -> None:
@@ -454,7 +458,7 @@ def test_npz_with_unknown_keys(names: tuple[str, ...], tmp_path: Path) -> None:
     path = tmp_path / "x.npz"
     arrays: dict[str, Any] = dict.fromkeys(names, C)
     np.savez(path, **arrays)
-    refuses(path, "x_train and x_test", *map(repr, names), dataset=str(path))
+    refuses(path, "x_train", "x_test", *map(repr, names), dataset=str(path))
 
 
 def test_npz_keys_cannot_break_the_line(tmp_path: Path) -> None:
@@ -544,6 +548,83 @@ def test_fuzz_npz_mutated(edit: st.DataObject, tmp_path: Path) -> None:
     loads_or_refuses(str(path))
 
 
+# --- Validation images --------------------------------------------------------------------------------------
+
+
+def numbered(count: int) -> data.ImageData:
+    """`count` training images, each of which holds its own number, and 3 test images."""
+    train = np.arange(count, dtype=np.uint8)[:, None, None, None]
+    return data.ImageData("numbered", "a test", train, np.full((3, 1, 1, 1), 255, np.uint8))
+
+
+@pytest.mark.parametrize(("amount", "count"), [(1 / 12, 8), (0.25, 25), (1, 1), (40, 40), (99, 99), (0.994, 99)])
+def test_validation_images_are_training_images(amount: float, count: int) -> None:
+    images = numbered(100)
+    split = data.with_validation(images, amount, seed=3)
+    train, held_out = split.train.ravel().tolist(), split.validation.ravel().tolist()
+    assert len(held_out) == count
+    assert sorted(train + held_out) == list(range(100))
+    assert train == sorted(train) and held_out == sorted(held_out)
+    assert split.train.shape[1:] == split.validation.shape[1:] == (1, 1, 1)
+    assert split.test is images.test
+
+
+def test_mnist_keeps_a_usual_split() -> None:
+    train = np.zeros((60_000, 1, 1, 1), np.uint8)
+    images = data.ImageData("mnist", "a test", train, train[:1])
+    for preset, count in (("notes-ae", 0), ("notes-vae", 0), ("vae", 5000), ("iwae", 5000)):
+        split = data.prepared(images, PRESETS[preset])
+        assert (len(split.validation), len(split.train)) == (count, 60_000 - count)
+
+
+def test_which_images_are_held_out_depends_on_the_seed_and_their_number() -> None:
+    def held_out(images: data.ImageData, amount: float, seed: int) -> set[int]:
+        split = data.with_validation(images, amount, seed)
+        train = split.train.ravel().tolist()
+        return {place for place, number in enumerate(images.train.ravel().tolist()) if number not in train}
+
+    images = numbered(100)
+    backwards = dataclasses.replace(images, train=images.train[::-1].copy())
+    assert held_out(images, 10, 0) == held_out(images, 0.1, 0) == held_out(backwards, 10, 0)
+    assert held_out(images, 10, 0) != held_out(images, 10, 1)
+    assert held_out(images, 10, 0) < held_out(images, 20, 0)
+
+
+def test_no_validation_leaves_the_images_as_they_are() -> None:
+    images = numbered(5)
+    assert images.validation.shape == (0, 1, 1, 1)
+    assert data.with_validation(images, 0, seed=1) is images
+
+
+@pytest.mark.parametrize(("amount", "count"), [(100, 100), (5e9, 100), (0.996, 100), (1, 1), (0.004, 100)])
+def test_validation_that_cannot_be(amount: float, count: int) -> None:
+    with pytest.raises(InputError, match=f"--validation {re.escape(f'{amount:g}')}.* {count} ") as caught:
+        data.with_validation(numbered(count), amount, seed=0)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("amount", [-1, -0.1, math.nan, math.inf, 1.5])
+def test_validation_amounts_that_mean_nothing(amount: float) -> None:
+    with pytest.raises(InputError, match="--validation "):
+        Config(validation=amount)
+    with pytest.raises(InputError, match="--validation-seed "):
+        Config(validation_seed=-1)
+
+
+def test_static_pixels_do_not_depend_on_the_split() -> None:
+    images = data.ImageData("grey", "a test", noise(40, 5, 4, 1), noise(10, 5, 4, 1, seed=1))
+    config = Config(inputs="static", static_seed=2)
+    whole = data.prepared(images, config)
+    for validation, seed in ((0.1, 0), (0.1, 1), (20, 0)):
+        part = data.prepared(images, dataclasses.replace(config, validation=validation, validation_seed=seed))
+        expected = data.with_validation(whole, validation, seed)
+        np.testing.assert_array_equal(part.train, expected.train)
+        np.testing.assert_array_equal(part.validation, expected.validation)
+        np.testing.assert_array_equal(part.test, whole.test)
+    with pytest.raises(ValueError, match="validation"):
+        data.binarized(data.with_validation(images, 0.1, 0), 2)
+
+
 # --- Folders of pictures ------------------------------------------------------------------------------------
 
 
@@ -567,22 +648,20 @@ def test_grey_folder_in_order_of_relative_paths(tmp_path: Path) -> None:
 
 
 def test_colour_folder_turns_grey_pictures_to_rgb(tmp_path: Path) -> None:
-    colour, grey, clear = noise(5, 4, 3), noise(5, 4), noise(5, 4, 4)
+    colour, grey = noise(5, 4, 3), noise(5, 4)
     for i in range(10):
         picture(tmp_path / f"{i}.png", grey)
     picture(tmp_path / "3.png", colour)
-    picture(tmp_path / "4.png", clear)
     images = whole(data.load(str(tmp_path)))
     assert images.shape == (10, 5, 4, 3)
     np.testing.assert_array_equal(images[3], colour)
-    np.testing.assert_array_equal(images[4], clear[..., :3])
     np.testing.assert_array_equal(images[5], np.stack([grey] * 3, axis=-1))
 
 
 def test_other_picture_modes(tmp_path: Path) -> None:
     for i in range(10):
         picture(tmp_path / f"{i}.png", noise(5, 4) > 127)
-    Image.fromarray(noise(5, 4)).convert("LA").save(tmp_path / "2.png")
+    Image.fromarray(noise(5, 4)).convert("LA").save(tmp_path / "2.png")  # All of it opaque.
     images = whole(data.load(str(tmp_path)))
     assert images.shape == (10, 5, 4, 1)
     np.testing.assert_array_equal(images[0, ..., 0], np.where(noise(5, 4) > 127, 255, 0))
@@ -599,9 +678,69 @@ def test_other_picture_modes(tmp_path: Path) -> None:
     np.testing.assert_array_equal(images[6, 0, 0], (255, 255, 255))
 
 
+def over_white(colours: Any, alpha: Any) -> Any:
+    """Colours [..., C] seen over white, of opacities alpha [...] from 0 to 255; float64."""
+    opacity = np.float64(alpha)[..., None] / 255
+    return opacity * np.float64(colours) + (1 - opacity) * 255
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_transparent_pictures_are_composited_over_white(mode: str, tmp_path: Path) -> None:
+    """Whatever the colour of a pixel is that cannot be seen."""
+    alphas = np.repeat(np.uint8([0, 64, 128, 192, 255]), 4).reshape(5, 4)
+    colours = [noise(5, 4, 3 if mode == "RGBA" else 1, seed=seed) for seed in range(10)]
+    for i, values in enumerate(colours):
+        pixels = np.concatenate([values, alphas[..., None]], axis=-1)
+        Image.frombytes(mode, (4, 5), pixels.tobytes()).save(tmp_path / f"{i}.png")
+    images = whole(data.load(str(tmp_path)))
+    assert images.shape == (10, 5, 4, 3 if mode == "RGBA" else 1)
+    np.testing.assert_allclose(images, over_white(np.stack(colours), alphas), atol=0.51)
+    np.testing.assert_array_equal(images[:, 0], 255)
+    np.testing.assert_array_equal(images[:, 4], np.stack(colours)[:, 4])
+
+
+@pytest.mark.filterwarnings("always")
+@pytest.mark.parametrize("kind", ["palette", "palette with alphas", "key colour", "grey key"])
+def test_other_kinds_of_transparency(kind: str, tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    """A colour that stands for nothing, or an opacity for each colour of a palette."""
+    if kind.startswith("palette"):
+        image = Image.fromarray(np.uint8([[0, 1], [2, 2]]), "P")
+        image.putpalette([1, 2, 3, 10, 20, 30, 200, 100, 50])
+        transparency: Any = 1 if kind == "palette" else bytes([128, 0, 255])
+        first: Any = (1, 2, 3) if kind == "palette" else over_white((1, 2, 3), 128)
+        expected = [[first, (255, 255, 255)], [(200, 100, 50)] * 2]
+    elif kind == "key colour":
+        image = Image.fromarray(np.uint8([[(1, 2, 3), (10, 20, 30)], [(200, 100, 50)] * 2]))
+        transparency, expected = (10, 20, 30), [[(1, 2, 3), (255, 255, 255)], [(200, 100, 50)] * 2]
+    else:
+        image = Image.fromarray(np.uint8([[1, 10], [200, 100]]))
+        transparency, expected = 10, [[(1,), (255,)], [(200,), (100,)]]
+    for i in range(10):
+        image.save(tmp_path / f"{i}.png", transparency=transparency)
+    np.testing.assert_allclose(whole(data.load(str(tmp_path)))[3], expected, atol=0.51)
+    assert not recwarn.list
+
+
+def test_four_channels_of_an_array_are_taken_as_they_stand(tmp_path: Path) -> None:
+    array = noise(10, 5, 4, 4)
+    np.testing.assert_array_equal(whole(data.load(save(tmp_path / "x.npy", array))), array)
+
+
+@pytest.mark.filterwarnings("always")
+@pytest.mark.parametrize("suffix", [".png", ".jpg"])
+def test_odd_metadata_is_no_warning(suffix: str, tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    """An EXIF block that is cut off in its second entry. Its first, the orientation, is followed or not."""
+    entry = struct.pack("<HHIHH", 0x0112, 3, 1, 1, 0)
+    exif = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 9) + entry + entry[:5]
+    for i in range(10):
+        picture(tmp_path / f"{i}{suffix}", np.full((5, 4), 77, np.uint8), exif=exif)
+    np.testing.assert_allclose(whole(data.load(str(tmp_path))), 77, atol=1)
+    assert not recwarn.list
+
+
 def test_sixteen_bits_are_refused_not_clipped(tmp_path: Path) -> None:
     Image.fromarray(np.full((5, 4), 40000, np.uint16)).save(tmp_path / "deep.png")
-    refuses(tmp_path / "deep.png", "8 bits", dataset=str(tmp_path))
+    refuses(tmp_path / "deep.png", dataset=str(tmp_path))
 
 
 def test_folder_with_train_and_test(tmp_path: Path) -> None:
@@ -645,7 +784,7 @@ def test_links_to_files_elsewhere(tmp_path: Path) -> None:
     assert whole(data.load(str(folder))).shape == (10, 5, 4, 1)
     (folder / "3.png").unlink()
     (folder / "3.png").symlink_to(tmp_path / "nowhere.png")
-    refuses(folder / "3.png", "No such file", dataset=str(folder))
+    refuses(folder / "3.png", dataset=str(folder))
 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg"])
@@ -658,7 +797,7 @@ def test_pictures_that_cannot_be_decoded(suffix: str, damage: str, tmp_path: Pat
     Image.fromarray(noise(5, 4)).save(bitmap, "BMP")
     bad = {"empty": b"", "junk": b"junk" * 99, "cut": content[: len(content) // 2]}
     path.write_bytes(bad.get(damage, bitmap.getvalue()))
-    refuses(path, "cannot be read", dataset=str(tmp_path))
+    refuses(path, dataset=str(tmp_path))
 
 
 @pytest.mark.filterwarnings("default")
@@ -674,16 +813,16 @@ def test_decompression_bombs(side: int, tmp_path: Path) -> None:
         + chunk(b"IDAT", zlib.compress(bytes(1000)))
         + chunk(b"IEND", b"")
     )
-    refuses(path, "decompression bomb", dataset=str(tmp_path))
+    refuses(path, side * side, dataset=str(tmp_path))
 
 
 def test_folder_without_pictures(tmp_path: Path) -> None:
     (tmp_path / "x.npy").write_bytes(b"")
     (tmp_path / "folder.png").mkdir()
-    refuses(tmp_path, "PNG", dataset=str(tmp_path))
+    refuses(tmp_path, dataset=str(tmp_path))
     picture(tmp_path / "train" / "0.png", noise(5, 4))
     (tmp_path / "test").mkdir()
-    refuses(tmp_path / "test", "PNG", dataset=str(tmp_path))
+    refuses(tmp_path / "test", dataset=str(tmp_path))
 
 
 def test_too_few_pictures(tmp_path: Path) -> None:

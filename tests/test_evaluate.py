@@ -11,16 +11,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from PIL import Image
 from runs import SMALL, train
 from scipy import stats
 
-from jaxvae import checkpoint, cli, data, evaluate
+from jaxvae import checkpoint, cli, data, evaluate, models, plots
 from jaxvae.config import PRESETS, Config
 from jaxvae.errors import InputError
 from jaxvae.keys import example_keys, purpose_key
+from jaxvae.metrics import BOUNDS
 from jaxvae.models import build_model
+from jaxvae.noise import binarize
 from jaxvae.train_step import build_optimizer, init_state, make_train_step
-from jaxvae.variational import binarize, build_objective, pixel_nll
+from jaxvae.variational import LIKELIHOODS, build_objective, pixel_nll
 
 pytestmark = pytest.mark.unoptimized
 
@@ -38,7 +41,6 @@ LINEAR = dataclasses.replace(
     schedule="cosine",
     epochs=1,
 )
-RNG = np.random.default_rng(11)
 
 
 def linear_vae(weights: Floats, offset: Floats, wrong: float = 0.0) -> tuple[Any, Any]:
@@ -57,17 +59,18 @@ def linear_vae(weights: Floats, offset: Floats, wrong: float = 0.0) -> tuple[Any
     return model, {"params": {"encoder": encoder, "decoder": decoder}}
 
 
-def orthogonal_weights() -> Floats:
-    columns, _ = np.linalg.qr(RNG.normal(size=(PIXELS, LATENT)))
+def orthogonal_weights(rng: np.random.Generator) -> Floats:
+    columns, _ = np.linalg.qr(rng.normal(size=(PIXELS, LATENT)))
     return columns * np.array([1.5, 0.8, 0.4])
 
 
 @pytest.fixture(scope="module")
 def linear() -> tuple[Floats, Floats, NDArray[np.float32], Floats]:
     """W, b, images drawn from the model, and their exact log-likelihoods."""
-    weights, offset = orthogonal_weights(), RNG.uniform(size=PIXELS)
+    rng = np.random.default_rng(11)
+    weights, offset = orthogonal_weights(rng), rng.uniform(size=PIXELS)
     covariance = weights @ weights.T + STD**2 * np.eye(PIXELS)
-    x = RNG.multivariate_normal(offset, covariance, 40)
+    x = rng.multivariate_normal(offset, covariance, 40)
     return weights, offset, np.float32(x.reshape(-1, *SHAPE)), stats.multivariate_normal(offset, covariance).logpdf(x)
 
 
@@ -104,17 +107,74 @@ def test_exactly_k_samples_count(linear: Any, monkeypatch: pytest.MonkeyPatch) -
     weights, offset, x, _ = linear
     model, params = linear_vae(weights, offset, wrong=0.5)
     monkeypatch.setattr(evaluate, "PIXELS_AT_ONCE", 5 * PIXELS)
-    estimate, _ = evaluate.log_likelihood(model, LINEAR, params, x, jax.random.key(2), 12)
+    estimate, error = evaluate.log_likelihood(model, LINEAR, params, x, jax.random.key(2), 12)
     log_w = []
     keys = example_keys(jax.random.key(2), 0, len(x))
     for first in (0, 5, 10):
         chunk = jax.vmap(lambda k, f=first: jax.random.fold_in(k, f))(keys)
-        draws = model.apply(params, jnp.asarray(x), chunk, 5, method="draw")
+        draws = jax.jit(lambda k: model.apply(params, jnp.asarray(x), k, 5, method="draw"))(chunk)
         log_w.append(draws.log_prior - draws.log_posterior - pixel_nll(draws.pixels, jnp.asarray(x), LINEAR))
     expected = np.float64(np.concatenate(log_w, axis=1))[:, :12]
-    peak = expected.max(axis=1)
-    expected = np.log(np.exp(expected - peak[:, None]).mean(axis=1)) + peak
-    np.testing.assert_allclose(estimate, expected, rtol=1e-4, atol=1e-4)
+    weights = np.exp(expected - expected.max(axis=1, keepdims=True))
+    mean = weights.mean(axis=1)
+    np.testing.assert_allclose(estimate, np.log(mean) + expected.max(axis=1), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(error, weights.std(axis=1) / 12**0.5 / mean, rtol=1e-3)  # Of a mean's logarithm.
+
+
+def test_errors_and_bits_are_those_of_their_definitions() -> None:
+    values = np.random.default_rng(0).normal(size=(2, 50))
+    errors = evaluate.standard_errors({"a": values[0], "b": values[1, :1]})
+    assert errors == {"a_standard_error": pytest.approx(stats.sem(values[0]), rel=0.01)}  # Three digits.
+    sums = np.random.default_rng(1).normal(0, [0.1, 0.2, 0.7], (100_000, 3)).mean(axis=1)
+    assert evaluate.error_of_mean(np.array([0.1, 0.2, 0.7])) == pytest.approx(sums.std(), rel=0.02)
+    # 12 values of 256 levels, all as probable: 8 bits each.
+    assert evaluate.bits_per_dimension(12 * math.log(1 / 256), (2, 2, 3)) == pytest.approx(8)
+
+
+@pytest.mark.parametrize("inputs", ["grey", "dynamic"])
+def test_posterior_statistics_are_those_of_the_posterior(inputs: str) -> None:
+    """A dimension is active whose mean varies by more than 0.01: here by just more and by just less."""
+    config = dataclasses.replace(PRESETS["vae"], hidden=(), latent_size=3, head="exp", inputs=inputs)
+    model = build_model(config, (2, 2, 1))
+    images = np.random.default_rng(0).integers(0, 256, (500, 2, 2, 1), np.uint8)
+    x, key = jnp.asarray(images, jnp.float32) / 255, jax.random.key(3)
+    if inputs == "dynamic":
+        x = binarize(x, example_keys(key, 0, 500))
+    flat = np.float64(x).reshape(500, 4)
+    kernel = np.random.default_rng(1).normal(size=(4, 6))
+    kernel[:, :3] *= np.sqrt([0.0115, 0.0085, 0.0]) / (flat @ kernel[:, :3]).std(axis=0)
+    params = init_state(model, build_optimizer(config), jax.random.key(0)).params
+    layer = params["params"]["encoder"]["mlp"]["dense_0"]
+    layer["kernel"], bias = jnp.float32(kernel), np.asarray(layer["bias"], np.float64)
+    statistics = evaluate.posterior_statistics(model, config, params, images, key)
+    mean, log_std = np.split(flat @ kernel + bias, 2, axis=1)
+    expected = (0.5 * (mean**2 + np.exp(2 * log_std) - 1) - log_std).mean(axis=0)
+    np.testing.assert_allclose(statistics.pop("kl_per_dimension"), expected, rtol=1e-4)
+    assert statistics == {"active_units": [1], "latent_sizes": [3]}
+
+
+def test_active_units_of_both_layers() -> None:
+    """One unit of each layer follows the image; another of the upper layer follows the lower layer's noise alone."""
+    config = dataclasses.replace(
+        PRESETS["vae"], architecture="two-layer", hidden=(3, 2), latent_size=2, head="exp", activation="tanh"
+    )
+    model = build_model(config, (2, 2, 1))
+    images = np.random.default_rng(0).integers(0, 256, (2000, 2, 2, 1), np.uint8)
+    params = jax.tree.map(jnp.zeros_like, init_state(model, build_optimizer(config), jax.random.key(0)).params)
+    lower, upper = (params["params"][name] for name in ("encoder", "encoder_2"))
+    lower = lower["mlp"]
+    for layer, weights in (
+        (lower["dense_0"], (4.0, 0.0)),
+        (upper["dense_0"], (1.0, 3.0)),
+        (upper["dense_1"], (1.0, 5.0)),
+        (lower["dense_1"], (1.0, 0.0)),
+        (lower["dense_2"], (5.0, 0.0)),
+        (upper["dense_2"], (1.0, 2.0)),
+    ):
+        for unit, weight in enumerate(weights):
+            layer["kernel"] = layer["kernel"].at[unit, unit].set(weight)
+    statistics = evaluate.posterior_statistics(model, config, params, images, jax.random.key(1))
+    assert statistics == {"active_units": [1, 1], "latent_sizes": [4, 2]}
 
 
 @pytest.mark.slow
@@ -124,8 +184,9 @@ def test_training_reaches_probabilistic_pca() -> None:
     With the variance held fixed, it is the eigenvalues above the variance that are kept: Tipping and
     Bishop (1999), equation 7.
     """
-    weights, offset = orthogonal_weights(), RNG.uniform(size=PIXELS)
-    x = offset + RNG.normal(size=(256, LATENT)) @ weights.T + STD * RNG.normal(size=(256, PIXELS))
+    rng = np.random.default_rng(11)
+    weights, offset = orthogonal_weights(rng), rng.uniform(size=PIXELS)
+    x = offset + rng.normal(size=(256, LATENT)) @ weights.T + STD * rng.normal(size=(256, PIXELS))
     values, vectors = np.linalg.eigh(np.cov(x.T, bias=True))
     values, vectors = values[::-1][:LATENT], vectors[:, ::-1][:, :LATENT]
     best = vectors * np.sqrt(np.maximum(values - STD**2, 0))
@@ -186,39 +247,53 @@ def test_the_figures_of_a_run(inputs: str, base: list[str], tmp_path: Path, caps
     kl = 0.5 * (mean**2 + std**2 - 1) - np.log(std)
     np.testing.assert_allclose(figures["kl_per_dimension"], kl.mean(0), rtol=1e-3, atol=1e-6)
     assert figures["kl"] == pytest.approx(kl.sum(1).mean(), rel=1e-4)
-    assert (figures["active_units"], figures["latent_size"]) == (int((mean.var(0) > 0.01).sum()), 4)
+    assert (figures["active_units"], figures["latent_sizes"]) == ([int((mean.var(0) > 0.01).sum())], [4])
     # The loss is what was minimised; the ELBO is the model's, whatever the weights were.
-    assert figures["elbo"] == pytest.approx(-(figures["recon"] + figures["kl"]), rel=1e-6)
+    kind = "unnormalised_" if inputs == "grey" else ""
+    elbo, log_p = f"{kind}elbo", f"{kind}log_likelihood"
+    assert figures[elbo] == pytest.approx(-(figures["recon"] + figures["kl"]), rel=1e-6)
     cost = np.maximum(kl, 0.3).sum(1).mean()
     assert figures["loss"] == pytest.approx(figures["recon"] + 3 * cost, rel=1e-5)
     assert figures["samples"] == 300
-    slack = 5 * math.hypot(figures["log_likelihood_sampling_error"], figures["elbo_standard_error"])
-    assert figures["log_likelihood"] > figures["elbo"] - slack
+    slack = 5 * math.hypot(figures[f"{log_p}_sampling_error"], figures[f"{elbo}_standard_error"])
+    assert figures[log_p] > figures[elbo] - slack
     if inputs == "grey":
-        assert "bits_per_dimension" not in figures
+        assert not {"elbo", "log_likelihood", "bits_per_dimension"} & figures.keys()
+        assert " elbo" not in shown and " log_likelihood" not in shown
     else:
         assert figures["bits_per_dimension"] == pytest.approx(-figures["log_likelihood"] / 30 / math.log(2), rel=1e-5)
-    for word in ("log_likelihood", "from 300 latents an image", "nats/image", "per pixel", "active_units"):
+    for word in (elbo, log_p, "from 300 latents an image", "nats/image", "per pixel", "active_units"):
         assert word in shown
 
 
 @pytest.mark.parametrize(
-    "flags",
+    ("flags", "bound", "log_p"),
     [
-        ["--architecture", "two-layer", "--objective", "iwae", "--samples", "3"],
-        ["--architecture", "conv"],
-        ["--likelihood", "logistic"],
-        ["--likelihood", "gaussian-pixel", "--objective", "dreg", "--samples", "3"],
+        ("--architecture two-layer --objective iwae", "unnormalised_iwae_bound", "unnormalised_log_likelihood"),
+        ("--architecture conv", "unnormalised_elbo", "unnormalised_log_likelihood"),
+        ("--likelihood logistic", "elbo", "log_likelihood"),
+        ("--likelihood gaussian-pixel --objective dreg --samples 3", "density_iwae_bound", "log_density"),
+        ("--likelihood gaussian-pixel --objective dreg --samples 3 --dequantize", "iwae_bound", "log_likelihood"),
     ],
-)
-def test_every_kind_of_model_is_evaluated(flags: list[str], base: list[str], tmp_path: Path) -> None:
+)  # fmt: skip
+def test_every_kind_of_model_is_evaluated(
+    flags: str, bound: str, log_p: str, base: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = tmp_path / "run"
-    assert train("--preset", "vae", *base, *flags, "--run-dir", str(run)) == 0
+    assert train("--preset", "vae", *base, *flags.split(), "--run-dir", str(run)) == 0
+    assert capsys.readouterr().err.count("--dequantize") == int(log_p == "log_density")
     figures = evaluated(run, tmp_path / "figures.json", "--samples", "50")
+    assert capsys.readouterr().err.count("--dequantize") == int(log_p == "log_density")
     last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
-    assert figures["loss"] == pytest.approx(last["loss"], rel=1e-5)
-    assert math.isfinite(figures["log_likelihood"])
-    assert ("bits_per_dimension" in figures) == ("logistic" in flags)
+    assert figures["latent_sizes"] == ([8, 4] if "two-layer" in flags else [4])
+    for term in ("loss", bound):
+        assert figures[term] == pytest.approx(last[term], rel=1e-5)
+    assert math.isfinite(figures[log_p])
+    assert {bound, log_p} == {name for name in figures if name in (*BOUNDS, *LIKELIHOODS.values())}
+    if log_p == "log_likelihood":
+        assert figures["bits_per_dimension"] == pytest.approx(-figures[log_p] / 30 / math.log(2), rel=1e-5)
+    else:
+        assert "bits_per_dimension" not in figures
 
 
 def test_the_notes_scale_has_no_likelihood(base: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -226,7 +301,7 @@ def test_the_notes_scale_has_no_likelihood(base: list[str], tmp_path: Path, caps
     assert train(*base, "--run-dir", str(run)) == 0
     figures = evaluated(run, tmp_path / "figures.json")
     assert figures["mse"] == pytest.approx(figures["recon"], rel=1e-4)
-    assert "elbo" not in figures
+    assert not {*BOUNDS, *LIKELIHOODS.values()} & figures.keys()
     capsys.readouterr()
     assert cli.run(lambda: evaluate.main([str(run), "--samples", "10"])) == 2
     assert "notes-elbo, which is no likelihood" in capsys.readouterr().err
@@ -244,3 +319,21 @@ def test_static_pixels_are_drawn_once(image_file: Path) -> None:
     p = images.train / 255
     assert (np.abs(mean - p) <= 5 * np.sqrt(p * (1 - p) / 200) + 1e-9).all()
     assert Config().inputs == "grey"
+
+
+def test_pictures_show_what_the_model_sees(base: list[str], tmp_path: Path) -> None:
+    """Binarised pixels over their reconstructions, in the grid that is written."""
+    run = tmp_path / "run"
+    assert train("--preset", "vae", *base, "--inputs", "dynamic", "--run-dir", str(run)) == 0
+    with Image.open(run / "images" / "reconstructions_epoch_0002.png") as file:
+        picture = np.asarray(file)[::2, ::2]
+    found = checkpoint.load_run(run)
+    test = data.load(found.config.dataset).test
+    x = jnp.asarray(test, jnp.float32) / 255
+    key = purpose_key(0, "reconstructions")
+    seen = binarize(x, example_keys(key, 0, len(test)))
+    expected = plots.reconstruction_grid(
+        np.asarray(seen), np.asarray(models.reconstruct(found.model, found.state.params, seen, key))
+    )
+    assert np.abs(picture.astype(int) - expected[..., 0]).max() <= 1
+    assert not np.array_equal(np.asarray(seen), np.asarray(x))

@@ -29,6 +29,35 @@ def test_nine_digits_tell_any_float32_apart(value: float) -> None:
     assert np.float32(line["loss"]) == np.float32(value)
 
 
+@pytest.mark.parametrize("length", [0, 1, 3, 5, 100])
+@pytest.mark.parametrize("members", [(), (2,)])
+def test_windows_do_not_depend_on_the_calls_that_steps_come_in(length: int, members: tuple[int, ...]) -> None:
+    """Nor on where a run was stopped and went on: to the bit, and the average is NumPy's."""
+    values = np.random.default_rng(0).normal(size=(*members, 22)).astype(np.float32) * 1e3
+    found = []
+    for cuts in ([11, 11], [1] * 22, [4, 7, 10, 1], [2, 9, 3, 8]):
+        window, step, lines = metrics.Windows(length, steps_per_epoch=11), 0, []
+        for count in cuts:
+            step += count
+            lines += window.add(step, {"loss": values[..., step - count : step]})
+            window = metrics.Windows(length, 11, json.loads(json.dumps(window.open())))
+        assert window.open() is None  # An epoch's end completes a window.
+        found.append([(end, means["loss"].tolist()) for end, means in lines])
+    assert all(other == found[0] for other in found)
+    first = 0
+    for end, mean in found[0]:
+        np.testing.assert_allclose(mean, values[..., first:end].mean(-1, dtype=np.float64), rtol=1e-12)
+        first = end
+    expected = [11 * epoch + min(n + (length or 11), 11) for epoch in (0, 1) for n in range(0, 11, length or 11)]
+    assert [end for end, _ in found[0]] == expected
+
+
+@pytest.mark.parametrize("saved", [{}, [], {"steps": "many", "sums": {}}, {"steps": 1, "sums": [1]}])
+def test_a_window_that_is_none_is_refused(saved: Any) -> None:
+    with pytest.raises(InputError, match="record.json"):
+        metrics.Windows(0, 11, saved)
+
+
 def line(step: int) -> dict[str, Any]:
     return record(step, 1, "train", "per pixel", {"loss": np.float32([step / 7])})
 
@@ -105,7 +134,7 @@ def test_console_prints_plain_lines_when_it_is_no_terminal(monkeypatch: pytest.M
         console.say("[bold]brackets stay[/bold]")
         console.say("runs/a\nb\x1b[31m")
         console.progress(line(50), 100.0)
-        console.epoch(line(300), line(300), steps_per_second=1000 / 7)
+        console.epoch([line(300), {**line(300), "split": "test"}], steps_per_second=1000 / 7)
     assert err.getvalue().splitlines() == [
         "[bold]brackets stay[/bold]",
         r"runs/a b\x1b[31m",

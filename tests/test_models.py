@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from scipy import stats
 
 from jaxvae import models
 from jaxvae.config import PRESETS
@@ -59,6 +60,26 @@ def test_vae_encode_is_the_head_written_out(head: models.Head) -> None:
         expected_mean, expected_std = first, np.exp(5 * np.tanh(second / 10))
     np.testing.assert_allclose(mean, expected_mean, rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(std, expected_std, rtol=1e-4, atol=1e-6)
+
+
+def test_log_normal_is_scipys() -> None:
+    z, mean = np.random.default_rng(0).normal(size=(2, 4, 5, 3))
+    std = np.random.default_rng(1).uniform(0.2, 3, (4, 5, 3))
+    np.testing.assert_allclose(models.log_normal(jnp.float32(z)), stats.norm.logpdf(z).sum(-1), rtol=1e-5)
+    got = models.log_normal(*map(jnp.float32, (z, mean, std)))
+    np.testing.assert_allclose(got, stats.norm.logpdf(z, mean, std).sum(-1), rtol=1e-4)
+
+
+@pytest.mark.parametrize("likelihood", ["gaussian-pixel", "logistic"])
+def test_scales_are_bounded_and_start_at_an_eighth_of_the_range(likelihood: models.Likelihood) -> None:
+    model = VAE((2, 2, 1), (), latent_size=2, likelihood=likelihood)
+    params = model.init(KEY, jnp.zeros((1, 2, 2, 1)), KEY)
+    layer = params["params"]["decoder"]["mlp"]["dense_0"]
+    for raw in (0.0, 1.5, -100.0, 100.0):
+        layer["kernel"], layer["bias"] = 0 * layer["kernel"], jnp.float32([0.3, raw] * 4)
+        pixels = model.apply(params, jnp.zeros((1, 2)), method="pixels")
+        np.testing.assert_allclose(pixels.location, 0.3 * np.ones((1, 2, 2, 1)), rtol=1e-6)
+        np.testing.assert_allclose(pixels.log_scale, (5 * np.tanh(raw / 5) - 2) * np.ones((1, 2, 2, 1)), rtol=1e-5)
 
 
 def test_vae_decodes_the_latent_it_reports() -> None:

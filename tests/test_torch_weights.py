@@ -1,5 +1,6 @@
 """`jaxvae.torch_weights`: values travel both ways unchanged, and what does not fit is refused."""
 
+import dataclasses
 import os
 import sys
 from pathlib import Path
@@ -181,6 +182,124 @@ def test_layers_of_other_widths_travel_too() -> None:
     weights = torch_from_params(params)
     assert weights["decoder.8.weight"].shape == (6, 5)
     jax.tree.map(np.testing.assert_array_equal, params_from_torch(weights, model), params)
+
+
+# --- What is computed ---------------------------------------------------------------------------------------
+
+
+def sequentials(weights: StateDict, activation: Any) -> tuple[Any, Any]:
+    """The encoder and the decoder of a state_dict, as modules of PyTorch."""
+    torch = pytest.importorskip("torch")
+
+    def stack(part: str) -> Any:
+        layers = []
+        for name in (f"{part}.{2 * i}" for i in range(len(weights)) if f"{part}.{2 * i}.weight" in weights):
+            linear = torch.nn.Linear(*weights[f"{name}.weight"].shape[::-1])
+            linear.load_state_dict({kind: torch.tensor(weights[f"{name}.{kind}"]) for kind in ("weight", "bias")})
+            layers += [linear, activation]
+        return torch.nn.Sequential(*layers[:-1])
+
+    return stack("encoder"), stack("decoder")
+
+
+def spread(weights: StateDict, low: float, high: float) -> StateDict:
+    """Random weights of the same names; both halves of the encoder's output go from about `low` to about `high`."""
+    rng = np.random.default_rng(3)
+    drawn = {name: rng.uniform(-0.1, 0.1, values.shape).astype(np.float32) for name, values in weights.items()}
+    last = max(name for name in drawn if name.startswith("encoder") and name.endswith("bias"))
+    drawn[last] = np.resize(np.linspace(low, high, drawn[last].size // 2, dtype=np.float32), drawn[last].size)
+    return drawn
+
+
+# What the modules of people who use PyTorch compute from their encoder's last layer, by preset.
+IN_PYTORCH = {
+    "notes-ae": ("ReLU", lambda h: (h.relu(),)),
+    "notes-vae": ("ReLU", lambda h: h.relu().chunk(2, -1)),
+    "vae": ("ReLU", lambda h: (h.chunk(2, -1)[0], (0.5 * h.chunk(2, -1)[1]).exp())),
+    "iwae": ("Tanh", lambda h: (h.chunk(2, -1)[0], h.chunk(2, -1)[1].exp())),
+}
+
+
+@pytest.mark.parametrize("preset", IN_PYTORCH)
+def test_an_imported_model_computes_what_pytorch_computes(
+    images: NDArray[np.float32], preset: str, tmp_path: Path
+) -> None:
+    torch = pytest.importorskip("torch")
+    params = init_state(notes_model(preset), build_optimizer(PRESETS[preset]), jax.random.key(0)).params
+    low, high = (-7, 3) if preset == "iwae" else (-14, 6)  # Of a log-variance: of a log-deviation half that.
+    weights = spread(torch_from_params(params), low, high)
+    torch.save({name: torch.tensor(values) for name, values in weights.items()}, tmp_path / "w.pt")
+    assert run("import", tmp_path / "w.pt", tmp_path / "run", "--preset", preset) == cli.EXIT_OK
+    imported = checkpoint.load_run(tmp_path / "run")
+
+    activation, head = IN_PYTORCH[preset]
+    encoder, decoder = sequentials(weights, getattr(torch.nn, activation)())
+    with torch.no_grad():
+        expected = head(encoder(torch.tensor(images).reshape(8, 784)))
+        assert expected[-1].min() < 0.01 and expected[-1].max() > 4
+        x_hat = decoder(expected[0]).sigmoid().reshape(images.shape)
+    found: Any = imported.model.apply(imported.state.params, images, method="encode")
+    found = found if isinstance(found, tuple) else (found,)
+    for ours, theirs in zip(found, expected, strict=True):
+        np.testing.assert_allclose(ours, theirs.numpy(), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(found[-1], expected[-1].numpy(), rtol=1e-5, atol=1e-9)  # Small deviations, too.
+    logits = imported.model.apply(imported.state.params, found[0], method="decode")
+    np.testing.assert_allclose(jax.nn.sigmoid(logits), x_hat.numpy(), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("preset", "changes"),
+    [
+        ("notes-ae", {}),
+        ("notes-ae", {"head": "linear"}),
+        ("notes-vae", {}),
+        *(("vae", {"head": head}) for head in ("linear", "logvar", "exp")),
+        *(("vae", {"activation": activation}) for activation in ("relu", "tanh", "elu", "gelu", "silu")),
+        *(("vae", {"likelihood": kind}) for kind in ("gaussian", "gaussian-global", "gaussian-pixel", "logistic")),
+    ],
+    ids=str,
+)
+def test_the_code_for_exported_weights_computes_what_jaxvae_computes(preset: str, changes: dict[str, Any]) -> None:
+    torch = pytest.importorskip("torch")
+    config = dataclasses.replace(PRESETS[preset], hidden=(7, 5), latent_size=3, **changes)
+    model = build_model(config, (4, 3, 2))
+    assert isinstance(model, AutoEncoder | VAE)
+    weights = torch_from_params(init_state(model, build_optimizer(config), jax.random.key(0)).params)
+    weights = spread(weights, -14, 6)
+    params = params_from_torch(weights, model)
+
+    rng = np.random.default_rng(4)
+    x, z = (rng.uniform(0, 1, shape).astype(np.float32) for shape in ((5, 4, 3, 2), (5, 3)))
+    names: dict[str, Any] = {"nn": torch.nn, "channels": 2, "x": torch.tensor(x).flatten(1)}
+    activation, posterior, pixels = torch_weights.torch_code(config).splitlines()
+    exec(activation, names)
+    names["encoder"], names["decoder"] = sequentials(weights, names["activation"])
+    with torch.no_grad():
+        exec(posterior, names)
+        code = [names["mean"], names["std"]] if config.is_vae else [names["z"]]
+        names["z"] = torch.tensor(z)
+        exec(pixels, names)
+    found: Any = model.apply(params, x, method="encode")
+    for ours, theirs in zip(found if config.is_vae else (found,), code, strict=True):
+        np.testing.assert_allclose(ours, theirs.numpy(), rtol=1e-5, atol=1e-6)
+    if isinstance(model, AutoEncoder):
+        np.testing.assert_allclose(
+            jax.nn.sigmoid(model.apply(params, z, method="decode")), names["x_hat"].reshape(x.shape).numpy(), atol=1e-6
+        )
+        return
+    distribution: Any = model.apply(params, z, method="pixels")
+    gaussian = config.likelihood.startswith("gaussian")
+    x_hat = distribution.location if gaussian else jax.nn.sigmoid(distribution.location)
+    np.testing.assert_allclose(x_hat, names["x_hat"].reshape(x.shape).numpy(), rtol=1e-5, atol=1e-6)
+    if config.likelihood == "gaussian-global":
+        assert float(distribution.log_scale) == weights["log_scale"]
+    elif distribution.log_scale is not None:
+        np.testing.assert_allclose(
+            distribution.log_scale, names["log_scale"].reshape(x.shape).numpy(), rtol=1e-5, atol=1e-6
+        )
+
+
+# --- What does not fit --------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -376,6 +495,30 @@ def test_import_refuses_in_one_line_and_leaves_nothing(
         error = capsys.readouterr().err
         assert error.startswith(message) and error.count("\n") == 1
     assert not run_dir.exists()
+
+
+def test_names_of_other_layers_are_refused_and_the_help_says_which_are_expected(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = ("fc1", "fc21", "fc22", "fc3", "fc4")  # As in the VAE of PyTorch's examples.
+    save_weights(tmp_path / "w.npz", {f"{name}.{kind}": np.zeros(2) for name in names for kind in ("weight", "bias")})
+    assert run("import", tmp_path / "w.npz", tmp_path / "run", "--preset", "vae") == cli.EXIT_BAD_INPUT
+    error = capsys.readouterr().err
+    assert "encoder.0.weight" in error and "nn.Sequential" in error and error.count("\n") == 1
+    with pytest.raises(SystemExit):
+        run("import", "--help")
+    said = capsys.readouterr().out
+    assert all(word in said for word in ("encoder.0", "nn.Sequential", "fc21", "log-variance"))
+
+
+def test_export_says_what_pytorch_must_compute(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--hidden", "4", "--latent-size", "2", "--batch-size", "8", "--epochs", "1", "--dataset", "digits"]
+    assert train("--preset", "vae", *flags, "--run-dir", str(tmp_path / "run")) == 0
+    capsys.readouterr()
+    assert run("export", tmp_path / "run", tmp_path / "w.npz") == cli.EXIT_OK
+    config = checkpoint.load_run(tmp_path / "run").config
+    assert config.head == "linear"
+    assert torch_weights.torch_code(config) in capsys.readouterr().out
 
 
 def test_export_refuses_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

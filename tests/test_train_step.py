@@ -14,10 +14,14 @@ from jaxvae.keys import example_keys, purpose_key
 from jaxvae.models import VAE, AutoEncoder, build_model
 from jaxvae.objectives import Context
 from jaxvae.train_step import (
+    PIXELS_AT_ONCE,
     TrainState,
     build_optimizer,
+    epoch_order,
+    evaluation_size,
     init_state,
     intensities,
+    joined,
     make_evaluate,
     make_run_steps,
     make_train_step,
@@ -67,10 +71,12 @@ def test_step_is_the_gradient_step_written_out(preset: str, images: NDArray[np.u
 
     @jax.jit
     def terms(params: Any) -> Any:
-        return objective.of(model, params, x, keys, Context())
+        return objective.of(model, params, x, keys, Context(jnp.int32(0)))
 
-    for name, value in terms(state.params).items():
-        np.testing.assert_allclose(metrics[name], np.asarray(value, np.float64).mean(), rtol=1e-5)
+    expected = terms(state.params)
+    assert {"loss"} <= metrics.keys() <= expected.keys()
+    for name, value in metrics.items():
+        np.testing.assert_allclose(value, np.asarray(expected[name], np.float64).mean(), rtol=1e-5)
     grads = jax.grad(lambda p: terms(p)["loss"].mean())(state.params)
     updates, _ = optimizer.update(grads, state.opt_state)
     assert_trees_close(new.params, optax.apply_updates(state.params, updates), rtol=1e-5, atol=1e-6)
@@ -120,10 +126,15 @@ def test_axis_name_gives_on_many_devices_what_one_computes(
     assert_trees_close(new.opt_state[0].mu, expected.opt_state[0].mu, rtol=1e-4, atol=1e-8)
 
 
-def run_steps(preset: str, steps_per_epoch: int, steps_per_call: int, batch_size: int = 8) -> Any:
+def run_steps(preset: str, steps_per_epoch: int, batch_size: int = 8, capacity: int | None = 12) -> Any:
     model, objective, optimizer, _ = parts(preset)
     step = make_train_step(model, objective, optimizer)
-    return jax.jit(make_run_steps(step, batch_size, steps_per_epoch, steps_per_call), donate_argnums=0)
+    run = make_run_steps(step, batch_size, steps_per_epoch, capacity)
+    return jax.jit(run, donate_argnums=0, static_argnums=4 if capacity is None else None)
+
+
+def order_of(epoch: int) -> jax.Array:
+    return epoch_order(purpose_key(0, "shuffle"), epoch, 96)
 
 
 def test_an_epoch_takes_every_image_once_in_a_new_order(images: NDArray[np.uint8]) -> None:
@@ -134,10 +145,11 @@ def test_an_epoch_takes_every_image_once_in_a_new_order(images: NDArray[np.uint8
         return state._replace(step=state.step + 1), {"loss": jnp.zeros(())}
 
     state = TrainState(jnp.zeros((), jnp.int32), {}, ())
-    run = jax.jit(make_run_steps(record, batch_size=8, steps_per_epoch=12, steps_per_call=6))
-    for _ in range(4):
-        state, metrics = run(state, jnp.asarray(images), purpose_key(0, "shuffle"), NOISE)
-        assert metrics["loss"].shape == (6,)
+    run = jax.jit(make_run_steps(record, batch_size=8, steps_per_epoch=12, capacity=7))
+    for epoch in range(2):
+        for count in (5, 7):
+            state, metrics = run(state, jnp.asarray(images), order_of(epoch), NOISE, count)
+            assert metrics["loss"].shape == (7,)
     jax.effects_barrier()
     epochs = np.concatenate(seen).reshape(2, 96, -1)
     everything = sorted(map(bytes, images.reshape(96, -1)))
@@ -146,38 +158,44 @@ def test_an_epoch_takes_every_image_once_in_a_new_order(images: NDArray[np.uint8
     assert not np.array_equal(epochs[0], images.reshape(96, -1))
 
 
+@pytest.mark.parametrize("capacity", [None, 6])
 @pytest.mark.parametrize("preset", PRESETS)
-def test_scan_equals_steps_one_by_one(preset: str, images: NDArray[np.uint8]) -> None:
+def test_a_call_equals_its_steps_one_by_one(preset: str, capacity: int | None, images: NDArray[np.uint8]) -> None:
     model, objective, optimizer, state = parts(preset)
     step = jax.jit(make_train_step(model, objective, optimizer))
-    shuffle, on_device = purpose_key(0, "shuffle"), jnp.asarray(images)
+    on_device = jnp.asarray(images)
     one_by_one, losses = state, []
     for epoch in range(2):
-        order = jax.random.permutation(jax.random.fold_in(shuffle, epoch), 96)
+        order = jax.random.permutation(jax.random.fold_in(purpose_key(0, "shuffle"), epoch), 96)
         for i in range(6):
             one_by_one, metrics = step(one_by_one, on_device[order[i * 16 : (i + 1) * 16]], NOISE)
             losses.append(metrics["loss"])
-    run = run_steps(preset, steps_per_epoch=6, steps_per_call=6, batch_size=16)
-    scanned = []
-    for _ in range(2):
-        state, metrics = run(state, on_device, shuffle, NOISE)
-        scanned.append(metrics["loss"])
-    np.testing.assert_allclose(np.concatenate(scanned), np.stack(losses), rtol=1e-4)
+    run = run_steps(preset, steps_per_epoch=6, batch_size=16, capacity=capacity)
+    together = []
+    for epoch in range(2):
+        state, metrics = run(state, on_device, order_of(epoch), NOISE, 6)
+        together.append(metrics["loss"])
+    np.testing.assert_allclose(np.concatenate(together), np.stack(losses), rtol=1e-4)
     assert int(state.step) == int(one_by_one.step) == 12
 
 
-def test_calls_an_epoch_do_not_change_what_is_trained(images: NDArray[np.uint8]) -> None:
-    results = []
-    for steps_per_call in (12, 4):
-        state = parts("notes-vae")[-1]
-        run = run_steps("notes-vae", 12, steps_per_call)
-        for _ in range(24 // steps_per_call):
-            state, _ = run(state, jnp.asarray(images), purpose_key(0, "shuffle"), NOISE)
-        results.append(state)
-    assert_trees_close(*results, rtol=1e-4, atol=1e-6)
+@pytest.mark.parametrize("preset", PRESETS)
+def test_how_an_epoch_is_cut_into_calls_does_not_change_a_bit(preset: str, images: NDArray[np.uint8]) -> None:
+    run, results = run_steps(preset, 12), []
+    for cuts in ([12], [1, 2, 9], [4, 4, 4], [11, 1]):
+        state, losses = parts(preset)[-1], []
+        for epoch in range(2):
+            for count in cuts:
+                state, metrics = run(state, jnp.asarray(images), order_of(epoch), NOISE, count)
+                losses += np.asarray(metrics["loss"])[:count].tolist()
+        results.append((jax.device_get(state), losses))
+        assert len(losses) == 24
+    for other in results[1:]:
+        assert_trees_equal(results[0], other)
 
 
 def test_a_run_traces_its_step_once(images: NDArray[np.uint8]) -> None:
+    """Whatever the number of steps of its calls. (Twice: their values' shapes are asked for first.)"""
     model, objective, optimizer, state = parts("notes-vae")
     step = make_train_step(model, objective, optimizer)
     traces = 0
@@ -187,10 +205,10 @@ def test_a_run_traces_its_step_once(images: NDArray[np.uint8]) -> None:
         traces += 1
         return step(*args)
 
-    run = jax.jit(make_run_steps(counted, 8, steps_per_epoch=12, steps_per_call=4), donate_argnums=0)
-    for _ in range(7):
-        state, _ = run(state, jnp.asarray(images), purpose_key(0, "shuffle"), NOISE)
-    assert traces == 1
+    run = jax.jit(make_run_steps(counted, 8, steps_per_epoch=12, capacity=12), donate_argnums=0)
+    for count in (1, 5, 2, 3, 1):
+        state, _ = run(state, jnp.asarray(images), order_of(0), NOISE, count)
+    assert traces == 2
 
 
 def test_vmap_over_seeds_is_each_seed_alone(images: NDArray[np.uint8]) -> None:
@@ -209,26 +227,27 @@ def test_vmap_over_seeds_is_each_seed_alone(images: NDArray[np.uint8]) -> None:
 
 def test_state_is_donated(images: NDArray[np.uint8]) -> None:
     state = parts("notes-vae")[-1]
-    run_steps("notes-vae", 12, 4)(state, jnp.asarray(images), purpose_key(0, "shuffle"), NOISE)
+    run_steps("notes-vae", 12)(state, jnp.asarray(images), order_of(0), NOISE, 4)
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state))
 
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_training_lowers_the_loss(preset: str, images: NDArray[np.uint8]) -> None:
-    state, run = parts(preset)[-1], run_steps(preset, 12, 12)
+    state, run = parts(preset)[-1], run_steps(preset, 12)
     losses = []
-    for _ in range(40):
-        state, metrics = run(state, jnp.asarray(images), purpose_key(0, "shuffle"), NOISE)
+    for epoch in range(40):
+        state, metrics = run(state, jnp.asarray(images), order_of(epoch), NOISE, 12)
         losses.append(float(metrics["loss"].mean()))
     assert losses[-1] < 0.9 * losses[0]
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-@pytest.mark.parametrize("chunk", [1, 7, 32, 1000])
-def test_evaluate_takes_every_image_once_whatever_the_chunk(preset: str, chunk: int, images: NDArray[np.uint8]) -> None:
+@pytest.mark.parametrize("size", [1, 7, 32, 1000])
+def test_evaluate_takes_every_image_once_whatever_the_size(preset: str, size: int, images: NDArray[np.uint8]) -> None:
     model, objective, _, state = parts(preset)
     key, test = purpose_key(0, "test-noise"), jnp.asarray(images[:32])
-    got = jax.jit(make_evaluate(model, objective, chunk))(state.params, test, key)
+    evaluate = jax.jit(make_evaluate(model, objective, size))
+    got = joined([evaluate(state.params, test, key, first) for first in range(0, 32, size)], 32)
     x = intensities(test)
     keys = example_keys(key, 0, 32)
     expected = jax.jit(lambda p: objective.of(model, p, x, keys, Context()))(state.params)
@@ -245,3 +264,21 @@ def test_init_state_is_a_function_of_its_key() -> None:
     other = init(purpose_key(1, "init"))
     kernels = [jax.tree.leaves(s.params)[1] for s in (state, other)]
     assert not np.array_equal(*kernels)
+
+
+@pytest.mark.parametrize("objective", ["elbo", "iwae", "dreg"])
+def test_evaluation_takes_no_more_memory_for_more_samples(objective: str) -> None:
+    """Of the compiled programs: a single sample's, but for one image, which takes what it takes."""
+    few, many = (_evaluation_bytes(objective, samples) for samples in (1, 64))
+    assert few > 4 * PIXELS_AT_ONCE  # The bound is what it is bounded by.
+    assert many < 1.5 * few
+
+
+def _evaluation_bytes(objective: str, samples: int) -> int:
+    config = dataclasses.replace(PRESETS["vae"], objective=objective, samples=samples, hidden=(8,), latent_size=2)  # type: ignore[arg-type]
+    model = build_model(config, (16, 16, 1))
+    params = jax.eval_shape(lambda: init_state(model, build_optimizer(config), jax.random.key(0))).params
+    images = jax.ShapeDtypeStruct((5000, 16, 16, 1), jnp.uint8)
+    evaluate = jax.jit(make_evaluate(model, build_objective(config), evaluation_size((16, 16, 1), 5000, samples)))
+    compiled = evaluate.lower(params, images, jax.eval_shape(lambda: jax.random.key(0)), 0).compile()
+    return int(compiled.memory_analysis().temp_size_in_bytes)

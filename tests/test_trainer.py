@@ -15,23 +15,26 @@ from jaxvae.data import ImageData
 from jaxvae.errors import InputError
 from jaxvae.keys import purpose_key
 from jaxvae.train_step import make_train_step
-from jaxvae.trainer import Schedule, Trainer, make_call, schedule
+from jaxvae.trainer import SIZES, StepPrograms, Trainer, advance, make_call, splits, steps_per_epoch
 
-CONFIG = dataclasses.replace(PRESETS["notes-vae"], hidden=(8,), latent_size=2, batch_size=16, steps_per_call=2)
+CONFIG = dataclasses.replace(PRESETS["notes-vae"], hidden=(8,), latent_size=2, batch_size=16)
 
 
-def trainer_of(images: NDArray[np.uint8], devices: int = 1) -> Trainer:
+def trainer_of(images: NDArray[np.uint8], devices: int = 1, **options: Any) -> Trainer:
     data = ImageData("digits", "a test", images[:64], images[64:])
-    return Trainer(CONFIG, schedule(CONFIG, 64), data, parallel.data_parallel(parallel.select_devices(devices)))
+    return Trainer(CONFIG, data, parallel.data_parallel(parallel.select_devices(devices)), **options)
 
 
-def test_schedule_cuts_an_epoch_into_equal_calls() -> None:
+def losses_of(calls: Any) -> list[float]:
+    return [loss for count, terms in calls for loss in np.asarray(terms["loss"])[:count].tolist()]
+
+
+def test_an_epoch_drops_the_incomplete_batch() -> None:
     config = PRESETS["notes-vae"]
-    assert schedule(config, 60_000) == Schedule(1875, 1)
-    assert schedule(dataclasses.replace(config, steps_per_call=1000), 60_000) == Schedule(937, 2)
-    assert schedule(dataclasses.replace(config, steps_per_call=1), 100) == Schedule(1, 3)
-    with pytest.raises(InputError, match="--batch-size 32 is larger than the 31 training images"):
-        schedule(config, 31)
+    assert steps_per_epoch(config, 60_000) == 1875
+    assert steps_per_epoch(dataclasses.replace(config, batch_size=128), 60_000) == 468
+    with pytest.raises(InputError, match="--batch-size 32 .* 31 "):
+        steps_per_epoch(config, 31)
 
 
 def test_calls_take_the_steps_of_the_epoch(images: NDArray[np.uint8]) -> None:
@@ -39,10 +42,8 @@ def test_calls_take_the_steps_of_the_epoch(images: NDArray[np.uint8]) -> None:
     state = trainer.start(None)
     trainer.compile(state)
     expected = jax.device_get(state)
-    losses: list[Any] = []
-    for _ in range(3):
-        state, terms = trainer.run_steps(state)
-        losses += list(np.asarray(terms["loss"]))
+    state, calls = advance(trainer, state, 0, 6)
+    losses = losses_of(calls)
 
     step = jax.jit(make_train_step(trainer.model, trainer.objective, trainer.optimizer))
     shuffle_key, noise_key = purpose_key(0, "shuffle"), purpose_key(0, "train-noise")
@@ -51,19 +52,40 @@ def test_calls_take_the_steps_of_the_epoch(images: NDArray[np.uint8]) -> None:
         batch = images[:64][order[count % 4 * 16 :][:16]]
         expected, metrics = step(expected, batch, noise_key)
         np.testing.assert_allclose(losses[count], metrics["loss"], rtol=1e-5)
-    assert int(state.step) == 6
+    assert int(state.step) == len(losses) == 6
+
+
+def test_programs_of_fixed_sizes_compute_the_same_bits(images: NDArray[np.uint8]) -> None:
+    """As an accelerator has them, here on the CPU."""
+    results = []
+    for traced in (True, False):
+        trainer = trainer_of(images, traced=traced)
+        state, calls = advance(trainer, trainer.start(None), 0, 10)
+        results.append((jax.device_get(state), losses_of(calls)))
+        assert [count for count, _ in calls] == ([4, 4, 2] if traced else [1] * 10)
+    jax.tree.map(np.testing.assert_array_equal, *results)
+
+
+def test_a_call_of_a_fixed_size_takes_no_more_than_was_asked_for() -> None:
+    programs = StepPrograms(lambda capacity: None, 600, traced=False)
+    assert [programs.usable(wanted) for wanted in (1, 7, 8, 100, 511, 512, 9999)] == [1, 1, 8, 64, 64, 512, 512]
+    assert {programs.usable(wanted) for wanted in range(1, 1000)} == set(SIZES)
+    traced = StepPrograms(lambda capacity: None, 600, traced=True)
+    assert [traced.usable(wanted) for wanted in (1, 7, 600, 9999)] == [1, 7, 600, 600]
+
+
+def test_the_test_images_are_seen_at_the_end_alone_where_there_are_others_to_watch() -> None:
+    assert splits(validation=True, last=False) == ("validation",)
+    assert splits(validation=True, last=True) == ("validation", "test")
+    assert splits(validation=False, last=False) == splits(validation=False, last=True) == ("test",)
 
 
 @pytest.mark.parametrize("devices", [2, 4, 8])
 def test_several_devices_compute_what_one_does(devices: int, images: NDArray[np.uint8]) -> None:
     def run(count: int) -> tuple[Any, list[Any]]:
         trainer = trainer_of(images, count)
-        state = trainer.start(None)
-        trainer.compile(state)
-        losses: list[Any] = []
-        for _ in range(20):
-            state, terms = trainer.run_steps(state)
-            losses += list(np.asarray(terms["loss"]))
+        state, calls = advance(trainer, trainer.start(None), 0, 40)
+        losses = losses_of(calls)
         assert all(len(leaf.sharding.device_set) == count for leaf in jax.tree.leaves(state))
         return jax.device_get(state), losses
 
@@ -77,7 +99,7 @@ def test_each_device_works_on_its_share(images: NDArray[np.uint8]) -> None:
     trainer = trainer_of(images, 8)
     state = trainer.start(None)
     trainer.compile(state)
-    program = trainer._run_steps.as_text()
+    program = trainer._programs._compiled[None].as_text()
     assert "all-reduce" in program
     # The first layer's product, for 2 of the 16 examples.
     assert "f32[2,30]" in program and "f32[16,30]" not in program
@@ -87,14 +109,14 @@ def test_a_mesh_of_one_device_adds_nothing_to_the_program(images: NDArray[np.uin
     """Instruction by instruction, it is what `jax.jit` makes of the same function on its own."""
     trainer = trainer_of(images)
     state = trainer.start(None)
-    arguments = state, trainer._train_images, trainer._keys, trainer._numbers
-    plain = jax.jit(make_call(trainer.config, trainer.model, trainer.plan, 64), donate_argnums=0)
-    unplaced = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), arguments)
+    arguments = trainer._arguments(state, 0)
+    plain = jax.jit(make_call(trainer.config, trainer.model, 64, trainer.steps_per_epoch), donate_argnums=0)
+    unplaced = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), (*arguments, np.int32(1)))
 
     def instructions(lowered: Any) -> list[str]:
         return sorted(re.findall(r"= (\S.*? [a-z-]+)\(", lowered.compile().as_text()))
 
-    ours = instructions(trainer._run_steps.lower(*arguments))
+    ours = instructions(trainer._programs.lower(1, *arguments))
     assert len(ours) > 100
     assert ours == instructions(plain.lower(*unplaced))
 

@@ -93,7 +93,7 @@ def _record() -> bytes:
         name: {"shape": list(leaf.shape), "dtype": str(leaf.dtype), "sha256": "0" * 64}
         for name, leaf in checkpoint._named(abstract_state(MODEL, OPTIMIZER))
     }
-    content = {"format": 1, "record": {"image_shape": [4, 4, 1], "test_loss": 1.0}, "arrays": arrays, "files": {}}
+    content = {"format": 1, "record": {"image_shape": [4, 4, 1], "validation_cost": 1.0}, "arrays": arrays, "files": {}}
     return json.dumps({**content, "digest": checkpoint._digest(content)}).encode()
 
 

@@ -36,39 +36,48 @@ def counts(most: int) -> list[int]:
 
 
 class Contender:
-    """Something that trains: `calls` of it at a time, timed."""
+    """Something that trains: some epochs of it at a time, timed.
 
-    def __init__(self, call: Callable[[Any], Any], state: Any, steps_per_call: int):
-        self._call, self._state, self.steps_per_call = call, state, steps_per_call
-        self.first_losses = self._run(1)[0]
-        self.calls = 1 + int(LEAST_SECONDS / self._run(1)[1])
+    Args:
+      run: from a state and its step to the state an epoch later, and the values of its steps.
+      state: the first.
+      steps_per_epoch: steps an epoch.
+    """
 
-    def _run(self, calls: int) -> tuple[Any, float]:
+    def __init__(self, run: Callable[[Any, int], Any], state: Any, steps_per_epoch: int):
+        self._run, self._state, self._step, self._steps = run, state, 0, steps_per_epoch
+        self.first_losses = self._epochs(1)[0]
+        self.epochs = 1 + int(LEAST_SECONDS / self._epochs(1)[1])
+
+    def _epochs(self, epochs: int) -> tuple[Any, float]:
         import jax
         import numpy as np
 
         start = time.perf_counter()
-        for _ in range(calls):
-            self._state, terms = self._call(self._state)
-        jax.block_until_ready((self._state, terms))
-        return np.asarray(terms["loss"]), time.perf_counter() - start
+        for _ in range(epochs):
+            self._state, losses = self._run(self._state, self._step)
+            self._step += self._steps
+        jax.block_until_ready((self._state, losses))
+        return np.asarray(losses), time.perf_counter() - start
 
     def steps_per_second(self) -> float:
         """Of one round."""
-        return self.calls * self.steps_per_call / self._run(self.calls)[1]
+        return self.epochs * self._steps / self._epochs(self.epochs)[1]
 
 
 def on_devices(config: Any, images: Any, devices: int) -> Contender:
     """Training as `jaxvae.train` does it, on the first `devices` devices."""
     from jaxvae import parallel
-    from jaxvae.trainer import Trainer, schedule
+    from jaxvae.trainer import Trainer, advance
 
-    placement = parallel.data_parallel(parallel.select_devices(devices))
-    plan = schedule(config, len(images.train))
-    trainer = Trainer(config, plan, images, placement)
-    state = trainer.start(None)
-    trainer.compile(state)
-    return Contender(trainer.run_steps, state, plan.steps_per_call)
+    trainer = Trainer(config, images, parallel.data_parallel(parallel.select_devices(devices)))
+    steps = trainer.steps_per_epoch
+
+    def run(state: Any, step: int) -> Any:
+        state, [(_, values)] = advance(trainer, state, step, steps)
+        return state, values["loss"]
+
+    return Contender(run, trainer.start(None), steps)
 
 
 def plain(config: Any, images: Any) -> Contender:
@@ -77,20 +86,22 @@ def plain(config: Any, images: Any) -> Contender:
 
     from jaxvae.keys import purpose_key
     from jaxvae.models import build_model
-    from jaxvae.train_step import build_optimizer, init_state, make_run_steps, make_train_step
-    from jaxvae.trainer import schedule
-    from jaxvae.variational import build_objective
+    from jaxvae.train_step import build_optimizer, epoch_order, init_state
+    from jaxvae.trainer import make_call, steps_per_epoch
 
-    plan = schedule(config, len(images.train))
-    model, optimizer = build_model(config, images.train.shape[1:]), build_optimizer(config)
-    step = make_train_step(model, build_objective(config), optimizer)
-    run: Any = jax.jit(
-        make_run_steps(step, config.batch_size, plan.steps_per_epoch, plan.steps_per_call), donate_argnums=0
-    )
-    train = jax.device_put(images.train)
-    keys = purpose_key(config.seed, "shuffle"), purpose_key(config.seed, "train-noise")
+    count, steps = len(images.train), steps_per_epoch(config, len(images.train))
+    model, optimizer = build_model(config, images.train.shape[1:]), build_optimizer(config, steps)
+    call: Any = jax.jit(make_call(config, model, count, steps), donate_argnums=0)
+    order = jax.jit(lambda key, epoch: epoch_order(key, epoch, count))
+    train, numbers = jax.device_put((images.train, config.numbers()))
+    shuffle, noise = purpose_key(config.seed, "shuffle"), purpose_key(config.seed, "train-noise")
+
+    def run(state: Any, step: int) -> Any:
+        state, values = call(state, train, order(shuffle, step // steps), noise, numbers, steps)
+        return state, values["loss"]
+
     state = jax.jit(lambda key: init_state(model, optimizer, key))(purpose_key(config.seed, "init"))
-    return Contender(lambda state: run(state, train, *keys), state, plan.steps_per_call)
+    return Contender(run, state, steps)
 
 
 def race(contenders: list[Contender], rounds: int = ROUNDS) -> list[list[float]]:

@@ -219,24 +219,24 @@ def jaxvae_way(args: argparse.Namespace, train: Images, test: Images) -> Contend
 
     import jaxvae
     from jaxvae.data import ImageData
-    from jaxvae.trainer import Trainer, schedule
+    from jaxvae.trainer import Trainer, advance
 
     config = replace(jaxvae.PRESETS[args.preset], batch_size=args.batch_size, seed=args.seed)
     images = ImageData("mnist", "MNIST", train[..., None], test[..., None])
-    plan = schedule(config, len(train))
-    trainer = Trainer(config, plan, images)
+    trainer = Trainer(config, images)
 
     class Jaxvae:
         def __init__(self) -> None:
-            self.state = trainer.start(None)
+            self.state, self.step = trainer.start(None), 0
 
         def epoch(self) -> None:
-            for _ in range(plan.calls_per_epoch):
-                self.state, terms = trainer.run_steps(self.state)
-            np.asarray(terms["loss"])
+            self.state, calls = advance(trainer, self.state, self.step, trainer.steps_per_epoch)
+            self.step += trainer.steps_per_epoch
+            np.asarray(calls[-1][1]["loss"])
 
         def test(self) -> float:
-            return float(np.mean(trainer.evaluate(self.state)["loss"]))
+            parts = [trainer.evaluate(self.state, "test", first) for first in trainer.parts("test")]
+            return float(np.mean(trainer.joined("test", parts)["loss"]))
 
     return Jaxvae()
 

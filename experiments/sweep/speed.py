@@ -35,27 +35,26 @@ def worker(way: str, arguments: argparse.Namespace) -> None:
     from jaxvae import data
     from jaxvae.config import PRESETS, SWEPT
     from jaxvae.members import MembersTrainer
-    from jaxvae.trainer import Trainer, schedule
+    from jaxvae.trainer import Trainer, advance
 
     config = PRESETS[arguments.preset]
     images = data.load("mnist", arguments.data_dir)
-    plan = schedule(config, len(images.train))
     count = arguments.members
     trainer: Any
     if way == "single":
-        trainer = Trainer(config, plan, images)
+        trainer = Trainer(config, images)
     else:
         numbers = {name: [getattr(config, name)] * count for name in SWEPT}
-        trainer = MembersTrainer(config, plan, images, range(count), numbers, jax.devices(), at_once)
-    state = trainer.start(None)
-    trainer.compile(state)
+        trainer = MembersTrainer(config, images, range(count), numbers, jax.devices(), at_once)
+    state, step, steps = trainer.start(None), 0, trainer.steps_per_epoch
+    trainer.compile(state, trainer.usable(steps))
     print("ready", flush=True)
     for epochs in map(int, sys.stdin):
         start = time.perf_counter()
-        for _ in range(epochs * plan.calls_per_epoch):
-            state, terms = trainer.run_steps(state)
-        jax.block_until_ready((state, terms))
-        print(json.dumps([(time.perf_counter() - start) / epochs, plan.steps_per_epoch]), flush=True)
+        state, calls = advance(trainer, state, step, epochs * steps)
+        jax.block_until_ready((state, calls))
+        step += epochs * steps
+        print(json.dumps([(time.perf_counter() - start) / epochs, steps]), flush=True)
 
 
 def main() -> None:

@@ -1,0 +1,251 @@
+"""What drives a run, or a sweep's program: compiled calls one after the other, and what each leaves, in order.
+
+The device is kept busy: one call is queued while another runs, and meanwhile the host takes what the call before
+left. A call takes about `CALL_SECONDS`, whatever a step costs, so that progress is seen and signals are heeded.
+How a run is cut into calls changes nothing that it computes.
+"""
+
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, Generic, NamedTuple, Protocol, Self, TypeVar
+
+import jax
+import numpy as np
+from numpy.typing import NDArray
+
+from jaxvae.errors import SaveError
+from jaxvae.signals import StopSignals
+from jaxvae.trainer import Computer
+
+S = TypeVar("S")
+C = TypeVar("C", contravariant=True)
+Values = Mapping[str, NDArray[Any]]
+
+CALL_SECONDS = 0.4  # Of a compiled call: half of what a person waits for without wondering.
+QUEUED_SECONDS = 1.0  # A longer call is waited for before the next is queued, since a signal waits for both.
+GROWTH = 8  # From call to call at most, while the cost of a step is not yet known well.
+SPAN_SECONDS = 0.25  # The least time that a speed is measured over.
+FAILED = 255  # Said among the processes of a job in place of a signal: a file could not be written.
+
+
+class Span(NamedTuple):
+    """Steps that were timed together: the last of them, how many, and the seconds the device took."""
+
+    step: int
+    steps: int
+    seconds: float
+
+    @property
+    def per_second(self) -> float:
+        """Steps per second."""
+        return self.steps / max(self.seconds, 1e-9)
+
+
+class Speed:
+    """Times the steps of a run on the device, by the moments at which results were seen to be ready.
+
+    Such a moment may be seen late, where the host is busy; then one call seems long and the next one short. So
+    speeds are taken over spans of at least `SPAN_SECONDS`, in which only the ends can be wrong.
+    """
+
+    def __init__(self) -> None:
+        self._free = 0.0  # When the device was done with all before.
+        self._steps, self._seconds = 0, 0.0
+        self.last: Span | None = None
+
+    def add(self, step: int, steps: int, dispatched: float, ready: float) -> Span | None:
+        """Note work (of 0 steps where it is not training) that ended at `step`; a span, where one is complete."""
+        start, self._free = max(dispatched, self._free), ready
+        if not steps:
+            return None
+        self._steps, self._seconds = self._steps + steps, self._seconds + max(ready - start, 0.0)
+        if self._seconds < SPAN_SECONDS:
+            if self.last is None or self.last.seconds < SPAN_SECONDS:  # Better than nothing, at first.
+                self.last = Span(step, self._steps, self._seconds)
+            return None
+        self.last = Span(step, self._steps, self._seconds)
+        self._steps, self._seconds = 0, 0.0
+        return self.last
+
+
+class Agreement:
+    """What the processes of a job say to each other with every call: a signal, and what a step costs.
+
+    The greatest of each counts, in every process that asks as often. What is said travels with one call and is read
+    with the next but one, so that no process waits for another.
+    """
+
+    def __init__(self, computer: Computer[Any]):
+        self._computer = computer
+        self._said: deque[jax.Array] = deque()
+
+    def __call__(self, signal: int, step_seconds: float) -> tuple[int, float]:
+        """The greatest signal (0: none) and cost of a step (0: not known yet) that any process said."""
+        if jax.process_count() == 1:
+            return signal, step_seconds
+        self._said.append(self._computer.greatest(np.array([signal, step_seconds], np.float32)))
+        if len(self._said) < 2:
+            return 0, 0.0
+        signal, step_seconds = np.asarray(self._said.popleft())
+        return int(signal), float(step_seconds)
+
+
+class Sink(Protocol[C]):
+    """The host's side of a run: what becomes of the results, in the order in which they were computed.
+
+    Attributes:
+      failure: what keeps this process from going on, which is to be told to the others of its job.
+      finished: whether there is nothing more to compute, before the last step.
+    """
+
+    failure: SaveError | None
+
+    @property
+    def finished(self) -> bool: ...
+
+    def compiled(self, seconds: float) -> None:
+        """A program of the steps was compiled."""
+
+    def steps(self, step: int, values: Values, speed: Span | None) -> None:
+        """The values of every step of a call that ended at `step`, [..., count]; the latest speed."""
+
+    def timed(self, span: Span) -> None:
+        """A speed was measured."""
+
+    def epoch(
+        self,
+        step: int,
+        evaluations: Mapping[str, Values],
+        pictures: Mapping[str, jax.Array] | None,
+        checkpoint: C | None,
+    ) -> None:
+        """An epoch ended at `step`: the terms of every image by split, and what was due."""
+
+
+class _Pending(NamedTuple):
+    """Work in flight: when it was dispatched, how many steps it takes, when it was ready, and what to do then."""
+
+    step: int
+    steps: int
+    dispatched: float
+    ready: "Future[float]"
+    take: Callable[[], None]
+
+
+class Pipeline(Generic[S]):
+    """Drives a computer from step to step, and gives a sink what it computes. A context manager.
+
+    Args:
+      computer: what computes; its programs are compiled when they are first needed.
+      sink: what becomes of the results.
+      stop: the signals to heed.
+    """
+
+    def __init__(self, computer: Computer[S], sink: Sink[S], stop: StopSignals):
+        self._computer, self._sink, self._stop = computer, sink, stop
+        self._agreement = Agreement(computer)
+        self._speed = Speed()
+        self._step_seconds, self._count = 0.0, 0  # As agreed; of the latest call.
+        self._pending: deque[_Pending] = deque()
+        self.stopped_by: int | None = None
+
+    def __enter__(self) -> Self:
+        # A thread of its own sees when results are ready, however long the host writes.
+        self._watcher = ThreadPoolExecutor(1, thread_name_prefix="watcher")
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._watcher.shutdown(wait=False, cancel_futures=True)
+
+    def run(self, state: S, step: int, total: int, evaluated: bool = True) -> tuple[S, int]:
+        """Compute from `step`, the step of `state`, to `total`, or until a signal (`stopped_by`).
+
+        Args:
+          state: on the devices.
+          step: its step.
+          total: steps of the whole run.
+          evaluated: whether the end of the epoch that may end at `step` has been seen to, which a signal can prevent.
+
+        Returns:
+          The state, and its step.
+        """
+        epoch = self._computer.steps_per_epoch
+        if not evaluated and step and not step % epoch:
+            self._end_epoch(state, step, total)
+        while step < total and not self._sink.finished and not self._stopping():
+            count = self._computer.usable(min(self._wanted(), epoch - step % epoch))
+            if seconds := self._computer.compile(state, count):
+                self._sink.compiled(seconds)
+            dispatched = time.perf_counter()
+            state, terms = self._computer.run_steps(state, step, count)
+            step, self._count = step + count, count
+            self._push(step, count, dispatched, terms, self._taking_steps(step, count, terms))
+            if not step % epoch:
+                self._end_epoch(state, step, total)
+        self._drain(0)
+        return state, step
+
+    def _wanted(self) -> int:
+        """Steps of the next call: as many as take `CALL_SECONDS`, but not many more than the call before."""
+        if not self._step_seconds:
+            return 1
+        return max(1, min(int(CALL_SECONDS / self._step_seconds), GROWTH * self._count))
+
+    def _stopping(self) -> bool:
+        """Whether to stop here; in a job, every process comes to the same answer at the same step."""
+        if self.stopped_by is None:
+            last = self._speed.last
+            own = FAILED if self._sink.failure is not None else self._stop.received or 0
+            signal, cost = self._agreement(own, last.seconds / last.steps if last else 0.0)
+            self.stopped_by, self._step_seconds = signal or None, cost or self._step_seconds
+        return self.stopped_by is not None
+
+    def _end_epoch(self, state: S, step: int, total: int) -> None:
+        """Evaluate, part by part, and dispatch what else is due. A signal ends it; then it is done on resume."""
+        computer = self._computer
+        parts: dict[str, list[Mapping[str, jax.Array]]] = {}
+        for split in computer.splits(step, total):
+            parts[split] = []
+            for first in computer.parts(split):
+                if self._stopping():
+                    return
+                dispatched = time.perf_counter()
+                parts[split].append(computer.evaluate(state, split, first))
+                self._push(step, 0, dispatched, parts[split][-1], lambda: None)
+        dispatched = time.perf_counter()
+        pictures, checkpoint = computer.pictures(state, step, total), computer.checkpoint(state, step, total)
+
+        def take() -> None:
+            evaluations = {split: computer.joined(split, terms) for split, terms in parts.items()}
+            self._sink.epoch(step, evaluations, pictures, checkpoint)
+
+        self._push(step, 0, dispatched, (pictures, checkpoint), take)
+
+    def _taking_steps(self, step: int, count: int, terms: Mapping[str, jax.Array]) -> Callable[[], None]:
+        def take() -> None:
+            values = {name: np.asarray(value)[..., :count] for name, value in terms.items()}
+            self._sink.steps(step, values, self._speed.last)
+
+        return take
+
+    def _push(self, step: int, steps: int, dispatched: float, results: Any, take: Callable[[], None]) -> None:
+        ready = self._watcher.submit(_when_ready, results)
+        self._pending.append(_Pending(step, steps, dispatched, ready, take))
+        quick = 0 < max(1, self._count) * self._step_seconds <= QUEUED_SECONDS
+        self._drain(1 if quick else 0)
+
+    def _drain(self, left: int) -> None:
+        """Take results until so many are left in flight."""
+        while len(self._pending) > left:
+            work = self._pending.popleft()
+            span = self._speed.add(work.step, work.steps, work.dispatched, work.ready.result())
+            if span is not None:
+                self._sink.timed(span)
+            work.take()
+
+
+def _when_ready(values: Any) -> float:
+    jax.block_until_ready(values)
+    return time.perf_counter()

@@ -1,0 +1,101 @@
+"""Signals that stop a run: noted, answered in words at once, and heeded between two compiled calls."""
+
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, wait
+from types import FrameType, TracebackType
+from typing import Any, Self, TypeVar
+
+T = TypeVar("T")
+
+
+class StopSignals:
+    """Notes SIGINT, SIGTERM and SIGHUP, so that the run can save and stop. A context manager.
+
+    A second signal of the same kind ends the process at once, with nothing more saved. A thread reads what the C
+    handlers write to a pipe (`signal.set_wakeup_fd`): a Python handler would wait until the main thread leaves
+    compiled code, and equal signals that wait become one.
+
+    Outside the main thread, where Python allows no handlers, nothing is noted: the caller owns the signals.
+
+    Attributes:
+      received: the first signal, or None.
+    """
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self._old: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is not threading.main_thread():
+            return self
+        numbers = [signal.SIGINT, signal.SIGTERM]
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # As nohup leaves it.
+            numbers.append(signal.SIGHUP)
+        self._read, self._write = os.pipe()
+        os.set_blocking(self._write, False)
+        self._old_descriptor = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
+        self._thread = threading.Thread(target=self._listen, args=(frozenset(numbers),), daemon=True, name="signals")
+        self._thread.start()
+        self._old = {number: signal.signal(number, self._note) for number in numbers}
+        return self
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.received = self.received or number
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if not self._old:
+            return
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(self._old_descriptor)
+        os.close(self._write)
+        self._thread.join()
+        os.close(self._read)
+
+    def _listen(self, numbers: frozenset[int]) -> None:
+        seen: set[int] = set()
+        while received := os.read(self._read, 64):
+            for number in received:
+                if number not in numbers:
+                    continue
+                name = signal.Signals(number).name
+                if number in seen:
+                    _say(f"{name} again: ended, with nothing saved since the last checkpoint")
+                    # Not by an exception: a save may be under way, whose threads would be waited for for ever.
+                    os._exit(128 + number)
+                self.received = self.received or number
+                if not seen:
+                    _say(f"{name}: saving, then stopping; once more to end at once")
+                seen.add(number)
+
+
+def _say(text: str) -> None:
+    """Not by the console, which another thread may be using."""
+    with contextlib.suppress(OSError):  # The terminal may be gone.
+        os.write(2, f"{text}\n".encode())
+
+
+def unless_stopped(function: Callable[[], T], stop: StopSignals) -> T | None:
+    """The result of `function`, run in a thread of its own; None, without waiting for it, where a signal comes first.
+
+    For what cannot be interrupted, such as a compilation. The thread goes on; it does not keep the process from ending.
+    """
+    result: Future[T] = Future()
+
+    def work() -> None:
+        try:
+            result.set_result(function())
+        except BaseException as error:
+            result.set_exception(error)
+
+    threading.Thread(target=work, daemon=True, name="unless-stopped").start()
+    while stop.received is None:
+        if wait([result], timeout=0.05).done:
+            return result.result()
+    return None
