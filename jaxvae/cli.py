@@ -17,7 +17,7 @@ from typing import Any, NoReturn, TextIO, TypeVar, cast
 
 import tyro
 
-from jaxvae import distributed
+from jaxvae import distributed, memory
 from jaxvae.errors import InputError, JobError, SaveError, one_line
 from jaxvae.watch import EXIT_JOB
 
@@ -27,6 +27,7 @@ EXIT_OK = 0
 EXIT_BAD_INPUT = 2
 EXIT_DIVERGED = 3
 EXIT_NOT_SAVED = 4
+EXIT_NO_MEMORY = 6
 
 
 def parse(kind: type[T], args: Sequence[str], *, prog: str, description: str, default: T | None = None) -> T:
@@ -198,6 +199,8 @@ def _tell(error: BaseException) -> int | None:
     elif isinstance(error, OSError) and error.filename is not None:
         # A path from the command line that no file could have; a bug's own error names none.
         line, code = f"error: {error.filename}: {error.strerror}", EXIT_BAD_INPUT
+    elif (shortage := memory.shortage(error)) is not None:
+        line, code = f"error: {shortage}", EXIT_NO_MEMORY
     elif isinstance(error, KeyboardInterrupt):
         line, code = "interrupted", 128 + signal.SIGINT
     else:

@@ -93,7 +93,9 @@ def _prepare(config: Config, run_dir: Path | None, resume: bool, devices: int | 
         "train_images_sha256": data.digest(images.train),
         "test_images_sha256": data.digest(images.test),
     }
-    return Trainer(config, images, parallel.data_parallel(parallel.select_devices(devices))), record
+    trainer = Trainer(config, images, parallel.data_parallel(parallel.select_devices(devices)))
+    trainer.check_fits()
+    return trainer, record
 
 
 def _train(trainer: Trainer, files: "_RunFiles | None") -> int | None:

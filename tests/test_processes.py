@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -26,7 +27,7 @@ from runs import (
     train,
 )
 
-from jaxvae import distributed, meeting
+from jaxvae import cli, distributed, meeting
 from jaxvae.errors import InputError
 
 pytestmark = pytest.mark.slow
@@ -43,7 +44,9 @@ Path(file).write_bytes(pickle.dumps(result))
 """
 
 
-def in_two_processes(code: str, argument: str, directory: Path, devices: int = 2) -> list[bytes]:
+def in_two_processes(
+    code: str, argument: str, directory: Path, devices: int = 2, codes: Sequence[int] = (0, 0)
+) -> list[bytes]:
     """What `code` writes in each of two processes; argv: `argument`, an address, the process, the file to write."""
     address = free_address()
     files = [directory / f"process-{number}" for number in range(2)]
@@ -57,7 +60,7 @@ def in_two_processes(code: str, argument: str, directory: Path, devices: int = 2
         for number, file in enumerate(files)
     ]
     try:
-        assert [process.wait(180) for process in processes] == [0, 0]
+        assert [process.wait(180) for process in processes] == list(codes)
     finally:
         for process in processes:
             process.kill()
@@ -139,15 +142,20 @@ def test_a_checkpoint_of_eight_devices_starts_in_two_processes_bit_for_bit(base:
     assert state_of(run_dir).step == 24
 
 
+def wait_for_lines(run_dir: Path, count: int) -> None:
+    """Wait until a run has written so many metrics."""
+    end = time.monotonic() + 60
+    while not (run_dir / "metrics.jsonl").exists() or (run_dir / "metrics.jsonl").read_text().count("\n") < count:
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
 @pytest.mark.parametrize("told", [0, 1])
 def test_a_signal_to_one_stops_both_at_the_same_step(told: int, base: list[str], tmp_path: Path) -> None:
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     args = [*base, "--image-every", "0", "--epochs", "400"]
     job = Job([*args, "--run-dir", str(cut)])
-    end = time.monotonic() + 60
-    while not (cut / "metrics.jsonl").exists() or (cut / "metrics.jsonl").read_text().count("\n") < 6:
-        assert time.monotonic() < end
-        time.sleep(0.01)
+    wait_for_lines(cut, 6)
     job.processes[told].send_signal(signal.SIGTERM)
     codes, said = job.wait(30)
     assert codes == [143, 143], said
@@ -220,6 +228,72 @@ def test_what_process_0_meets_is_told_by_both(base: list[str], tmp_path: Path) -
     codes, said = Job(["--resume", "--epochs", "2", "--run-dir", str(tmp_path / "run")]).wait()
     assert codes == [2, 2], said
     assert all("every checkpoint is damaged" in process for process in said)
+
+
+FAILING = """
+import sys
+from pathlib import Path
+from jaxvae import cli, data, train, trainer
+args, address, process, file = sys.argv[1:]
+place, error, *args = args.split()
+def fail(*_):
+    raise {"MemoryError": MemoryError, "ZeroDivisionError": ZeroDivisionError}[error]("of the test")
+if process == "1":
+    module, name = {"prepare": (data, "digest"), "steps": (trainer.Trainer, "run_steps")}[place]
+    setattr(module, name, fail)
+job = ["--coordinator", address, "--num-processes", "2", "--process-id", process]
+sys.stderr = open(file, "w")
+sys.exit(cli.run(lambda: train.main([*args, *job])))
+"""
+
+
+@pytest.mark.unoptimized
+@pytest.mark.parametrize(
+    ("place", "error", "code"),
+    [("prepare", "MemoryError", 6), ("prepare", "ZeroDivisionError", 1), ("steps", "ZeroDivisionError", 1)],
+)
+def test_an_error_in_one_process_ends_both(place: str, error: str, code: int, base: list[str], tmp_path: Path) -> None:
+    """While they prepare, where all are told by agreement, and later, where the watch tells."""
+    args = " ".join([place, error, *base, "--epochs", "2", "--run-dir", str(tmp_path / "run")])
+    said = in_two_processes(FAILING, args, tmp_path, devices=1, codes=[cli.EXIT_JOB, code])
+    [line] = [line for line in said[0].decode().splitlines() if line.startswith("error: ")]
+    assert "process 1" in line and f"{error}: of the test" in line
+    assert (b"Traceback" in said[1]) == (error != "MemoryError") and b"Traceback" not in said[0]
+    assert error.encode() in said[1]
+
+
+@pytest.mark.unoptimized
+@pytest.mark.parametrize("lost", [0, 1])
+def test_a_process_that_is_killed_ends_the_other(lost: int, base: list[str], tmp_path: Path) -> None:
+    job = Job([*base, "--image-every", "0", "--epochs", "100000", "--run-dir", str(tmp_path / "run")])
+    wait_for_lines(tmp_path / "run", 6)
+    job.processes[lost].kill()
+    start = time.monotonic()
+    codes, said = job.wait(30)
+    assert time.monotonic() - start < 10
+    assert codes[1 - lost] == cli.EXIT_JOB and codes[lost] == -signal.SIGKILL
+    *_, last = said[1 - lost].splitlines()
+    assert last.startswith(f"error: process {lost} (pid {job.processes[lost].pid} on ")
+    assert f"--resume --run-dir {tmp_path / 'run'}" in last
+    assert "*** Check failure" not in said[1 - lost] and "Traceback" not in said[1 - lost]
+    assert said[1 - lost].count("error") == 1
+
+
+SCHEDULED = """
+import sys
+from pathlib import Path
+from jaxvae import distributed
+preset, address, process, file = sys.argv[1:]
+import os
+os.environ |= {"SLURM_JOB_ID": address.rpartition(":")[2], "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2",
+               "SLURM_PROCID": process, "SLURM_LOCALID": process}
+distributed.join()
+Path(file).write_text(" ".join(map(str, distributed.gather(int(process)))))
+"""
+
+
+def test_processes_that_a_scheduler_started_meet(tmp_path: Path) -> None:
+    assert in_two_processes(SCHEDULED, "", tmp_path, devices=1) == [b"0 1", b"0 1"]
 
 
 def test_processes_that_do_not_come_are_not_waited_for_for_ever() -> None:
