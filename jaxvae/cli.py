@@ -1,8 +1,8 @@
 """What the command lines share: parsing by dataclass, one-line errors, exit codes.
 
-Exit codes: 0 done; 2 bad input; 3 a loss is not finite; 4 a file of the run could not be written; 128 + N
-stopped by signal N (129 for SIGHUP, 130 for Ctrl-C, 143 for SIGTERM) with the state saved; 141 if whoever read stdout
-left before its end.
+Exit codes: 0 done; 2 bad input; 3 a loss is not finite; 4 a file of the run could not be written; 5 another process
+of the job was lost, or failed; 6 the memory was not enough; 128 + N stopped by signal N (129 for SIGHUP, 130 for
+Ctrl-C, 143 for SIGTERM) with the state saved; 141 if whoever read stdout left before its end.
 """
 
 import contextlib
@@ -22,8 +22,10 @@ from typing import Any, NoReturn, TextIO, TypeVar, cast
 import jax
 import tyro
 
-from jaxvae.errors import InputError, SaveError, one_line, suggestion
+from jaxvae import distributed, memory
+from jaxvae.errors import InputError, JobError, SaveError, one_line, suggestion
 from jaxvae.versions import package_versions
+from jaxvae.watch import EXIT_JOB
 
 T = TypeVar("T")
 
@@ -31,6 +33,7 @@ EXIT_OK = 0
 EXIT_BAD_INPUT = 2
 EXIT_DIVERGED = 3
 EXIT_NOT_SAVED = 4
+EXIT_NO_MEMORY = 6
 
 
 def parse(kind: type[T], args: Sequence[str], *, prog: str, description: str, default: T | None = None) -> T:
@@ -229,19 +232,33 @@ def leave(code: int) -> NoReturn:
 
 def _run(command: Callable[[], int]) -> int:
     try:
-        return command()
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_BAD_INPUT
-    except SaveError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_NOT_SAVED
-    except OSError as error:
-        # A path from the command line that no file could have; a bug's own error names none.
-        if error.filename is None:
+        code = command()
+    except BaseException as error:
+        told = _tell(error)
+        distributed.leave(error, told)
+        if told is None:
             raise
-        print(one_line(f"error: {error.filename}: {error.strerror}"), file=sys.stderr)
-        return EXIT_BAD_INPUT
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 128 + signal.SIGINT
+        return told
+    distributed.leave()
+    return code
+
+
+def _tell(error: BaseException) -> int | None:
+    """Print the line for an error; its exit code. None: it is a bug's, or none that ends a command."""
+    if isinstance(error, InputError):
+        line, code = f"error: {error}", EXIT_BAD_INPUT
+    elif isinstance(error, SaveError):
+        line, code = f"error: {error}", EXIT_NOT_SAVED
+    elif isinstance(error, JobError):
+        line, code = f"error: {error}", EXIT_JOB
+    elif isinstance(error, OSError) and error.filename is not None:
+        # A path from the command line that no file could have; a bug's own error names none.
+        line, code = f"error: {error.filename}: {error.strerror}", EXIT_BAD_INPUT
+    elif (shortage := memory.shortage(error)) is not None:
+        line, code = f"error: {shortage}", EXIT_NO_MEMORY
+    elif isinstance(error, KeyboardInterrupt):
+        line, code = "interrupted", 128 + signal.SIGINT
+    else:
+        return None
+    print(one_line(line), file=sys.stderr)
+    return code

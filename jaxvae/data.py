@@ -62,6 +62,11 @@ class ImageData:
         if self.validation is None:
             object.__setattr__(self, "validation", self.train[:0])
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all images."""
+        return self.train.nbytes + self.validation.nbytes + self.test.nbytes
+
 
 def prepared(images: ImageData, config: Config) -> ImageData:
     """What `config` makes of the images that `load` returns: binarised where it says so, then split.

@@ -31,3 +31,10 @@ class SaveError(RuntimeError):
 
     def __init__(self, message: str):
         super().__init__(one_line(message))
+
+
+class JobError(RuntimeError):
+    """Another process of the job failed. The message is a single line that names it and its error."""
+
+    def __init__(self, message: str):
+        super().__init__(one_line(message))

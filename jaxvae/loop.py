@@ -19,7 +19,7 @@ import jax
 import numpy as np
 
 from jaxvae import config as configs
-from jaxvae import data, metrics, parallel, plots
+from jaxvae import data, distributed, metrics, parallel, plots
 from jaxvae import run_dir as run_dirs
 from jaxvae.checkpoint import Checkpoints, Saved
 from jaxvae.config import Config, flag
@@ -61,7 +61,7 @@ def train(config: Config, run_dir: Path | None = None, resume: bool = False, dev
       Diverged: a loss or a parameter is not finite. All checkpoints are from before that.
       SaveError: a checkpoint could not be saved. Those before it are intact.
     """
-    trainer, record = parallel.agreed(
+    trainer, record = distributed.agreed(
         lambda: _prepare(config, run_dir, resume, devices),
         lambda prepared: {
             **asdict(prepared[0].config),
@@ -72,7 +72,7 @@ def train(config: Config, run_dir: Path | None = None, resume: bool = False, dev
         },
     )
     with ExitStack() as stack:
-        files = parallel.on_lead(lambda: stack.enter_context(_RunFiles(trainer, run_dir, resume, record)))
+        files = distributed.on_lead(lambda: stack.enter_context(_RunFiles(trainer, run_dir, resume, record)))
         return _train(trainer, files)
 
 
@@ -93,17 +93,19 @@ def _prepare(config: Config, run_dir: Path | None, resume: bool, devices: int | 
         "steps_per_epoch": steps_per_epoch(config, len(images.train)),
         **data.digests(images),
     }
-    return Trainer(config, images, parallel.data_parallel(parallel.select_devices(devices))), record
+    trainer = Trainer(config, images, parallel.data_parallel(parallel.select_devices(devices)))
+    trainer.check_fits()
+    return trainer, record
 
 
 def _train(trainer: Trainer, files: "_RunFiles | None") -> int | None:
     """`train`, once all that could be wrong has been checked. `files` are None but on process 0."""
     saved = files.saved if files is not None else None
-    said = parallel.gather([-1 if saved is None else saved.step, files is not None and files.evaluated()])
+    said = distributed.gather([-1 if saved is None else saved.step, files is not None and files.evaluated()])
     step, evaluated = max(step for step, _ in said), any(evaluated for _, evaluated in said)
     state: TrainState | None = None
     if step >= 0:
-        state = parallel.from_lead(
+        state = distributed.from_lead(
             saved.state
             if saved is not None
             else jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), trainer.abstract_state())
@@ -137,7 +139,7 @@ def _train(trainer: Trainer, files: "_RunFiles | None") -> int | None:
                 files.finish(state, step)
 
         # The other processes wait: one that has left is taken for dead, and all are ended.
-        parallel.on_lead(finish)
+        distributed.on_lead(finish)
     if pipeline.stopped_by is not None:
         if files is not None:
             files.say(f"saved at step {step:,}; go on with --resume --run-dir {files.run_dir}")

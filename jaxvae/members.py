@@ -7,7 +7,6 @@ several would need are slower there than products one after the other, and one m
 """
 
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -20,7 +19,7 @@ import optax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from numpy.typing import NDArray
 
-from jaxvae import models, parallel
+from jaxvae import memory, models, parallel
 from jaxvae.config import SWEPT, Config, flag
 from jaxvae.data import ImageData, prepared
 from jaxvae.errors import InputError
@@ -419,20 +418,21 @@ def room(config: Config, images: ImageData, devices: Sequence[jax.Device]) -> Ro
     What a member takes is what the compiled program of one of them says, without the images; what is free is
     `MEMORY_FRACTION` of what the device reports, or `HOST_MEMORY_FRACTION` of the machine's, in equal shares.
     """
+    required = memory.required_bytes(
+        abstract_members(config, images.train.shape[1:], 1), images.train.shape[1:], config.batch_size, config.samples
+    )
+    memory.check_fits(required, images.nbytes, devices[:1])
+    accelerator = memory.device_stats(devices[0]) is not None
+    # Before the images are there, which are counted below, and a member, which is not to stay.
+    free = memory.free_bytes(devices[0])
+    free = int(MEMORY_FRACTION * free) if accelerator else int(HOST_MEMORY_FRACTION * free) // len(devices)
+    free -= images.nbytes
     numbers = {name: [value] for name, value in config.numbers().items()}
     trainer = MembersTrainer(config, images, [0], numbers, devices[:1])
-    image_bytes = images.train.nbytes + images.test.nbytes
     state = trainer.start(None)
     trainer.compile(state)
-    memory = trainer._programs.memory()
+    program = trainer._programs.memory()
     # The state goes in and comes out in one place, but a device that maps over members holds both.
-    member_bytes = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
+    member_bytes = program.argument_size_in_bytes + program.output_size_in_bytes + program.temp_size_in_bytes
     member_bytes -= images.train.nbytes
-    stats = devices[0].memory_stats()
-    if stats and "bytes_limit" in stats:
-        free = int(MEMORY_FRACTION * (stats["bytes_limit"] - stats.get("bytes_in_use", 0)))
-    else:
-        pages = os.sysconf("SC_AVPHYS_PAGES" if "SC_AVPHYS_PAGES" in os.sysconf_names else "SC_PHYS_PAGES")
-        free = int(HOST_MEMORY_FRACTION * pages * os.sysconf("SC_PAGE_SIZE")) // len(devices)
-    free -= image_bytes
     return Room(max(1, free // member_bytes) * len(devices), member_bytes, max(free, 0))

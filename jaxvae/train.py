@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from jaxvae import cli, loop, parallel
+from jaxvae import cli, distributed, loop
 from jaxvae import config as configs
 from jaxvae.config import Config
 from jaxvae.errors import InputError
@@ -74,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code (see `jaxvae.cli`)."""
     arguments = parse(sys.argv[1:] if argv is None else argv)
     devices = cli.device_count(arguments.devices)
-    parallel.join(arguments.coordinator, arguments.num_processes, arguments.process_id)
+    distributed.join(arguments.coordinator, arguments.num_processes, arguments.process_id, arguments.run_dir)
     try:
         stopped_by = loop.train(arguments.config, arguments.run_dir, arguments.resume, devices)
     except loop.Diverged as error:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
-from jaxvae import models, parallel
+from jaxvae import memory, models, parallel
 from jaxvae.config import Config
 from jaxvae.data import ImageData
 from jaxvae.errors import InputError
@@ -265,6 +265,13 @@ class Trainer:
     def abstract_state(self) -> TrainState:
         """The shapes and dtypes of a state; nothing is computed."""
         return abstract_state(self.model, self.optimizer)
+
+    def check_fits(self) -> None:
+        """Raise `InputError` where the devices' memory is certainly not enough; nothing is compiled."""
+        config, images = self.config, self.images
+        share = config.batch_size // self.placement.shares
+        required = memory.required_bytes(self.abstract_state(), images.train.shape[1:], share, config.samples)
+        memory.check_fits(required, images.nbytes, list(self.placement.batch.mesh.devices.flat))
 
     def start(self, state: TrainState | None) -> TrainState:
         """Put the images on the devices, and there make the first state, or put `state`, which is on the host."""

@@ -13,7 +13,7 @@ import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from runs import COMPARED, assert_same_curve, assert_same_training, float64_steps, train
 
-from jaxvae import checkpoint, data, parallel
+from jaxvae import checkpoint, data, distributed, parallel
 from jaxvae.config import PRESETS
 from jaxvae.errors import InputError
 from jaxvae.keys import purpose_key
@@ -77,7 +77,7 @@ def test_a_coordinator_that_does_not_answer() -> None:
         taken.bind(("127.0.0.1", 0))  # It does not listen.
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         with pytest.raises(InputError, match=f"--coordinator {address} did not answer in 0.5 s: .*refused"):
-            parallel.join(address, 2, 1, timeout=0.5)
+            distributed.join(address, 2, 1, timeout=0.5)
 
 
 def test_a_port_that_is_taken() -> None:
@@ -86,7 +86,7 @@ def test_a_port_that_is_taken() -> None:
         taken.listen()
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         with pytest.raises(InputError, match=f"--coordinator {address}: cannot listen there: .*in use"):
-            parallel.join(address, 2, 0)
+            distributed.join(address, 2, 0)
 
 
 @pytest.mark.parametrize(("environment", "expected"), [
@@ -102,14 +102,14 @@ def test_a_port_that_is_taken() -> None:
     ({"KUBERNETES_SERVICE_HOST": "10.0.0.1", "JOB_COMPLETION_INDEX": "0"}, True),
 ])  # fmt: skip
 def test_schedulers_are_recognised(environment: dict[str, str], expected: bool) -> None:
-    assert parallel.started_by_a_scheduler(environment) is expected
+    assert distributed.started_by_a_scheduler(environment) is expected
 
 
 def test_one_process_agrees_with_itself() -> None:
-    assert parallel.is_lead()
-    assert parallel.gather({"a": 1}) == [{"a": 1}]
-    assert parallel.on_lead(lambda: 7) == 7
-    assert parallel.agreed(lambda: 7, lambda x: {"x": x}) == 7
+    assert distributed.is_lead()
+    assert distributed.gather({"a": 1}) == [{"a": 1}]
+    assert distributed.on_lead(lambda: 7) == 7
+    assert distributed.agreed(lambda: 7, lambda x: {"x": x}) == 7
 
 
 def test_one_process_refuses_by_itself() -> None:
@@ -117,7 +117,7 @@ def test_one_process_refuses_by_itself() -> None:
         raise InputError("no such thing")
 
     with pytest.raises(InputError, match="^no such thing$"):
-        parallel.agreed(refuse, lambda _: {})
+        distributed.agreed(refuse, lambda _: {})
 
 
 # --- The same answer on any number of devices ----------------------------------------------------------------

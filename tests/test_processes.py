@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -26,7 +27,7 @@ from runs import (
     train,
 )
 
-from jaxvae import parallel
+from jaxvae import cli, distributed, meeting
 from jaxvae.errors import InputError
 
 pytestmark = pytest.mark.slow
@@ -34,16 +35,18 @@ pytestmark = pytest.mark.slow
 STEPS_OF_A_JOB = """
 import pickle, sys
 from pathlib import Path
-from jaxvae import parallel
+from jaxvae import distributed, parallel
 from runs import float64_steps
 preset, address, process, file = sys.argv[1:]
-parallel.join(address, 2, int(process))
+distributed.join(address, 2, int(process))
 result = float64_steps(preset, "jit", parallel.select_devices())
 Path(file).write_bytes(pickle.dumps(result))
 """
 
 
-def in_two_processes(code: str, argument: str, directory: Path, devices: int = 2) -> list[bytes]:
+def in_two_processes(
+    code: str, argument: str, directory: Path, devices: int = 2, codes: Sequence[int] = (0, 0)
+) -> list[bytes]:
     """What `code` writes in each of two processes; argv: `argument`, an address, the process, the file to write."""
     address = free_address()
     files = [directory / f"process-{number}" for number in range(2)]
@@ -57,11 +60,16 @@ def in_two_processes(code: str, argument: str, directory: Path, devices: int = 2
         for number, file in enumerate(files)
     ]
     try:
-        assert [process.wait(180) for process in processes] == [0, 0]
+        assert [process.wait(180) for process in processes] == list(codes)
     finally:
         for process in processes:
             process.kill()
     return [file.read_bytes() for file in files]
+
+
+def errors_in(said: str) -> list[str]:
+    """What is on stderr but for the words about who is waited for."""
+    return [line for line in said.splitlines() if not line.startswith("waiting for") and " is here" not in line]
 
 
 @pytest.mark.unoptimized
@@ -81,7 +89,7 @@ def test_two_processes_train_like_one(tmp_path: Path) -> None:
     codes, said = Job([*args, "--run-dir", str(tmp_path / "two")], devices=2).wait()
     assert codes == [0, 0], said
     assert "x 4 in 2 processes" in said[0] and "epoch 3/3" in said[0]
-    assert said[1] == ""  # Process 0 alone prints.
+    assert said[1].startswith("waiting for process 0 at 127.0.0.1:") and said[1].count("\n") == 1  # Process 0 prints.
     assert_same_curve(tmp_path / "two", tmp_path / "one", 100)
 
 
@@ -102,16 +110,16 @@ STATE_OF_A_JOB = """
 import hashlib, sys
 from pathlib import Path
 import jax, numpy as np
-from jaxvae import checkpoint, data, parallel
+from jaxvae import checkpoint, data, distributed, parallel
 from jaxvae.trainer import Trainer
 run_dir, address, process, file = sys.argv[1:]
-parallel.join(address, 2, int(process))
+distributed.join(address, 2, int(process))
 run = checkpoint.load_run(Path(run_dir))
 images = data.load(run.config.dataset)
 placement = parallel.data_parallel(parallel.select_devices())
 trainer = Trainer(run.config, images, placement)
 zeros = jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), trainer.abstract_state())
-state = trainer.start(parallel.from_lead(run.state if parallel.is_lead() else zeros))
+state = trainer.start(distributed.from_lead(run.state if distributed.is_lead() else zeros))
 for leaf in jax.tree.leaves(state):
     assert len(leaf.addressable_shards) == 2 and len(leaf.sharding.device_set) == 4
     digests = {hashlib.sha256(np.asarray(s.data).tobytes()).hexdigest() for s in leaf.addressable_shards}
@@ -134,15 +142,20 @@ def test_a_checkpoint_of_eight_devices_starts_in_two_processes_bit_for_bit(base:
     assert state_of(run_dir).step == 24
 
 
+def wait_for_lines(run_dir: Path, count: int) -> None:
+    """Wait until a run has written so many metrics."""
+    end = time.monotonic() + 60
+    while not (run_dir / "metrics.jsonl").exists() or (run_dir / "metrics.jsonl").read_text().count("\n") < count:
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
 @pytest.mark.parametrize("told", [0, 1])
 def test_a_signal_to_one_stops_both_at_the_same_step(told: int, base: list[str], tmp_path: Path) -> None:
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     args = [*base, "--image-every", "0", "--epochs", "400"]
     job = Job([*args, "--run-dir", str(cut)])
-    end = time.monotonic() + 60
-    while not (cut / "metrics.jsonl").exists() or (cut / "metrics.jsonl").read_text().count("\n") < 6:
-        assert time.monotonic() < end
-        time.sleep(0.01)
+    wait_for_lines(cut, 6)
     job.processes[told].send_signal(signal.SIGTERM)
     codes, said = job.wait(30)
     assert codes == [143, 143], said
@@ -203,7 +216,7 @@ def test_what_is_wrong_with_one_is_told_by_both(
 ) -> None:
     codes, said = Job([*base, "--run-dir", str(tmp_path / "run")], flags, devices=2).wait()
     assert codes == [2, 2], said
-    assert all(words in process and process.count("\n") == 1 for process in said), said
+    assert all(words in errors_in(process)[-1] and len(errors_in(process)) == 1 for process in said), said
     assert not (tmp_path / "run").exists()
 
 
@@ -217,19 +230,89 @@ def test_what_process_0_meets_is_told_by_both(base: list[str], tmp_path: Path) -
     assert all("every checkpoint is damaged" in process for process in said)
 
 
+FAILING = """
+import sys
+from pathlib import Path
+from jaxvae import cli, data, train, trainer
+args, address, process, file = sys.argv[1:]
+place, error, *args = args.split()
+def fail(*_):
+    raise {"MemoryError": MemoryError, "ZeroDivisionError": ZeroDivisionError}[error]("of the test")
+if process == "1":
+    module, name = {"prepare": (data, "digest"), "steps": (trainer.Trainer, "run_steps")}[place]
+    setattr(module, name, fail)
+job = ["--coordinator", address, "--num-processes", "2", "--process-id", process]
+sys.stderr = open(file, "w")
+sys.exit(cli.run(lambda: train.main([*args, *job])))
+"""
+
+
+@pytest.mark.unoptimized
+@pytest.mark.parametrize(
+    ("place", "error", "code"),
+    [("prepare", "MemoryError", 6), ("prepare", "ZeroDivisionError", 1), ("steps", "ZeroDivisionError", 1)],
+)
+def test_an_error_in_one_process_ends_both(place: str, error: str, code: int, base: list[str], tmp_path: Path) -> None:
+    """While they prepare, where all are told by agreement, and later, where the watch tells."""
+    args = " ".join([place, error, *base, "--epochs", "2", "--run-dir", str(tmp_path / "run")])
+    said = in_two_processes(FAILING, args, tmp_path, devices=1, codes=[cli.EXIT_JOB, code])
+    [line] = [line for line in said[0].decode().splitlines() if line.startswith("error: ")]
+    assert "process 1" in line and f"{error}: of the test" in line
+    assert (b"Traceback" in said[1]) == (error != "MemoryError") and b"Traceback" not in said[0]
+    assert error.encode() in said[1]
+
+
+@pytest.mark.unoptimized
+@pytest.mark.parametrize("lost", [0, 1])
+def test_a_process_that_is_killed_ends_the_other(lost: int, base: list[str], tmp_path: Path) -> None:
+    job = Job([*base, "--image-every", "0", "--epochs", "100000", "--run-dir", str(tmp_path / "run")])
+    wait_for_lines(tmp_path / "run", 6)
+    job.processes[lost].kill()
+    start = time.monotonic()
+    codes, said = job.wait(30)
+    assert time.monotonic() - start < 10
+    assert codes[1 - lost] == cli.EXIT_JOB and codes[lost] == -signal.SIGKILL
+    *_, last = said[1 - lost].splitlines()
+    assert last.startswith(f"error: process {lost} (pid {job.processes[lost].pid} on ")
+    assert f"--resume --run-dir {tmp_path / 'run'}" in last
+    assert "*** Check failure" not in said[1 - lost] and "Traceback" not in said[1 - lost]
+    assert said[1 - lost].count("error") == 1
+
+
+SCHEDULED = """
+import sys
+from pathlib import Path
+from jaxvae import distributed
+preset, address, process, file = sys.argv[1:]
+import os
+os.environ |= {"SLURM_JOB_ID": address.rpartition(":")[2], "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2",
+               "SLURM_PROCID": process, "SLURM_LOCALID": process}
+distributed.join()
+Path(file).write_text(" ".join(map(str, distributed.gather(int(process)))))
+"""
+
+
+def test_processes_that_a_scheduler_started_meet(tmp_path: Path) -> None:
+    assert in_two_processes(SCHEDULED, "", tmp_path, devices=1) == [b"0 1", b"0 1"]
+
+
 def test_processes_that_do_not_come_are_not_waited_for_for_ever() -> None:
     address = free_address()
     with pytest.raises(InputError, match=f"--coordinator {address}: of 3 processes, 1, 2 did not come"):
-        parallel.join(address, 3, 0, timeout=0.3)
+        distributed.join(address, 3, 0, timeout=0.3)
+
+
+def _meet(address: str, count: int, number: int) -> list[meeting.Link]:
+    return meeting.meet("--coordinator", address, meeting.this_process(number), count, 20)
 
 
 @pytest.mark.parametrize(("number", "count"), [(1, 3), (0, 2)])
 def test_a_process_of_another_job_is_turned_away(number: int, count: int) -> None:
     address = free_address()
     with ThreadPoolExecutor() as threads:
-        lead = threads.submit(parallel._meet, address, 2, 0, 20)
+        lead = threads.submit(_meet, address, 2, 0)
         with pytest.raises(InputError, match=f"process {number or 2} of {count} does not fit a job of 2"):
-            parallel._meet(address, count, number or 2, 20)
+            _meet(address, count, number or 2)
         with pytest.raises(InputError, match="does not fit a job of 2"):
             lead.result()
 
@@ -238,9 +321,11 @@ def test_a_stranger_at_the_port_is_ignored() -> None:
     address = free_address()
     host, _, port = address.rpartition(":")
     with ThreadPoolExecutor() as threads:
-        lead = threads.submit(parallel._meet, address, 2, 0, 20)
-        for words in (b"GET / HTTP/1.1\r\n\r\n", b"jaxvae\n", b""):
-            with parallel._connect(host, int(port), time.monotonic() + 20) as stranger:
+        lead = threads.submit(_meet, address, 2, 0)
+        for words in (b"GET / HTTP/1.1\r\n\r\n", b"{}\n", b'{"kind": "here", "of": 2, "peer": 1}\n', b""):
+            with meeting.connect(host, int(port), time.monotonic() + 20) as stranger:
                 stranger.sendall(words)
-        parallel._meet(address, 2, 1, 20)
-        lead.result()
+        links = [*_meet(address, 2, 1), *lead.result()]
+        assert [str(link.peer) for link in links] == [str(meeting.this_process(number)) for number in (0, 1)]
+        for link in links:
+            link.close()

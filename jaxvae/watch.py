@@ -1,0 +1,148 @@
+"""The watch that the processes of a job keep over each other, beside JAX and without it.
+
+A process that dies has its connections closed by its kernel, and those of a machine that vanishes time out. Either way
+process 0, which is connected to all, tells the rest, and all that are left end at once, in one line. Threads do this,
+since the main thread may be waiting, for ever, for what the lost process was to compute.
+"""
+
+import contextlib
+import os
+import socket
+import threading
+import time
+from collections.abc import Sequence
+
+from jaxvae.errors import one_line
+from jaxvae.meeting import Link, Peer, connect, keep_alive
+
+EXIT_JOB = 5  # The exit code where another process of the job was lost, or failed.
+TELL_SECONDS = 2.0  # For the others to hear why this process ends.
+LOSS_SECONDS = 3.0  # Within which the end of a process is heard of, when what it was to compute has failed.
+
+
+class Watch:
+    """One process's part in the watch.
+
+    Args:
+      own: this process.
+      links: on process 0, to every other process; on the others, to process 0.
+      advice: what a person can do about a lost process.
+    """
+
+    def __init__(self, own: Peer, links: Sequence[Link], advice: str):
+        self.own = own
+        self._links, self._advice = links, advice
+        self._changed = threading.Condition()
+        self._all_left = not links
+        self._ends = False
+        self._stop: int | None = None
+        for link in links:
+            link.keep_alive()
+            threading.Thread(target=self._listen, args=(link,), name="watch", daemon=True).start()
+
+    @property
+    def stop(self) -> int | None:
+        """The first signal that `request_stop` was called with in any process, once that is known here."""
+        return self._stop
+
+    def request_stop(self, number: int) -> None:
+        """Tell every process that this one was sent the signal `number`. Waits for nothing. Any thread may call it."""
+        self._note_stop(number)
+        for link in self._links:
+            link.send("stop", number=number)
+
+    def _note_stop(self, number: int) -> None:
+        if self._stop is None:
+            self._stop = number
+
+    def _listen(self, link: Link) -> None:
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            while (message := link.receive()) is not None:
+                self._take(link, message["kind"], message)
+        with self._changed:
+            known = self._ends or link.left or self._all_left
+        if not known:
+            self._end(f"{link.peer} was lost; {self._advice}", link)
+
+    def _take(self, link: Link, kind: str, message: dict[str, object]) -> None:
+        if kind == "stop":
+            self._note_stop(int(str(message["number"])))
+            for other in self._links:
+                if other is not link:
+                    other.send("stop", number=message["number"])
+        elif kind == "end":
+            self._end(one_line(str(message["reason"])), link)
+        elif kind in ("leaving", "all left"):
+            with self._changed:
+                link.left = True
+                self._all_left = kind == "all left" or (self.own.number == 0 and all(x.left for x in self._links))
+                self._changed.notify_all()
+
+    def leave(self) -> None:
+        """Wait until every process leaves too: one that goes earlier would be missed by JAX."""
+        if self.own.number:
+            self._links[0].send("leaving")
+        with self._changed:
+            self._changed.wait_for(lambda: self._all_left)
+        if not self.own.number:
+            for link in self._links:
+                link.send("all left")
+
+    def fail(self, reason: str) -> None:
+        """Tell every process that this one ends, and why, so that all end; return when they have heard it."""
+        with self._changed:
+            if self._ends:
+                self._changed.wait()  # For the thread that ends this process.
+            self._ends = True
+        self._tell(reason, self._links)
+
+    def _tell(self, reason: str, links: Sequence[Link]) -> None:
+        for link in links:
+            link.send("end", reason=reason)
+        end = time.monotonic() + TELL_SECONDS
+        while time.monotonic() < end and any(link.open for link in links):
+            time.sleep(0.01)
+
+    def _end(self, reason: str, source: Link) -> None:
+        """End this process, in one line, whatever its other threads do."""
+        with self._changed:
+            if self._ends:
+                return
+            self._ends = True
+        # Not by the console, whose locks another thread may hold. It hides the cursor of a terminal.
+        start = "\n\x1b[?25h" if os.isatty(2) else ""
+        with contextlib.suppress(OSError):
+            os.write(2, f"{start}error: {reason}\n".encode())
+        self._tell(reason, [link for link in self._links if link is not source])
+        os._exit(EXIT_JOB)
+
+
+def relay(host: str, port: int, timeout: float) -> str:
+    """HOST:PORT on this machine, connections to which are passed on to another.
+
+    They stay open here when they end there: JAX's client aborts the process, with a C++ trace, at the moment at which
+    it loses its coordinator, and leaves no time to say what was lost.
+    """
+    server = socket.create_server(("127.0.0.1", 0))
+
+    def accept() -> None:
+        while True:
+            near = server.accept()[0]
+            try:
+                far = connect(host, port, time.monotonic() + timeout)
+            except OSError:
+                near.close()
+                continue
+            far.settimeout(None)
+            keep_alive(far)
+            for source, target in ((near, far), (far, near)):
+                threading.Thread(target=_pass_on, args=(source, target), name="relay", daemon=True).start()
+
+    threading.Thread(target=accept, name="relay", daemon=True).start()
+    return f"127.0.0.1:{server.getsockname()[1]}"
+
+
+def _pass_on(source: socket.socket, target: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        while data := source.recv(2**16):
+            target.sendall(data)
