@@ -328,10 +328,10 @@ def test_pictures_show_what_the_model_sees(base: list[str], tmp_path: Path) -> N
     with Image.open(run / "images" / "reconstructions_epoch_0002.png") as file:
         picture = np.asarray(file)[::2, ::2]
     found = checkpoint.load_run(run)
-    test = data.load(found.config.dataset).test
-    x = jnp.asarray(test, jnp.float32) / 255
+    shown = data.prepared(data.load(found.config.dataset), found.config).validation
+    x = jnp.asarray(shown, jnp.float32) / 255
     key = purpose_key(0, "reconstructions")
-    seen = binarize(x, example_keys(key, 0, len(test)))
+    seen = binarize(x, example_keys(key, 0, len(shown)))
     expected = plots.reconstruction_grid(
         np.asarray(seen), np.asarray(models.reconstruct(found.model, found.state.params, seen, key))
     )

@@ -25,6 +25,7 @@ GRID = [(0, 1e-3, 1.0), (7, 1e-3, 4.0), (0, 3e-4, 4.0), (2**32 - 1, 3e-4, 0.5), 
 
 def alone(config: Config, images: ImageData) -> tuple[NDArray[Any], Any, Any]:
     """A run of its own: its losses, its state at the end, its test terms."""
+    images = data.prepared(images, config)
     trainer = Trainer(config, images)
     state, calls = advance(trainer, trainer.start(None), 0, config.epochs * trainer.steps_per_epoch)
     losses = [np.asarray(terms["loss"])[:count] for count, terms in calls]
@@ -108,7 +109,7 @@ def singles() -> dict[int, Any]:
 def test_members_are_the_same_however_they_are_shared_out(
     at_once: int, devices: int, images: NDArray[np.uint8], singles: dict[int, Any]
 ) -> None:
-    config = dataclasses.replace(PRESETS["vae"], hidden=(8,), latent_size=2, batch_size=16, epochs=2)
+    config = dataclasses.replace(PRESETS["vae"], hidden=(8,), latent_size=2, batch_size=16, epochs=2, validation=0.0)
     images_ = ImageData("digits", "a test", images[:64], images[64:])
     seeds, rates, betas = zip(*GRID, strict=True)
     numbers = {**{name: [value] * 5 for name, value in config.numbers().items()}, "learning_rate": rates, "beta": betas}
@@ -198,7 +199,7 @@ def test_room_is_what_the_device_says(images: NDArray[np.uint8]) -> None:
 def test_members_of_binarised_images_are_runs_on_them(images: NDArray[np.uint8]) -> None:
     config = dataclasses.replace(PRESETS["vae"], hidden=(8,), latent_size=2, batch_size=16, epochs=2, inputs="static")
     images_ = ImageData("digits", "a test", images[:64], images[64:])
-    losses, _, _ = alone(config, data.binarized(images_, config.static_seed))
+    losses, _, _ = alone(config, images_)
     np.testing.assert_array_equal(train_members(config, images_, [0, 0]).train["loss"], [losses, losses])
 
 
