@@ -108,12 +108,14 @@ def test_exactly_k_samples_count(linear: Any, monkeypatch: pytest.MonkeyPatch) -
     model, params = linear_vae(weights, offset, wrong=0.5)
     monkeypatch.setattr(evaluate, "PIXELS_AT_ONCE", 5 * PIXELS)
     estimate, error = evaluate.log_likelihood(model, LINEAR, params, x, jax.random.key(2), 12)
-    log_w = []
-    keys = example_keys(jax.random.key(2), 0, len(x))
-    for first in (0, 5, 10):
-        chunk = jax.vmap(lambda k, f=first: jax.random.fold_in(k, f))(keys)
-        draws = jax.jit(lambda k: model.apply(params, jnp.asarray(x), k, 5, method="draw"))(chunk)
-        log_w.append(draws.log_prior - draws.log_posterior - pixel_nll(draws.pixels, jnp.asarray(x), LINEAR))
+
+    @jax.jit
+    def weights_from(first: int) -> Any:
+        keys = jax.vmap(lambda k: jax.random.fold_in(k, first))(example_keys(jax.random.key(2), 0, len(x)))
+        draws = model.apply(params, jnp.asarray(x), keys, 5, method="draw")
+        return draws.log_prior - draws.log_posterior - pixel_nll(draws.pixels, jnp.asarray(x), LINEAR)
+
+    log_w = [weights_from(first) for first in (0, 5, 10)]
     expected = np.float64(np.concatenate(log_w, axis=1))[:, :12]
     weights = np.exp(expected - expected.max(axis=1, keepdims=True))
     mean = weights.mean(axis=1)
@@ -143,9 +145,8 @@ def test_posterior_statistics_are_those_of_the_posterior(inputs: str) -> None:
     flat = np.float64(x).reshape(500, 4)
     kernel = np.random.default_rng(1).normal(size=(4, 6))
     kernel[:, :3] *= np.sqrt([0.0115, 0.0085, 0.0]) / (flat @ kernel[:, :3]).std(axis=0)
-    params = init_state(model, build_optimizer(config), jax.random.key(0)).params
-    layer = params["params"]["encoder"]["mlp"]["dense_0"]
-    layer["kernel"], bias = jnp.float32(kernel), np.asarray(layer["bias"], np.float64)
+    bias = np.random.default_rng(2).uniform(-0.5, 0.5, 6)
+    params = {"params": {"encoder": {"mlp": {"dense_0": {"kernel": jnp.float32(kernel), "bias": jnp.float32(bias)}}}}}
     statistics = evaluate.posterior_statistics(model, config, params, images, key)
     mean, log_std = np.split(flat @ kernel + bias, 2, axis=1)
     expected = (0.5 * (mean**2 + np.exp(2 * log_std) - 1) - log_std).mean(axis=0)
@@ -160,7 +161,8 @@ def test_active_units_of_both_layers() -> None:
     )
     model = build_model(config, (2, 2, 1))
     images = np.random.default_rng(0).integers(0, 256, (2000, 2, 2, 1), np.uint8)
-    params = jax.tree.map(jnp.zeros_like, init_state(model, build_optimizer(config), jax.random.key(0)).params)
+    like = jax.eval_shape(lambda: init_state(model, build_optimizer(config), jax.random.key(0))).params
+    params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), like)
     lower, upper = (params["params"][name] for name in ("encoder", "encoder_2"))
     lower = lower["mlp"]
     for layer, weights in (
@@ -172,7 +174,7 @@ def test_active_units_of_both_layers() -> None:
         (upper["dense_2"], (1.0, 2.0)),
     ):
         for unit, weight in enumerate(weights):
-            layer["kernel"] = layer["kernel"].at[unit, unit].set(weight)
+            layer["kernel"][unit, unit] = weight
     statistics = evaluate.posterior_statistics(model, config, params, images, jax.random.key(1))
     assert statistics == {"active_units": [1, 1], "latent_sizes": [4, 2]}
 

@@ -1,0 +1,735 @@
+"""Do the tests notice? One change at a time to a copy of jaxvae, and the test that must fail.
+
+    python experiments/mutations/mutations.py
+
+Expected: the unchanged copy passes, and every change is caught. Measured: so, all 292.
+
+Each entry of `MUTATIONS` alters one term, sign, constant, activation, constant of Adam, or property of the initial
+weights: first those of the notes, which tests/test_parity.py compares with PyTorch, then those of the other
+objectives, likelihoods, bounds and estimators, which are compared with NumPy and SciPy. It is caught if the test it
+names fails with a failed assertion; a copy that does not even import, or a test that crashes, does not count.
+"""
+
+import multiprocessing
+import os
+import re
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+ROOT = Path(__file__).resolve().parents[2]
+PARITY, OBJECTIVES, VARIATIONAL, EVALUATE, MODELS = (
+    f"tests/test_{name}.py" for name in ("parity", "objectives", "variational", "evaluate", "models")
+)
+COPIED = (
+    *("pyproject.toml", "tests/conftest.py", "tests/runs.py", PARITY, OBJECTIVES, VARIATIONAL, EVALUATE, MODELS),
+    *(f"experiments/parity/reference.{extension}" for extension in ("py", "json")),
+)
+PROCESSES = 2
+_PROCESSES = multiprocessing.get_context("forkserver")  # Each begins where the libraries are imported already.
+_PROCESSES.set_forkserver_preload(["flax.linen", "hypothesis.strategies", "optax", "pytest", "scipy.stats", "tyro"])
+
+
+class Mutation(NamedTuple):
+    """`old`, which occurs once in jaxvae/`file`, becomes `new`; `test`, as FILE::NAME, must fail."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    test: str
+
+
+def _in(file: str, test: str, *changes: tuple[str, str, str], of: str = PARITY) -> list[Mutation]:
+    """Mutations of one file that one test, in the file `of`, must catch."""
+    return [Mutation(name, file, old, new, f"{of}::{test}") for name, old, new in changes]
+
+
+_SPLIT = "jnp.split(nn.relu(features), 2, axis=-1)"
+_UNIFORM = "jax.random.uniform(key, shape, dtype, -limit, limit)"
+
+
+def _x_hat(last_field: str, pixels: str) -> str:
+    """The property of an output, told apart by the field before it."""
+    return f'''    {last_field}: Array
+
+    @property
+    def x_hat(self) -> Array:
+        """Reconstructed pixel intensities in [0, 1], [B, H, W, C]."""
+        return {pixels}'''
+
+
+MUTATIONS: tuple[Mutation, ...] = (
+    # The formulas.
+    *_in(
+        "objectives.py",
+        "test_mse",
+        ("mse: sign", "jnp.square(x_hat - x)", "jnp.square(x_hat + x)"),
+        ("mse: not squared", "jnp.square(x_hat - x)", "jnp.abs(x_hat - x)"),
+        ("mse: not averaged", "_sum_per_example(error) / (error.size // error.shape[0])", "_sum_per_example(error)"),
+        ("mse: over the batch's pixels", "(error.size // error.shape[0])", "error.size"),
+    ),
+    *_in(
+        "objectives.py",
+        "test_kld",
+        ("kld: 0.5", "0.5 * _sum_per_example(jnp.square(mean)", "1.0 * _sum_per_example(jnp.square(mean)"),
+        ("kld: sign", "0.5 * _sum_per_example(jnp.square(mean)", "-0.5 * _sum_per_example(jnp.square(mean)"),
+        ("kld: mean^2 dropped", "(jnp.square(mean) + variance - ", "(variance - "),
+        ("kld: mean^2 sign", "(jnp.square(mean) + variance - ", "(variance - jnp.square(mean) - "),
+        ("kld: mean not squared", "(jnp.square(mean) + variance - ", "(mean + variance - "),
+        ("kld: sigma^2 dropped", "(jnp.square(mean) + variance - ", "(jnp.square(mean) - "),
+        ("kld: sigma^2 sign", "(jnp.square(mean) + variance - ", "(jnp.square(mean) - variance - "),
+        ("kld: sigma not squared", "variance = jnp.square(std)", "variance = std"),
+        ("kld: log dropped", " - jnp.log(1e-8 + variance) - 1)", " - 1)"),
+        ("kld: log's sign", " - jnp.log(1e-8 + variance) - 1)", " + jnp.log(1e-8 + variance) - 1)"),
+        ("kld: log of sigma", "jnp.log(1e-8 + variance)", "jnp.log(1e-8 + std)"),
+        ("kld: 1e-8 is 1e-7", "jnp.log(1e-8 + variance)", "jnp.log(1e-7 + variance)"),
+        ("kld: 1e-8 is a floor", "jnp.log(1e-8 + variance)", "jnp.log(jnp.maximum(1e-8, variance))"),
+        ("kld: 1e-8 outside the square", "jnp.log(1e-8 + variance)", "jnp.log(jnp.square(1e-8 + std))"),
+        ("kld: -1 dropped", "variance) - 1) / num_pixels", "variance)) / num_pixels"),
+        ("kld: -1 is +1", "variance) - 1) / num_pixels", "variance) + 1) / num_pixels"),
+        ("kld: 784 dropped", "variance) - 1) / num_pixels", "variance) - 1)"),
+    ),
+    *_in(
+        "objectives.py",
+        "test_objectives_are_the_notes_losses",
+        ("loss: kld's sign", "recon + 1.0 * kl", "recon - 1.0 * kl"),
+        ("loss: kld's weight", "recon + 1.0 * kl", "recon + 0.5 * kl"),
+        ("loss: kld dropped", "recon + 1.0 * kl", "recon"),
+        ("loss: mse dropped", "recon + 1.0 * kl", "1.0 * kl"),
+        ("loss: 784 is the batch's pixels", "num_pixels=x[0].size", "num_pixels=x.size"),
+        ("loss: 784 is the latent size", "num_pixels=x[0].size", "num_pixels=output.mean[0].size"),
+    ),
+    # The models.
+    *_in(
+        "models.py",
+        "test_reconstructions_and_samples_are_those_of_the_notes",
+        *(
+            (f"{part}: ReLU {i} dropped", "            if i:", f"            if i and (self.path[0], i) != {part, i}:")
+            for part in ("encoder", "decoder")
+            for i in (1, 2)
+        ),
+        ("ReLU is GELU", '"relu": nn.relu,', '"relu": nn.gelu,'),
+        ("ReLU is leaky", '"relu": nn.relu,', '"relu": nn.leaky_relu,'),
+        ("ReLU after the last layer", "        return x\n\n\ndef _at", "        return nn.relu(x)\n\n\ndef _at"),
+        ("autoencoder: code without ReLU", 'nn.relu(features) if self.head == "relu" else features', "features"),
+        ("VAE: mean and sigma without ReLU", _SPLIT, "jnp.split(features, 2, axis=-1)"),
+        ("VAE: mean without ReLU", "return mean, std\n", "return jnp.split(features, 2, axis=-1)[0], std\n"),
+        ("VAE: sigma without ReLU", "return mean, std\n", "return mean, jnp.split(features, 2, axis=-1)[1]\n"),
+        ("VAE: sigma is exponential", "return mean, std\n", "return mean, jnp.exp(std)\n"),
+        ("VAE: halves swapped", "mean, std = jnp.split(nn.relu(", "std, mean = jnp.split(nn.relu("),
+        ("VAE: halves interleaved", _SPLIT, "nn.relu(features).reshape(len(x), -1, 2).transpose(2, 0, 1)"),
+        ("sample: no sigmoid", "    return nn.sigmoid(logits)", "    return logits"),
+        ("sample: sigmoid is tanh", "    return nn.sigmoid(logits)", "    return jnp.tanh(logits)"),
+        *(
+            (f"{name}: {what}", _x_hat(field, "nn.sigmoid(self.logits)"), _x_hat(field, new))
+            for name, field in (("autoencoder", "latent"), ("VAE", "std"))
+            for what, new in (("no sigmoid", "self.logits"), ("sigmoid is tanh", "jnp.tanh(self.logits)"))
+        ),
+    ),
+    *_in(
+        "models.py",
+        "test_noise_is_normal_scaled_by_sigma",
+        ("noise: sign", "return mean + std * eps", "return mean - std * eps"),
+        ("noise: mean dropped", "return mean + std * eps", "return std * eps"),
+        ("noise: sigma dropped", "return mean + std * eps", "return mean + eps"),
+        ("noise: eps dropped", "return mean + std * eps", "return mean + std"),
+        ("noise: variance for sigma", "return mean + std * eps", "return mean + std**2 * eps"),
+        ("noise: uniform, a key each", "jax.random.normal(k, mean.shape[1:]", "jax.random.uniform(k, mean.shape[1:]"),
+        ("noise: uniform, one key", "jax.random.normal(key, mean.shape, ", "jax.random.uniform(key, mean.shape, "),
+    ),
+    # The initial weights.
+    *_in(
+        "models.py",
+        "test_initial_weights_are_uniform_within_one_over_root_fan_in",
+        ("init: bound of He", "limit = fan_in**-0.5", "limit = (6 / fan_in) ** 0.5"),
+        ("init: bound 5 % larger", "limit = fan_in**-0.5", "limit = 1.05 * fan_in**-0.5"),
+        ("init: bound 5 % smaller", "limit = fan_in**-0.5", "limit = 0.95 * fan_in**-0.5"),
+        ("init: fan_out", "_uniform_fan_in(x.shape[-1])", "_uniform_fan_in(width)"),
+        ("init: normal", _UNIFORM, "limit * 3**-0.5 * jax.random.normal(key, shape, dtype)"),
+        ("init: truncated normal", _UNIFORM, "limit * jax.random.truncated_normal(key, -1, 1, shape, dtype)"),
+        ("init: not negative", "dtype, -limit, limit)", "dtype, 0.0, limit)"),
+        ("init: bias zero", '"kernel_init": init, "bias_init": init', '"kernel_init": init'),
+        ("init: bias of another bound", '"bias_init": init}', '"bias_init": _uniform_fan_in(width)}'),
+        ("init: kernel of Glorot", '"kernel_init": init, "bias_init": init', '"bias_init": init'),
+    ),
+    # The presets.
+    *_in(
+        "config.py",
+        "test_presets_are_the_notes_models",
+        ("preset: batch", "batch_size: int = 32", "batch_size: int = 64"),
+        ("preset: learning rate", "learning_rate: float = 1e-3", "learning_rate: float = 2e-3"),
+        ("preset: hidden widths", "hidden: tuple[int, ...] = (256, 64)", "hidden: tuple[int, ...] = (256, 32)"),
+        ("preset: VAE's latent size", "latent_size: int = 10", "latent_size: int = 20"),
+        ("preset: autoencoder's code", '"objective": "mse", "latent_size": 20', '"objective": "mse"'),
+    ),
+    *_in(
+        "config.py",
+        "test_reconstructions_and_samples_are_those_of_the_notes",
+        ("preset: head", 'head: Head = "relu"', 'head: Head = "linear"'),
+    ),
+    # The step.
+    *_in(
+        "train_step.py",
+        "test_first_step",
+        ("step: 255 is 256", "astype(jnp.float32) / 255", "astype(jnp.float32) / 256"),
+        ("step: sum for mean", "value.mean() for", "value.sum() for"),
+        ("step: gradient's sign", 'return metrics["loss"], metrics', 'return -metrics["loss"], metrics'),
+        ("step: gradient's scale", 'return metrics["loss"], metrics', 'return 1.001 * metrics["loss"], metrics'),
+        ("step: noise without the step", "jax.random.fold_in(key, state.step)", "key"),
+    ),
+    *_in(
+        "keys.py",
+        "test_first_step",
+        ("step: one noise for all places", "jax.random.fold_in(key, place))(", "jax.random.fold_in(key, 0 * place))("),
+    ),
+    *_in(
+        "train_step.py",
+        "test_training_curve",
+        ("step: not counted", "TrainState(state.step + 1, ", "TrainState(state.step, "),
+    ),
+    # Adam.
+    *_in(
+        "config.py",
+        "test_adam_is_pytorchs",
+        ("Adam: b1", "adam_b1: float = 0.9\n", "adam_b1: float = 0.91\n"),
+        ("Adam: b2", "adam_b2: float = 0.999\n", "adam_b2: float = 0.9991\n"),
+        ("Adam: eps 10 times larger", "adam_eps: float = 1e-8\n", "adam_eps: float = 1e-7\n"),
+        ("Adam: eps dropped", "adam_eps: float = 1e-8\n", "adam_eps: float = 1e-30\n"),
+    ),
+    *_in(
+        "train_step.py",
+        "test_adam_is_pytorchs",
+        ("Adam: learning rate", 'rate = numbers["learning_rate"]', 'rate = 1.001 * numbers["learning_rate"]'),
+        ("Adam: sign", "optax.scale(-rate)", "optax.scale(rate)"),
+        ("Adam: weight of the gradient", "(1 - b1) * g", "g"),
+        ("Adam: weight of its square", "(1 - b2) * jnp.square(g)", "jnp.square(g)"),
+        ("Adam: not squared", "(1 - b2) * jnp.square(g)", "(1 - b2) * jnp.abs(g)"),
+        ("Adam: first bias correction", "m * (-1 / jnp.expm1(t * math.log(b1)))", "m"),
+        ("Adam: second bias correction", "v * (-1 / jnp.expm1(t * math.log(b2)))", "v"),
+        ("Adam: eps inside the root", "(jnp.sqrt(v_hat) + eps)", "jnp.sqrt(v_hat + eps)"),
+        ("Adam: no root", "(jnp.sqrt(v_hat) + eps)", "(v_hat + eps)"),
+    ),
+    # What is not the notes': likelihoods and the KL term.
+    *_in(
+        "objectives.py",
+        "test_bernoulli_nll_is_minus_log_probability",
+        ("bernoulli: ReLU dropped", "jax.nn.relu(logits) - x * logits", "-x * logits"),
+        ("bernoulli: sign of x", "jax.nn.relu(logits) - x * logits", "jax.nn.relu(logits) + x * logits"),
+        ("bernoulli: x dropped", "jax.nn.relu(logits) - x * logits", "jax.nn.relu(logits) - logits"),
+        ("bernoulli: log dropped", " + jnp.log1p(jnp.exp(-jnp.abs(logits)))", ""),
+        ("bernoulli: log's sign", " + jnp.log1p(jnp.exp(-jnp.abs(logits)))", " - jnp.log1p(jnp.exp(-jnp.abs(logits)))"),
+        ("bernoulli: no absolute value", "jnp.exp(-jnp.abs(logits))", "jnp.exp(-logits)"),
+        of=OBJECTIVES,
+    ),
+    *_in(
+        "objectives.py",
+        "test_gaussian_nll_is_scipys",
+        ("gaussian: 0.5", "0.5 * jnp.square((x - mean)", "jnp.square((x - mean)"),
+        ("gaussian: not squared", "0.5 * jnp.square((x - mean)", "0.5 * jnp.abs((x - mean)"),
+        ("gaussian: mean's sign", "jnp.square((x - mean)", "jnp.square((x + mean)"),
+        ("gaussian: deviation is variance", "jnp.exp(-log_std)) + log_std", "jnp.exp(-0.5 * log_std)) + log_std"),
+        ("gaussian: deviation inverted", "jnp.exp(-log_std)) + log_std", "jnp.exp(log_std)) + log_std"),
+        ("gaussian: log dropped", " + log_std + 0.5 * math.log(2 * math.pi)", " + 0.5 * math.log(2 * math.pi)"),
+        ("gaussian: log's sign", " + log_std + 0.5 * math", " - log_std + 0.5 * math"),
+        ("gaussian: constant dropped", " + log_std + 0.5 * math.log(2 * math.pi)", " + log_std"),
+        ("gaussian: constant's 0.5", "log_std + 0.5 * math.log(2 * math.pi)", "log_std + math.log(2 * math.pi)"),
+        of=VARIATIONAL,
+    ),
+    *_in(
+        "objectives.py",
+        "test_the_likelihood_of_pixels_is_scipys[logistic-False]",
+        ("logistic: upper edge", "(x + 0.5 / 255 - mean)", "(x + 1 / 255 - mean)"),
+        ("logistic: lower edge", "(x - 0.5 / 255 - mean)", "(x - 1 / 255 - mean)"),
+        ("logistic: scale inverted", "inverse = jnp.exp(-log_scale)", "inverse = jnp.exp(log_scale)"),
+        ("logistic: sigmoid of the lower edge", "jax.nn.log_sigmoid(upper) + jax.nn.log_sigmoid(-lower) +",
+         "jax.nn.log_sigmoid(upper) + jax.nn.log_sigmoid(lower) +"),
+        ("logistic: width dropped", " + jnp.log(-jnp.expm1(-inverse / 255))", ""),
+        ("logistic: width", "jnp.expm1(-inverse / 255)", "jnp.expm1(-inverse / 256)"),
+        ("logistic: sign", "    return -_sum_per_example(log_p)", "    return _sum_per_example(log_p)"),
+        of=VARIATIONAL,
+    ),
+    *_in(
+        "objectives.py",
+        "test_discretized_logistic_sums_to_one_and_is_the_difference_of_cdfs",
+        ("logistic: lowest bin", "jnp.where(lowest, ", "jnp.where(jnp.zeros_like(lowest), "),
+        ("logistic: highest bin", "jnp.where(highest, ", "jnp.where(jnp.zeros_like(highest), "),
+        of=VARIATIONAL,
+    ),
+    *_in(
+        "objectives.py",
+        "test_gaussian_kl_against_monte_carlo",
+        ("KL: 0.5", "return 0.5 * (jnp.square(mean) + jnp.square(std) - 1)",
+         "return (jnp.square(mean) + jnp.square(std) - 1)"),
+        ("KL: mean dropped", "0.5 * (jnp.square(mean) + jnp.square(std) - 1)", "0.5 * (jnp.square(std) - 1)"),
+        ("KL: mean's sign", "0.5 * (jnp.square(mean) + jnp.square(std) - 1)",
+         "0.5 * (jnp.square(std) - jnp.square(mean) - 1)"),
+        ("KL: deviation dropped", "0.5 * (jnp.square(mean) + jnp.square(std) - 1)", "0.5 * (jnp.square(mean) - 1)"),
+        ("KL: deviation not squared", "+ jnp.square(std) - 1)", "+ std - 1)"),
+        ("KL: -1 dropped", "+ jnp.square(std) - 1)", "+ jnp.square(std))"),
+        ("KL: log dropped", " - jnp.log(std)\n", "\n"),
+        ("KL: log's sign", " - jnp.log(std)\n", " + jnp.log(std)\n"),
+        of=OBJECTIVES,
+    ),
+    *(
+        Mutation(name, "variational.py", old, new, f"{VARIATIONAL}::test_the_likelihood_of_pixels_is_scipys[{case}]")
+        for case, name, old, new in (
+            ("logistic-False", "pixels: location of a logistic", "jax.nn.sigmoid(flat), scale", "flat, scale"),
+            ("gaussian-False", "pixels: deviation of a gaussian", "math.log(config.likelihood_std)",
+             "config.likelihood_std"),
+            ("gaussian-True", "pixels: levels of a density", "nll + size * math.log(256)",
+             "nll + size * math.log(255)"),
+            ("gaussian-True", "pixels: sign of the levels", "nll + size * math.log(256)", "nll - size * math.log(256)"),
+            ("gaussian-True", "pixels: levels of one pixel", "nll + size * math.log(256)", "nll + math.log(256)"),
+            ("bernoulli-False", "pixels: latents of other images", "x[:, None], location.shape)",
+             "x[:, None], location.shape)[::-1]"),
+        )
+    ),
+    # Noise on pixels.
+    *_in(
+        "noise.py",
+        "test_binarized_pixels_are_bernoulli_keyed_by_example",
+        ("binarize: inverted", '"binarize") < x)', '"binarize") > x)'),
+        ("binarize: threshold", '(_uniform(x, keys, "binarize") < x)', "(0.5 < x)"),
+        ("binarize: one key for all", "fold_in_each(keys, purpose))",
+         "jnp.broadcast_to(fold_in_each(keys, purpose)[:1], keys.shape))"),
+        of=VARIATIONAL,
+    ),
+    *_in(
+        "noise.py",
+        "test_dequantized_pixels_are_uniform_in_their_bins_keyed_by_example",
+        ("dequantize: levels", "(255 * x + ", "(256 * x + "),
+        ("dequantize: bins", '"dequantize")) / 256', '"dequantize")) / 255'),
+        ("dequantize: sign", "(255 * x + ", "(255 * x - "),
+        ("dequantize: half", '_uniform(x, keys, "dequantize")', '0.5 * _uniform(x, keys, "dequantize")'),
+        ("dequantize: the same at every pixel", "jax.random.uniform(key, x.shape[1:], x.dtype)",
+         "jnp.full(x.shape[1:], jax.random.uniform(key, (), x.dtype))"),
+        of=VARIATIONAL,
+    ),
+    *_in(
+        "noise.py",
+        "test_corruption_hides_pixels_from_the_model_alone",
+        ("corrupt: fraction", "jax.random.bernoulli(key, 1 - fraction, ", "jax.random.bernoulli(key, fraction, "),
+        ("corrupt: ones", "jnp.where(kept, x, jnp.zeros_like(x))", "jnp.where(kept, x, jnp.ones_like(x))"),
+        of=VARIATIONAL,
+    ),
+    *_in(
+        "noise.py",
+        "test_the_notes_models_see_binarized_pixels[notes-ae]",
+        ("observe: binarisation dropped", '        return binarize\n', '        return as_they_are\n'),
+        of=VARIATIONAL,
+    ),
+    *_in(
+        "noise.py",
+        "test_training_and_evaluation_see_noisy_pixels[elbo-changes1]",
+        ("observe: dequantisation dropped", "return dequantize if config.dequantize else as_they_are",
+         "return as_they_are"),
+        of=VARIATIONAL,
+    ),
+    *_in(
+        "objectives.py",
+        "test_corruption_hides_pixels_from_the_model_alone",
+        ("corrupt: in evaluation too", "if self.corruption and context.step is not None else x",
+         "if self.corruption else x"),
+        ("corrupt: the target too", "return self.losses(model.apply(params, seen, keys), x)",
+         "return self.losses(model.apply(params, seen, keys), seen)"),
+        of=VARIATIONAL,
+    ),
+    # Bounds and estimators.
+    *_in(
+        "models.py",
+        "test_log_normal_is_scipys",
+        ("log_normal: 0.5", "(-0.5 * (jnp.square(standard)", "(-(jnp.square(standard)"),
+        ("log_normal: constant", "(jnp.square(standard) + math.log(2 * math.pi))", "jnp.square(standard)"),
+        ("log_normal: log's sign", " - jnp.log(std)).sum(axis=-1)", " + jnp.log(std)).sum(axis=-1)"),
+        ("log_normal: log dropped", " - jnp.log(std)).sum(axis=-1)", ").sum(axis=-1)"),
+        ("log_normal: mean's sign", "standard = (z - mean) / std", "standard = (z + mean) / std"),
+        ("log_normal: deviation dropped", "standard = (z - mean) / std", "standard = z - mean"),
+        of=MODELS,
+    ),
+    *_in(
+        "models.py",
+        "test_vae_encode_is_the_head_written_out",
+        ("head: log-variance is log-deviation", "return mean, jnp.exp(0.5 * logvar)", "return mean, jnp.exp(logvar)"),
+        ("head: bound", "LOGVAR_BOUND = 10.0", "LOGVAR_BOUND = 12.0"),
+        of=MODELS,
+    ),
+    *_in(
+        "models.py",
+        "test_scales_are_bounded_and_start_at_an_eighth_of_the_range[gaussian-pixel]",
+        ("scale: start", "5 * jnp.tanh(raw / 5) - 2)", "5 * jnp.tanh(raw / 5))"),
+        ("scale: bound", "5 * jnp.tanh(raw / 5) - 2)", "4 * jnp.tanh(raw / 4) - 2)"),
+        ("scale: location and scale swapped", "location, raw = jnp.split(out, 2, axis=-1)",
+         "raw, location = jnp.split(out, 2, axis=-1)"),
+        of=MODELS,
+    ),
+    *_in(
+        "models.py",
+        "test_two_layers_weights_are_the_densities_written_out",
+        ("two layers: p(h2) dropped", "prior = log_normal(h2) + log_normal(h1", "prior = log_normal(h1"),
+        ("two layers: p(h1 | h2) of one h2", "log_normal(h1, *self.lower(h2))", "log_normal(h1, *self.lower(0 * h2))"),
+        ("two layers: q(h2 | h1) dropped", " + log_normal(h2, mean_2, std_2)\n", "\n"),
+        ("two layers: h2 without noise", "h2 = mean_2 + std_2 * noise_2", "h2 = mean_2"),
+        ("two layers: h1 without noise", "h1 = mean[:, None] + std[:, None] * noise_1",
+         "h1 = mean[:, None] + 0 * noise_1"),
+        of=VARIATIONAL,
+    ),
+    *_in(
+        "variational.py",
+        "test_iwae_bound_is_log_mean_exp",
+        ("IWAE: mean is a sum", " - math.log(log_weights.shape[1])\n", "\n"),
+        ("IWAE: sign of log S", " - math.log(log_weights.shape[1])\n", " + math.log(log_weights.shape[1])\n"),
+        ("IWAE: images for samples", "math.log(log_weights.shape[1])", "math.log(log_weights.shape[0])"),
+        ("IWAE: mean of logarithms", "jax.nn.logsumexp(log_weights, axis=1) - math.log(log_weights.shape[1])",
+         "log_weights.mean(axis=1)"),
+        of=VARIATIONAL,
+    ),
+    *_in(
+        "variational.py",
+        "test_gradients_are_the_central_differences_of_what_is_written_out[dreg-0.5]",
+        ("DReG: Tucker et al.'s weights", "(1 - weight) * normalised + weight * jnp.square(normalised)",
+         "jnp.square(normalised)"),
+        ("DReG: weights of weight 1", "(1 - weight) * normalised + weight", "normalised + weight"),
+        ("DReG: sign of the square", "* normalised + weight * jnp.square", "* normalised - weight * jnp.square"),
+        ("DReG: not squared", "weight * jnp.square(normalised)", "weight * normalised"),
+        ("DReG: decoder's weights", "(normalised * for_decoder + ", "(jnp.square(normalised) * for_decoder + "),
+        ("DReG: decoder by the latents", "log_weights(params, jax.lax.stop_gradient(latent))",
+         "log_weights(params, latent)"),
+        ("DReG: latents by the decoder", "log_weights(jax.lax.stop_gradient(params), latent)",
+         "log_weights(params, latent)"),
+        ("DReG: the posterior's score", "(jax.lax.stop_gradient(a)[:, None] for a in (mean, std))",
+         "(a[:, None] for a in (mean, std))"),
+        ("DReG: weights' own gradient", "jax.lax.stop_gradient(jax.nn.softmax(for_decoder, axis=1))",
+         "jax.nn.softmax(for_decoder, axis=1)"),
+        ("DReG: weights over images", "jax.nn.softmax(for_decoder, axis=1)", "jax.nn.softmax(for_decoder, axis=0)"),
+        ("DReG: gradient of the value", "jax.lax.stop_gradient(iwae_bound(for_decoder) - surrogate) + surrogate",
+         "iwae_bound(for_decoder)"),
+        of=VARIATIONAL,
+    ),
+    *_in(
+        "variational.py",
+        "test_terms_are_those_written_out[training-dreg]",
+        ("DReG: value of the surrogate", "jax.lax.stop_gradient(iwae_bound(for_decoder) - surrogate) + surrogate",
+         "surrogate"),
+        ("DReG: loss's sign", '{"loss": -bound, ', '{"loss": bound, '),
+        ("DReG: prior dropped", "log_ratio = log_normal(z) - log_normal(z, f", "log_ratio = -log_normal(z, f"),
+        ("DReG: posterior's sign", "log_normal(z) - log_normal(z, f", "log_normal(z) + log_normal(z, f"),
+        ("DReG: weight of the ratio", "return log_px + weight * log_ratio, log_px",
+         "return log_px + log_ratio, log_px"),
+        ("DReG: signs of its terms", "(jax.lax.stop_gradient(-a.mean(axis=1))",
+         "(jax.lax.stop_gradient(a.mean(axis=1))"),
+        ("DReG: noise without its deviation", "latent = mean[:, None] + std[:, None] * eps",
+         "latent = mean[:, None] + eps"),
+        of=VARIATIONAL,
+    ),
+    *(
+        Mutation(name, "variational.py", old, new, f"{VARIATIONAL}::test_terms_are_those_written_out[{case}]")
+        for case, name, old, new in (
+            ("training-elbo", "terms: likelihood's sign", "log_px = -pixel_nll(drawn.pixels, x, config)",
+             "log_px = pixel_nll(drawn.pixels, x, config)"),
+            ("training-elbo", "ELBO: KL's sign", '{"loss": recon + weight * cost, ',
+             '{"loss": recon - weight * cost, '),
+            ("training-elbo", "ELBO: KL dropped", '{"loss": recon + weight * cost, ', '{"loss": recon, '),
+            ("training-elbo", "ELBO: likelihood dropped", '{"loss": recon + weight * cost, ',
+             '{"loss": weight * cost, '),
+            ("training-elbo", "ELBO: KL over images", "kl = per_dimension.sum(axis=-1)", "kl = per_dimension.sum()"),
+            ("training-samples", "ELBO: beta dropped", '{"loss": recon + weight * cost, ', '{"loss": recon + cost, '),
+            ("training-samples", "terms: one sample for the mean", "recon, estimate = -log_px.mean(axis=1)",
+             "recon, estimate = -log_px[:, 0]"),
+            ("training-free_bits", "free bits: ceiling", "jnp.maximum(kl, free).sum", "jnp.minimum(kl, free).sum"),
+            ("training-free_bits", "free bits: of the sum", "jnp.maximum(kl, free).sum(axis=-1)",
+             "jnp.maximum(kl.sum(axis=-1), free)"),
+            ("training-free_bits", "free bits: subtracted", "jnp.maximum(kl, free)", "jnp.maximum(kl - free, 0)"),
+            ("training-free_bits", "free bits: in the KL reported", '"kl": kl}\n        if config.objective == "info"',
+             '"kl": cost}\n        if config.objective == "info"'),
+            ("training-iwae", "IWAE: prior dropped", "drawn.log_prior - drawn.log_posterior", "-drawn.log_posterior"),
+            ("training-iwae", "IWAE: posterior dropped", "drawn.log_prior - drawn.log_posterior", "drawn.log_prior"),
+            ("training-iwae", "IWAE: posterior's sign", "drawn.log_prior - drawn.log_posterior",
+             "drawn.log_prior + drawn.log_posterior"),
+            ("training-iwae", "IWAE: estimate's sign", ", -log_ratio.mean(axis=1)", ", log_ratio.mean(axis=1)"),
+            ("training-iwae", "IWAE: loss's sign", "loss = -iwae_bound(log_px + weight",
+             "loss = iwae_bound(log_px + weight"),
+            ("training-iwae", "IWAE: beta dropped", "loss = -iwae_bound(log_px + weight * log_ratio)",
+             "loss = -iwae_bound(log_px + log_ratio)"),
+            ("training-info", "info: image's pixels dropped", "* x[0].size * discrepancy", "* discrepancy"),
+            ("training-info", "info: weight dropped", 'self.numbers["mmd_weight"] * x[0].size', "x[0].size"),
+            ("training-info", "info: sign", 'terms["loss"] + scaled', 'terms["loss"] - scaled'),
+            ("training-info", "info: weight in what is reported", '"mmd": jnp.broadcast_to(discrepancy',
+             '"mmd": jnp.broadcast_to(scaled'),
+            ("training-info", "info: prior of the images' own noise", 'fold_in_each(keys, "prior")', "keys"),
+            ("training-beta-tc", "beta-TC: sign", "recon + kl + (weight - 1) * tc", "recon + kl - (weight - 1) * tc"),
+            ("training-beta-tc", "beta-TC: -1 dropped", "recon + kl + (weight - 1) * tc", "recon + kl + weight * tc"),
+            ("training-beta-tc", "beta-TC: KL dropped", "recon + kl + (weight - 1) * tc", "recon + (weight - 1) * tc"),
+            ("training-beta-tc", "beta-TC: of each image", "self.num_images).mean()", "self.num_images)"),
+            ("evaluation-beta-tc", "beta-TC: KL in evaluation", 'terms = {"loss": recon + kl, ',
+             'terms = {"loss": recon, '),
+            ("evaluation-beta-tc", "beta-TC: bound's sign", "return terms, -(recon + kl)\n        cost",
+             "return terms, recon + kl\n        cost"),
+            ("evaluation-elbo", "ELBO: bound's sign", "return terms, -(recon + kl)\n\n",
+             "return terms, recon + kl\n\n"),
+            ("evaluation-elbo", "ELBO: bound of the KL alone", "return terms, -(recon + kl)\n\n",
+             "return terms, -kl\n\n"),
+            ("evaluation-free_bits", "ELBO: bound of the cost", "return terms, -(recon + kl)\n\n",
+             "return terms, -(recon + cost)\n\n"),
+            ("evaluation-samples", "ELBO: bound of the weight", "return terms, -(recon + kl)\n\n",
+             "return terms, -(recon + weight * kl)\n\n"),
+            ("evaluation-iwae", "IWAE: bound of the weight", '"kl": estimate}, iwae_bound(log_px + log_ratio)',
+             '"kl": estimate}, iwae_bound(log_px + weight * log_ratio)'),
+            ("evaluation-iwae", "IWAE: bound's sign", '"kl": estimate}, iwae_bound(log_px + log_ratio)',
+             '"kl": estimate}, -iwae_bound(log_px + log_ratio)'),
+            ("evaluation-dreg", "DReG: bound of the weight", '"kl": kl}, iwae_bound(log_px + log_ratio)',
+             '"kl": kl}, iwae_bound(for_decoder)'),
+            ("evaluation-info", "info: mean discrepancy in evaluation",
+             'config.objective == "info" and context.step is not None', 'config.objective == "info"'),
+            ("training-elbo", "terms: the bound in training", "terms if context.step is not None else {", "{"),
+        )
+    ),
+    *_in(
+        "variational.py",
+        "test_the_bound_is_the_same_for_all_weights[two-layer]",
+        ("two layers: beta dropped", '{"loss": recon + weight * estimate, ', '{"loss": recon + estimate, '),
+        ("two layers: KL's sign", '{"loss": recon + weight * estimate, ', '{"loss": recon - weight * estimate, '),
+        ("two layers: bound's sign", '"kl": estimate}, -(recon + estimate)', '"kl": estimate}, recon + estimate'),
+        of=VARIATIONAL,
+    ),
+    *_in(
+        "variational.py",
+        "test_kl_warmup_is_linear_and_repeats_and_is_over_in_evaluation",
+        ("warm-up: in evaluation", "if step is None or not warmup:", "if not warmup:\n            return beta\n"
+         "        if step is None:\n            return 0.0 * beta\n        if False:"),
+        ("warm-up: no end", "jnp.minimum(inside / (warmup * self.steps_per_epoch), 1.0)",
+         "(inside / (warmup * self.steps_per_epoch))"),
+        ("warm-up: not to beta", "return beta * jnp.minimum(", "return jnp.minimum("),
+        ("warm-up: in steps", "inside / (warmup * self.steps_per_epoch)", "inside / warmup"),
+        ("warm-up: never again", "jnp.mod(step.astype(jnp.float32), jnp.float32(cycle))", "step.astype(jnp.float32)"),
+        ("warm-up: cycles", "self.steps_per_epoch / self.config.kl_cycles", "self.steps_per_epoch"),
+        ("warm-up: from the end", "jnp.minimum(inside / (warmup", "jnp.minimum(1 - inside / (warmup"),
+        of=VARIATIONAL,
+    ),
+    *_in(
+        "variational.py",
+        "test_mmd_is_the_double_sum",
+        ("MMD: kernel's sign", "jnp.exp(-jnp.maximum(distance, 0)", "jnp.exp(jnp.maximum(distance, 0)"),
+        ("MMD: kernel's width", "jnp.exp(-jnp.maximum(distance, 0) / x.shape[1])",
+         "jnp.exp(-jnp.maximum(distance, 0))"),
+        ("MMD: product's 2", " - 2 * x @ y.T", " - x @ y.T"),
+        ("MMD: first norm", "jnp.square(x).sum(1)[:, None] + ", ""),
+        ("MMD: second norm", "jnp.square(x).sum(1)[:, None] + jnp.square(y).sum(1)[None, :]",
+         "jnp.square(x).sum(1)[:, None]"),
+        ("MMD: with the diagonal", "(kernel(a, a) + kernel(b, b)) * off_diagonal", "(kernel(a, a) + kernel(b, b))"),
+        ("MMD: biased", "(count * (count - 1))", "(count * count)"),
+        ("MMD: second sample dropped", "(kernel(a, a) + kernel(b, b)) * off", "(kernel(a, a)) * off"),
+        ("MMD: weight between", "within - 2 * kernel(a, b).mean()", "within - kernel(a, b).mean()"),
+        ("MMD: sign between", "within - 2 * kernel(a, b).mean()", "within + 2 * kernel(a, b).mean()"),
+        of=VARIATIONAL,
+    ),
+    *_in(
+        "variational.py",
+        "test_total_correlation_is_stratified_sampling_written_out",
+        ("TC: sign", "return joint - product", "return product - joint"),
+        ("TC: joint dropped", "return joint - product", "return -product"),
+        ("TC: 0.5", "log_q = -0.5 * (", "log_q = -1.0 * ("),
+        ("TC: log dropped", " - jnp.log(std)[None]  # [B, B, L]", "  # [B, B, L]"),
+        ("TC: latents for means", "(latent[:, None] - mean[None]) / std[None]",
+         "(latent[None] - mean[:, None]) / std[None]"),
+        ("TC: own deviation", "(latent[:, None] - mean[None]) / std[None]",
+         "(latent[:, None] - mean[None]) / std[:, None]"),
+        ("TC: own weight", "own, other = -math.log(num_images)", "own, other = -math.log(batch)"),
+        ("TC: others' weight", "(num_images - 1) / (num_images * (batch - 1))", "1 / (batch - 1)"),
+        ("TC: minibatch-weighted sampling",
+         "jnp.where(jnp.eye(batch, dtype=bool), jnp.asarray(own, log_q.dtype), other)",
+         "jnp.full((batch, batch), -math.log(batch * num_images))"),
+        ("TC: weights swapped", "jnp.asarray(own, log_q.dtype), other)", "jnp.asarray(other, log_q.dtype), own)"),
+        ("TC: weights dropped, joint", "log_q.sum(-1) + log_weights, axis=1)", "log_q.sum(-1), axis=1)"),
+        ("TC: weights dropped, product", "log_q + log_weights[..., None], axis=1)", "log_q, axis=1)"),
+        of=VARIATIONAL,
+    ),
+    # What a number is called.
+    *_in(
+        "variational.py",
+        "test_a_bound_is_named_for_what_it_bounds",
+        ("names: grey pixels are likely", '"unnormalised" if config.inputs == "grey" else "probability"',
+         '"probability"'),
+        ("names: binary pixels are not", '"unnormalised" if config.inputs == "grey" else "probability"',
+         '"unnormalised"'),
+        ("names: densities are likely", ' or config.dequantize else "density"',
+         ' or config.dequantize else "probability"'),
+        ("names: dequantised densities", 'config.likelihood == "logistic" or config.dequantize',
+         'config.likelihood == "logistic"'),
+        ("names: IWAE is the ELBO", '"iwae_bound" if config.objective in ("iwae", "dreg") else "elbo"', '"elbo"'),
+        ("names: no warning", 'or measure(config) != "density"', 'or measure(config) != "none"'),
+        ("selection: lower bounds", "return (bound_name(config), True)", "return (bound_name(config), False)"),
+        ("selection: by the loss", "return (bound_name(config), True)", 'return ("loss", False)'),
+        of=VARIATIONAL,
+    ),
+    *_in(
+        "variational.py",
+        "test_the_notes_models_are_chosen_by_their_loss",
+        ("selection: higher losses", 'else ("loss", False)', 'else ("loss", True)'),
+        of=VARIATIONAL,
+    ),
+    # Evaluation.
+    *_in(
+        "evaluate.py",
+        "test_exactly_k_samples_count",
+        ("log p(x): prior dropped", "log_w = draws.log_prior - draws.log_posterior", "log_w = -draws.log_posterior"),
+        ("log p(x): posterior's sign", "draws.log_prior - draws.log_posterior - pixel",
+         "draws.log_prior + draws.log_posterior - pixel"),
+        ("log p(x): likelihood's sign", "draws.log_posterior - pixel_nll", "draws.log_posterior + pixel_nll"),
+        ("log p(x): the last chunk's surplus", "log_w, -jnp.inf)", "log_w, log_w)"),
+        ("log p(x): one draw too few", "jnp.arange(chunk)[None] < samples", "jnp.arange(chunk)[None] < samples - 1"),
+        ("log p(x): the same draws in each chunk", "jax.random.fold_in(k, first)", "jax.random.fold_in(k, 0 * first)"),
+        ("log p(x): sums not rescaled", "total = total * shrink + ", "total = total + "),
+        ("log p(x): squares not rescaled", "squares * jnp.square(shrink) + ", "squares * shrink + "),
+        ("log p(x): weights not squared", "jnp.square(weights).sum(axis=1)), None", "weights.sum(axis=1)), None"),
+        ("log p(x): mean is a sum", "jnp.log(total) - math.log(samples), ", "jnp.log(total), "),
+        ("log p(x): sign of log K", "jnp.log(total) - math.log(samples), ", "jnp.log(total) + math.log(samples), "),
+        ("log p(x): greatest weight dropped", "return greatest + jnp.log(total)", "return jnp.log(total)"),
+        ("log p(x): error not centred", "squares / jnp.square(total) - 1 / samples", "squares / jnp.square(total)"),
+        ("log p(x): error not relative", "squares / jnp.square(total) - 1", "squares - 1"),
+        ("log p(x): variance for error", "jnp.sqrt(relative)\n", "relative\n"),
+        of=EVALUATE,
+    ),
+    *_in(
+        "evaluate.py",
+        "test_posterior_statistics_are_those_of_the_posterior",
+        ("active: threshold doubled", "ACTIVE = 0.01", "ACTIVE = 0.02"),
+        ("active: threshold halved", "ACTIVE = 0.01", "ACTIVE = 0.005"),
+        ("active: deviation for variance", 'found["mean"].var(axis=0)', 'found["mean"].std(axis=0)'),
+        ("active: dead ones", "(variance > ACTIVE)", "(variance < ACTIVE)"),
+        ("KL per dimension: sum for mean", 'found["kl"].mean(axis=0)', 'found["kl"].sum(axis=0)'),
+        of=EVALUATE,
+    ),
+    *_in(
+        "evaluate.py",
+        "test_active_units_of_both_layers",
+        ("active: noise of the lower layer", ' - found["upper_spread"].mean(axis=0)', ""),
+        ("active: one draw's spread", "upper_means.var(axis=1, ddof=1) / UPPER_SAMPLES",
+         "upper_means.var(axis=1, ddof=1)"),
+        ("active: upper layer of the mean", "mean[:, None] + std[:, None] * eps", "mean[:, None] + 0 * eps"),
+        ("active: upper layer dropped", "    if two_layers:\n        variances.append",
+         "    if False:\n        variances.append"),
+        of=EVALUATE,
+    ),
+    *_in(
+        "evaluate.py",
+        "test_errors_and_bits_are_those_of_their_definitions",
+        ("bits: sign", "return -log_p / (math.prod", "return log_p / (math.prod"),
+        ("bits: nats", "(math.prod(image_shape) * math.log(2))", "math.prod(image_shape)"),
+        ("bits: of the image", "(math.prod(image_shape) * math.log(2))", "math.log(2)"),
+        ("bits: colours dropped", "math.prod(image_shape) * math.log(2)", "math.prod(image_shape[:2]) * math.log(2)"),
+        ("error: root of the number", "np.sqrt(np.square(errors).sum()) / len(errors)",
+         "np.sqrt(np.square(errors).sum()) / len(errors) ** 0.5"),
+        ("error: not squared", "np.sqrt(np.square(errors).sum())", "np.sqrt(errors.sum())"),
+        ("error: no root", "np.sqrt(np.square(errors).sum())", "np.square(errors).sum()"),
+        ("standard error: biased", "np.std(values, ddof=1, dtype=np.float64)",
+         "np.std(values, ddof=2, dtype=np.float64)"),
+        ("standard error: of one image", "/ len(values) ** 0.5:.3g", ":.3g"),
+        ("standard error: root dropped", "/ len(values) ** 0.5:.3g", "/ len(values):.3g"),
+        of=EVALUATE,
+    ),
+)  # fmt: skip
+
+
+class Outcome(NamedTuple):
+    """pytest's exit code, the first test that failed an assertion ("" if none), and all pytest said."""
+
+    code: int
+    failed: str
+    output: str
+
+    @property
+    def caught(self) -> bool:
+        """Whether tests failed (1: neither an error in collecting them nor in pytest) on an assertion."""
+        return self.code == 1 and bool(self.failed)
+
+
+def mutated(mutation: Mutation) -> str:
+    """The text of the mutated file. Raises `ValueError` unless `old` occurs exactly once."""
+    text = (ROOT / "jaxvae" / mutation.file).read_text(encoding="utf-8")
+    if (count := text.count(mutation.old)) != 1:
+        raise ValueError(f"{mutation.name}: {mutation.old!r} occurs {count} times in jaxvae/{mutation.file}")
+    return text.replace(mutation.old, mutation.new)
+
+
+def run(mutation: Mutation | None) -> Outcome:
+    """Test a copy of jaxvae with one mutation; or an unchanged one with all that mutations name."""
+    with tempfile.TemporaryDirectory() as directory:
+        copy = Path(directory)
+        shutil.copytree(ROOT / "jaxvae", copy / "jaxvae")
+        for name in COPIED:
+            (copy / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, copy / name)
+        selection = sorted({mutation.test for mutation in MUTATIONS})
+        if mutation is not None:
+            (copy / "jaxvae" / mutation.file).write_text(mutated(mutation), encoding="utf-8")
+            selection = [mutation.test]
+        said = copy / "output"
+        process = _PROCESSES.Process(target=_test, args=(copy, selection, said), daemon=True)
+        process.start()
+        process.join()
+        output = said.read_text(encoding="utf-8") if said.exists() else ""
+    failed = re.search(r"^FAILED \S+?::(\S+) - (AssertionError|assert )", output, re.MULTILINE)
+    return Outcome(process.exitcode or 0, failed[1] if failed else "", output)
+
+
+class _Unoptimized:
+    """A plugin of pytest: what is compiled for one test alone is not worth optimising."""
+
+    def pytest_collection_modifyitems(self, items: list[Any]) -> None:
+        for item in items:
+            item.add_marker("unoptimized")
+
+
+def _test(copy: Path, selection: list[str], said: Path) -> None:
+    """Run tests of a copy in this process, a fresh one, and end it with pytest's exit code."""
+    import jax
+    import pytest
+
+    jax.config.update("jax_compilation_cache_dir", None)  # Which would be shared with those that run beside it.
+    os.environ["COLUMNS"] = "200"
+    os.chdir(copy)
+    sys.path.insert(0, str(copy))
+    with said.open("w", encoding="utf-8") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+        # Nobody reads what an assertion compared, and hypothesis, imported already, could not be rewritten to tell.
+        options = ["-x", "-q", "--tb=short", "--assert=plain", "-p", "no:cacheprovider"]
+        code = pytest.main([*options, *selection], [_Unoptimized()])
+        sys.stdout.flush()
+    os._exit(code)
+
+
+@contextmanager
+def started() -> Iterator[dict[Mutation | None, "Future[Outcome]"]]:
+    """All runs, the unchanged copy (None) first, two at a time; leaving cancels what has not begun."""
+    pool = ThreadPoolExecutor(PROCESSES)
+    try:
+        yield {mutation: pool.submit(run, mutation) for mutation in (None, *MUTATIONS)}
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def main() -> int:
+    """Run them all; the exit code is 1 if the unchanged copy fails or a mutation is not caught."""
+    missed = 0
+    with started() as runs:
+        for mutation, future in runs.items():
+            outcome = future.result()
+            good = outcome.code == 0 if mutation is None else outcome.caught
+            missed += not good
+            name = "unchanged" if mutation is None else mutation.name
+            print(f"{name:36} {outcome.failed or ('passes' if outcome.code == 0 else 'CRASHES')}", flush=True)
+            if not good:
+                print(outcome.output[-3000:])
+    print(f"{len(MUTATIONS)} mutations, {missed} not as they should be")
+    return int(missed > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
