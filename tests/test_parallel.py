@@ -1,6 +1,7 @@
 """Devices, how arrays lie on them, and joining a job: on the eight emulated devices of the suite."""
 
 import dataclasses
+import re
 import socket
 from pathlib import Path
 from typing import Any
@@ -291,3 +292,17 @@ def test_a_checkpoint_of_eight_devices_starts_on_fewer_bit_for_bit(devices: int,
             assert np.asarray(shard.data).tobytes() == np.asarray(expected).tobytes()
     assert train("--resume", "--run-dir", str(run_dir), "--epochs", "2", "--devices", str(devices)) == 0
     assert checkpoint.load_run(run_dir).state.step == 2 * saved.state.step
+
+
+@pytest.mark.parametrize("preset", ["notes-vae", "vae"])
+def test_a_step_has_one_collective_of_one_vector(preset: str) -> None:
+    """Of everything that is averaged: between machines each collective costs its latency."""
+    config = dataclasses.replace(PRESETS[preset], hidden=(16, 8), latent_size=4)
+    trainer = Trainer(config, data.load("digits"), parallel.data_parallel(jax.devices()[:2]))
+    state = trainer.start(None)
+    text = trainer._programs.lower(1, *trainer._arguments(state, 0)).compile().as_text()
+    kinds = "all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter"
+    collectives = re.findall(rf"= (\S+) (?:{kinds})\(|= (\(.*?\)) (?:{kinds})\(", text)
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    terms = {"notes-vae": 3, "vae": 3}[preset]
+    assert [shape.partition("{")[0] for shape, _ in collectives] == [f"f32[{parameters + terms}]"]
