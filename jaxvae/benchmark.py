@@ -23,7 +23,7 @@ import numpy as np
 from jaxvae import cli, data, parallel
 from jaxvae import config as configs
 from jaxvae.errors import InputError
-from jaxvae.keys import purpose_key
+from jaxvae.keys import key_of, purpose_key
 from jaxvae.models import build_model, with_precision
 from jaxvae.train_step import abstract_state, build_optimizer, make_train_step
 from jaxvae.trainer import Trainer, advance, steps_per_epoch
@@ -97,8 +97,8 @@ def flops_per_step(config: configs.Config, image_shape: tuple[int, int, int]) ->
 
     Both are counts of what the mathematics asks for, not of what a machine did.
     """
-    model, optimizer = build_model(config, image_shape), build_optimizer(config)
-    step = make_train_step(model, build_objective(config), optimizer)
+    model, optimizer = build_model(config, image_shape), build_optimizer(config, steps_per_epoch=1)
+    step = make_train_step(model, build_objective(config, steps_per_epoch=1, num_images=1), optimizer)
     batch = jax.ShapeDtypeStruct((config.batch_size, *image_shape), jnp.uint8)
     example = abstract_state(model, optimizer), batch, purpose_key(config.seed, "train-noise")
     analysis: Any = jax.jit(step).lower(*example).cost_analysis()
@@ -116,7 +116,7 @@ def matmul_timer(dtype: str, precision: configs.Precision) -> Callable[[], float
     Its best is what products of this dtype and precision can reach on this device.
     """
     size, repeats = (2048, 1) if jax.default_backend() == "cpu" else (8192, 20)
-    a, b = (jax.random.normal(key, (size, size), dtype) for key in jax.random.split(jax.random.key(0)))
+    a, b = (jax.random.normal(key, (size, size), dtype) for key in jax.random.split(key_of(0)))
     b = b * jnp.asarray(size**-0.5, dtype)  # So that products of products stay near 1.
 
     @jax.jit

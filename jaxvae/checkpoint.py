@@ -6,6 +6,7 @@ of itself. It appears by one rename, when all of it is on the disk: a step that 
 was damaged later, which the digests tell.
 """
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -15,7 +16,7 @@ import os
 import shutil
 import stat
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -71,7 +72,7 @@ def say_on_stderr(warning: str) -> None:
 class Checkpoints:
     """The checkpoints of one run. A context manager: leaving it waits for the save under way.
 
-    A background thread writes. What goes wrong there is raised by the next `save`, `wait`, or on
+    A background thread writes. What goes wrong there is raised by the next `check`, `save`, `wait`, or on
     leaving. One process of a job saves and restores; the others need not have the directory.
 
     Args:
@@ -130,6 +131,11 @@ class Checkpoints:
         """The newest step saved or being saved, or None."""
         return self._newest
 
+    def check(self) -> None:
+        """Raise `SaveError` if the save under way has failed by now. Waits for nothing."""
+        if self._saving is not None and self._saving.done():
+            self.wait()
+
     def wait(self) -> None:
         """Wait for the save under way. Raises `SaveError` if it failed."""
         saving, self._saving = self._saving, None
@@ -154,14 +160,20 @@ class Checkpoints:
         if self._newest is not None and step <= self._newest:
             raise SaveError(f"{self.directory}: step {step} was not saved (newest is {self._newest})")
         self._newest = step
-        cost = None if validation_cost is None or not math.isfinite(validation_cost) else float(validation_cost)
-        self._saving = self._thread.submit(self._write, step, host, {**record, "validation_cost": cost})
+        ranked = {**record, "validation_cost": _finite(validation_cost)}
+        self._saving = self._thread.submit(self._write, step, host, ranked)
+
+    def rank(self, step: int, validation_cost: float | None) -> None:
+        """Note the validation cost of a step that was saved before it was evaluated, in the background.
+
+        Raises:
+          SaveError: the save before this one failed.
+        """
+        self.wait()
+        self._saving = self._thread.submit(self._write_cost, step, _finite(validation_cost))
 
     def _write(self, step: int, state: State, record: dict[str, Any]) -> None:
-        target = self.directory / str(step)
-        temporary = self.directory / f"{step}{TEMPORARY}"
-        try:
-            temporary.mkdir()
+        with self._writing(step) as temporary:
             # Before Orbax meets a full disk: its threads would complain on stderr, each for itself.
             if shutil.disk_usage(temporary).free < sum(leaf.nbytes for leaf in jax.tree.leaves(state)):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -169,12 +181,28 @@ class Checkpoints:
                 checkpointer.save(temporary / "state", args=ocp.args.PyTreeSave(state))
             files = {name: _file_digest(temporary / name) for name in _files(temporary)}
             content = {"format": FORMAT, "record": record, "arrays": _array_digests(state), "files": files}
-            (temporary / "record.json").write_text(
-                json.dumps({**content, "digest": _digest(content)}, indent=1, allow_nan=False) + "\n", encoding="utf-8"
-            )
-            _sync(temporary)
-            temporary.rename(target)
+            _write_record(temporary, content)
+            temporary.rename(self.directory / str(step))
             _sync_directory(self.directory)
+
+    def _write_cost(self, step: int, validation_cost: float | None) -> None:
+        with self._writing(step) as temporary:
+            target = self.directory / str(step)
+            content = _read_record(target)
+            content["record"]["validation_cost"] = validation_cost
+            _write_record(temporary, content)
+            (temporary / "record.json").replace(target / "record.json")
+            _sync_directory(target)
+            temporary.rmdir()
+
+    @contextlib.contextmanager
+    def _writing(self, step: int) -> Iterator[Path]:
+        """A directory to write to, which is gone in the end; then prune. Raises `SaveError`."""
+        target = self.directory / str(step)
+        temporary = self.directory / f"{step}{TEMPORARY}"
+        try:
+            temporary.mkdir()
+            yield temporary
         except Exception as error:  # Orbax and TensorStore raise many kinds.
             shutil.rmtree(temporary, ignore_errors=True)
             raise SaveError(f"checkpoint {target} could not be saved: {_one_line(error)}") from error
@@ -333,6 +361,17 @@ def _restore(path: Path, like: S) -> Saved[S]:
     return Saved(int(state.step), state, content["record"])
 
 
+def _finite(cost: float | None) -> float | None:
+    return float(cost) if cost is not None and math.isfinite(cost) else None
+
+
+def _write_record(path: Path, content: dict[str, Any]) -> None:
+    """Write record.json, sealed, and have all of the directory on the disk."""
+    sealed = {**content, "digest": _digest(content)}
+    (path / "record.json").write_text(json.dumps(sealed, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    _sync(path)
+
+
 def _read_record(path: Path) -> dict[str, Any]:
     """What record.json holds. Raises `DamagedError`, or `InputError` for a version that is not known."""
     if (path / "_CHECKPOINT_METADATA").exists() and not (path / "record.json").exists():
@@ -452,6 +491,6 @@ def load_run(run_dir: Path, best: bool = False) -> TrainedRun:
         raise InputError(f"{run_dir} holds no checkpoint yet")
     with Checkpoints(run_dir / "checkpoints", read_only=True) as checkpoints:
         model = build_model(config, checkpoints.image_shape())
-        saved = checkpoints.restore(abstract_state(model, build_optimizer(config)), best)
+        saved = checkpoints.restore(abstract_state(model, build_optimizer(config, steps_per_epoch=1)), best)
         assert saved is not None  # Its record has just been read.
         return TrainedRun(config, model, saved.state, saved.record)

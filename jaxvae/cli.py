@@ -6,19 +6,25 @@ Ctrl-C, 143 for SIGTERM) with the state saved; 141 if whoever read stdout left b
 """
 
 import contextlib
+import dataclasses
 import io
+import itertools
 import os
+import re
 import signal
 import sys
 import threading
+import typing
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TextIO, TypeVar, cast
 
+import jax
 import tyro
 
 from jaxvae import distributed, memory
-from jaxvae.errors import InputError, JobError, SaveError, one_line
+from jaxvae.errors import InputError, JobError, SaveError, one_line, suggestion
+from jaxvae.versions import package_versions
 from jaxvae.watch import EXIT_JOB
 
 T = TypeVar("T")
@@ -33,11 +39,12 @@ EXIT_NO_MEMORY = 6
 def parse(kind: type[T], args: Sequence[str], *, prog: str, description: str, default: T | None = None) -> T:
     """`args` as a dataclass `kind`, a flag a field, help from its docstrings.
 
-    Prints help and raises `SystemExit` for ``--help``.
+    Prints help and raises `SystemExit` for ``--help``; the versions, for ``--version``.
 
     Raises:
-      InputError: an unknown flag or a value that does not fit, in one line.
+      InputError: an unknown flag or a value that does not fit, in one line, with the nearest that does.
     """
+    answer_version(args)
     refusal = io.StringIO()
     try:
         with contextlib.redirect_stderr(refusal):
@@ -45,7 +52,7 @@ def parse(kind: type[T], args: Sequence[str], *, prog: str, description: str, de
                 tyro.conf.OmitArgPrefixes[kind],  # type: ignore
                 args=args,
                 prog=prog,
-                description=description,
+                description=f"{description}\n\n--version prints the versions of jaxvae, jax and jaxlib.",
                 default=default,
                 config=(tyro.conf.FlagCreatePairsOff,),
             )
@@ -53,18 +60,64 @@ def parse(kind: type[T], args: Sequence[str], *, prog: str, description: str, de
     except SystemExit as stop:
         if not stop.code:
             raise
-        raise InputError(_first_paragraph(refusal.getvalue(), prog)) from None
+        if isinstance(refused := stop.__context__ and stop.__context__.__context__, InputError):
+            raise refused from None  # By a dataclass itself.
+        said = _unknown_flag(kind, args) or _reworded(_first_paragraph(refusal.getvalue()))
+        raise InputError(f"{said} (see {prog} --help)") from None
 
 
-def _first_paragraph(box: str, prog: str) -> str:
-    """The sentence in the box that tyro draws around an error."""
-    lines = [line.strip("│ \n") for line in box.splitlines()[1:]]
-    sentence: list[str] = []
-    for line in lines:
-        if not line or line[0] in "─╰":
-            break
-        sentence.append(line)
-    return f"{' '.join(sentence) or box.strip()} (see {prog} --help)"
+def answer_version(args: Sequence[str]) -> None:
+    """Where `args` ask for the versions, print them and raise `SystemExit`."""
+    if "--version" in args:
+        print("  ".join(f"{name} {version}" for name, version in package_versions().items()))
+        raise SystemExit(EXIT_OK)
+
+
+# What people call some flags elsewhere.
+ALIASES = {"lr": "learning-rate", "wd": "weight-decay", "bs": "batch-size"}
+
+
+def _unknown_flag(kind: type, args: Sequence[str]) -> str | None:
+    """A sentence about the first flag in `args` that is none of the dataclass `kind`, or None."""
+    known = {"help", *_flags(kind)}
+    for arg in args:
+        name = arg[2:].partition("=")[0].replace("_", "-")
+        if arg.startswith("--") and name and name not in known:
+            alias = ALIASES.get(name, "")
+            near = f"; did you mean --{alias}?" if alias in known else suggestion(name, known, "--")
+            return f"--{name}: there is no such flag{near}"
+    return None
+
+
+def _flags(kind: type) -> list[str]:
+    """The flags of a dataclass and of those in it, without their dashes."""
+    found = []
+    for name, hint in typing.get_type_hints(kind, include_extras=True).items():
+        if dataclasses.is_dataclass(hint):
+            found += _flags(cast(type, hint))
+        elif tyro.conf.Positional not in typing.get_args(hint):
+            found.append(name.replace("_", "-"))
+    return found
+
+
+def _reworded(sentence: str) -> str:
+    """What tyro says of a value: of one that is none of a flag's choices, with the nearest that is."""
+    if found := re.match(r"invalid choice '(.*)' for argument '(.*)'\. Expected one of \((.*)\)", sentence):
+        value, name, listed = found.groups()
+        choices = [choice.strip(" '") for choice in listed.split(",") if choice]
+        return f"{name} {value}: choose from {', '.join(choices)}{suggestion(value, choices)}"
+    if found := re.match(r"Error parsing (\S+): .*(int|float).*: '?(.*?)'?$", sentence):
+        name, kind, value = found.groups()
+        return f"{name} must be a {'whole ' if kind == 'int' else ''}number, not {value}"
+    return sentence
+
+
+def _first_paragraph(box: str) -> str:
+    """The sentence in the box that tyro draws around an error: below its title, above the next line or its end."""
+    lines = (line.strip("│ ") for line in box.splitlines()[1:])
+    # Where the terminal cannot show a box, it has lines of dashes, and one below the title, too.
+    inside = itertools.dropwhile(lambda line: not line.strip("─╰╯-"), lines)
+    return " ".join(itertools.takewhile(lambda line: line.strip("─╰╯-"), inside)) or box.strip()
 
 
 def device_count(text: str) -> int | None:
@@ -143,6 +196,8 @@ def run(command: Callable[[], int]) -> int:
 
     Meanwhile a stderr that breaks is silent, and results that stdout could not take have an exit code.
     """
+    # The command owns the process: what it computes must not depend on this setting of JAX's (see `jaxvae.keys`).
+    jax.config.update("jax_threefry_partitionable", True)
     for number in range(3):
         try:
             os.fstat(number)

@@ -22,7 +22,7 @@ import numpy as np
 
 from jaxvae import download
 from jaxvae.config import Config
-from jaxvae.errors import InputError
+from jaxvae.errors import InputError, suggestion
 
 Images: TypeAlias = np.ndarray[Any, np.dtype[np.uint8]]
 
@@ -203,7 +203,7 @@ def load(
         return _npz_file(dataset, path)
     raise InputError(
         f"--dataset {dataset!r} is neither one of {', '.join(DATASETS)}, "
-        "nor the path of a .npy file, a .npz file or a folder of PNG or JPEG images"
+        f"nor the path of a .npy file, a .npz file or a folder of PNG or JPEG images{suggestion(dataset, DATASETS)}"
     )
 
 

@@ -1,9 +1,18 @@
 """The exceptions that are told to the user in one line, and the exit code of each in `jaxvae.cli`."""
 
+import difflib
+from collections.abc import Iterable
+
 
 def one_line(text: str) -> str:
     """`text` without a character that controls a terminal, whatever a file or a flag had put into it."""
     return "".join(c if c.isprintable() else " " if c.isspace() else repr(c)[1:-1] for c in text)
+
+
+def suggestion(word: str, known: Iterable[str], prefix: str = "") -> str:
+    """A question that ends a message: whether the known word nearest to `word` was meant. Empty where none is near."""
+    near = difflib.get_close_matches(word, known, n=1)
+    return f"; did you mean {prefix}{near[0]}?" if near else ""
 
 
 class InputError(ValueError):

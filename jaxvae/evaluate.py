@@ -15,7 +15,7 @@ import tyro
 from numpy.typing import NDArray
 
 from jaxvae import checkpoint, cli, data, metrics
-from jaxvae.config import Config
+from jaxvae.config import Config, describe
 from jaxvae.errors import InputError
 from jaxvae.keys import example_keys, purpose_key
 from jaxvae.models import Draws, Model, Params, TwoLayerVAE, float32_products
@@ -231,6 +231,7 @@ def evaluate_run(
     step, count = int(run.state.step), len(images.test)
     result = {
         "preset": config.preset,
+        "model": describe(config),
         "dataset": images.name,
         "images": count,
         **metrics.record(step, -(-step // steps_per_epoch), "test", objective.unit, losses),
@@ -289,7 +290,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def table(result: dict[str, Any]) -> str:
     """The figures of `evaluate_run`, a line each, with their units."""
     where = f"{result['images']:,} test images of {result['dataset']}"
-    lines = [f"{result['preset']} on {where}, step {result['step']:,}"]
+    lines = [f"{result['model']} on {where}, step {result['step']:,}"]
 
     def add(name: str, unit: str, more: str = "") -> None:
         error = f" +- {result[e]:.2g}" if (e := f"{name}_standard_error") in result else ""

@@ -1,7 +1,8 @@
 """A member of a sweep as a run of its own."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from jaxvae import config as configs
 from jaxvae import metrics, tables
@@ -64,6 +65,7 @@ def extract(sweep_dir: Path, member: int | str, run_dir: Path) -> int:
     if at := [line["at"] for line in lines if line["split"] == DIVERGED]:
         raise InputError(f"--extract {number}: it diverged at step {at[0]:,}")
     place = programs[index].index(number)
+    record = _own_record(saved.record, place)
     evaluated = [line for line in lines if line["split"] == "validation" and line["step"] == saved.step]
     cost = selection_cost(members[number], evaluated[-1] if evaluated else {})
     try:
@@ -76,5 +78,17 @@ def extract(sweep_dir: Path, member: int | str, run_dir: Path) -> int:
     except OSError as error:
         raise InputError(f"--to {run_dir} cannot be written: {error.strerror}") from None
     with Checkpoints(run_dir / "checkpoints") as checkpoints:
-        checkpoints.save(saved.state.member(place), saved.record, cost)
+        checkpoints.save(saved.state.member(place), record, cost)
     return number
+
+
+def _own_record(record: Mapping[str, Any], place: int) -> dict[str, Any]:
+    """The record of a program's checkpoint, for the member at `place`: of the unfinished averages, its own."""
+    window = record.get("window")
+    if window is None:
+        return dict(record)
+    try:
+        sums = {name: values[place] for name, values in window["sums"].items()}
+        return {**record, "window": {**window, "sums": sums}}
+    except (TypeError, KeyError, IndexError, AttributeError):
+        raise InputError("the newest checkpoint's record.json: its window is not one of the members' metrics") from None

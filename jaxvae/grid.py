@@ -42,16 +42,16 @@ class Grid(NamedTuple):
         return [name for name, values in self.axes.items() if len(values) > 1]
 
 
-def shape_of(config: Config) -> Config:
+def shape_of(config: Config) -> tuple[Any, ...]:
     """What a member must have in common with the others of its program: all but its seed and numbers."""
-    numbers = {name: getattr(Config, name) for name in SWEPT}
+    common = [value for name, value in dataclasses.asdict(config).items() if name not in (*SWEPT, "seed")]
     # Without decay the optimiser's state has another structure.
-    return dataclasses.replace(config, seed=0, **{**numbers, "weight_decay": float(config.weight_decay > 0)})
+    return (*common, config.weight_decay > 0)
 
 
 def programs_of(members: Sequence[Config]) -> list[list[int]]:
     """The numbers of the members that can share a program, in order."""
-    groups: dict[Config, list[int]] = {}
+    groups: dict[tuple[Any, ...], list[int]] = {}
     for number, member in enumerate(members):
         groups.setdefault(shape_of(member), []).append(number)
     return list(groups.values())

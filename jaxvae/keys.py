@@ -1,6 +1,8 @@
 """Randomness as a function: every key follows from the seed, a named purpose and a count.
 
-Nothing random is kept between steps, so the train state is the whole state of a run.
+Nothing random is kept between steps, so the train state is the whole state of a run. The generator is part of the
+function: it is `GENERATOR` whatever JAX's default is. Others, such as "rbg" (usual on TPUs), draw something else under
+`vmap` than alone, so that an example's noise would depend on the others of its batch and on the number of devices.
 """
 
 import zlib
@@ -12,15 +14,29 @@ import jax.numpy as jnp
 Array = jax.Array
 Purpose = Literal["init", "shuffle", "train-noise", "test-noise", "reconstructions", "samples", "generate"]
 PURPOSES: tuple[Purpose, ...] = get_args(Purpose)
+GENERATOR = "threefry2x32"
+
+
+def key_of(seed: int | Array) -> Array:
+    """A key of `GENERATOR`: a typed PRNG key, shape []."""
+    return jax.random.key(seed, impl=GENERATOR)
 
 
 def purpose_key(seed: int, purpose: Purpose) -> Array:
     """The key of one purpose of a run: a typed PRNG key, shape []."""
-    return jax.random.fold_in(jax.random.key(seed), zlib.crc32(purpose.encode()))
+    return jax.random.fold_in(key_of(seed), zlib.crc32(purpose.encode()))
 
 
 def example_keys(key: Array, first: int | Array, count: int) -> Array:
-    """Keys [count] of the examples at places `first`, `first + 1`, ...: each a function of its place."""
+    """Keys [count] of the examples at places `first`, `first + 1`, ...: each a function of its place.
+
+    Raises:
+      TypeError: `key` is not a typed key of `GENERATOR`, or JAX is set to draw otherwise than by default.
+    """
+    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key) or str(jax.random.key_impl(key)) != GENERATOR:
+        raise TypeError(f"keys must be those of {GENERATOR}: make them with jax.random.key(seed, impl='{GENERATOR}')")
+    if not jax.config.jax_threefry_partitionable:  # type: ignore[attr-defined]
+        raise TypeError("jax_threefry_partitionable is off, and random numbers with it other than those of any run")
     places = jnp.asarray(first, jnp.uint32) + jnp.arange(count, dtype=jnp.uint32)
     return jax.vmap(lambda place: jax.random.fold_in(key, place))(places)
 

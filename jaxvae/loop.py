@@ -29,7 +29,8 @@ from jaxvae.pipeline import Pipeline, Span, Values
 from jaxvae.signals import StopSignals, unless_stopped
 from jaxvae.train_step import TrainState
 from jaxvae.trainer import Trainer, splits, steps_per_epoch
-from jaxvae.variational import measure_warning, selection_term
+from jaxvae.variational import measure_warning, selection_cost
+from jaxvae.versions import run_versions, version_warnings
 
 Array = jax.Array
 
@@ -90,8 +91,7 @@ def _prepare(config: Config, run_dir: Path | None, resume: bool, devices: int | 
     record = {
         "image_shape": list(images.train.shape[1:]),
         "steps_per_epoch": steps_per_epoch(config, len(images.train)),
-        "train_images_sha256": data.digest(images.train),
-        "test_images_sha256": data.digest(images.test),
+        **data.digests(images),
     }
     trainer = Trainer(config, images, parallel.data_parallel(parallel.select_devices(devices)))
     trainer.check_fits()
@@ -226,6 +226,7 @@ class _RunFiles:
         self._images, self._unit, self._record = trainer.images, trainer.objective.unit, record
         self._like, self._requested, self._resume = trainer.abstract_state(), run_dir, resume
         self._hardware = _hardware(trainer.placement.batch.mesh.size)
+        self._versions, self._warnings = run_versions(), list[str]()
         self._watched, *_ = splits(len(self._images.validation) > 0, last=False)
         self._speed: Span | None = None  # The latest; and that of the spans of an epoch.
         self._epoch_speed: Span | None = None
@@ -258,9 +259,12 @@ class _RunFiles:
             self._windows = metrics.Windows(config.log_every, self._steps_per_epoch, window)
             self._console = stack.enter_context(metrics.Console(config.epochs, total, step, self._unit))
             self._stack = stack.pop_all()
-        self.say(f"{config.preset} on {self._images.name} ({self._images.source}): {len(self._images.train):,} images")
+        what = configs.describe(config)
+        self.say(f"{what} on {self._images.name} ({self._images.source}): {len(self._images.train):,} images")
         self.say(f"{self._hardware}, {self._steps_per_epoch:,} steps an epoch -> {self.run_dir}")
         if (warning := measure_warning(config)) is not None:
+            self._warnings.append(warning)
+        for warning in self._warnings:
             self.say(warning)
         if self._resume:
             self.say(f"going on from step {step:,}" if self.saved else "no checkpoint was saved: starting anew")
@@ -280,6 +284,8 @@ class _RunFiles:
                         f"--resume: {self._images.source}: not the images that {self.run_dir} was trained on"
                         f" ({differs})"
                     )
+                warnings = version_warnings(found.get("versions", {}), self._versions)
+                self._warnings += [f"warning: {warning}" for warning in warnings]
             return checkpoints.restore(self._like)
 
     def say(self, text: str) -> None:
@@ -308,6 +314,7 @@ class _RunFiles:
 
     def write_steps(self, step: int, values: Values, speed: Span | None) -> None:
         """Write the averages that the steps up to `step` complete, and show how far the run has come."""
+        self._checkpoints.check()
         for end, means in self._windows.add(step, values):
             self.log.write(metrics.record(end, self._epoch(end), "train", self._unit, means))
         shown = metrics.record(step, self._epoch(step), "train", self._unit, values)
@@ -335,22 +342,20 @@ class _RunFiles:
             self._save_pictures(pictures, step, self._epoch(step))
         if checkpoint is not None:
             validation = next((line for line in lines if line["split"] == "validation"), None)
-            self._save(checkpoint, None if validation is None else self._score(validation))
+            self._save(checkpoint, None if validation is None else selection_cost(self._config, validation))
 
     def _epoch(self, step: int) -> int:
         return -(-step // self._steps_per_epoch)
 
-    def _score(self, validation: metrics.Record) -> float:
-        """What checkpoints are ranked by, lower being better."""
-        term, higher = selection_term(self._config)
-        score: float = validation[term]
-        return -score if higher else score
-
-    def _save(self, state: TrainState, validation_loss: float | None = None) -> None:
+    def _save(self, state: TrainState, validation_cost: float | None = None) -> None:
         start = time.perf_counter()
         self.log.sync()
-        record = {**self._record, "window": self._windows.open()}
-        self._checkpoints.save(state, record, validation_loss)
+        record = {**self._record, "versions": self._versions, "window": self._windows.open()}
+        if self._checkpoints.latest_step() == int(state.step):
+            # A signal that came before the evaluation had it saved already.
+            self._checkpoints.rank(int(state.step), validation_cost)
+        else:
+            self._checkpoints.save(state, record, validation_cost)
         self.log.write_timing("save", step=int(state.step), blocked_seconds=time.perf_counter() - start)
 
     def _save_pictures(self, pictures: Mapping[str, Array], step: int, epoch: int) -> None:
@@ -363,7 +368,8 @@ class _RunFiles:
     def draw_curves(self) -> None:
         """Draw the run's figures so far."""
         if self.log.records:
-            plots.save_curves(self.run_dir / "images" / "curves.png", self.log.records)
+            title = configs.describe(self._config)
+            plots.save_curves(self.run_dir / "images" / "curves.png", self.log.records, title)
 
     def finish(self, state: TrainState, step: int) -> None:
         """Save `state` if that has not been done, wait until it is, and draw the curves. Raises `SaveError`."""

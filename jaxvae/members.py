@@ -23,7 +23,7 @@ from jaxvae import memory, models, parallel
 from jaxvae.config import SWEPT, Config, flag
 from jaxvae.data import ImageData, prepared
 from jaxvae.errors import InputError
-from jaxvae.keys import Purpose, purpose_key
+from jaxvae.keys import Purpose, key_of, purpose_key
 from jaxvae.train_step import (
     PIXELS_AT_ONCE,
     TrainState,
@@ -162,7 +162,7 @@ class MembersTrainer:
         self._everywhere = NamedSharding(self.mesh, PartitionSpec())
         _, height, width, channels = images.train.shape
         self.model = models.build_model(config, (height, width, channels))
-        self.unit = build_objective(config).unit
+        self.unit = build_objective(config, self.steps_per_epoch, len(images.train)).unit
         one, each = PartitionSpec(), PartitionSpec(AXIS)
         state = MembersState(one, each, each, each)  # type: ignore[arg-type]
 
@@ -317,8 +317,8 @@ class MembersTrainer:
 def abstract_members(config: Config, image_shape: Sequence[int], count: int) -> MembersState:
     """The shapes and dtypes of `count` members' states; nothing is computed."""
     height, width, channels = image_shape
-    model, optimizer = models.build_model(config, (height, width, channels)), build_optimizer(config)
-    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), count))
+    model, optimizer = models.build_model(config, (height, width, channels)), build_optimizer(config, steps_per_epoch=1)
+    keys = jax.eval_shape(lambda: jax.random.split(key_of(0), count))
     states = jax.eval_shape(jax.vmap(partial(init_state, model, optimizer)), keys)
     ints = partial(jax.ShapeDtypeStruct, dtype=jnp.int32)
     return MembersState(ints(()), states.params, states.opt_state, ints((count,)))  # type: ignore[arg-type]

@@ -485,10 +485,11 @@ def build_model(config: Config, image_shape: tuple[int, int, int]) -> Model:
     style: dict[str, Any] = {"activation": config.activation, "glorot": config.init == "glorot"}
     style["precision"] = config.matmul_precision
     shape = (image_shape, config.hidden, config.latent_size, config.head, jnp.dtype(config.compute_dtype))
+    likelihood: Likelihood = config.likelihood if config.in_nats else "bernoulli"  # The notes' decoders end in logits.
     if config.architecture == "two-layer":
-        return TwoLayerVAE(*shape, **style, likelihood=config.likelihood)
+        return TwoLayerVAE(*shape, **style, likelihood=likelihood)
     style["conv"] = config.architecture == "conv"
-    return VAE(*shape, **style, likelihood=config.likelihood) if config.is_vae else AutoEncoder(*shape, **style)
+    return VAE(*shape, **style, likelihood=likelihood) if config.is_vae else AutoEncoder(*shape, **style)
 
 
 def with_output_bias(params: Params, model: Model, mean: Array) -> Params:

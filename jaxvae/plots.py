@@ -56,20 +56,17 @@ def save_png(path: Path, picture: NDArray[np.uint8], scale: int = 1) -> None:
     Image.fromarray(picture[..., 0] if picture.shape[-1] == 1 else picture).save(path)
 
 
-def save_curves(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
+def save_curves(path: Path, records: Sequence[Mapping[str, Any]], title: str) -> None:
     """Draw the loss and its terms against the step, of each split, a panel a term, as PNG.
 
     Args:
       path: the file to write.
       records: lines of ``metrics.jsonl``.
+      title: what was trained, as `jaxvae.config.describe` says it.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     terms = [term for term in TERMS if any(term in line for line in records)]
-    figure = Figure(figsize=(4.5 * len(terms), 3.4), layout="constrained")
-    FigureCanvasAgg(figure)
-    for axes, term in zip(figure.subplots(1, len(terms), squeeze=False)[0], terms, strict=True):
+    figure, panels = _panels(title, len(terms))
+    for axes, term in zip(panels, terms, strict=True):
         for split, style, colour in (("train", "-", "C0"), ("validation", "o--", "C1"), ("test", "s--", "C2")):
             lines = [r for r in records if r["split"] == split and term in r]
             steps = [r["step"] for r in lines]
@@ -81,12 +78,15 @@ def save_curves(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
     figure.savefig(path, dpi=120)
 
 
-def save_axis(path: Path, rows: Sequence[Mapping[str, Any]], axis: str, split: str, others: Sequence[str] = ()) -> None:
+def save_axis(
+    path: Path, rows: Sequence[Mapping[str, Any]], title: str, axis: str, split: str, others: Sequence[str] = ()
+) -> None:
     """Draw the metrics of a split against one axis of a sweep: the mean over seeds, and least to greatest; as PNG.
 
     Args:
       path: the file to write.
       rows: of ``members.csv``, with their metrics as numbers; none may lack the split's loss.
+      title: what was trained.
       axis: the column to draw against. Numbers are spaced as numbers, by their logarithms where all are positive.
       split: "validation" or "test".
       others: columns that tell the lines apart.
@@ -95,7 +95,7 @@ def save_axis(path: Path, rows: Sequence[Mapping[str, Any]], axis: str, split: s
     values = sorted({row[axis] for row in rows})
     numeric = all(isinstance(value, int | float) for value in values)
     place = {value: value if numeric else number for number, value in enumerate(values)}
-    figure, panels = _panels(len(terms))
+    figure, panels = _panels(title, len(terms))
     for axes, term in zip(panels, terms, strict=True):
         for label, same in _by(rows, others).items():
             points = {
@@ -118,7 +118,9 @@ def save_axis(path: Path, rows: Sequence[Mapping[str, Any]], axis: str, split: s
     figure.savefig(path, dpi=120)
 
 
-def save_rate_distortion(path: Path, rows: Sequence[Mapping[str, Any]], split: str, settings: Sequence[str]) -> None:
+def save_rate_distortion(
+    path: Path, rows: Sequence[Mapping[str, Any]], title: str, split: str, settings: Sequence[str]
+) -> None:
     """Draw distortion (reconstruction) against rate (KL) on the images of a split, a point a member, as PNG.
 
     The dashed line has the sum of the two that is the lowest: where beta is 1, that is the best bound. (Alemi et
@@ -127,11 +129,12 @@ def save_rate_distortion(path: Path, rows: Sequence[Mapping[str, Any]], split: s
     Args:
       path: the file to write.
       rows: of ``members.csv``, with their metrics as numbers; those without the split's kl are left out.
+      title: what was trained.
       split: "validation" or "test".
       settings: columns that tell the points apart; seeds of one setting have one colour.
     """
     rows = [row for row in rows if row.get(f"{split}_kl") is not None]
-    figure, (axes,) = _panels(1, width=6.4, height=4.6)
+    figure, (axes,) = _panels(title, 1, width=6.4, height=4.6)
     groups = _by(rows, settings)
     colours = _colours(len(groups))
     middles = []
@@ -153,13 +156,14 @@ def save_rate_distortion(path: Path, rows: Sequence[Mapping[str, Any]], split: s
     figure.savefig(path, dpi=120)
 
 
-def _panels(count: int, width: float = 4.5, height: float = 3.4) -> tuple[Any, Any]:
-    """A figure of `count` panels side by side, and its axes."""
+def _panels(title: str, count: int, width: float = 4.5, height: float = 3.4) -> tuple[Any, Any]:
+    """A figure of `count` panels side by side below a title, and its axes."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width * count, height), layout="constrained")
     FigureCanvasAgg(figure)
+    figure.suptitle(title, fontsize="small", wrap=True)
     return figure, figure.subplots(1, count, squeeze=False)[0]
 
 

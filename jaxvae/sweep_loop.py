@@ -37,6 +37,7 @@ from jaxvae.pipeline import Pipeline, Span, Values
 from jaxvae.signals import StopSignals, unless_stopped
 from jaxvae.trainer import splits, steps_per_epoch
 from jaxvae.variational import measure_warning, selection_term
+from jaxvae.versions import run_versions, version_warnings
 
 
 def sweep(
@@ -76,7 +77,7 @@ def sweep(
     members = grid.members()
     for member in members:
         steps_per_epoch(member, len(images.train))
-    digests = {"train_images_sha256": data.digest(images.train), "test_images_sha256": data.digest(images.test)}
+    digests = data.digests(images)
     with ExitStack() as stack:
         if resume:
             assert run_dir is not None
@@ -88,7 +89,8 @@ def sweep(
             stack.enter_context(RunLock(run_dir))
             run_dirs.check_empty(run_dir, SWEEP_FILES)
             programs = []
-        say(f"{len(members)} members of {grid.config.preset} on {images.name} ({images.source}) -> {run_dir}")
+        what = configs.describe(grid.config, without=grid.axes)
+        say(f"{len(members)} members of {what} on {images.name} ({images.source}) -> {run_dir}")
         if (warning := measure_warning(grid.config)) is not None:
             say(warning)
         if not programs:
@@ -163,6 +165,7 @@ class _Program:
         devices: Sequence[jax.Device],
     ):
         self.failure: SaveError | None = None
+        self._speed = 0.0
         own = [members[number] for number in numbers]
         self._directory, self._title, self._members, self._numbers = directory, title, members, numbers
         self._config = common_config(own)
@@ -200,7 +203,10 @@ class _Program:
             evaluated = any(line["step"] == step and line["split"] == watched for line in kept)
             if (step >= total and evaluated) or self._dead.all():
                 return None
-            window = None if saved is None else saved.record.get("window")
+            record = {} if saved is None else saved.record
+            for warning in version_warnings(record.get("versions", {}), run_versions()):
+                say(f"warning: {warning}")
+            window = record.get("window")
             self._windows = metrics.Windows(config.log_every, trainer.steps_per_epoch, window)
             self._log = stack.enter_context(_Log(self._directory, kept))
             self._console = stack.enter_context(metrics.Console(config.epochs, total, step, trainer.unit))
@@ -238,6 +244,7 @@ class _Program:
 
     def steps(self, step: int, values: Values, speed: Span | None) -> None:
         """See `jaxvae.pipeline.Sink`."""
+        self._checkpoints.check()
         self._speed = len(self._numbers) * speed.per_second if speed else 0.0
         diverged = self._trainer.host(values[DIVERGED])[:, 0]
         # Where a member has diverged there is nothing to average.
@@ -272,7 +279,8 @@ class _Program:
                 lines[index] = metrics.record(step, self._epoch(step), split, self._trainer.unit, own)
                 self._write(index, lines[index])
             self._say_epoch(step, split, lines)
-        if checkpoint is not None:
+        # A signal that came before the evaluation had it saved already.
+        if checkpoint is not None and self._checkpoints.latest_step() != step:
             self._save(checkpoint)
 
     def _note_diverged(self, diverged: NDArray[Any]) -> None:
@@ -289,7 +297,8 @@ class _Program:
 
     def _save(self, state: MembersState) -> None:
         self._log.sync()
-        self._checkpoints.save(self._trainer.host(state), {**self._record, "window": self._windows.open()})
+        record = {**self._record, "versions": run_versions(), "window": self._windows.open()}
+        self._checkpoints.save(self._trainer.host(state), record)
 
     def _epoch(self, step: int) -> int:
         return -(-step // self._trainer.steps_per_epoch)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from jaxvae import metrics, plots
+from jaxvae.config import describe
 from jaxvae.errors import InputError
 from jaxvae.grid import DIVERGED, PROGRAMS, Grid, cell, load_sweep
 from jaxvae.variational import selection_term
@@ -173,11 +174,12 @@ def draw(run_dir: Path, grid: Grid, rows: Sequence[Row]) -> None:
     usable = [row for row in rows if row.get(f"{split}_loss") is not None]
     if not usable:
         return
+    title = describe(grid.config, without=grid.axes)
     for name in grid.varied():
         others = [other for other in grid.varied() if other != name]
-        plots.save_axis(run_dir / f"{name}.png", usable, name, split, others)
+        plots.save_axis(run_dir / f"{name}.png", usable, title, name, split, others)
     if any(row.get(f"{split}_kl") is not None for row in usable):
-        plots.save_rate_distortion(run_dir / "rate_distortion.png", usable, split, grid.varied())
+        plots.save_rate_distortion(run_dir / "rate_distortion.png", usable, title, split, grid.varied())
 
 
 def _write_csv(path: Path, rows: Sequence[Row]) -> None:

@@ -13,6 +13,7 @@ model takes a log-variance as PyTorch's modules do, without the bound that the h
 """
 
 import dataclasses
+import inspect
 import os.path
 import pickle
 import sys
@@ -290,7 +291,9 @@ def import_run(
     except InputError as error:
         named = str(error).startswith(str(weights))
         raise error if named else InputError(f"{weights}: {error}") from None
-    state = TrainState(jax.numpy.zeros((), jax.numpy.int32), params, build_optimizer(config).init(params))
+    state = TrainState(
+        jax.numpy.zeros((), jax.numpy.int32), params, build_optimizer(config, steps_per_epoch=1).init(params)
+    )
     try:
         run_dir.mkdir(parents=True)
     except OSError as error:
@@ -318,8 +321,8 @@ class Import:
     The module's `encoder` and `decoder` must each be an nn.Sequential of Linear layers with the preset's widths
     and an activation after each, so that layers are named encoder.0, encoder.2, ... decoder.4. Layers with other
     names (fc1, fc21, fc22) must be renamed, and the two that give mean and log-variance joined to one, the
-    mean's weights and biases first. The weights do not say what is computed with them. The import takes it
-    that the module computes what the preset does: vae: mean and log-variance (no bound), ReLU between
+    mean's weights and biases first. The weights do not say what is computed with them. The import
+    assumes that the module computes what the preset does: vae: mean and log-variance (no bound), ReLU between
     layers; notes-vae: mean and standard deviation after a ReLU; notes-ae: the code after a ReLU; iwae: mean and the
     logarithm of the standard deviation, tanh between layers; and the sigmoid of the decoder's last layer.
     """
@@ -341,6 +344,7 @@ class Import:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code (see `jaxvae.cli`)."""
     args = list(sys.argv[1:] if argv is None else argv)
+    cli.answer_version(args)
     prog, commands = "python -m jaxvae.torch_weights", {"export": Export, "import": Import}
     if not args or args[0] not in commands:
         usage = f"{prog} {{{','.join(commands)}}} ... (each with --help)"
@@ -349,7 +353,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return cli.EXIT_OK
         raise InputError(f"usage: {usage}")
     kind = commands[args[0]]
-    parsed: Any = cli.parse(kind, args[1:], prog=f"{prog} {args[0]}", description=kind.__doc__ or "")
+    parsed: Any = cli.parse(kind, args[1:], prog=f"{prog} {args[0]}", description=inspect.getdoc(kind) or "")
     if isinstance(parsed, Export):
         written = export_run(parsed.run_dir, parsed.out)
         print(f"{len(written)} arrays -> {parsed.out}\nIn PyTorch:")

@@ -12,8 +12,8 @@ from jaxvae.errors import InputError
 
 DESCRIPTION = """Train an autoencoder or a variational autoencoder on images.
 
-With no flag at all: the notes' VAE on MNIST. --preset sets all other defaults; the defaults shown are
-those of the preset named on this line."""
+Without any flag, it trains the notes' VAE on MNIST. --preset sets the defaults of the other flags: name one on this
+line to see its defaults."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Arguments:
     run_dir: Path | None = None
     """Directory of the run, created if need be. Default: a new one, runs/PRESET-DATE-TIME."""
     resume: bool = False
-    """Go on from the newest checkpoint in --run-dir, with the configuration that is there."""
+    """Go on with the run in --run-dir, from its newest checkpoint and with its configuration."""
     devices: str = "all"
     """How many devices of each process share each batch: a number, or all."""
     coordinator: str | None = None
@@ -64,6 +64,12 @@ def _peek(argv: Sequence[str]) -> tuple[str | None, Path | None, bool]:
     return known.preset, known.run_dir, known.resume
 
 
+def advice(config: Config) -> str:
+    """What to try where a run diverged."""
+    clip = f"a lower --clip-norm than {config.clip_norm:g}" if config.clip_norm else "--clip-norm 1"
+    return f"try a lower --learning-rate than {config.learning_rate:g}, or {clip}"
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code (see `jaxvae.cli`)."""
     arguments = parse(sys.argv[1:] if argv is None else argv)
@@ -72,7 +78,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         stopped_by = loop.train(arguments.config, arguments.run_dir, arguments.resume, devices)
     except loop.Diverged as error:
-        print(f"error: {'; '.join([str(error), *getattr(error, '__notes__', [])])}", file=sys.stderr)
+        said = [str(error), *getattr(error, "__notes__", []), advice(arguments.config)]
+        print(f"error: {'; '.join(said)}", file=sys.stderr)
         return cli.EXIT_DIVERGED
     return cli.EXIT_OK if stopped_by is None else 128 + stopped_by
 

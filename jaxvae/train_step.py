@@ -16,7 +16,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from numpy.typing import NDArray
 
 from jaxvae.config import Config
-from jaxvae.keys import example_keys
+from jaxvae.keys import example_keys, key_of
 from jaxvae.models import Model, Params, float32_products, with_output_bias, with_precision
 from jaxvae.objectives import Context, Objective
 from jaxvae.variational import Variational
@@ -38,14 +38,18 @@ class TrainState(NamedTuple):
 
 
 def build_optimizer(
-    config: Config, steps_per_epoch: int = 1, numbers: Mapping[str, Array | float] | None = None
+    config: Config, steps_per_epoch: int | None = None, numbers: Mapping[str, Array | float] | None = None
 ) -> optax.GradientTransformation:
     """Adam (Kingma and Ba, arXiv 1412.6980), with the rate's schedule, decay and clipping that are configured.
 
     Args:
       config: the notes' own defaults are PyTorch's.
-      steps_per_epoch: in which the schedule is counted. The state's structure does not depend on it.
+      steps_per_epoch: of training, needed where the rate has a schedule or a warm-up, which count in epochs. The
+        state's structure does not depend on it.
       numbers: values, which may be traced, in place of ``config.numbers()``.
+
+    Raises:
+      TypeError: `config` needs `steps_per_epoch`, and it is missing.
     """
     numbers = config.numbers() if numbers is None else numbers
     rate = numbers["learning_rate"]
@@ -55,6 +59,8 @@ def build_optimizer(
         parts.append(optax.add_decayed_weights(numbers["weight_decay"]))
     if config.schedule == "constant" and not config.warmup_epochs:
         parts.append(optax.scale(-rate))
+    elif steps_per_epoch is None:
+        raise TypeError("build_optimizer needs steps_per_epoch: schedule and warmup_epochs count in epochs")
     else:
         fraction = rate_schedule(config, steps_per_epoch)
         parts.append(optax.scale_by_schedule(lambda count: -rate * fraction(count)))
@@ -124,7 +130,7 @@ def init_state(
 
 def abstract_state(model: Model, optimizer: optax.GradientTransformation) -> TrainState:
     """The shapes and dtypes of `init_state`, to restore to; nothing is computed."""
-    state: TrainState = jax.eval_shape(lambda key: init_state(model, optimizer, key), jax.random.key(0))
+    state: TrainState = jax.eval_shape(lambda key: init_state(model, optimizer, key), key_of(0))
     return state
 
 
@@ -149,10 +155,10 @@ def make_train_step(
 ) -> Callable[[TrainState, Array, Array], tuple[TrainState, Metrics]]:
     """The pure ``train_step(state, batch, key) -> (state, metrics)`` of a model and an objective.
 
-    `batch` is uint8 [B, H, W, C], or float32 in [0, 1]. `key` is the key of the run's noise, the
-    same for every step: the step's number and each example's place in the batch are folded in.
-    `metrics` are the objective's terms, averaged over the batch, []. Float32 products have the
-    precision `model.precision`.
+    `batch` is uint8 [B, H, W, C], or float32 in [0, 1]. `key` is the key of the run's noise, a typed key of
+    `jaxvae.keys.GENERATOR` and the same for every step: the step's number and each example's place in the batch
+    are folded in. `metrics` are the objective's terms, averaged over the batch, [].
+    Float32 products have the precision `model.precision`.
 
     With `axis_name`, the step runs inside `pmap` or `shard_map` over that axis, or axes: `batch` is this
     device's share, gradients and metrics are averaged over the *global* batch, and noise is keyed

@@ -305,17 +305,27 @@ class Variational(NamedTuple):
 
 def build_objective(
     config: Config,
-    steps_per_epoch: int = 1,
-    num_images: int = 1,
+    steps_per_epoch: int | None = None,
+    num_images: int | None = None,
     numbers: Mapping[str, Array | float] | None = None,
 ) -> "Objective | Variational":
     """The objective of a configuration.
 
     Args:
       config: what to minimise.
-      steps_per_epoch, num_images: of training, for what is counted in epochs and images.
+      steps_per_epoch: of training, needed where the KL term is warmed up, which is counted in epochs.
+      num_images: of the training set, needed for beta-tc, whose estimate depends on it.
       numbers: values, which may be traced, in place of ``config.numbers()``.
+
+    Raises:
+      TypeError: an argument that `config` needs is missing.
     """
     if not config.in_nats:
-        return OBJECTIVES[config.objective]._replace(corruption=config.corruption, observe=noise.observe(config))
-    return Variational(config, config.numbers() if numbers is None else numbers, steps_per_epoch, num_images)
+        objective = OBJECTIVES[config.objective]._replace(observe=noise.observe(config))
+        return objective if config.is_vae else objective._replace(corruption=config.corruption)
+    if config.kl_warmup_epochs and steps_per_epoch is None:
+        raise TypeError("build_objective needs steps_per_epoch: kl_warmup_epochs counts in epochs")
+    if config.objective == "beta-tc" and num_images is None:
+        raise TypeError("build_objective needs num_images: the total correlation depends on it")
+    # What is not needed is not read.
+    return Variational(config, config.numbers() if numbers is None else numbers, steps_per_epoch or 0, num_images or 0)

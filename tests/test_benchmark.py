@@ -104,7 +104,10 @@ def test_command_line(image_file: Path, tmp_path: Path, capsys: pytest.CaptureFi
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["--preset", "notes-va"], "error: --preset notes-va: unknown; choose from notes-ae, notes-vae, vae, iwae\n"),
+        (
+            ["--preset", "notes-va"],
+            "error: --preset notes-va: unknown; choose from notes-ae, notes-vae, vae, iwae; did you mean notes-vae?\n",
+        ),
         (["--batch-size", "0"], "error: --batch-size must be at least 1, not 0\n"),
         (["--batch-size", "60001"], "error: --batch-size 60001 is larger than the 60000 training images\n"),
         (["--preset"], "error: --preset needs at least one value\n"),

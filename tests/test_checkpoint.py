@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import threading
+from concurrent import futures
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +113,37 @@ def test_there_is_no_best_without_a_validation_cost(record: dict[str, Any], tmp_
         newest = checkpoints.restore(LIKE)
     assert newest is not None
     assert newest.step == 20
+
+
+def test_a_step_that_was_saved_before_it_was_evaluated_is_ranked(tmp_path: Path) -> None:
+    state = make_state(20, seed=1)
+    with Checkpoints(tmp_path, keep=1, keep_best=1) as checkpoints:
+        checkpoints.save(make_state(10), RECORD, validation_cost=0.5)
+        checkpoints.save(state, RECORD)
+    with Checkpoints(tmp_path, keep=1, keep_best=1) as checkpoints:
+        checkpoints.rank(20, math.nan)
+        checkpoints.wait()
+        assert saved_steps(tmp_path) == [10, 20]
+        checkpoints.rank(20, 0.25)
+        checkpoints.wait()
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["20"]
+        best = checkpoints.restore(LIKE, best=True)
+    assert best is not None
+    assert best.record == {**RECORD, "validation_cost": 0.25}
+    assert_same(best.state, state)
+
+
+def test_a_damaged_step_is_not_ranked(tmp_path: Path) -> None:
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(make_state(10), RECORD)
+        checkpoints.wait()
+        truncate(tmp_path / "10" / "record.json")
+        before = (tmp_path / "10" / "record.json").read_bytes()
+        checkpoints.rank(10, 0.5)
+        with pytest.raises(SaveError, match=str(tmp_path / "10")):
+            checkpoints.wait()
+    assert (tmp_path / "10" / "record.json").read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["10"]
 
 
 def test_of_equal_checkpoints_the_earliest_is_best(tmp_path: Path) -> None:
@@ -269,7 +301,7 @@ def test_what_a_killed_save_left_is_ignored_then_cleaned(tmp_path: Path) -> None
     assert saved_steps(tmp_path) == [10, 20]
 
 
-@pytest.mark.parametrize("where", ["the next save", "wait", "leaving"])
+@pytest.mark.parametrize("where", ["the next check", "the next save", "wait", "leaving"])
 def test_a_save_that_fails_in_the_background_is_told(
     where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -287,6 +319,11 @@ def test_a_save_that_fails_in_the_background_is_told(
             checkpoints.save(make_state(30), RECORD)
         elif where == "wait":
             checkpoints.wait()
+        elif where == "the next check":
+            assert checkpoints._saving is not None
+            futures.wait([checkpoints._saving])
+            checkpoints.check()
+            pytest.fail("the check found nothing")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["10"]
     assert restored(tmp_path).step == 10
 
@@ -304,6 +341,7 @@ def test_saving_does_not_wait_for_the_disk(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(checkpoint, "_sync", lambda _: disk.wait())
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(make_state(10), RECORD)
+        checkpoints.check()
         assert saved_steps(tmp_path) == []
         disk.set()
         checkpoints.wait()

@@ -1,12 +1,14 @@
 import dataclasses
+import importlib
 import io
 import os
 import pickle
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, TextIO
+from typing import Annotated, Literal, TextIO
 
+import jax
 import pytest
 import tyro
 
@@ -20,6 +22,14 @@ class Inner:
 
     count: int = 3
     """How many."""
+    learning_rate: float = 0.1
+    """How fast."""
+    colour: Literal["red", "green"] = "red"
+    """Which."""
+
+    def __post_init__(self) -> None:
+        if self.count == 13:
+            raise InputError("--count must not be 13")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,13 +47,20 @@ def parse(*args: str) -> Outer:
 
 def test_fields_of_inner_dataclasses_are_flags_without_prefix() -> None:
     assert parse("here", "--count", "5") == Outer(Inner(5), "here")
+    assert parse("here", "--learning_rate=5") == Outer(Inner(learning_rate=5.0), "here")
 
 
 @pytest.mark.parametrize(
     ("args", "words"),
     [
         (["here", "--count", "many"], ["--count", "many"]),
-        (["here", "--cuont", "5"], ["--cuont"]),
+        (["here", "--cuont", "5"], ["--cuont", "--count"]),
+        (["here", "--cuont=5"], ["--cuont", "--count"]),
+        (["here", "--where", "5"], ["--where"]),
+        (["here", "--lr", "5"], ["--lr", "--learning-rate"]),
+        (["here", "--xyz", "5"], ["--xyz"]),
+        (["here", "--colour", "rde"], ["--colour rde", "red", "green", "did you mean red?"]),
+        (["here", "--learning-rate", "fast"], ["--learning-rate", "fast"]),
         ([], ["Missing", "A place."]),
         (["here", "x" * 300], ["x" * 60]),
     ],
@@ -56,12 +73,44 @@ def test_a_refusal_is_one_line_that_names_the_flag(args: list[str], words: list[
     assert message.endswith("(see prog --help)") and "│" not in message
 
 
+@pytest.mark.parametrize(
+    "box",
+    [
+        "╭─ Error ─────────╮\n│ --a is wrong,    │\n│ or so            │\n│ ──────────────── │\n│ For help │\n╰────╯\n",
+        " Error           \n --------------- \n  --a is wrong,  \n  or so          \n  ---------------\n  For help\n\n",
+    ],
+)
+def test_a_refusal_is_the_same_on_terminals_with_and_without_boxes(box: str) -> None:
+    assert cli._first_paragraph(box) == "--a is wrong, or so"
+
+
+def test_what_a_dataclass_refuses_is_told_in_its_own_words() -> None:
+    with pytest.raises(InputError, match="^--count must not be 13$"):
+        parse("here", "--count", "13")
+
+
 def test_help_explains_and_exits_with_0(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         parse("--help")
     assert not stop.value.code
     shown = capsys.readouterr().out
     assert "Does it." in shown and "How many. (default: 3)" in shown
+
+
+@pytest.mark.parametrize("word", ["--where", "--xyz", "--quite-another"])
+def test_nothing_is_suggested_where_nothing_is_near(word: str) -> None:
+    with pytest.raises(InputError) as refused:
+        parse("here", word)
+    assert "?" not in str(refused.value)
+
+
+@pytest.mark.parametrize("module", ["train", "sweep", "evaluate", "generate", "benchmark", "torch_weights"])
+def test_every_command_tells_its_versions(module: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        importlib.import_module(f"jaxvae.{module}").main(["--version"])
+    assert not stop.value.code
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith("jaxvae ") and f"jax {jax.__version__}  jaxlib " in line
 
 
 def test_run_turns_input_errors_into_a_line_and_exit_code_2(capsys: pytest.CaptureFixture[str]) -> None:

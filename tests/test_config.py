@@ -1,15 +1,27 @@
+import contextlib
+import copy
 import dataclasses
+import functools
 import json
+import pickle
+import re
+import typing
 from pathlib import Path
 from typing import Any
 
+import jax
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxvae import config
+from jaxvae import config, grid
 from jaxvae.config import PRESETS, Config
 from jaxvae.errors import InputError
+from jaxvae.keys import purpose_key
+from jaxvae.models import build_model
+from jaxvae.train_step import build_optimizer, init_state, make_train_step
+from jaxvae.variational import build_objective
 
 configs = st.builds(
     Config,
@@ -38,56 +50,126 @@ def test_notes_presets_are_the_notes() -> None:
     assert [PRESETS[p].is_vae for p in ("notes-ae", "notes-vae", "vae")] == [False, True, True]
 
 
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_presets_name_stands_for_its_values(name: str) -> None:
+    named = Config(preset=name)
+    assert named == PRESETS[name] == config.preset(name) and hash(named) == hash(PRESETS[name])
+    assert Config(preset=name, epochs=3) == dataclasses.replace(PRESETS[name], epochs=3)
+    assert Config(**dataclasses.asdict(named)) == pickle.loads(pickle.dumps(named)) == copy.copy(named) == named
+
+
+def test_what_is_given_comes_before_the_presets_value() -> None:
+    back = {name: getattr(PRESETS["notes-vae"], name) for name in config.OVERRIDES["vae"]}
+    assert Config(preset="vae", **back) == dataclasses.replace(PRESETS["notes-vae"], preset="vae")
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        (Config(), "notes-vae"),
+        (Config(preset="vae"), "vae"),
+        (Config(preset="notes-ae", objective="elbo", head="linear"), "notes-ae, changed: objective elbo, head linear"),
+        (Config(hidden=(16, 8), learning_rate=3e-4), "notes-vae, changed: hidden 16,8, learning_rate 0.0003"),
+        (Config(seed=3, epochs=5, dataset="digits", data_dir="/x", image_every=0, keep_checkpoints=9), "notes-vae"),
+        (Config(preset="iwae", epochs=5), "iwae, changed: epochs 5"),  # The rate's schedule depends on it.
+        (Config(preset="vae", epochs=5), "vae"),
+    ],
+)
+def test_a_changed_preset_is_called_one(changed: Config, said: str) -> None:
+    assert config.describe(changed) == said
+
+
+def test_a_description_leaves_out_what_is_said_elsewhere() -> None:
+    assert config.describe(Config(preset="vae", beta=2.0, latent_size=3), ["beta"]) == "vae, changed: latent_size 3"
+
+
 def test_presets_are_named_after_themselves() -> None:
     assert {name: preset.preset for name, preset in PRESETS.items()} == {name: name for name in PRESETS}
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("changes", "flag"),
     [
-        ({"latent_size": 0}, "--latent-size must be at least 1, not 0"),
-        ({"batch_size": -3}, "--batch-size must be at least 1, not -3"),
-        ({"epochs": 0}, "--epochs must be at least 1, not 0"),
-        ({"keep_checkpoints": 0}, "--keep-checkpoints must be at least 1"),
-        ({"log_every": -1}, "--log-every must not be negative, not -1"),
-        ({"seed": -1}, "--seed must not be negative"),
-        ({"seed": 2**32}, r"--seed must be below 2\^32"),
-        ({"hidden": (256, 0)}, r"--hidden takes widths from 1 to 65536, not \[256, 0\]"),
-        ({"learning_rate": 0.0}, "--learning-rate must be positive"),
-        ({"learning_rate": float("nan")}, "--learning-rate must be positive and finite, not nan"),
-        ({"learning_rate": float("inf")}, "--learning-rate must be positive and finite, not inf"),
-        ({"objective": "elbo"}, "--objective elbo needs --head linear"),
-        ({"hidden": (10**20,)}, "--hidden takes widths from 1 to 65536"),
-        ({"latent_size": 10**12}, "--latent-size must be at most 65536, not 1000000000000"),
-        ({"dataset": ""}, "--dataset must not be empty"),
+        ({"latent_size": 0}, "--latent-size"),
+        ({"batch_size": -3}, "--batch-size"),
+        ({"epochs": 0}, "--epochs"),
+        ({"validation": 1.5}, "--validation"),
+        ({"validation_seed": -1}, "--validation-seed"),
+        ({"keep_checkpoints": 0}, "--keep-checkpoints"),
+        ({"log_every": -1}, "--log-every"),
+        ({"seed": -1}, "--seed"),
+        ({"seed": 2**32}, "--seed"),
+        ({"hidden": (256, 0)}, "--hidden"),
+        ({"hidden": (10**20,)}, "--hidden"),
+        ({"learning_rate": 0.0}, "--learning-rate"),
+        ({"learning_rate": float("nan")}, "--learning-rate"),
+        ({"learning_rate": float("inf")}, "--learning-rate"),
+        ({"latent_size": 10**12}, "--latent-size"),
+        ({"dataset": ""}, "--dataset"),
+        ({"objective": "elbo"}, "--objective elbo"),
+        ({"preset": "notes-ae", "head": "exp"}, "--objective mse"),
+        ({"preset": "vae", "objective": "info"}, "--objective info"),
+        ({"preset": "vea"}, "--preset vea"),
     ],
 )
-def test_values_out_of_range_name_their_flag(change: dict[str, Any], message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        dataclasses.replace(Config(), **change)
+def test_a_refusal_names_the_flag(changes: dict[str, Any], flag: str) -> None:
+    with pytest.raises(InputError) as refused:
+        Config(**changes)
+    assert str(refused.value).startswith(flag + " ") or str(refused.value).startswith(flag + ":")
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("changes", "flags"),
     [
-        ("{", "c.json is not JSON"),
-        ("[" * 100_000, "c.json is not JSON"),
-        ("[]", "c.json must hold a JSON object"),
-        ('{"batchsize": 32}', "a field this version does not know: batchsize"),
-        ('{"batch_size": "32"}', 'batch_size must be a whole number, not "32"'),
-        ('{"batch_size": true}', "batch_size must be a whole number, not true"),
-        ('{"batch_size": 32.0}', "batch_size must be a whole number, not 32.0"),
-        ('{"learning_rate": null}', "learning_rate must be a number, not null"),
-        ('{"hidden": [256, "64"]}', "hidden must be a list of whole numbers"),
-        ('{"head": "tanh"}', 'head must be one of relu, linear, logvar, exp, not "tanh"'),
-        ('{"head": ["relu"]}', "head must be one of relu, linear"),
-        ('{"data_dir": 3}', "data_dir must be a text or null, not 3"),
-        ('{"epochs": 0}', "c.json: --epochs must be at least 1"),
-        ('{"preset": "nope"}', "--preset nope: unknown; choose from notes-ae, notes-vae, vae"),
+        ({"static_seed": 1}, ["--static-seed 1", "--inputs static"]),
+        ({"beta": 2.0}, ["--beta 2", "--objective elbo"]),
+        ({"preset": "notes-ae", "likelihood": "logistic"}, ["--likelihood logistic", "--objective elbo"]),
+        ({"preset": "vae", "likelihood_std": 0.2}, ["--likelihood-std 0.2", "--likelihood gaussian"]),
+        ({"preset": "notes-ae", "likelihood": "gaussian", "likelihood_std": 0.2}, ["--likelihood", "--objective"]),
+        ({"preset": "vae", "corruption": 0.5}, ["--corruption 0.5", "--objective mse"]),
+        ({"preset": "vae", "mmd_weight": 3.0}, ["--mmd-weight 3", "--objective info"]),
+        ({"preset": "vae", "kl_cycles": 4}, ["--kl-cycles 4", "--kl-warmup-epochs"]),
+        ({"preset": "iwae", "free_bits": 0.5}, ["--free-bits 0.5", "--objective elbo or info"]),
+        ({"preset": "iwae", "architecture": "conv", "init": "pytorch"}, ["--init pytorch", "--architecture"]),
+        ({"validation_seed": 3}, ["--validation-seed 3", "--validation"]),
+        ({"keep_best_checkpoints": 3}, ["--keep-best-checkpoints 3", "--validation"]),
+        ({"hidden": (), "activation": "tanh"}, ["--activation tanh", "--hidden"]),
     ],
 )
-def test_bad_json_is_refused_by_name(text: str, message: str) -> None:
-    with pytest.raises(InputError, match=message):
+def test_a_flag_without_effect_is_refused_with_what_would_read_it(changes: dict[str, Any], flags: list[str]) -> None:
+    with pytest.raises(InputError) as refused:
+        Config(**changes)
+    assert all(flag in str(refused.value) for flag in flags) and str(refused.value).startswith(flags[0])
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("{", "c.json"),
+        ("[" * 100_000, "c.json"),
+        ("[]", "c.json"),
+        ('{"batchsize": 32}', "batchsize"),
+        ('{"batch_size": "32"}', "batch_size"),
+        ('{"batch_size": true}', "batch_size"),
+        ('{"batch_size": 32.0}', "batch_size"),
+        ('{"learning_rate": null}', "learning_rate"),
+        ('{"hidden": [256, "64"]}', "hidden"),
+        ('{"head": "tanh"}', "head"),
+        ('{"head": ["relu"]}', "head"),
+        ('{"data_dir": 3}', "data_dir"),
+        ('{"epochs": 0}', "--epochs"),
+        ('{"preset": "nope"}', "--preset nope"),
+        ('{"format": 3}', "format 3"),
+        ('{"format": 0}', "format"),
+        ('{"format": true}', "format"),
+        ('{"format": "2"}', "format"),
+        ('{"steps_per_call": 0}', "steps"),
+        ('{"steps_per_call": "2000"}', "steps_per_call"),
+        ('{"format": 2, "static_seed": 1}', "--static-seed 1"),
+    ],
+)
+def test_bad_json_is_refused_by_name(text: str, name: str) -> None:
+    with pytest.raises(InputError, match=f"^c.json.*{name}" if name != "c.json" else "^c.json"):
         config.from_json(text, "c.json")
 
 
@@ -107,9 +189,103 @@ def test_any_json_is_a_config_or_an_input_error(value: Any) -> None:
     assert isinstance(loaded, Config)
 
 
-def test_a_field_an_older_version_lacked_takes_its_presets_value() -> None:
-    loaded = config.from_json('{"preset": "vae", "epochs": 7}')
-    assert loaded == dataclasses.replace(PRESETS["vae"], epochs=7)
+# What the version before formats wrote for "notes-vae", and where its other presets differed from it.
+FORMAT_1 = """{
+  "preset": "notes-vae", "dataset": "auto", "data_dir": null, "hidden": [256, 64], "latent_size": 10, "head": "relu",
+  "architecture": "mlp", "activation": "relu", "init": "pytorch", "objective": "notes-elbo", "likelihood": "bernoulli",
+  "likelihood_std": 0.1, "inputs": "grey", "static_seed": 0, "corruption": 0.0, "compute_dtype": "float32",
+  "samples": 1, "beta": 1.0, "kl_warmup_epochs": 0.0, "kl_cycles": 1, "free_bits": 0.0, "mmd_weight": 0.0,
+  "learning_rate": 0.001, "schedule": "constant", "warmup_epochs": 0.0, "weight_decay": 0.0, "clip_norm": 0.0,
+  "adam_b1": 0.9, "adam_b2": 0.999, "adam_eps": 1e-08, "batch_size": 32, "epochs": 20, "seed": 0,
+  "steps_per_call": 2000, "log_every": 0, "image_every": 1, "checkpoint_every": 5, "keep_checkpoints": 3,
+  "keep_best_checkpoints": 1
+}"""
+FORMAT_1_PRESETS: dict[str, dict[str, Any]] = {
+    "notes-ae": {"objective": "mse", "latent_size": 20},
+    "notes-vae": {},
+    "vae": {"objective": "elbo", "head": "linear", "hidden": [512, 256], "latent_size": 20, "batch_size": 128},
+    "iwae": {
+        "objective": "iwae", "samples": 5, "head": "exp", "hidden": [200, 200], "latent_size": 50, "activation": "tanh",
+        "init": "glorot", "inputs": "dynamic", "batch_size": 20, "epochs": 3280, "schedule": "stages", "adam_b1": 0.99,
+        "adam_eps": 5e-06, "image_every": 50, "checkpoint_every": 50,
+    },
+}  # fmt: skip
+ADDED_SINCE = {"validation": 0, "validation_seed": 0, "dequantize": False, "matmul_precision": "default"}
+
+
+def format_1(preset: str) -> dict[str, Any]:
+    """Every field of a preset, as the version before formats wrote it."""
+    return {**json.loads(FORMAT_1), **FORMAT_1_PRESETS[preset], "preset": preset}
+
+
+@pytest.mark.parametrize("preset", FORMAT_1_PRESETS)
+def test_a_file_of_format_1_means_what_it_meant(preset: str) -> None:
+    written = format_1(preset)
+    loaded = dataclasses.asdict(config.from_json(json.dumps(written)))
+    assert loaded.keys() <= written.keys() | ADDED_SINCE.keys()
+    for name, value in loaded.items():
+        expected = {**ADDED_SINCE, **written}[name]
+        assert value == (tuple(expected) if isinstance(expected, list) else expected), name
+
+
+@pytest.mark.parametrize("preset", FORMAT_1_PRESETS)
+def test_a_field_that_a_file_of_format_1_lacks_takes_the_value_it_had_then(preset: str) -> None:
+    written = format_1(preset)
+    whole = config.from_json(json.dumps(written))
+    for name in written.keys() - {"preset"}:
+        rest = {other: value for other, value in written.items() if other != name}
+        assert config.from_json(json.dumps(rest)) == whole, name
+    assert config.from_json(json.dumps({"preset": preset})) == whole
+
+
+def test_a_presets_value_of_today_is_not_that_of_an_older_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        config, "OVERRIDES", {**config.OVERRIDES, "vae": {**config.OVERRIDES["vae"], "latent_size": 99}}
+    )
+    monkeypatch.setattr(config, "FORMERLY", {1: {None: {"batch_size": 7, "gone": 1}, "vae": {"latent_size": 20}}})
+    old, new = (config.from_json(f'{{"format": {number}, "preset": "vae"}}') for number in (1, 2))
+    assert (old.latent_size, old.batch_size) == (20, 7)
+    assert (new.latent_size, new.batch_size) == (99, 128)
+    assert config.from_json('{"preset": "vae", "latent_size": 3}').latent_size == 3
+
+
+def test_a_field_that_there_is_no_more_is_left_out_where_that_is_harmless(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(config, "DROPPED", {1: {"gone": lambda value: value == 3}})
+    assert config.from_json('{"gone": 3, "epochs": 4}') == config.from_json('{"epochs": 4}')
+    for text in ('{"gone": 4}', '{"format": 2, "gone": 3}'):
+        with pytest.raises(InputError, match="^c.json.*gone"):
+            config.from_json(text, "c.json")
+
+
+@pytest.mark.parametrize(
+    ("values", "changes"),
+    [
+        ({"preset": "notes-ae", "head": "exp"}, {"head": "linear"}),
+        ({"preset": "vae", "objective": "info"}, {"objective": "elbo"}),
+        ({"preset": "vae", "static_seed": 3}, {"static_seed": 0}),
+        ({"preset": "iwae", "architecture": "conv", "init": "pytorch"}, {"architecture": "conv", "init": "glorot"}),
+    ],
+)
+def test_what_had_no_effect_in_format_1_still_loads_and_has_none(
+    values: dict[str, Any], changes: dict[str, Any]
+) -> None:
+    base = config.from_json(json.dumps({"preset": values["preset"]}))
+    assert config.from_json(json.dumps(values)) == dataclasses.replace(base, **changes)
+    with pytest.raises(InputError):
+        config.from_json(json.dumps({"format": 2, **values}))
+
+
+def test_the_configuration_in_a_sweep_has_a_format_too(tmp_path: Path) -> None:
+    path = tmp_path / "sweep.json"
+    written = grid.Grid(PRESETS["vae"], {"beta": [1.0, 2.0]}, [0])
+    path.write_text(grid.to_json(written, [[0, 1]]))
+    content = json.loads(path.read_text())
+    assert content["config"]["format"] == config.FORMAT and grid.load_sweep(tmp_path)[0] == written
+    path.write_text(json.dumps({**content, "config": format_1("vae")}))
+    assert grid.load_sweep(tmp_path)[0].config == config.from_json(json.dumps(format_1("vae")))
+    path.write_text(json.dumps({**content, "config": {"format": 99}}))
+    with pytest.raises(InputError, match="sweep.json is of format 99"):
+        grid.load_sweep(tmp_path)
 
 
 def test_load_names_a_file_it_cannot_read(tmp_path: Path) -> None:
@@ -130,3 +306,126 @@ def test_differences_leave_out_what_may_change_on_resume() -> None:
         "latent_size: 10 -> 3",
         "seed: 0 -> 1",
     ]
+
+
+# --- What is read --------------------------------------------------------------------------------------------
+
+SHAPE = (4, 4, 1)
+TINY = {"hidden": (3, 2), "latent_size": 2, "batch_size": 3, "epochs": 4, "head": "linear"}
+# Read by the data, or by what is written and when: no part of a step.
+OUTSIDE = {
+    "preset",
+    "dataset",
+    "data_dir",
+    "static_seed",
+    "validation",
+    "validation_seed",
+} | config.RESUMABLE_FIELDS - {"epochs"}
+
+
+def choices(name: str) -> tuple[Any, ...]:
+    return typing.get_args(typing.get_type_hints(Config)[name])
+
+
+def combinations() -> list[Config]:
+    """Every preset with every objective and architecture, and one with every other choice."""
+    needed: dict[str, dict[str, Any]] = {"info": {"mmd_weight": 1.0, "samples": 1}, "beta-tc": {"samples": 1}}
+    vae: list[dict[str, Any]] = [
+        {name: value} for name in ("likelihood", "inputs", "schedule") for value in choices(name)
+    ]
+    vae += [{"kl_warmup_epochs": 1.0}, {"warmup_epochs": 1.0}, {"hidden": ()}]
+    every = [{"preset": "vae", **changes} for changes in vae]
+    every += [
+        {"preset": preset, "objective": objective, "architecture": architecture, **needed.get(objective, {})}
+        for preset in PRESETS
+        for objective in choices("objective")
+        for architecture in choices("architecture")
+    ]
+    found = []
+    for values in every:
+        with contextlib.suppress(InputError):  # Two-layer models have a few objectives only.
+            found.append(Config(**{**TINY, **values}))
+    assert len(found) == len(vae) + len(PRESETS) * 16
+    return found
+
+
+def unchecked(original: Config, **changes: Any) -> Config:
+    changed = copy.copy(original)
+    for name, value in changes.items():
+        object.__setattr__(changed, name, value)
+    return changed
+
+
+def another(original: Config, name: str) -> Any:
+    """Another value of a field, in range or not."""
+    value = getattr(original, name)
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, str):
+        return next(choice for choice in choices(name) if choice != value)
+    if isinstance(value, tuple):
+        return tuple(width + 1 for width in value) or (2,)
+    return value + (1 if isinstance(value, int) else 0.25)
+
+
+def traced(config: Config) -> str:
+    """What training compiles: the step and the initial state, as text."""
+    # Presets that differ in their name and their images alone are traced once.
+    return _traced(unchecked(config, preset="", validation=0.0))
+
+
+@functools.cache
+def _traced(config: Config) -> str:
+    model = build_model(config, SHAPE)
+    optimizer = build_optimizer(config, steps_per_epoch=5)
+    objective = build_objective(config, steps_per_epoch=5, num_images=16)
+    step = make_train_step(model, objective, optimizer)
+    batch = jax.ShapeDtypeStruct((config.batch_size, *SHAPE), np.uint8)
+    init, state = jax.make_jaxpr(
+        lambda: init_state(model, optimizer, purpose_key(config.seed, "init")), return_shape=True
+    )()
+    one = jax.make_jaxpr(lambda *args: step(*args, purpose_key(config.seed, "train-noise")))(state, batch)
+    return re.sub("0x[0-9a-f]+", "", f"{init}\n{one}")
+
+
+def test_what_the_rule_calls_unread_changes_nothing_that_is_trained() -> None:
+    seen = set()
+    for one in combinations():
+        unread = {field.name for field in dataclasses.fields(Config) if config.unmet(one, field.name)}
+        seen |= unread
+        changed = unchecked(one, **{name: another(one, name) for name in unread})
+        assert traced(one) == traced(changed), (one, unread)
+    assert seen == {key if isinstance(key, str) else key[0] for key in config.READ_WHEN}
+
+
+@pytest.mark.parametrize("name", sorted({field.name for field in dataclasses.fields(Config)} - OUTSIDE))
+def test_what_the_rule_calls_read_changes_what_is_trained(name: str) -> None:
+    reading = [one for one in combinations() if not config.unmet(one, name)]
+    assert any(traced(one) != traced(unchecked(one, **{name: another(one, name)})) for one in reading)
+
+
+# --- What has to be given besides ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("build", "changes", "missing"),
+    [
+        (build_objective, {"kl_warmup_epochs": 2.0}, "steps_per_epoch"),
+        (build_objective, {"kl_warmup_epochs": 2.0, "kl_cycles": 3}, "steps_per_epoch"),
+        (build_objective, {"objective": "beta-tc"}, "num_images"),
+        (build_optimizer, {"schedule": "cosine"}, "steps_per_epoch"),
+        (build_optimizer, {"schedule": "stages"}, "steps_per_epoch"),
+        (build_optimizer, {"warmup_epochs": 2.0}, "steps_per_epoch"),
+    ],
+)
+def test_what_a_configuration_counts_in_has_to_be_given(build: Any, changes: dict[str, Any], missing: str) -> None:
+    counting = Config(preset="vae", **changes)
+    with pytest.raises(TypeError, match=missing):
+        build(counting)
+    build(counting, **{missing: 100})
+
+
+@pytest.mark.parametrize("name", ["notes-ae", "notes-vae", "vae"])
+def test_nothing_else_has_to_be_given(name: str) -> None:
+    build_objective(PRESETS[name])
+    build_optimizer(PRESETS[name])

@@ -2,6 +2,7 @@
 
 import dataclasses
 import gzip
+import hashlib
 import io
 import math
 import os
@@ -588,6 +589,15 @@ def test_which_images_are_held_out_depends_on_the_seed_and_their_number() -> Non
     assert held_out(images, 10, 0) == held_out(images, 0.1, 0) == held_out(backwards, 10, 0)
     assert held_out(images, 10, 0) != held_out(images, 10, 1)
     assert held_out(images, 10, 0) < held_out(images, 20, 0)
+
+
+def test_digests_are_of_each_split_there_is() -> None:
+    images = numbered(100)
+    assert data.digests(images).keys() == {"train_images_sha256", "test_images_sha256"}
+    first, second = (data.digests(data.with_validation(images, 10, seed)) for seed in (0, 1))
+    assert first.keys() == {"train_images_sha256", "validation_images_sha256", "test_images_sha256"}
+    assert {name for name in first if first[name] == second[name]} == {"test_images_sha256"}
+    assert first["test_images_sha256"] == hashlib.sha256(b"\xff" * 3).hexdigest()
 
 
 def test_no_validation_leaves_the_images_as_they_are() -> None:

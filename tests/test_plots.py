@@ -2,6 +2,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib.axes
+import matplotlib.figure
 import numpy as np
 import pytest
 from PIL import Image
@@ -73,7 +74,7 @@ def test_curves_are_drawn(
         for split, bound in zip(splits, ((), ("elbo",), ("elbo",)), strict=False)
         if split != "test" or step == 30
     ]
-    plots.save_curves(tmp_path / "curves.png", records)
+    plots.save_curves(tmp_path / "curves.png", records, "vae, changed: beta 2")
     assert_drawn(tmp_path / "curves.png", width=540 * (len(terms) + 1))
     steps = {"train": [10, 20, 30], "validation": [10, 20, 30], "test": [30]}
     assert drawn == [
@@ -94,15 +95,25 @@ def sweep_rows() -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize(("axis", "others"), [("beta", ["learning_rate"]), ("learning_rate", []), ("hidden", ["beta"])])
 def test_figures_against_an_axis_are_drawn(axis: str, others: list[str], tmp_path: Path) -> None:
-    plots.save_axis(tmp_path / "axis.png", sweep_rows(), axis, "test", others)
+    plots.save_axis(tmp_path / "axis.png", sweep_rows(), "vae", axis, "test", others)
     assert_drawn(tmp_path / "axis.png", width=540 * 3)
 
 
 @pytest.mark.parametrize("settings", [["beta"], ["beta", "learning_rate"], []])
 def test_rate_against_distortion_is_drawn(settings: list[str], tmp_path: Path) -> None:
     unusable = {**sweep_rows()[0], "test_kl": None, "test_recon": None}
-    plots.save_rate_distortion(tmp_path / "rd.png", [*sweep_rows(), unusable], "test", settings)
+    plots.save_rate_distortion(tmp_path / "rd.png", [*sweep_rows(), unusable], "vae", "test", settings)
     assert_drawn(tmp_path / "rd.png", width=768)
+
+
+def test_a_plot_says_what_was_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    titles: list[str] = []
+    monkeypatch.setattr(matplotlib.figure.Figure, "suptitle", lambda _, title, **__: titles.append(title))
+    records = [record(10, 1, "train", "nats/image", {"loss": np.float32([1.0])})]
+    plots.save_curves(tmp_path / "a.png", records, "one")
+    plots.save_axis(tmp_path / "b.png", sweep_rows(), "two", "beta", "test")
+    plots.save_rate_distortion(tmp_path / "c.png", sweep_rows(), "three", "test", ["beta"])
+    assert titles == ["one", "two", "three"]
 
 
 def assert_drawn(path: Path, width: int) -> None:

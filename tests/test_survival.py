@@ -507,6 +507,34 @@ def test_the_best_checkpoint_is_kept_and_used(base: list[str], tmp_path: Path) -
     assert evaluate.evaluate_run(run, best=True)["step"] == best["step"]
 
 
+def test_a_stop_during_the_evaluation_of_the_best_checkpoint(
+    base: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is saved without having been evaluated; it is evaluated on resume, and is the best all the same."""
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    args = [*base, "--preset", "vae", "--learning-rate", "0.1", "--checkpoint-every", "1", "--keep-checkpoints", "1"]
+    args += ["--validation", "0.25", "--epochs", "9"]
+    assert train(*args, "--run-dir", str(whole)) == 0
+    best = evaluate.evaluate_run(whole, best=True)["step"]
+    assert best < 54, "the last is the best: the test shows nothing"
+    # It is asked before each of an epoch's 6 steps, and once before its evaluation.
+    asked = iter(range(7 * best // 6))
+
+    def stopping(driver: pipeline.Pipeline[Any]) -> bool:
+        if driver.stopped_by is None and next(asked) == 7 * best // 6 - 1:
+            driver.stopped_by = signal.SIGTERM
+        return driver.stopped_by is not None
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline.Pipeline, "_wanted", lambda _: 1)
+        patch.setattr(pipeline.Pipeline, "_stopping", stopping)
+        assert train(*args, "--run-dir", str(cut)) == 143
+    assert state_of(cut).step == best
+    assert train("--resume", "--run-dir", str(cut)) == 0
+    assert_same_run(whole, cut)
+    assert evaluate.evaluate_run(cut, best=True)["step"] == best
+
+
 def test_a_run_that_holds_no_images_out_has_no_best_checkpoint(
     base: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from runs import SMALL, assert_same_run, environment, train
 
 import jaxvae.sweep
-from jaxvae import checkpoint, cli
+from jaxvae import checkpoint, cli, pipeline
 from jaxvae.config import PRESETS
 from jaxvae.errors import InputError
 from jaxvae.evaluate import evaluate_run
@@ -114,6 +114,30 @@ def test_the_best_member_is_extracted_as_a_run(
     assert generate([str(run), "--out", str(tmp_path / "samples.png")]) == 0
     assert train("--resume", "--run-dir", str(run), "--epochs", "12") == 0
     assert train(*args, "--beta", "1", "--epochs", "12", "--run-dir", str(one)) == 0
+    assert_same_run(run, one)
+
+
+@pytest.mark.unoptimized
+def test_a_member_is_extracted_in_the_middle_of_an_epoch(
+    base: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the part of the epoch's averages that is its own."""
+    out, run, one = tmp_path / "sweep", tmp_path / "run", tmp_path / "one"
+    args = [*base, "--log-every", "0"]
+    steps = iter(range(12))
+
+    def stopping(driver: pipeline.Pipeline[Any]) -> bool:
+        driver.stopped_by = signal.SIGTERM if next(steps) == 11 else None
+        return driver.stopped_by is not None
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline.Pipeline, "_wanted", lambda _: 1)
+        patch.setattr(pipeline.Pipeline, "_stopping", stopping)
+        assert sweep(*args, "--beta", "1", "4", "--run-dir", str(out)) == 143
+    assert extract(out, 1, run) == 1
+    assert checkpoint.load_run(run).state.step % 8
+    assert train("--resume", "--run-dir", str(run)) == 0
+    assert train(*args, "--beta", "4", "--run-dir", str(one)) == 0
     assert_same_run(run, one)
 
 

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -61,6 +62,31 @@ def test_two_runs_of_one_configuration_write_the_same_bytes(base: list[str], tmp
     for name in ("a", "b"):
         assert train(*base, "--epochs", "2", "--run-dir", str(tmp_path / name)) == 0
     assert_same_run(tmp_path / "a", tmp_path / "b")
+
+
+@pytest.mark.parametrize(("setting", "value"), [("default_prng_impl", "rbg"), ("threefry_partitionable", False)])
+def test_the_environments_random_generator_changes_nothing(
+    setting: str, value: Any, base: list[str], tmp_path: Path
+) -> None:
+    """As under JAX_DEFAULT_PRNG_IMPL=rbg, which is usual on TPUs."""
+    args = ["--preset", "vae", *base, "--epochs", "1", "--inputs", "dynamic", "--run-dir"]
+    assert train(*args, str(tmp_path / "a")) == 0
+    before = getattr(jax.config, f"jax_{setting}")
+    jax.config.update(f"jax_{setting}", value)
+    try:
+        assert train(*args, str(tmp_path / "b")) == 0
+    finally:
+        jax.config.update(f"jax_{setting}", before)
+    assert_same_run(tmp_path / "a", tmp_path / "b")
+
+
+def test_a_changed_preset_is_announced_as_one(
+    base: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args = ["--preset", "notes-ae", *base, "--objective", "elbo", "--head", "linear", "--epochs", "1"]
+    assert train(*args, "--run-dir", str(tmp_path / "run")) == 0
+    changed = "notes-ae, changed: objective elbo, hidden 16,8, latent_size 4, head linear, batch_size 8"
+    assert capsys.readouterr().err.startswith(f"{changed} on ")
 
 
 def test_another_seed_is_another_run(base: list[str], tmp_path: Path) -> None:
@@ -124,7 +150,9 @@ def test_a_loss_that_is_not_finite_stops_the_run(
 ) -> None:
     run = tmp_path / "run"
     assert train("--preset", "vae", *base, "--learning-rate", "1e30", "--run-dir", str(run)) == 3
-    assert "error: the loss is" in capsys.readouterr().err
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: the loss is")
+    assert "--learning-rate than 1e+30" in error and "--clip-norm" in error
     assert all(np.isfinite(line["loss"]) for line in metrics.read_records(run / "metrics.jsonl"))
 
 
@@ -151,7 +179,8 @@ def test_evaluate_gives_the_last_test_line(base: list[str], tmp_path: Path, caps
         assert figures[name] == pytest.approx(last[name], rel=1e-6)
     assert figures["images"] == 32
     shown = capsys.readouterr().out
-    assert "32 test images" in shown and "(per pixel)" in shown and f"{figures['loss']:.6g}" in shown
+    assert "notes-vae, changed: hidden 16,8, latent_size 4, batch_size 8 on 32 test images" in shown
+    assert "(per pixel)" in shown and f"{figures['loss']:.6g}" in shown
 
 
 def test_generate_draws_a_grid(base: list[str], tmp_path: Path) -> None:
@@ -200,11 +229,18 @@ class TestBadInput:
     @pytest.mark.parametrize(
         ("args", "words"),
         [
-            (["--preset", "nope"], "--preset nope: unknown; choose from notes-ae, notes-vae, vae, iwae"),
+            (["--preset", "nope"], "--preset nope: "),
             (["--preset"], "--preset"),
             (["--epochs", "many"], "--epochs"),
             (["--epochs", "0"], "--epochs must be at least 1, not 0"),
-            (["--epoch", "3"], "--epoch"),
+            (["--epoch", "3"], "--epochs?"),
+            (["--lr", "1"], "--learning-rate?"),
+            (["--batchsize", "3"], "--batch-size?"),
+            (["--preset", "vea"], "did you mean vae?"),
+            (["--head", "lineer"], "did you mean linear?"),
+            (["--dataset", "minst"], "did you mean mnist?"),
+            (["--preset", "notes-ae", "--head", "exp"], "--head relu or linear"),
+            (["--static-seed", "3"], "--static-seed 3 "),
             (["--batch-size", "65"], "--batch-size 65 is larger than the 64 training images"),
             (["--dataset", "no-such-file.npz"], "no-such-file.npz"),
             (["--data-dir", "/nowhere"], "--data-dir"),
@@ -218,9 +254,9 @@ class TestBadInput:
             (["--run-dir", "r" * 300], "cannot be written: File name too long"),
             (["--inputs", "static", "--preset", "vae", "--static-seed", "-1"], "--static-seed must not be negative"),
             (["--architecture", "conv", "--hidden"], "--architecture conv needs --hidden"),
-            (["--preset", "vae", "--objective", "info", "--batch-size", "1"], "--objective info needs --batch-size 2"),
-            (["--preset", "iwae", "--free-bits", "1"], "--free-bits needs --objective elbo or info"),
-            (["--preset", "vae", "--likelihood-std", "1"], "--likelihood-std needs --likelihood gaussian"),
+            (["--preset", "vae", "--objective", "info"], "error: --objective info needs --mmd-weight"),
+            (["--preset", "iwae", "--free-bits", "1"], "--free-bits 1 "),
+            (["--preset", "vae", "--likelihood-std", "1"], "--likelihood-std 1 "),
             (["--epochs", "2", "--warmup-epochs", "3"], "--warmup-epochs 3 is more than --epochs 2"),
         ],
     )
@@ -416,7 +452,7 @@ def test_python_m_runs_outside_the_checkout(image_file: Path, tmp_path: Path) ->
     trained = run("train", "--dataset", str(image_file), *SMALL, "--epochs", "1", "--run-dir", "run")
     assert trained.returncode == 0, trained.stderr
     assert "epoch 1/1  step 8  train loss" in trained.stderr and "per pixel" in trained.stderr
-    assert run("evaluate", "run").stdout.startswith("notes-vae on 32 test images")
+    assert run("evaluate", "run").stdout.startswith("notes-vae, changed: hidden 16,8, ")
     assert run("generate", "run", "-n", "3").stdout == "3 images -> samples.png\n"
     refused = run("train", "--preset", "nope")
     assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)

@@ -36,7 +36,7 @@ NOISE = purpose_key(0, "train-noise")
 
 def parts(preset: str) -> tuple[AutoEncoder | VAE, Any, Any, TrainState]:
     config = dataclasses.replace(PRESETS[preset], hidden=(16, 8), latent_size=4)
-    model, optimizer = build_model(config, SHAPE), build_optimizer(config)
+    model, optimizer = build_model(config, SHAPE), build_optimizer(config, steps_per_epoch=3)
     state = jax.jit(lambda key: init_state(model, optimizer, key))(purpose_key(0, "init"))
     return model, build_objective(config), optimizer, state
 

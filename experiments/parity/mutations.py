@@ -159,7 +159,7 @@ MUTATIONS: tuple[Mutation, ...] = (
         ("preset: learning rate", "learning_rate: float = 1e-3", "learning_rate: float = 2e-3"),
         ("preset: hidden widths", "hidden: tuple[int, ...] = (256, 64)", "hidden: tuple[int, ...] = (256, 32)"),
         ("preset: VAE's latent size", "latent_size: int = 10", "latent_size: int = 20"),
-        ("preset: autoencoder's code", 'objective="mse", latent_size=20', 'objective="mse"'),
+        ("preset: autoencoder's code", '"objective": "mse", "latent_size": 20', '"objective": "mse"'),
     ),
     *_in(
         "config.py",
