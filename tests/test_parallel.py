@@ -4,6 +4,7 @@ import dataclasses
 import re
 import socket
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -306,3 +307,15 @@ def test_a_step_has_one_collective_of_one_vector(preset: str) -> None:
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     terms = {"notes-vae": 3, "vae": 3}[preset]
     assert [shape.partition("{")[0] for shape, _ in collectives] == [f"f32[{parameters + terms}]"]
+
+
+def test_the_time_of_a_collective_is_the_median_of_its_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([0.0, 5.0, 10.0, 11.0, 20.0, 23.0])
+    monkeypatch.setattr(parallel, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    assert parallel.collective_seconds(1000, parallel.data_parallel(jax.devices()[:2]), rounds=3) == 3.0
+
+
+@pytest.mark.parametrize(("collective", "step", "said"), [(0.4, 1.0, None), (0.6, 1.0, "60%"), (3.0, 1.0, "100%")])
+def test_communication_that_dominates_is_told(collective: float, step: float, said: str | None) -> None:
+    advice = parallel.communication_advice(collective, step)
+    assert (advice is None) if said is None else (advice is not None and said in advice and "--batch-size" in advice)
