@@ -39,10 +39,15 @@ logging.getLogger("absl").setLevel(logging.CRITICAL)
 FORMAT = 1  # Of record.json and what lies beside it.
 TEMPORARY = ".tmp"  # Ends the name of what is being written or deleted.
 DAMAGED = "damaged-"  # Begins the name of a step that was set aside.
+TRIES = 20  # To read a step before the run that is writing deletes it.
 
 
 class DamagedError(Exception):
     """A checkpoint is not what was saved. The message names the file or the array."""
+
+
+class PrunedError(Exception):
+    """A checkpoint was deleted, as a whole, while it was read: its run has gone on and saved later ones."""
 
 
 class State(Protocol):
@@ -54,6 +59,7 @@ class State(Protocol):
 
 
 S = TypeVar("S", bound=State)
+T = TypeVar("T")
 
 
 class Saved(NamedTuple, Generic[S]):
@@ -242,13 +248,29 @@ class Checkpoints:
         Raises:
           InputError: there is no checkpoint, or the records of all of them are damaged.
         """
-        for step in reversed(self.steps()):
-            try:
-                record: dict[str, Any] = _read_record(self.directory / str(step))["record"]
-                return record
-            except DamagedError:
-                continue
-        raise InputError(self._nothing())
+
+        def read() -> dict[str, Any]:
+            for step in reversed(self.steps()):
+                path = self.directory / str(step)
+                try:
+                    with _unless_pruned(path):
+                        record: dict[str, Any] = _read_record(path)["record"]
+                        return record
+                except DamagedError:
+                    continue
+            raise InputError(self._nothing())
+
+        return self._again_if_pruned(read)
+
+    def _again_if_pruned(self, read: Callable[[], T]) -> T:
+        """What `read` returns, from the start with the steps that are there then, wherever it meets `PrunedError`."""
+        for _ in range(TRIES):
+            with contextlib.suppress(PrunedError):
+                return read()
+        raise InputError(
+            f"{self.directory}: a run replaces its checkpoints faster than they can be read; try again, or train with "
+            "a larger --keep-checkpoints"
+        )
 
     def image_shape(self) -> tuple[int, int, int]:
         """(H, W, C) of what was trained on, as `read_record` finds it. Raises `InputError` as it does, or for none."""
@@ -273,6 +295,9 @@ class Checkpoints:
           InputError: all checkpoints are damaged; or an undamaged one does not fit `like`, or is of
             a version that this one does not know; or `best`, and none has a validation cost.
         """
+        return self._again_if_pruned(lambda: self._restore(like, best))
+
+    def _restore(self, like: S, best: bool) -> Saved[S] | None:
         steps = self._ranked() if best else list(reversed(self.steps()))
         if best and not steps:
             raise InputError(
@@ -281,11 +306,13 @@ class Checkpoints:
             )
         damaged: dict[int, str] = {}
         for step in steps:
+            path = self.directory / str(step)
             try:
-                saved = _restore(self.directory / str(step), like)
+                with _unless_pruned(path):
+                    saved = _restore(path, like)
             except DamagedError as error:
                 damaged[step] = str(error)
-                self._warn(f"checkpoint {self.directory / str(step)} is damaged: {error}")
+                self._warn(f"checkpoint {path} is damaged: {error}")
                 continue
             if not self._read_only:
                 for bad in damaged:
@@ -317,6 +344,17 @@ def _checkpointer() -> ocp.Checkpointer:
     )
     handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=options)
     return ocp.Checkpointer(handler, multiprocessing_options=options)
+
+
+@contextlib.contextmanager
+def _unless_pruned(path: Path) -> Iterator[None]:
+    """Reads a step. Raises `DamagedError` if that fails, but `PrunedError` if the step is not there any more."""
+    try:
+        yield
+    except (DamagedError, FileNotFoundError) as error:
+        if not path.exists():
+            raise PrunedError from None
+        raise error if isinstance(error, DamagedError) else DamagedError(_one_line(error)) from None
 
 
 def _restore(path: Path, like: S) -> Saved[S]:

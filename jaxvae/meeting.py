@@ -22,6 +22,10 @@ KEEPALIVE_SECONDS = 2  # Between two questions of the kernel whether the other s
 VANISHED_SECONDS = 10  # Without an answer, after which a machine counts as gone.
 
 
+class NotAMessage(Exception):
+    """Somebody else is at the other end."""
+
+
 class Peer(NamedTuple):
     """A process of the job, as the others name it."""
 
@@ -65,7 +69,7 @@ class Link:
 
         Raises:
           TimeoutError: there was none within `timeout` seconds.
-          ValueError: it is none of ours.
+          NotAMessage: it is none of ours.
         """
         self._connection.settimeout(timeout)
         try:
@@ -77,9 +81,12 @@ class Link:
         if not line.endswith("\n"):
             self.open = False
             return None
-        message = json.loads(line)
+        try:
+            message = json.loads(line)
+        except ValueError:
+            raise NotAMessage from None
         if not isinstance(message, dict) or not isinstance(message.get("kind"), str):
-            raise ValueError("not a message")
+            raise NotAMessage
         return message
 
     def keep_alive(self) -> None:
@@ -138,28 +145,32 @@ def meet(name: str, address: str, own: Peer, num_processes: int, timeout: float)
     if own.number == 0:
         return _await_all(name, address, int(port), own, num_processes, end)
     say(f"waiting for process 0 at {address}")
-    try:
-        link = Link(connect(host.strip("[]"), int(port), end))
-        link.send("here", of=num_processes, peer=own)
-        answer = link.receive(max(end - time.monotonic(), 0.1))
-        while answer is not None and answer["kind"] == "waiting":
-            say(str(answer["text"]))
-            answer = link.receive(max(end - time.monotonic(), 0.1))
-        if answer is None:
-            raise InputError(f"{name}: process 0 gave up waiting for the others")
-        if answer["kind"] == "refused":
-            raise InputError(f"{name}: {answer['reason']}")
-        link.peer = _peer(answer)
-    except OSError as error:
-        raise InputError(f"{name} did not answer in {timeout:g} s: {error.strerror or error}") from None
-    except (ValueError, KeyError, TypeError):
-        raise InputError(f"{name}: what answers there is no process of jaxvae") from None
+    with ExitStack() as undo:
+        try:
+            link = Link(connect(host.strip("[]"), int(port), end))
+            undo.callback(link.close)
+            link.send("here", of=num_processes, peer=own)
+            while (answer := link.receive(max(end - time.monotonic(), 0.1))) and answer["kind"] == "waiting":
+                say(str(answer.get("text")))
+            if answer is None:
+                raise InputError(f"{name}: process 0 gave up waiting for the others")
+            if answer["kind"] == "refused":
+                raise InputError(f"{name}: {answer.get('reason')}")
+            link.peer = _peer(answer)
+        except OSError as error:
+            raise InputError(f"{name} did not answer in {timeout:g} s: {error.strerror or error}") from None
+        except NotAMessage:
+            raise InputError(f"{name}: what answers there is no process of jaxvae") from None
+        undo.pop_all()
     return [link]
 
 
 def _peer(message: dict[str, Any]) -> Peer:
-    number, host, pid = message["peer"]
-    return Peer(int(number), one_line(str(host))[:100], int(pid))
+    try:
+        number, host, pid = message["peer"]
+        return Peer(int(number), one_line(str(host))[:100], int(pid))
+    except (KeyError, TypeError, ValueError):
+        raise NotAMessage from None
 
 
 def connect(host: str, port: int, end: float) -> socket.socket:
@@ -205,10 +216,11 @@ def _await_all(name: str, address: str, port: int, own: Peer, num_processes: int
             try:
                 said = link.receive(timeout=5)
                 if said is None or said["kind"] != "here":
-                    continue
-                peer, count = _peer(said), said["of"]
-            except (OSError, ValueError, KeyError, TypeError):
-                continue  # Somebody else who tries ports.
+                    raise NotAMessage
+                peer, count = _peer(said), said.get("of")
+            except (OSError, NotAMessage):
+                link.close()  # Somebody else who tries ports.
+                continue
             if count != num_processes or peer.number not in missing:
                 reason = f"process {peer.number} of {count} does not fit a job of {num_processes}, or came twice"
                 link.send("refused", reason=reason)

@@ -1,16 +1,20 @@
 """Devices, of one process or of a job's, and how a run's arrays lie on them."""
 
 import math
+import statistics
+import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxvae.errors import InputError
 
 AXIS = "data"
+MOST_COMMUNICATION = 0.5  # Of a step, above which a person is told.
 
 
 class Placement(NamedTuple):
@@ -84,3 +88,40 @@ def place(tree: Any, sharding: Any) -> Any:
         return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
 
     return jax.tree.map(put, tree, jax.tree.broadcast(sharding, tree))
+
+
+def collective_seconds(size: int, placement: Placement, rounds: int = 5) -> float:
+    """Seconds that the average of `size` bytes over the devices of a batch takes: the median of some rounds.
+
+    All processes of a job must call it, together.
+    """
+    axes = placement.batch.spec[0]
+    count = placement.shares * -(-size // 4)
+    share = jax.jit(lambda: jnp.zeros(count, jnp.float32), out_shardings=placement.batch)()
+    mean: Any = jax.jit(
+        jax.shard_map(
+            lambda x: jax.lax.pmean(x, axes),
+            mesh=placement.batch.mesh,
+            in_specs=PartitionSpec(axes),
+            out_specs=PartitionSpec(),
+            check_vma=False,
+        )
+    )
+    jax.block_until_ready(mean(share))
+    seconds = []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        jax.block_until_ready(mean(share))
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds)
+
+
+def communication_advice(collective: float, step: float) -> str | None:
+    """What to say to a person where the collective of a step takes most of it; both in seconds. None: nothing."""
+    part = min(collective / step, 1.0)
+    if part <= MOST_COMMUNICATION:
+        return None
+    return (
+        f"communication takes about {part:.0%} of a step: a larger --batch-size would do more between two collectives, "
+        "and one process may be faster"
+    )

@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.flatten_util import ravel_pytree
+from jax.sharding import NamedSharding, PartitionSpec
 from numpy.typing import NDArray
 
 from jaxvae.config import Config
@@ -149,7 +151,7 @@ def make_train_step(
     model: Model,
     objective: Objective | Variational,
     optimizer: optax.GradientTransformation,
-    axis_name: str | None = None,
+    axis_name: str | tuple[str, ...] | None = None,
 ) -> Callable[[TrainState, Array, Array], tuple[TrainState, Metrics]]:
     """The pure ``train_step(state, batch, key) -> (state, metrics)`` of a model and an objective.
 
@@ -158,9 +160,10 @@ def make_train_step(
     are folded in. `metrics` are the objective's terms, averaged over the batch, [].
     Float32 products have the precision `model.precision`.
 
-    With `axis_name`, the step runs inside `pmap` or `shard_map` over that axis: `batch` is this
+    With `axis_name`, the step runs inside `pmap` or `shard_map` over that axis, or axes: `batch` is this
     device's share, gradients and metrics are averaged over the *global* batch, and noise is keyed
-    by the place in it, so any number of devices computes what one computes (to rounding).
+    by the place in it, so any number of devices computes what one computes (to rounding). The average
+    is one collective of one vector: between machines, each costs its latency, whatever its size.
     """
 
     def train_step(state: TrainState, batch: Array, key: Array) -> tuple[TrainState, Metrics]:
@@ -184,12 +187,29 @@ def make_train_step(
 
         grads, metrics = jax.grad(mean_loss, has_aux=True)(params)
         if axis_name is not None:
-            grads, metrics = jax.lax.pmean((grads, metrics), axis_name)
+            vector, restored = ravel_pytree((grads, metrics))
+            grads, metrics = restored(jax.lax.pmean(vector, axis_name))
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         return TrainState(state.step + 1, params, opt_state), metrics
 
     return with_precision(model.precision)(train_step)
+
+
+def on_every_device(
+    train_step: Callable[[TrainState, Array, Array], tuple[TrainState, Metrics]], batch_sharding: NamedSharding
+) -> Callable[[TrainState, Array, Array], tuple[TrainState, Metrics]]:
+    """`train_step`, made with the axes of ``batch_sharding.spec[0]``, of a whole batch that the devices share."""
+    axes = batch_sharding.spec[0]
+    return jax.shard_map(
+        train_step,
+        mesh=batch_sharding.mesh,
+        in_specs=(PartitionSpec(), PartitionSpec(axes), PartitionSpec()),
+        out_specs=PartitionSpec(),
+        # Along other axes of the mesh, the compiler shares the work as the state's sharding says.
+        axis_names={axes} if isinstance(axes, str) else set(axes),
+        check_vma=False,
+    )
 
 
 def epoch_order(shuffle_key: Array, epoch: int | Array, num_images: int) -> Array:
@@ -217,8 +237,8 @@ def make_run_steps(
       steps_per_epoch: steps an epoch.
       capacity: the largest `count` of a program whose `count` is traced, so that one program takes any number
         of steps. None: `count` is a Python number, and each number is a program of its own.
-      batch_sharding: the sharding of an array whose first axis is the batch's. Each device works on its share of
-        every batch, and the compiler averages the gradients over all of them.
+      batch_sharding: the sharding of an array whose first axis is the batch's, where the devices share every batch:
+        then `train_step` is one that was put `on_every_device`.
     """
 
     def run_steps(

@@ -28,6 +28,7 @@ from jaxvae.train_step import (
     make_evaluate,
     make_run_steps,
     make_train_step,
+    on_every_device,
 )
 from jaxvae.variational import build_objective
 
@@ -122,7 +123,10 @@ def make_call(
     ) -> tuple[TrainState, Metrics]:
         objective = build_objective(config, steps, num_images, numbers)
         optimizer = build_optimizer(config, steps, numbers)
-        step = make_train_step(model, objective, optimizer)
+        if batch_sharding is None:
+            step = make_train_step(model, objective, optimizer)
+        else:
+            step = on_every_device(make_train_step(model, objective, optimizer, batch_sharding.spec[0]), batch_sharding)
         run = make_run_steps(step, config.batch_size, steps, capacity, batch_sharding)
         return run(state, images, order, noise_key, count)
 

@@ -11,9 +11,10 @@ import socket
 import threading
 import time
 from collections.abc import Sequence
+from typing import Any
 
 from jaxvae.errors import one_line
-from jaxvae.meeting import Link, Peer, connect, keep_alive
+from jaxvae.meeting import Link, NotAMessage, Peer, connect, keep_alive
 
 EXIT_JOB = 5  # The exit code where another process of the job was lost, or failed.
 TELL_SECONDS = 2.0  # For the others to hear why this process ends.
@@ -56,7 +57,7 @@ class Watch:
             self._stop = number
 
     def _listen(self, link: Link) -> None:
-        with contextlib.suppress(ValueError, KeyError, TypeError):
+        with contextlib.suppress(NotAMessage):
             while (message := link.receive()) is not None:
                 self._take(link, message["kind"], message)
         with self._changed:
@@ -64,9 +65,9 @@ class Watch:
         if not known:
             self._end(f"{link.peer} was lost; {self._advice}", link)
 
-    def _take(self, link: Link, kind: str, message: dict[str, object]) -> None:
+    def _take(self, link: Link, kind: str, message: dict[str, Any]) -> None:
         if kind == "stop":
-            self._note_stop(int(str(message["number"])))
+            self._note_stop(message["number"])
             for other in self._links:
                 if other is not link:
                     other.send("stop", number=message["number"])

@@ -458,3 +458,86 @@ def test_load_run_refuses_what_is_no_run(tmp_path: Path) -> None:
     (tmp_path / "checkpoints").mkdir()
     with pytest.raises(InputError, match=str(tmp_path / "checkpoints")):
         checkpoint.load_run(tmp_path)
+
+
+@pytest.mark.parametrize("hook", ["_read_record", "_file_digest", "_checkpointer"])
+def test_a_step_that_is_pruned_while_it_is_read_is_no_damage(
+    hook: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before its record is read, between the record and the files, and before the arrays."""
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(make_state(10), RECORD)
+    real = getattr(checkpoint, hook)
+    pruned = []
+
+    def prune_first(*arguments: Any) -> Any:
+        """What the run does meanwhile: it saves a later step, and deletes this one."""
+        if not pruned:
+            pruned.append(10)
+            with monkeypatch.context() as undone:
+                undone.setattr(checkpoint, hook, real)
+                with Checkpoints(tmp_path, keep=1) as others:
+                    others.save(make_state(20, seed=1), RECORD)
+        return real(*arguments)
+
+    monkeypatch.setattr(checkpoint, hook, prune_first)
+    warnings: list[str] = []
+    with Checkpoints(tmp_path, read_only=True, warn=warnings.append) as checkpoints:
+        saved = checkpoints.restore(LIKE)
+        assert checkpoints.read_record()["image_shape"] == RECORD["image_shape"]
+    assert saved is not None and saved.step == 20 and pruned == [10] and warnings == []
+    assert_same(saved.state, make_state(20, seed=1))
+
+
+def test_a_run_that_is_always_faster_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(make_state(10), RECORD)
+
+    def prune(path: Path) -> Any:
+        path.rename(path.with_name(str(int(path.name) + 1)))
+        raise checkpoint.DamagedError("gone")
+
+    monkeypatch.setattr(checkpoint, "_read_record", prune)
+    with Checkpoints(tmp_path, read_only=True) as checkpoints:
+        for read in (lambda: checkpoints.restore(LIKE), checkpoints.read_record):
+            with pytest.raises(InputError, match=f"{tmp_path}.*--keep-checkpoints"):
+                read()
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from test_checkpoint import RECORD, make_state
+from jaxvae.checkpoint import Checkpoints
+with Checkpoints(Path(sys.argv[1]), keep=1) as checkpoints:
+    step = 0
+    while True:
+        step += 1
+        checkpoints.save(make_state(step), RECORD)
+        if step == 1:
+            checkpoints.wait()
+            print("saved", flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_a_run_is_read_while_it_saves_as_fast_as_it_can(tmp_path: Path) -> None:
+    writer = subprocess.Popen(
+        [sys.executable, "-c", WRITER, str(tmp_path)], cwd=Path(__file__).parent, stdout=subprocess.PIPE, text=True
+    )
+    warnings: list[str] = []
+    try:
+        assert writer.stdout is not None and writer.stdout.readline() == "saved\n"
+        steps = []
+        for _ in range(50):
+            with Checkpoints(tmp_path, read_only=True, warn=warnings.append) as checkpoints:
+                checkpoints.image_shape()
+                saved = checkpoints.restore(LIKE)
+            assert saved is not None
+            assert_same(saved.state, make_state(saved.step))
+            steps.append(saved.step)
+        assert writer.poll() is None
+    finally:
+        writer.kill()
+        writer.communicate()
+    assert steps == sorted(steps) and len(set(steps)) > 1 and warnings == []

@@ -1,8 +1,10 @@
 """Devices, how arrays lie on them, and joining a job: on the eight emulated devices of the suite."""
 
 import dataclasses
+import re
 import socket
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -291,3 +293,29 @@ def test_a_checkpoint_of_eight_devices_starts_on_fewer_bit_for_bit(devices: int,
             assert np.asarray(shard.data).tobytes() == np.asarray(expected).tobytes()
     assert train("--resume", "--run-dir", str(run_dir), "--epochs", "2", "--devices", str(devices)) == 0
     assert checkpoint.load_run(run_dir).state.step == 2 * saved.state.step
+
+
+@pytest.mark.parametrize("preset", ["notes-vae", "vae"])
+def test_a_step_has_one_collective_of_one_vector(preset: str) -> None:
+    """Of everything that is averaged: between machines each collective costs its latency."""
+    config = dataclasses.replace(PRESETS[preset], hidden=(16, 8), latent_size=4)
+    trainer = Trainer(config, data.load("digits"), parallel.data_parallel(jax.devices()[:2]))
+    state = trainer.start(None)
+    text = trainer._programs.lower(1, *trainer._arguments(state, 0)).compile().as_text()
+    kinds = "all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter"
+    collectives = re.findall(rf"= (\S+) (?:{kinds})\(|= (\(.*?\)) (?:{kinds})\(", text)
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    terms = {"notes-vae": 3, "vae": 3}[preset]
+    assert [shape.partition("{")[0] for shape, _ in collectives] == [f"f32[{parameters + terms}]"]
+
+
+def test_the_time_of_a_collective_is_the_median_of_its_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([0.0, 5.0, 10.0, 11.0, 20.0, 23.0])
+    monkeypatch.setattr(parallel, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    assert parallel.collective_seconds(1000, parallel.data_parallel(jax.devices()[:2]), rounds=3) == 3.0
+
+
+@pytest.mark.parametrize(("collective", "step", "said"), [(0.4, 1.0, None), (0.6, 1.0, "60%"), (3.0, 1.0, "100%")])
+def test_communication_that_dominates_is_told(collective: float, step: float, said: str | None) -> None:
+    advice = parallel.communication_advice(collective, step)
+    assert (advice is None) if said is None else (advice is not None and said in advice and "--batch-size" in advice)

@@ -231,7 +231,7 @@ def test_what_process_0_meets_is_told_by_both(base: list[str], tmp_path: Path) -
 
 
 FAILING = """
-import sys
+import os, sys
 from pathlib import Path
 from jaxvae import cli, data, train, trainer
 args, address, process, file = sys.argv[1:]
@@ -242,7 +242,7 @@ if process == "1":
     module, name = {"prepare": (data, "digest"), "steps": (trainer.Trainer, "run_steps")}[place]
     setattr(module, name, fail)
 job = ["--coordinator", address, "--num-processes", "2", "--process-id", process]
-sys.stderr = open(file, "w")
+os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT, 0o644), 2)
 sys.exit(cli.run(lambda: train.main([*args, *job])))
 """
 
@@ -259,14 +259,14 @@ def test_an_error_in_one_process_ends_both(place: str, error: str, code: int, ba
     [line] = [line for line in said[0].decode().splitlines() if line.startswith("error: ")]
     assert "process 1" in line and f"{error}: of the test" in line
     assert (b"Traceback" in said[1]) == (error != "MemoryError") and b"Traceback" not in said[0]
-    assert error.encode() in said[1]
+    assert b"of the test" in said[1]
 
 
 @pytest.mark.unoptimized
 @pytest.mark.parametrize("lost", [0, 1])
 def test_a_process_that_is_killed_ends_the_other(lost: int, base: list[str], tmp_path: Path) -> None:
     job = Job([*base, "--image-every", "0", "--epochs", "100000", "--run-dir", str(tmp_path / "run")])
-    wait_for_lines(tmp_path / "run", 6)
+    wait_for_lines(tmp_path / "run", 1)
     job.processes[lost].kill()
     start = time.monotonic()
     codes, said = job.wait(30)
