@@ -118,7 +118,7 @@ def _train(trainer: Trainer, files: "_RunFiles | None") -> int | None:
             files.say(f"nothing to do: {step:,} steps are done already; raise {flag('epochs')} to go on")
         return None
     sink = _RunSink(files)
-    with StopSignals() as stop, Pipeline(trainer, sink, stop) as pipeline:
+    with StopSignals(distributed.request_stop) as stop, Pipeline(trainer, sink, stop) as pipeline:
         state = trainer.start(state)
         first: TrainState = state
         # One process of a job cannot leave the others, so there a signal is heeded after the compilation.
@@ -129,6 +129,9 @@ def _train(trainer: Trainer, files: "_RunFiles | None") -> int | None:
                 files.say("stopped before a step was taken: there is nothing to save")
             return stop.received
         sink.compiled(seconds)
+        if jax.process_count() > 1:
+            size = sum(leaf.nbytes for leaf in jax.tree.leaves(state.params))
+            sink.collective_seconds = parallel.collective_seconds(size, trainer.placement)
         state, step = pipeline.run(state, step, total, evaluated)
         _check_finite(state, step)
 
@@ -157,6 +160,7 @@ class _RunSink:
     def __init__(self, files: "_RunFiles | None"):
         self._files = files
         self.failure: SaveError | None = None
+        self.collective_seconds: float | None = None  # Of a step, in a job of several processes.
 
     def compiled(self, seconds: float) -> None:
         if self._files is not None:
@@ -164,6 +168,11 @@ class _RunSink:
 
     def timed(self, span: Span) -> None:
         self._write(lambda files: files.write_speed(span))
+        if self._files is not None and self.collective_seconds is not None:
+            advice = parallel.communication_advice(self.collective_seconds, span.seconds / span.steps)
+            self.collective_seconds = None  # Once is enough.
+            if advice is not None:
+                self._files.say(advice)
 
     def steps(self, step: int, values: Values, speed: Span | None) -> None:
         """Raises `Diverged` in every process alike, and `SaveError` as `_write` does."""

@@ -15,6 +15,7 @@ import jax
 import numpy as np
 from numpy.typing import NDArray
 
+from jaxvae import distributed
 from jaxvae.errors import SaveError
 from jaxvae.signals import StopSignals
 from jaxvae.trainer import Computer
@@ -197,7 +198,7 @@ class Pipeline(Generic[S]):
         """Whether to stop here; in a job, every process comes to the same answer at the same step."""
         if self.stopped_by is None:
             last = self._speed.last
-            own = FAILED if self._sink.failure is not None else self._stop.received or 0
+            own = FAILED if self._sink.failure is not None else self._stop.received or distributed.stop_requested() or 0
             signal, cost = self._agreement(own, last.seconds / last.steps if last else 0.0)
             self.stopped_by, self._step_seconds = signal or None, cost or self._step_seconds
         return self.stopped_by is not None

@@ -21,11 +21,15 @@ class StopSignals:
 
     Outside the main thread, where Python allows no handlers, nothing is noted: the caller owns the signals.
 
+    Args:
+      tell: called with the first signal, by the thread; for the other processes of a job.
+
     Attributes:
       received: the first signal, or None.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, tell: Callable[[int], None] = lambda number: None) -> None:
+        self._tell = tell
         self.received: int | None = None
         self._old: dict[int, Any] = {}
 
@@ -72,6 +76,7 @@ class StopSignals:
                 self.received = self.received or number
                 if not seen:
                     _say(f"{name}: saving, then stopping; once more to end at once")
+                    self._tell(number)
                 seen.add(number)
 
 
