@@ -2,7 +2,8 @@
 
     python experiments/mutations/mutations.py
 
-Expected: the unchanged copy passes, and every change is caught. Measured: so, all 292.
+Expected: the unchanged copy passes, and every change is caught. Measured: so, all 292, in three
+minutes on two cores that had other work.
 
 Each entry of `MUTATIONS` alters one term, sign, constant, activation, constant of Adam, or property of the initial
 weights: first those of the notes, which tests/test_parity.py compares with PyTorch, then those of the other
