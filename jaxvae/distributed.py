@@ -22,7 +22,7 @@ from jaxvae.watch import LOSS_SECONDS, Watch, relay
 T = TypeVar("T")
 
 JOIN_SECONDS = 120.0  # To wait for the other processes of a job.
-LEAVE_SECONDS = 30  # To wait for them in JAX's own goodbye, which all say at one time.
+GOODBYE_SECONDS = 30  # To wait for them in the goodbye of JAX, which all say at one time.
 HEARTBEAT_SECONDS = 24 * 60 * 60  # JAX's own, which aborts with a trace: the watch is to find out first.
 
 _watch: Watch | None = None  # Of the job that this process joined.
@@ -83,7 +83,7 @@ def join(
             cluster_detection_method=None if scheduled else "deactivate",
             initialization_timeout=math.ceil(timeout),
             heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
-            shutdown_timeout_seconds=LEAVE_SECONDS,
+            shutdown_timeout_seconds=GOODBYE_SECONDS,
         )
     except (RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]

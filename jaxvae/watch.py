@@ -18,6 +18,7 @@ from jaxvae.meeting import Link, NotAMessage, Peer, connect, keep_alive
 
 EXIT_JOB = 5  # The exit code where another process of the job was lost, or failed.
 TELL_SECONDS = 2.0  # For the others to hear why this process ends.
+LEAVE_SECONDS = 300.0  # For all to leave, once one does: a last checkpoint may take its time.
 LOSS_SECONDS = 3.0  # Within which the end of a process is heard of, when what it was to compute has failed.
 
 
@@ -80,12 +81,14 @@ class Watch:
                 self._changed.notify_all()
 
     def leave(self) -> None:
-        """Wait until every process leaves too: one that goes earlier would be missed by JAX."""
+        """Wait until every process leaves too, or tell those that do not that this one has: they would wait for it."""
         if self.own.number:
             self._links[0].send("leaving")
         with self._changed:
-            self._changed.wait_for(lambda: self._all_left)
-        if not self.own.number:
+            together = self._changed.wait_for(lambda: self._all_left, LEAVE_SECONDS)
+        if not together:
+            self.fail(f"{self.own} left, and not every process did")
+        elif not self.own.number:
             for link in self._links:
                 link.send("all left")
 

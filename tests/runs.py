@@ -137,7 +137,7 @@ def float64_steps(preset: str, way: str, devices: Sequence[jax.Device], steps: i
         elif way == "shard_map":
             specs = {"in_specs": (jax.P(), spread.spec, jax.P()), "out_specs": jax.P(), "check_vma": False}
             run = jax.shard_map(many("data"), mesh=placement.batch.mesh, **specs)
-            state, terms = jax.jit(run)(state, batches, seed)
+            state, terms = jax.jit(run)(parallel.place(state, placement.state), parallel.place(batches, spread), seed)
         else:
             run = jax.jit(many(None), out_shardings=placement.replicated)
             state, terms = run(parallel.place(state, placement.state), parallel.place(batches, spread), seed)

@@ -39,7 +39,7 @@ from jaxvae import distributed, parallel
 from runs import float64_steps
 preset, address, process, file = sys.argv[1:]
 distributed.join(address, 2, int(process))
-result = float64_steps(preset, "jit", parallel.select_devices())
+result = float64_steps(preset, "shard_map", parallel.select_devices())
 Path(file).write_bytes(pickle.dumps(result))
 """
 

@@ -92,6 +92,16 @@ def test_a_process_that_is_lost_ends_all_others(
     assert lines == [f"error: process {lost} (pid {100 + lost} on host{lost}) was lost; {ADVICE}"] * len(told)
 
 
+def test_a_process_that_leaves_alone_ends_the_others(
+    job: Job, exits: list[int], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(watch, "LEAVE_SECONDS", 0.05)
+    job.watches[1].leave()
+    wait_for(lambda: len(exits) == 2)
+    lines = capfd.readouterr().err.splitlines()
+    assert len(lines) == 2 and all("process 1 (pid 101 on host1)" in line for line in lines)
+
+
 def test_a_process_that_fails_says_why(job: Job, exits: list[int], capfd: pytest.CaptureFixture[str]) -> None:
     job.watches[2].fail("process 2 failed: it\x1b[31m\nsaid so")
     wait_for(lambda: len(exits) == 2)
