@@ -46,11 +46,14 @@ def steps_per_epoch(config: Config, num_images: int) -> int:
     """Steps an epoch takes: the last, incomplete batch is dropped, of images that are shuffled anew every epoch.
 
     Raises:
-      InputError: a batch is larger than the training set.
+      InputError: a batch is larger than the training set, or a line of metrics would average over more than an epoch.
     """
     if config.batch_size > num_images:
         raise InputError(f"--batch-size {config.batch_size} is larger than the {num_images} training images")
-    return num_images // config.batch_size
+    steps = num_images // config.batch_size
+    if config.log_every > steps:
+        raise InputError(f"--log-every {config.log_every} is more than the {steps:,} steps of an epoch")
+    return steps
 
 
 class StepPrograms:

@@ -227,12 +227,12 @@ class TestBadInput:
         return err
 
     @pytest.mark.parametrize(
-        ("args", "words"),
+        ("args", "named"),
         [
             (["--preset", "nope"], "--preset nope: "),
             (["--preset"], "--preset"),
             (["--epochs", "many"], "--epochs"),
-            (["--epochs", "0"], "--epochs must be at least 1, not 0"),
+            (["--epochs", "0"], "--epochs "),
             (["--epoch", "3"], "--epochs?"),
             (["--lr", "1"], "--learning-rate?"),
             (["--batchsize", "3"], "--batch-size?"),
@@ -241,36 +241,36 @@ class TestBadInput:
             (["--dataset", "minst"], "did you mean mnist?"),
             (["--preset", "notes-ae", "--head", "exp"], "--head relu or linear"),
             (["--static-seed", "3"], "--static-seed 3 "),
-            (["--batch-size", "65"], "--batch-size 65 is larger than the 64 training images"),
+            (["--batch-size", "65"], "--batch-size 65 "),
             (["--dataset", "no-such-file.npz"], "no-such-file.npz"),
             (["--data-dir", "/nowhere"], "--data-dir"),
             (["--head", "tanh"], "--head"),
-            (["--preset", "vae", "--head", "relu"], "--objective elbo needs --head linear, logvar or exp"),
-            (["--resume"], "--resume needs --run-dir"),
-            (["--resume", "--run-dir", "/nowhere"], "--resume: /nowhere holds no run"),
-            (["--run-dir", "/proc/run"], "--run-dir /proc/run cannot be written"),
-            (["--run-dir", "/dev/null"], "--run-dir /dev/null is not a directory"),
-            (["--run-dir", "/dev/null/run"], "--run-dir /dev/null/run cannot be written"),
-            (["--run-dir", "r" * 300], "cannot be written: File name too long"),
-            (["--inputs", "static", "--preset", "vae", "--static-seed", "-1"], "--static-seed must not be negative"),
-            (["--architecture", "conv", "--hidden"], "--architecture conv needs --hidden"),
-            (["--preset", "vae", "--objective", "info"], "error: --objective info needs --mmd-weight"),
+            (["--preset", "vae", "--head", "relu"], "--head linear, logvar or exp"),
+            (["--resume"], "--run-dir"),
+            (["--resume", "--run-dir", "/nowhere"], "/nowhere"),
+            (["--run-dir", "/proc/run"], "--run-dir /proc/run "),
+            (["--run-dir", "/dev/null"], "--run-dir /dev/null "),
+            (["--run-dir", "/dev/null/run"], "--run-dir /dev/null/run "),
+            (["--run-dir", "r" * 300], "--run-dir rrr"),
+            (["--inputs", "static", "--preset", "vae", "--static-seed", "-1"], "--static-seed "),
+            (["--architecture", "conv", "--hidden"], "--hidden"),
+            (["--preset", "vae", "--objective", "info"], "--mmd-weight"),
             (["--preset", "iwae", "--free-bits", "1"], "--free-bits 1 "),
             (["--preset", "vae", "--likelihood-std", "1"], "--likelihood-std 1 "),
-            (["--epochs", "2", "--warmup-epochs", "3"], "--warmup-epochs 3 is more than --epochs 2"),
+            (["--epochs", "2", "--warmup-epochs", "3"], "--warmup-epochs 3 "),
         ],
     )
     def test_flags(
         self,
         args: list[str],
-        words: str,
+        named: str,
         image_file: Path,
         tmp_path: Path,
         capsys: pytest.CaptureFixture[str],
     ) -> None:
         dataset = [] if "--dataset" in args or "--resume" in args else ["--dataset", str(image_file)]
         run_dir = [] if "--run-dir" in args or "--resume" in args else ["--run-dir", str(tmp_path / "run")]
-        assert words in self.refused(capsys, *dataset, *run_dir, *args)
+        assert named in self.refused(capsys, *dataset, *run_dir, *args)
         assert not (tmp_path / "run").exists()
 
     @pytest.mark.parametrize(
@@ -432,7 +432,7 @@ class TestResumeIsRefused:
         np.savez(image_file, **(arrays | {split: arrays[split][::-1]}))
         before = (run / "config.json").read_bytes()
         assert train("--resume", "--epochs", "2", "--run-dir", str(run)) == 2
-        assert "not the images that" in capsys.readouterr().err
+        assert str(image_file) in capsys.readouterr().err
         assert (run / "config.json").read_bytes() == before
 
     @pytest.mark.parametrize("line", ["garbage", "[]", '{"epoch": 1}', "{}"])

@@ -35,6 +35,9 @@ def test_an_epoch_drops_the_incomplete_batch() -> None:
     assert steps_per_epoch(dataclasses.replace(config, batch_size=128), 60_000) == 468
     with pytest.raises(InputError, match="--batch-size 32 .* 31 "):
         steps_per_epoch(config, 31)
+    assert steps_per_epoch(dataclasses.replace(config, log_every=3), 96) == 3
+    with pytest.raises(InputError, match="--log-every 4 "):
+        steps_per_epoch(dataclasses.replace(config, log_every=4), 96)
 
 
 def test_calls_take_the_steps_of_the_epoch(images: NDArray[np.uint8]) -> None:
