@@ -29,7 +29,8 @@ SMALL = dataclasses.replace(PRESETS["vae"], hidden=(8,), latent_size=3, batch_si
 
 
 def config_of(objective: str = "elbo", **changes: Any) -> Config:
-    return dataclasses.replace(SMALL, objective=objective, **changes)  # type: ignore[arg-type]
+    needed = {"mmd_weight": 1.0} if objective == "info" else {}
+    return dataclasses.replace(SMALL, objective=objective, **{**needed, **changes})  # type: ignore[arg-type]
 
 
 def model_and_params(config: Config, scale: float = 1.0) -> tuple[Any, Any]:
