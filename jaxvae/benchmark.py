@@ -44,7 +44,7 @@ class Arguments:
     """What to measure."""
 
     preset: tuple[str, ...] = ("notes-vae",)
-    """One or more presets: notes-ae, notes-vae, vae."""
+    """One or more presets: notes-ae, notes-vae, vae, iwae."""
     batch_size: tuple[int, ...] = (32, 128, 512, 4096)
     """One or more batch sizes."""
     devices: tuple[int, ...] = (1,)

@@ -43,16 +43,14 @@ def _from_preset(kind: Any) -> Any:
 @_from_preset
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What is trained, on what, and how.
-
-    ``Config(preset="vae")`` is that preset: a field that is not given takes the preset's value. The values beside
-    the fields are those of "notes-vae"; `OVERRIDES` says in what the others differ.
+    """What is trained, on what, and how. What is not given takes the preset's value.
 
     Raises:
       InputError: a value is out of range, does not go with another, or has no effect (see `READ_WHEN`).
     """
 
-    # A docstring below a field is its help text. The command line needs it on one line.
+    # The values here are those of "notes-vae"; `OVERRIDES` has those in which the other presets differ. A docstring
+    # below a field is its help text. The command line needs it on one line.
     preset: str = "notes-vae"
     """notes-ae, notes-vae: the notes' models to the letter; vae: a usual VAE; iwae: after Burda et al."""
 
@@ -429,7 +427,7 @@ def from_field(name: str, value: Any, origin: str) -> Any:
         ok = isinstance(value, list) and all(type(item) is args[0] for item in value)
         value = tuple(value) if ok else value
     elif annotation is float:
-        ok = type(value) in (int, float)
+        ok = type(value) is float or (type(value) is int and abs(value) < 2**1000)  # What a float holds.
         value = float(value) if ok else value
     else:
         ok = type(value) in (args or (annotation,))

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from jaxvae import checkpoint, cli, data, metrics
 from jaxvae.config import Config, describe
-from jaxvae.errors import InputError
+from jaxvae.errors import InputError, SaveError
 from jaxvae.keys import example_keys, purpose_key
 from jaxvae.models import Draws, Model, Params, TwoLayerVAE, float32_products
 from jaxvae.noise import observe
@@ -41,7 +41,7 @@ PIXELS_AT_ONCE = 2**22  # Of all images and draws that are in work: bounds the m
 
 Array = jax.Array
 
-_WIDTH = 26  # Of the longest name in a table.
+_WIDTH = 27  # Of the longest name in a table.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -283,7 +283,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     result = evaluate_run(arguments.run_dir, arguments.dataset, arguments.data_dir, arguments.best, arguments.samples)
     print(table(result))
     if arguments.json is not None:
-        arguments.json.write_text(json.dumps(result, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        try:
+            arguments.json.write_text(json.dumps(result, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise SaveError(f"--json {arguments.json} cannot be written: {error.strerror}") from None
     return cli.EXIT_OK
 
 

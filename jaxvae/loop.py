@@ -237,8 +237,7 @@ class _RunFiles:
         self._hardware = _hardware(trainer.placement.batch.mesh.size)
         self._versions, self._warnings = run_versions(), list[str]()
         self._watched, *_ = splits(len(self._images.validation) > 0, last=False)
-        self._speed: Span | None = None  # The latest; and that of the spans of an epoch.
-        self._epoch_speed: Span | None = None
+        self._epoch_speed: Span | None = None  # Of the spans that ended in this epoch.
 
     def __enter__(self) -> Self:
         config = self._config
@@ -254,10 +253,11 @@ class _RunFiles:
                 stack.enter_context(RunLock(self.run_dir))
                 run_dirs.check_empty(self.run_dir, RUN_FILES)
                 self.saved = None
+            step = 0 if self.saved is None else self.saved.step
+            run_dirs.check_epochs(step, config.epochs, self._steps_per_epoch)
             with run_dirs.told(self.run_dir, InputError):
                 (self.run_dir / "images").mkdir(exist_ok=True)
                 run_dirs.write_whole(self.run_dir / "config.json", configs.to_json(config))
-            step = 0 if self.saved is None else self.saved.step
             self._checkpoints = stack.enter_context(
                 Checkpoints(self.run_dir / "checkpoints", config.keep_checkpoints, config.keep_best_checkpoints)
             )
@@ -304,7 +304,9 @@ class _RunFiles:
     def evaluated(self) -> bool:
         """Whether the end of the epoch that ends at the step saved has been seen to."""
         step = 0 if self.saved is None else self.saved.step
-        return any(line["step"] == step and line["split"] == self._watched for line in self.log.records)
+        seen = {line["split"] for line in self.log.records if line["step"] == step}
+        last = step == self._config.epochs * self._steps_per_epoch
+        return seen >= set(splits(len(self._images.validation) > 0, last))
 
     def write_speed(self, span: Span) -> None:
         """Write how long some steps took."""
@@ -328,7 +330,6 @@ class _RunFiles:
             self.log.write(metrics.record(end, self._epoch(end), "train", self._unit, means))
         shown = metrics.record(step, self._epoch(step), "train", self._unit, values)
         self._console.progress(shown, speed.per_second if speed else 0.0)
-        self._speed = speed
 
     def write_epoch(
         self,
@@ -341,12 +342,13 @@ class _RunFiles:
         lines = [
             metrics.record(step, self._epoch(step), split, self._unit, values) for split, values in evaluations.items()
         ]
+        seen = {line["split"] for line in self.log.records if line["step"] == step}
         for line in lines:
-            self.log.write(line)
+            if line["split"] not in seen:  # Where a run goes on, some may be there already.
+                self.log.write(line)
         train = [line for line in self.log.records if line["split"] == "train" and line["step"] == step]
-        speed = self._epoch_speed or self._speed
-        self._epoch_speed = None
-        self._console.epoch([*train, *lines], speed.per_second if speed else 0.0)
+        speed, self._epoch_speed = self._epoch_speed, None
+        self._console.epoch([*train, *lines], speed.per_second if speed else None)
         if pictures is not None:
             self._save_pictures(pictures, step, self._epoch(step))
         if checkpoint is not None:
@@ -384,7 +386,9 @@ class _RunFiles:
         """Save `state` if that has not been done, wait until it is, and draw the curves. Raises `SaveError`."""
         with run_dirs.told(self.run_dir, SaveError):
             if self._checkpoints.latest_step() != step:
-                self._save(state)
+                lines = (line for line in self.log.records if line["step"] == step and line["split"] == "validation")
+                validation = next(lines, None)
+                self._save(state, None if validation is None else selection_cost(self._config, validation))
             self.draw_curves()
             self._checkpoints.wait()
 

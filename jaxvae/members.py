@@ -33,7 +33,7 @@ from jaxvae.train_step import (
     joined,
     make_evaluate,
 )
-from jaxvae.trainer import StepPrograms, advance, due, make_call, splits, steps_per_epoch
+from jaxvae.trainer import PART_BATCHES, StepPrograms, advance, due, make_call, splits, steps_per_epoch
 from jaxvae.variational import build_objective
 
 Array = jax.Array
@@ -184,7 +184,7 @@ class MembersTrainer:
         self._held_out: dict[str, Any] = {split: found for split, found in held_out.items() if len(found)}
         # So that evaluation takes no more memory than training, however many are computed together.
         pixels = math.prod(self.model.image_shape) * config.samples
-        most = max(config.batch_size, PIXELS_AT_ONCE // pixels // self.at_once)
+        most = max(config.batch_size, min(PART_BATCHES * config.batch_size, PIXELS_AT_ONCE // pixels // self.at_once))
         self._sizes = {split: min(most, len(found)) for split, found in self._held_out.items()}
         specs = (each, one, each, each, one)
         self._evaluate: dict[str, Any] = {

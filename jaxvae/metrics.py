@@ -60,6 +60,8 @@ class Windows:
         self._count, self._sums = 0, dict[str, Any]()
         if saved is not None:
             try:
+                if int(saved["length"]) != self._length:
+                    return  # What was averaged then is no part of a window of today.
                 self._count = int(saved["steps"])
                 self._sums = {str(name): np.array(value, np.float64) for name, value in saved["sums"].items()}
             except (ValueError, TypeError, KeyError, AttributeError):
@@ -81,7 +83,10 @@ class Windows:
             first += taken.stop - taken.start
             self._count += taken.stop - taken.start
             if taken.stop - taken.start == left:
-                done.append((first, {name: total / self._count for name, total in self._sums.items()}))
+                inside -= inside % self._length
+                # A window whose beginning was not seen has no average.
+                if self._count == min(self._length, self._steps_per_epoch - inside):
+                    done.append((first, {name: total / self._count for name, total in self._sums.items()}))
                 self._count, self._sums = 0, {}
         return done
 
@@ -89,7 +94,11 @@ class Windows:
         """The window that is not complete, as JSON; None if there is none."""
         if not self._count:
             return None
-        return {"steps": self._count, "sums": {name: value.tolist() for name, value in self._sums.items()}}
+        return {
+            "length": self._length,
+            "steps": self._count,
+            "sums": {name: value.tolist() for name, value in self._sums.items()},
+        }
 
 
 def read_records(path: Path, integers: Sequence[str] = ()) -> list[Record]:
@@ -304,12 +313,12 @@ class Console:
         if self._bar.disable and time.perf_counter() - self._said > QUIET_SECONDS:
             self.say(f"epoch {epoch}/{self._epochs}  step {step:,}/{self._steps:,}  {figures}  {speed}")
 
-    def epoch(self, lines: Sequence[Record], steps_per_second: float) -> None:
-        """Print the line of a finished epoch, with the records of each split."""
+    def epoch(self, lines: Sequence[Record], steps_per_second: float | None) -> None:
+        """Print the line of a finished epoch, with the records of each split and the speed, where one was measured."""
         step, said = lines[0]["step"], "  ".join(f"{line['split']} {words(line)}" for line in lines)
         self.say(
             f"epoch {lines[0]['epoch']}/{self._epochs}  step {step:,}  {said}  ({self._unit})  "
-            f"{speed_words(steps_per_second)}  {self._left(step)}".rstrip()
+            f"{speed_words(steps_per_second) if steps_per_second else ''}  {self._left(step)}".rstrip()
         )
 
 

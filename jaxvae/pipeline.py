@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from jaxvae import distributed
 from jaxvae.errors import SaveError
 from jaxvae.signals import StopSignals
-from jaxvae.trainer import Computer
+from jaxvae.trainer import PART_BATCHES, Computer
 
 S = TypeVar("S")
 C = TypeVar("C", contravariant=True)
@@ -55,20 +55,30 @@ class Speed:
         self._free = 0.0  # When the device was done with all before.
         self._steps, self._seconds = 0, 0.0
         self.last: Span | None = None
+        self.step_seconds = 0.0  # The cost of a step, as well as it is known: that of the first call, at first.
 
     def add(self, step: int, steps: int, dispatched: float, ready: float) -> Span | None:
         """Note work (of 0 steps where it is not training) that ended at `step`; a span, where one is complete."""
         start, self._free = max(dispatched, self._free), ready
         if not steps:
             return None
-        self._steps, self._seconds = self._steps + steps, self._seconds + max(ready - start, 0.0)
+        seconds = max(ready - start, 0.0)
+        if not self.step_seconds:
+            # The first call touches its memory for the first time, which says nothing of those that follow.
+            self.step_seconds = max(seconds, 1e-9) / steps
+            return None
+        self._steps, self._seconds = self._steps + steps, self._seconds + seconds
+        if self.last is None or self._seconds >= SPAN_SECONDS:
+            self.step_seconds = max(self._seconds, 1e-9) / self._steps
         if self._seconds < SPAN_SECONDS:
-            if self.last is None or self.last.seconds < SPAN_SECONDS:  # Better than nothing, at first.
-                self.last = Span(step, self._steps, self._seconds)
             return None
         self.last = Span(step, self._steps, self._seconds)
         self._steps, self._seconds = 0, 0.0
         return self.last
+
+    def rest(self, step: int) -> Span | None:
+        """The span that is not complete at `step`, the end; None if there is none."""
+        return Span(step, self._steps, self._seconds) if self._steps else None
 
 
 class Agreement:
@@ -186,6 +196,8 @@ class Pipeline(Generic[S]):
             if not step % epoch:
                 self._end_epoch(state, step, total)
         self._drain(0)
+        if (rest := self._speed.rest(step)) is not None:
+            self._sink.timed(rest)
         return state, step
 
     def _wanted(self) -> int:
@@ -197,9 +209,8 @@ class Pipeline(Generic[S]):
     def _stopping(self) -> bool:
         """Whether to stop here; in a job, every process comes to the same answer at the same step."""
         if self.stopped_by is None:
-            last = self._speed.last
             own = FAILED if self._sink.failure is not None else self._stop.received or distributed.stop_requested() or 0
-            signal, cost = self._agreement(own, last.seconds / last.steps if last else 0.0)
+            signal, cost = self._agreement(own, self._speed.step_seconds)
             self.stopped_by, self._step_seconds = signal or None, cost or self._step_seconds
         return self.stopped_by is not None
 
@@ -234,7 +245,8 @@ class Pipeline(Generic[S]):
     def _push(self, step: int, steps: int, dispatched: float, results: Any, take: Callable[[], None]) -> None:
         ready = self._watcher.submit(_when_ready, results)
         self._pending.append(_Pending(step, steps, dispatched, ready, take))
-        quick = 0 < max(1, self._count) * self._step_seconds <= QUEUED_SECONDS
+        # A part of an evaluation takes no longer than so many steps.
+        quick = 0 < (steps or PART_BATCHES) * self._step_seconds <= QUEUED_SECONDS
         self._drain(1 if quick else 0)
 
     def _drain(self, left: int) -> None:

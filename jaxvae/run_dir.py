@@ -52,6 +52,14 @@ def _check_name(path: Path) -> None:
         raise InputError(f"--run-dir {path} cannot be written: its name is not UTF-8") from None
 
 
+def check_epochs(step: int, epochs: int, steps_per_epoch: int) -> None:
+    """Raise `InputError` where a run that is at `step` is to go on to fewer epochs than it has begun."""
+    if step > epochs * steps_per_epoch:
+        raise InputError(
+            f"--epochs {epochs} is less than what is done already: step {step:,} of {steps_per_epoch:,} an epoch"
+        )
+
+
 def check_kinds(run_dir: Path) -> None:
     """Raise `InputError` if anything but files and directories is there: a pipe would hang whoever opens it."""
     for path in run_dir.rglob("*"):

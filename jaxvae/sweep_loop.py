@@ -83,7 +83,7 @@ def sweep(
             assert run_dir is not None
             stack.enter_context(RunLock(run_dir))
             _, programs = load_sweep(run_dir)
-            _check_images(run_dir, len(programs), digests)
+            _check_programs(run_dir, members, programs, images)
         else:
             run_dir = run_dirs.make(run_dir, f"sweep-{grid.config.preset}")
             stack.enter_context(RunLock(run_dir))
@@ -108,7 +108,7 @@ def sweep(
             stopped_by = program.train(stop)
             rows = tables.write_tables(run_dir)
             if stopped_by is not None:
-                say(f"saved; go on with --resume --run-dir {run_dir}")
+                say(f"stopped; go on with --resume --run-dir {run_dir}")
                 return stopped_by
         tables.draw(run_dir, grid, rows)
         for line in tables.summary_lines(grid, rows):
@@ -117,9 +117,12 @@ def sweep(
     return None
 
 
-def _check_images(run_dir: Path, programs: int, digests: Mapping[str, str]) -> None:
-    """Refuse, before anything is written, to go on with other images, or with figures that cannot be read."""
-    for index in range(programs):
+def _check_programs(
+    run_dir: Path, members: Sequence[Config], programs: Sequence[Sequence[int]], images: data.ImageData
+) -> None:
+    """Refuse, before anything is written, to go on with other images or with metrics that cannot be read."""
+    digests = data.digests(images)
+    for index, numbers in enumerate(programs):
         directory = run_dir / PROGRAMS / str(index)
         tables.member_records(directory)
         if not (directory / "checkpoints").is_dir():
@@ -129,6 +132,12 @@ def _check_images(run_dir: Path, programs: int, digests: Mapping[str, str]) -> N
                 found = checkpoints.read_record()
                 if any(found.get(name) != digest for name, digest in digests.items()):
                     raise InputError(f"--resume: not the images that {directory} was trained on")
+                config = members[numbers[0]]
+                steps = steps_per_epoch(config, len(images.train))
+                if found.get("steps_per_epoch") != steps:
+                    old = found.get("steps_per_epoch")
+                    raise InputError(f"--resume: an epoch of {directory} has {old} steps, and would have {steps} now")
+                run_dirs.check_epochs(checkpoints.steps()[-1], config.epochs, steps)
 
 
 def _room_for(member: Config, count: int, images: data.ImageData, devices: Sequence[jax.Device]) -> int:
@@ -200,9 +209,12 @@ class _Program:
             ]
             dead = {line["member"] for line in kept if line["split"] == DIVERGED}
             self._dead = np.array([number in dead for number in self._numbers])
-            evaluated = any(line["step"] == step and line["split"] == watched for line in kept)
+            seen = {line["split"] for line in kept if line["step"] == step}
+            evaluated = seen >= set(splits(len(trainer.images.validation) > 0, last=step == total))
             if (step >= total and evaluated) or self._dead.all():
                 return None
+            if not evaluated:  # All of it is done once more.
+                kept = [line for line in kept if line["step"] < step or line["split"] in ("train", DIVERGED)]
             record = {} if saved is None else saved.record
             for warning in version_warnings(record.get("versions", {}), run_versions()):
                 say(f"warning: {warning}")
@@ -311,13 +323,14 @@ class _Program:
         if lines:
             term, higher = selection_term(self._config)
             values = {index: line[term] for index, line in lines.items()}
-            best = (max if higher else min)(values, key=lambda index: values[index])
-            number, numbers = self._numbers[best], list(values.values())
+            numbers = list(values.values())
             said = (
                 f"{split} {term} {np.mean(numbers):.4g} ({min(numbers):.4g} to {max(numbers):.4g}, "
-                f"{len(numbers)} members{lost}) {self._trainer.unit}, "
-                f"best: member {number} ({_words(self._members[number])})"
+                f"{len(numbers)} members{lost}) {self._trainer.unit}"
             )
+            if split == "validation":  # Nothing is chosen by the test images.
+                number = self._numbers[(max if higher else min)(values, key=lambda index: values[index])]
+                said += f", best: member {number} ({_words(self._members[number])})"
         self._console.say(
             f"{self._title}  epoch {self._epoch(step)}/{self._config.epochs}  step {step:,}  {said}  "
             f"{metrics.speed_words(self._speed)}"

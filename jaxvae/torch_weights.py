@@ -29,6 +29,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from jaxvae import cli
 from jaxvae import config as configs
+from jaxvae.data import DATASETS
 from jaxvae.errors import InputError
 from jaxvae.keys import purpose_key
 from jaxvae.models import VAE, AutoEncoder, Params, build_model
@@ -278,7 +279,7 @@ def import_run(
     config = dataclasses.replace(
         chosen,
         head="logvar" if chosen.head == "linear" else chosen.head,  # A log-variance of PyTorch's has no bound.
-        dataset=dataset,
+        dataset=dataset if dataset in DATASETS else os.path.abspath(dataset),
         data_dir=os.path.abspath(data_dir) if data_dir else None,
     )
     if min(image_shape) < 1:

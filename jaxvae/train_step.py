@@ -293,7 +293,9 @@ def make_evaluate(
     return float32_products(evaluate)
 
 
-def evaluation_size(image_shape: Sequence[int], num_images: int, samples: int = 1, shares: int = 1) -> int:
+def evaluation_size(
+    image_shape: Sequence[int], num_images: int, samples: int = 1, shares: int = 1, most: int | None = None
+) -> int:
     """How many images `make_evaluate` should take at once: `PIXELS_AT_ONCE` of reconstructions in all.
 
     So memory grows neither with the number of images nor with that of samples.
@@ -303,8 +305,9 @@ def evaluation_size(image_shape: Sequence[int], num_images: int, samples: int = 
       num_images: N.
       samples: reconstructions of an image, the objective's.
       shares: devices that share them; the size is a multiple of it.
+      most: images that it may be at most, so that a signal does not wait long. None: any number.
     """
-    size = min(max(1, PIXELS_AT_ONCE // (math.prod(image_shape) * samples)), num_images)
+    size = min(max(1, PIXELS_AT_ONCE // (math.prod(image_shape) * samples)), num_images, most or num_images)
     return -(-size // shares) * shares
 
 

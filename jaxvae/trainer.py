@@ -39,6 +39,7 @@ S = TypeVar("S")
 SHOWN = 32  # Held-out images in a picture of reconstructions: one batch of the notes.
 SAMPLED = 64  # Samples from the prior in a picture.
 MOST_STEPS = 2**15  # In one compiled call, whose metrics of every step are held on the device.
+PART_BATCHES = 8  # Evaluated in one call at most, which takes about as long as three steps.
 SIZES = (1, 8, 64, 512)  # Steps of a compiled call on an accelerator.
 
 
@@ -252,7 +253,9 @@ class Trainer:
 
         self._programs = StepPrograms(program, self.steps_per_epoch, traced)
         self._size = {
-            name: evaluation_size(images.train.shape[1:], len(split), config.samples, placement.shares)
+            name: evaluation_size(
+                images.train.shape[1:], len(split), config.samples, placement.shares, PART_BATCHES * config.batch_size
+            )
             for name, split in self._held_out().items()
         }
         self._evaluate: dict[str, Any] = {

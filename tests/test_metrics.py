@@ -52,6 +52,18 @@ def test_windows_do_not_depend_on_the_calls_that_steps_come_in(length: int, memb
     assert [end for end, _ in found[0]] == expected
 
 
+def test_a_window_whose_beginning_was_not_seen_has_no_average() -> None:
+    """As where a run goes on with another --log-every, or from a checkpoint of an older version."""
+    values = np.arange(1, 501, dtype=np.float64)
+    first = metrics.Windows(100, 500)
+    first.add(150, {"loss": values[:150]})
+    for length, expected in ((40, [(200, 180.5), (240, 220.5)]), (100, [(200, 150.5)])):
+        second = metrics.Windows(length, 500, first.open())
+        found = second.add(250, {"loss": values[150:250]})
+        assert [(end, float(means["loss"])) for end, means in found] == expected
+    assert metrics.Windows(0, 500).add(500, {"loss": values[300:]}) == []
+
+
 @pytest.mark.parametrize("saved", [{}, [], {"steps": "many", "sums": {}}, {"steps": 1, "sums": [1]}])
 def test_a_window_that_is_none_is_refused(saved: Any) -> None:
     with pytest.raises(InputError, match="record.json"):

@@ -158,8 +158,9 @@ def test_a_signal_during_evaluation_leaves_it_to_the_resumed_run(clock: Clock) -
 
 def test_spans_time_every_step_of_a_long_run_and_none_is_faster_than_the_device(clock: Clock) -> None:
     _, sink, _ = run(clock, 1e-3, PER_EPOCH * 3)
-    assert all(span.per_second == pytest.approx(1000) and span.seconds >= pipeline.SPAN_SECONDS for span in sink.spans)
-    assert PER_EPOCH * 3 - sum(span.steps for span in sink.spans) <= pipeline.SPAN_SECONDS / 1e-3
+    assert all(span.per_second == pytest.approx(1000) for span in sink.spans)
+    assert all(span.seconds >= pipeline.SPAN_SECONDS for span in sink.spans[:-1])
+    assert sum(span.steps for span in sink.spans) == PER_EPOCH * 3 - 1  # All but the first call's.
 
 
 def test_results_that_are_seen_late_do_not_make_a_speed_that_was_not() -> None:

@@ -488,7 +488,7 @@ def test_a_nan_stops_the_run_with_the_last_finite_checkpoint_left(
     run = tmp_path / "run"
     args = [*base, "--checkpoint-every", "1", "--epochs", "5", "--run-dir", str(run)]
     assert train(*args) == cli.EXIT_DIVERGED
-    assert "error: the loss is nan at step 22\n" in capsys.readouterr().err
+    assert "error: the loss is nan at step 22; " in capsys.readouterr().err
     assert newest(run).name == "16"
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state_of(run)))
     assert max(record["step"] for record in metrics.read_records(run / "metrics.jsonl")) == 16

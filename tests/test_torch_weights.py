@@ -57,7 +57,7 @@ def states(images: NDArray[np.float32]) -> dict[str, TrainState]:
     trained = {}
     for preset in NOTES:
         config, model = PRESETS[preset], notes_model(preset)
-        optimizer = build_optimizer(config)
+        optimizer = build_optimizer(config, steps_per_epoch=1)
         state = jax.jit(lambda key, m=model, o=optimizer: init_state(m, o, key))(jax.random.key(5))
         step = jax.jit(make_train_step(model, build_objective(config), optimizer))
         for _ in range(3):

@@ -108,6 +108,30 @@ def test_a_resumed_run_is_the_uninterrupted_run(preset: str, log_every: str, bas
     assert_same_run(whole, parts)
 
 
+def test_fewer_epochs_than_are_done_are_refused(
+    base: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    assert train(*base, "--epochs", "2", "--run-dir", str(run)) == 0
+    before = (run / "config.json").read_bytes()
+    capsys.readouterr()
+    assert train("--resume", "--epochs", "1", "--run-dir", str(run)) == 2
+    assert "--epochs 1 " in capsys.readouterr().err
+    assert (run / "config.json").read_bytes() == before
+
+
+def test_a_run_that_is_extended_and_taken_back_has_its_test_metrics(base: list[str], tmp_path: Path) -> None:
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    base = ["--preset", "vae", *base]
+    assert train(*base, "--epochs", "2", "--run-dir", str(whole)) == 0
+    assert train(*base, "--epochs", "2", "--run-dir", str(run)) == 0
+    lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
+    assert '"test"' in lines.pop()  # What an extension drops, before its first step.
+    (run / "metrics.jsonl").write_text("".join(lines))
+    assert train("--resume", "--run-dir", str(run)) == 0
+    assert_same_run(whole, run)
+
+
 def test_a_finished_run_has_nothing_to_resume(
     base: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -15,7 +15,7 @@ from jaxvae.data import ImageData
 from jaxvae.errors import InputError
 from jaxvae.keys import purpose_key
 from jaxvae.train_step import make_train_step
-from jaxvae.trainer import SIZES, StepPrograms, Trainer, advance, make_call, splits, steps_per_epoch
+from jaxvae.trainer import PART_BATCHES, SIZES, StepPrograms, Trainer, advance, make_call, splits, steps_per_epoch
 
 CONFIG = dataclasses.replace(PRESETS["notes-vae"], hidden=(8,), latent_size=2, batch_size=16)
 
@@ -56,6 +56,15 @@ def test_calls_take_the_steps_of_the_epoch(images: NDArray[np.uint8]) -> None:
         expected, metrics = step(expected, batch, noise_key)
         np.testing.assert_allclose(losses[count], metrics["loss"], rtol=1e-5)
     assert int(state.step) == len(losses) == 6
+
+
+def test_no_part_of_an_evaluation_takes_longer_than_some_steps(images: NDArray[np.uint8]) -> None:
+    trainer = Trainer(dataclasses.replace(CONFIG, batch_size=2), ImageData("digits", "a test", images[:16], images))
+    assert list(trainer.parts("test")) == list(range(0, 96, PART_BATCHES * 2))
+    state = trainer.start(None)
+    parts = [trainer.evaluate(state, "test", first) for first in trainer.parts("test")]
+    assert {len(part["loss"]) for part in parts} == {PART_BATCHES * 2}
+    assert trainer.joined("test", parts)["loss"].shape == (96,)
 
 
 def test_programs_of_fixed_sizes_compute_the_same_bits(images: NDArray[np.uint8]) -> None:
