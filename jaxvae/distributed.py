@@ -142,8 +142,8 @@ def leave(error: BaseException | None = None, code: int | None = None) -> None:
         watch.leave()
         return
     if code is None:
-        if isinstance(error, jax.errors.JaxRuntimeError):
-            time.sleep(LOSS_SECONDS)  # A collective has failed, most likely: the watch will know why, and end this.
+        # What needs the others fails, in many ways, where one is lost: then the watch ends this process meanwhile.
+        time.sleep(LOSS_SECONDS)
         traceback.print_exception(error)
     watch.fail(f"{watch.own} failed: {_described(error)}")
     for stream in (sys.stdout, sys.stderr):

@@ -271,7 +271,7 @@ def test_a_process_that_is_killed_ends_the_other(lost: int, base: list[str], tmp
     start = time.monotonic()
     codes, said = job.wait(30)
     assert time.monotonic() - start < 10
-    assert codes[1 - lost] == cli.EXIT_JOB and codes[lost] == -signal.SIGKILL
+    assert (codes[1 - lost], codes[lost]) == (cli.EXIT_JOB, -signal.SIGKILL), said
     *_, last = said[1 - lost].splitlines()
     assert last.startswith(f"error: process {lost} (pid {job.processes[lost].pid} on ")
     assert f"--resume --run-dir {tmp_path / 'run'}" in last
