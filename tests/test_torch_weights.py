@@ -225,7 +225,8 @@ def test_an_imported_model_computes_what_pytorch_computes(
     images: NDArray[np.float32], preset: str, tmp_path: Path
 ) -> None:
     torch = pytest.importorskip("torch")
-    params = init_state(notes_model(preset), build_optimizer(PRESETS[preset], steps_per_epoch=1), jax.random.key(0)).params
+    optimizer = build_optimizer(PRESETS[preset], steps_per_epoch=1)
+    params = init_state(notes_model(preset), optimizer, jax.random.key(0)).params
     low, high = (-7, 3) if preset == "iwae" else (-14, 6)  # Of a log-variance: of a log-deviation half that.
     weights = spread(torch_from_params(params), low, high)
     torch.save({name: torch.tensor(values) for name, values in weights.items()}, tmp_path / "w.pt")
