@@ -168,14 +168,13 @@ def batch_gradient(objective: str, way: str) -> Any:
     """The gradient of an objective with a term of the batch, on one device ("plain") or on four; float64."""
     config = dataclasses.replace(
         PRESETS["vae"],
-        objective=objective,
+        objective=objective,  # type: ignore[arg-type]
         hidden=(8,),
         latent_size=3,
         batch_size=16,
-        beta=3.0,  # type: ignore[arg-type]
+        beta=3.0,
+        mmd_weight=20.0 if objective == "info" else 0.0,
     )
-    if objective == "info":
-        config = dataclasses.replace(config, mmd_weight=20.0)
     batch, mesh = np.random.default_rng(0).uniform(size=(16, 4, 3, 1)), Mesh(np.array(jax.devices()[:4]), ("data",))
     with jax.enable_x64(True):
         model = build_model(config, (4, 3, 1)).clone(dtype=jnp.float64)

@@ -50,7 +50,8 @@ def abstract_step(config: Config) -> tuple[Any, Any]:
     model, optimizer = build_model(config, SHAPE), build_optimizer(config)
     batch = jax.ShapeDtypeStruct((config.batch_size, *SHAPE), jnp.uint8)
     key = jax.eval_shape(lambda: jax.random.key(0))
-    return make_train_step(model, build_objective(config), optimizer), (abstract_state(model, optimizer), batch, key)
+    objective = build_objective(config, steps_per_epoch=1, num_images=100)
+    return make_train_step(model, objective, optimizer), (abstract_state(model, optimizer), batch, key)
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=name)
@@ -71,9 +72,9 @@ def test_every_product_of_an_evaluation_is_float32(config: Config) -> None:
     config = dataclasses.replace(config, matmul_precision="default")
     model = build_model(config, SHAPE)
     params = abstract_state(model, build_optimizer(config)).params
-    run = make_evaluate(model, build_objective(config))
+    run = make_evaluate(model, build_objective(config, steps_per_epoch=1, num_images=100), size=4)
     images = jax.ShapeDtypeStruct((5, *SHAPE), jnp.uint8)
-    found = precisions(jax.make_jaxpr(run)(params, images, jax.random.key(0)))
+    found = precisions(jax.make_jaxpr(run)(params, images, jax.random.key(0), 0))
     assert len(found) >= 6 and set(found) == {(jax.lax.Precision.HIGHEST,) * 2}
 
 
