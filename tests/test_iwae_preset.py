@@ -82,7 +82,9 @@ def test_the_rate_is_theirs_within_what_they_round() -> None:
 )
 def test_the_layers_have_their_widths(changes: dict[str, object], encoder: list[object], decoder: list[object]) -> None:
     config = dataclasses.replace(preset("iwae"), **changes)  # type: ignore[arg-type]
-    params = abstract_state(build_model(config, (28, 28, 1)), build_optimizer(config)).params["params"]
+    params = abstract_state(build_model(config, (28, 28, 1)), build_optimizer(config, steps_per_epoch=1)).params[
+        "params"
+    ]
 
     def kernels(*parts: str) -> list[object]:
         layers = [params[part].get("mlp", params[part]) for part in parts if part in params]
