@@ -318,12 +318,14 @@ class Console:
         step, said = lines[0]["step"], "  ".join(f"{line['split']} {words(line)}" for line in lines)
         self.say(
             f"epoch {lines[0]['epoch']}/{self._epochs}  step {step:,}  {said}  ({self._unit})  "
-            f"{speed_words(steps_per_second) if steps_per_second else ''}  {self._left(step)}".rstrip()
+            f"{speed_words(steps_per_second or 0.0)}  {self._left(step)}".rstrip()
         )
 
 
 def speed_words(steps_per_second: float) -> str:
-    """A speed in words: "1,024 steps/s", or "0.25 steps/s"."""
+    """A speed in words: "1,024 steps/s", "0.25 steps/s", or nothing where none was measured yet (0)."""
+    if not steps_per_second:
+        return ""
     return f"{steps_per_second:,.0f} steps/s" if steps_per_second >= 10 else f"{steps_per_second:.2g} steps/s"
 
 
