@@ -211,10 +211,10 @@ def test_every_swept_number_is_known_to_the_config() -> None:
 def test_evaluation_takes_no_more_memory_for_more_samples() -> None:
     def evaluation_bytes(samples: int) -> int:
         config = dataclasses.replace(
-            PRESETS["vae"], objective="iwae", samples=samples, hidden=(8,), latent_size=2, batch_size=2
+            PRESETS["vae"], objective="iwae", samples=samples, hidden=(8,), latent_size=2, batch_size=512
         )
         rng = np.random.default_rng(0)
-        images = ImageData("digits", "a test", *(rng.integers(0, 256, (n, 16, 16, 1), np.uint8) for n in (4, 5000)))
+        images = ImageData("digits", "a test", *(rng.integers(0, 256, (n, 16, 16, 1), np.uint8) for n in (600, 5000)))
         numbers = {name: [value] for name, value in config.numbers().items()}
         trainer = MembersTrainer(config, images, [0], numbers, jax.devices()[:1])
         state = trainer.start(None)
