@@ -2,17 +2,12 @@
 
 from jaxvae.config import PRESETS, Config
 from jaxvae.errors import InputError
-from jaxvae.models import VAE, AutoEncoder, build_model, reparameterize
-from jaxvae.objectives import OBJECTIVES, Objective
-from jaxvae.train_step import (
-    TrainState,
-    build_optimizer,
-    init_state,
-    make_evaluate,
-    make_run_steps,
-    make_train_step,
-)
-from jaxvae.variational import build_objective
+from jaxvae.models.models import VAE, AutoEncoder, build_model, reparameterize
+from jaxvae.objectives.objectives import OBJECTIVES, Objective
+from jaxvae.objectives.variational import build_objective
+from jaxvae.train.evaluation import make_evaluate
+from jaxvae.train.optimizer import build_optimizer
+from jaxvae.train.step import TrainState, init_state, make_run_steps, make_train_step
 
 __all__ = [
     "OBJECTIVES",

@@ -20,14 +20,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxvae import cli, data, parallel
+from jaxvae import cli, data
 from jaxvae import config as configs
+from jaxvae.distributed import devices as parallel
 from jaxvae.errors import InputError
 from jaxvae.keys import key_of, purpose_key
-from jaxvae.models import build_model, with_precision
-from jaxvae.train_step import abstract_state, build_optimizer, make_train_step
-from jaxvae.trainer import Trainer, advance, steps_per_epoch
-from jaxvae.variational import build_objective
+from jaxvae.models.models import build_model, with_precision
+from jaxvae.objectives.variational import build_objective
+from jaxvae.train.computer import advance
+from jaxvae.train.optimizer import build_optimizer
+from jaxvae.train.programs import steps_per_epoch
+from jaxvae.train.step import abstract_state, make_train_step
+from jaxvae.train.trainer import Trainer
 
 DESCRIPTION = """Measure training on this machine: steps per second, memory, and how near the machine's limit that is.
 

@@ -22,10 +22,11 @@ from typing import Any, NoReturn, TextIO, TypeVar, cast
 import jax
 import tyro
 
-from jaxvae import distributed, memory
+from jaxvae import memory
+from jaxvae.distributed import job as distributed
+from jaxvae.distributed.watch import EXIT_JOB
 from jaxvae.errors import InputError, JobError, SaveError, one_line, suggestion
 from jaxvae.versions import package_versions
-from jaxvae.watch import EXIT_JOB
 
 T = TypeVar("T")
 

@@ -14,15 +14,14 @@ import numpy as np
 import tyro
 from numpy.typing import NDArray
 
-from jaxvae import checkpoint, cli, data, metrics
+from jaxvae import cli, data, trained
 from jaxvae.config import Config, describe
+from jaxvae.data.noise import observe
 from jaxvae.errors import InputError, SaveError
 from jaxvae.keys import example_keys, purpose_key
-from jaxvae.models import Draws, Model, Params, TwoLayerVAE, float32_products
-from jaxvae.noise import observe
-from jaxvae.objectives import gaussian_kl_per_dimension, mse
-from jaxvae.train_step import evaluate_images, intensities
-from jaxvae.variational import (
+from jaxvae.models.models import Draws, Model, Params, TwoLayerVAE, float32_products
+from jaxvae.objectives.objectives import gaussian_kl_per_dimension, mse
+from jaxvae.objectives.variational import (
     LIKELIHOODS,
     bound_name,
     build_objective,
@@ -31,6 +30,9 @@ from jaxvae.variational import (
     measure_warning,
     pixel_nll,
 )
+from jaxvae.run import records
+from jaxvae.train.evaluation import evaluate_images
+from jaxvae.train.step import intensities
 
 DESCRIPTION = "Evaluate the newest checkpoint of a run on its test images, every image once."
 
@@ -211,7 +213,7 @@ def evaluate_run(
       InputError: no run, an unreadable checkpoint, other test images than the run's, or `samples` for
         a model that has no likelihood.
     """
-    run = checkpoint.load_run(run_dir, best)
+    run = trained.load_run(run_dir, best)
     config, model, params = run.config, run.model, run.state.params
     if samples and not config.in_nats:
         raise InputError(f"--samples: {run_dir} was trained on the notes' {config.objective}, which is no likelihood")
@@ -234,7 +236,7 @@ def evaluate_run(
         "model": describe(config),
         "dataset": images.name,
         "images": count,
-        **metrics.record(step, -(-step // steps_per_epoch), "test", objective.unit, losses),
+        **records.record(step, -(-step // steps_per_epoch), "test", objective.unit, losses),
         **standard_errors(losses),
         "mse": float(f"{reconstruction_error(model, config, params, images.test, key):.6g}"),
     }
@@ -299,7 +301,7 @@ def table(result: dict[str, Any]) -> str:
         error = f" +- {result[e]:.2g}" if (e := f"{name}_standard_error") in result else ""
         lines.append(f"  {name:{_WIDTH}} {result[name]:>10.6g}{error} ({unit}){more}")
 
-    for name in metrics.TERMS:
+    for name in records.TERMS:
         if name in result:
             add(name, result["unit"])
     if result["unit"] != "per pixel":

@@ -10,9 +10,10 @@ import numpy as np
 import tyro
 from numpy.typing import NDArray
 
-from jaxvae import checkpoint, cli, models, plots
+from jaxvae import cli, models, trained
 from jaxvae.errors import InputError
 from jaxvae.keys import purpose_key
+from jaxvae.run import plots
 
 MOST = 10_000  # Images in one picture.
 
@@ -41,7 +42,7 @@ def generate(run_dir: Path, n: int, seed: int = 0, best: bool = False) -> NDArra
     Raises:
       InputError: no run, an unreadable checkpoint, or an autoencoder, which has no prior.
     """
-    run = checkpoint.load_run(run_dir, best)
+    run = trained.load_run(run_dir, best)
     if isinstance(run.model, models.AutoEncoder):
         raise InputError(f"{run_dir} holds an autoencoder, which has no prior to draw from")
     return np.asarray(models.sample(run.model, run.state.params, purpose_key(seed, "generate"), n))

@@ -29,11 +29,12 @@ from numpy.typing import DTypeLike, NDArray
 
 from jaxvae import cli
 from jaxvae import config as configs
-from jaxvae.data import DATASETS
+from jaxvae.data.sources import DATASETS
 from jaxvae.errors import InputError
 from jaxvae.keys import purpose_key
-from jaxvae.models import VAE, AutoEncoder, Params, build_model
-from jaxvae.train_step import TrainState, build_optimizer, init_state
+from jaxvae.models.models import VAE, AutoEncoder, Params, build_model
+from jaxvae.train.optimizer import build_optimizer
+from jaxvae.train.step import TrainState, init_state
 
 StateDict: TypeAlias = dict[str, NDArray[Any]]
 
@@ -113,7 +114,7 @@ def _parameter_shapes(model: AutoEncoder | VAE) -> Params:
 
 # --- What is computed ---------------------------------------------------------------------------------------
 
-# In PyTorch's words, each as `jaxvae.models` computes it.
+# In PyTorch's words, each as `jaxvae.models.models` computes it.
 _ACTIVATIONS = {
     "relu": "nn.ReLU()",
     "tanh": "nn.Tanh()",
@@ -241,9 +242,9 @@ def export_run(run_dir: Path, out: Path) -> StateDict:
     Raises:
       InputError: no run, an unreadable checkpoint, or as `save_weights`.
     """
-    from jaxvae import checkpoint
+    from jaxvae import trained
 
-    run = checkpoint.load_run(run_dir)
+    run = trained.load_run(run_dir)
     if run.config.architecture != "mlp":
         raise InputError(f"{run_dir}: only dense models of one stochastic layer have a form in PyTorch")
     state_dict = torch_from_params(run.state.params)
@@ -273,7 +274,7 @@ def import_run(
     Raises:
       InputError: `run_dir` exists, or as `load_weights` and `params_from_torch`.
     """
-    from jaxvae.checkpoint import Checkpoints
+    from jaxvae.run.checkpoint import Checkpoints
 
     chosen = configs.preset(preset)
     config = dataclasses.replace(

@@ -13,12 +13,15 @@ from typing import Any
 import jax
 import numpy as np
 
-import jaxvae.train
-from jaxvae import checkpoint, cli, data, parallel
+from jaxvae import cli, data
 from jaxvae.config import PRESETS
-from jaxvae.models import build_model
-from jaxvae.train_step import build_optimizer, init_state, make_train_step
-from jaxvae.variational import build_objective
+from jaxvae.distributed import devices as parallel
+from jaxvae.models.models import build_model
+from jaxvae.objectives.variational import build_objective
+from jaxvae.run import checkpoint
+from jaxvae.train import __main__ as command
+from jaxvae.train.optimizer import build_optimizer
+from jaxvae.train.step import init_state, make_train_step
 
 COMPARED = ("notes-ae", "notes-vae", "vae")  # Presets that are compared over devices and processes.
 SMALL = ["--hidden", "16", "8", "--latent-size", "4", "--batch-size", "8"]
@@ -27,7 +30,7 @@ SMALL = ["--hidden", "16", "8", "--latent-size", "4", "--batch-size", "8"]
 def train(*args: str) -> int:
     """The command line in this process, on one of the suite's devices unless told otherwise: its exit code."""
     devices = [] if "--devices" in args else ["--devices", "1"]
-    return cli.run(lambda: jaxvae.train.main([*args, *devices]))
+    return cli.run(lambda: command.main([*args, *devices]))
 
 
 def state_of(run_dir: Path) -> Any:

@@ -11,7 +11,7 @@ import pytest
 
 from jaxvae import benchmark, build_model, build_objective, build_optimizer, cli, data, make_train_step
 from jaxvae.config import PRESETS
-from jaxvae.train_step import abstract_state
+from jaxvae.train.step import abstract_state
 
 pytestmark = pytest.mark.unoptimized
 

@@ -17,12 +17,13 @@ import numpy as np
 import optax
 import pytest
 
-from jaxvae import checkpoint
 from jaxvae import config as configs
-from jaxvae.checkpoint import Checkpoints, SaveError
 from jaxvae.config import PRESETS
 from jaxvae.errors import InputError
-from jaxvae.train_step import TrainState
+from jaxvae.run import checkpoint, step_files
+from jaxvae.run.checkpoint import Checkpoints, SaveError
+from jaxvae.train.step import TrainState
+from jaxvae.trained import load_run
 
 RECORD = {"image_shape": [2, 3, 1]}
 
@@ -244,14 +245,14 @@ def test_arrays_are_compared_by_digest_too(tmp_path: Path, monkeypatch: pytest.M
     """Whatever goes wrong between the arrays of a save and those of a restore is seen."""
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(make_state(10), RECORD)
-    whole = checkpoint.ocp.Checkpointer.restore
+    whole = step_files.ocp.Checkpointer.restore
 
     def wrong(*args: Any, **options: Any) -> Any:
         state = whole(*args, **options)
         state.params["params"]["kernel"] = -state.params["params"]["kernel"]
         return state
 
-    monkeypatch.setattr(checkpoint.ocp.Checkpointer, "restore", wrong)
+    monkeypatch.setattr(step_files.ocp.Checkpointer, "restore", wrong)
     warnings: list[str] = []
     with Checkpoints(tmp_path, warn=warnings.append) as checkpoints, pytest.raises(InputError, match=str(tmp_path)):
         checkpoints.restore(LIKE)
@@ -311,7 +312,7 @@ def test_a_save_that_fails_in_the_background_is_told(
     def fail(*_: Any, **__: Any) -> None:
         raise OSError(28, os.strerror(28))
 
-    monkeypatch.setattr(checkpoint.ocp.Checkpointer, "save", fail)
+    monkeypatch.setattr(step_files.ocp.Checkpointer, "save", fail)
     told = f"{tmp_path / '20'} .*{os.strerror(28)}"
     with pytest.raises(SaveError, match=told), Checkpoints(tmp_path) as checkpoints:  # noqa: PT012
         checkpoints.save(make_state(20), RECORD)
@@ -329,7 +330,7 @@ def test_a_save_that_fails_in_the_background_is_told(
 
 
 def test_a_failed_save_does_not_hide_another_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkpoint, "_sync", lambda _: 1 / 0)
+    monkeypatch.setattr(step_files, "_sync", lambda _: 1 / 0)
     with pytest.raises(KeyError) as told, Checkpoints(tmp_path) as checkpoints:  # noqa: PT012
         checkpoints.save(make_state(10), RECORD)
         raise KeyError("x")
@@ -338,7 +339,7 @@ def test_a_failed_save_does_not_hide_another_error(tmp_path: Path, monkeypatch: 
 
 def test_saving_does_not_wait_for_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     disk = threading.Event()
-    monkeypatch.setattr(checkpoint, "_sync", lambda _: disk.wait())
+    monkeypatch.setattr(step_files, "_sync", lambda _: disk.wait())
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(make_state(10), RECORD)
         checkpoints.check()
@@ -397,7 +398,7 @@ def forge(path: Path, **changes: Any) -> None:
     """Change a step's record.json, and its digest with it."""
     content = {**json.loads((path / "record.json").read_text()), **changes}
     del content["digest"]
-    (path / "record.json").write_text(json.dumps({**content, "digest": checkpoint._digest(content)}))
+    (path / "record.json").write_text(json.dumps({**content, "digest": step_files.digest_of(content)}))
 
 
 @pytest.mark.parametrize(
@@ -450,24 +451,24 @@ def test_a_directory_that_cannot_be_used(tmp_path: Path) -> None:
 
 def test_load_run_refuses_what_is_no_run(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=f"{tmp_path} .*config.json"):
-        checkpoint.load_run(tmp_path)
+        load_run(tmp_path)
     config = dataclasses.replace(PRESETS["vae"])
     (tmp_path / "config.json").write_text(configs.to_json(config))
     with pytest.raises(InputError, match=str(tmp_path)):
-        checkpoint.load_run(tmp_path)
+        load_run(tmp_path)
     (tmp_path / "checkpoints").mkdir()
     with pytest.raises(InputError, match=str(tmp_path / "checkpoints")):
-        checkpoint.load_run(tmp_path)
+        load_run(tmp_path)
 
 
-@pytest.mark.parametrize("hook", ["_read_record", "_file_digest", "_checkpointer"])
+@pytest.mark.parametrize("hook", ["read_record", "file_digest", "make_checkpointer"])
 def test_a_step_that_is_pruned_while_it_is_read_is_no_damage(
     hook: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Before its record is read, between the record and the files, and before the arrays."""
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(make_state(10), RECORD)
-    real = getattr(checkpoint, hook)
+    real = getattr(step_files, hook)
     pruned = []
 
     def prune_first(*arguments: Any) -> Any:
@@ -475,12 +476,12 @@ def test_a_step_that_is_pruned_while_it_is_read_is_no_damage(
         if not pruned:
             pruned.append(10)
             with monkeypatch.context() as undone:
-                undone.setattr(checkpoint, hook, real)
+                undone.setattr(step_files, hook, real)
                 with Checkpoints(tmp_path, keep=1) as others:
                     others.save(make_state(20, seed=1), RECORD)
         return real(*arguments)
 
-    monkeypatch.setattr(checkpoint, hook, prune_first)
+    monkeypatch.setattr(step_files, hook, prune_first)
     warnings: list[str] = []
     with Checkpoints(tmp_path, read_only=True, warn=warnings.append) as checkpoints:
         saved = checkpoints.restore(LIKE)
@@ -495,9 +496,10 @@ def test_a_run_that_is_always_faster_is_named(tmp_path: Path, monkeypatch: pytes
 
     def prune(path: Path) -> Any:
         path.rename(path.with_name(str(int(path.name) + 1)))
-        raise checkpoint.DamagedError("gone")
+        raise step_files.DamagedError("gone")
 
-    monkeypatch.setattr(checkpoint, "_read_record", prune)
+    for module in (checkpoint, step_files):
+        monkeypatch.setattr(module, "read_record", prune)
     with Checkpoints(tmp_path, read_only=True) as checkpoints:
         for read in (lambda: checkpoints.restore(LIKE), checkpoints.read_record):
             with pytest.raises(InputError, match=f"{tmp_path}.*--keep-checkpoints"):
@@ -508,7 +510,7 @@ WRITER = """
 import sys
 from pathlib import Path
 from test_checkpoint import RECORD, make_state
-from jaxvae.checkpoint import Checkpoints
+from jaxvae.run.checkpoint import Checkpoints
 with Checkpoints(Path(sys.argv[1]), keep=1) as checkpoints:
     step = 0
     while True:

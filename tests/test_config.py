@@ -15,13 +15,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxvae import config, grid
+from jaxvae import config
 from jaxvae.config import PRESETS, Config
 from jaxvae.errors import InputError
 from jaxvae.keys import purpose_key
-from jaxvae.models import build_model
-from jaxvae.train_step import build_optimizer, init_state, make_train_step
-from jaxvae.variational import build_objective
+from jaxvae.models.models import build_model
+from jaxvae.objectives.variational import build_objective
+from jaxvae.sweep import grid
+from jaxvae.train.optimizer import build_optimizer
+from jaxvae.train.step import init_state, make_train_step
 
 configs = st.builds(
     Config,

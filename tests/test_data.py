@@ -1,4 +1,4 @@
-"""`jaxvae.data`: every format against bytes written by other means than the code under test."""
+"""`jaxvae.data.sources`: every format against bytes written by other means than the code under test."""
 
 import dataclasses
 import gzip

@@ -1,4 +1,4 @@
-"""`jaxvae.download` against a server on the loopback; no test needs a network or the home folder."""
+"""`jaxvae.data.download` against a server on the loopback; no test needs a network or the home folder."""
 
 import dataclasses
 import gzip
@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jaxvae import data, download
+from jaxvae import data
+from jaxvae.data import download
 from jaxvae.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -349,7 +350,7 @@ class TestLoad:
 
 def test_import_is_cheap() -> None:
     heavy = ("PIL", "sklearn", "tensorflow_datasets", "requests", "tensorflow")
-    code = f"import sys, jaxvae.data; print([m for m in {heavy} if m in sys.modules])"
+    code = f"import sys, jaxvae.data.sources; print([m for m in {heavy} if m in sys.modules])"
     result = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, timeout=120
     )

@@ -15,15 +15,17 @@ from PIL import Image
 from runs import SMALL, train
 from scipy import stats
 
-from jaxvae import checkpoint, cli, data, evaluate, models, plots
+from jaxvae import cli, data, evaluate, models
 from jaxvae.config import PRESETS, Config
+from jaxvae.data.noise import binarize
 from jaxvae.errors import InputError
 from jaxvae.keys import example_keys, purpose_key
-from jaxvae.metrics import BOUNDS
-from jaxvae.models import build_model
-from jaxvae.noise import binarize
-from jaxvae.train_step import build_optimizer, init_state, make_train_step
-from jaxvae.variational import LIKELIHOODS, build_objective, pixel_nll
+from jaxvae.models.models import build_model
+from jaxvae.objectives.variational import LIKELIHOODS, build_objective, pixel_nll
+from jaxvae.run import checkpoint, plots
+from jaxvae.run.records import BOUNDS
+from jaxvae.train.optimizer import build_optimizer
+from jaxvae.train.step import init_state, make_train_step
 
 pytestmark = pytest.mark.unoptimized
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from jaxvae.errors import InputError
-from jaxvae.lock import RunLock, check_free
+from jaxvae.run.lock import RunLock, check_free
 
 HOLD = """
 import sys

@@ -8,16 +8,21 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from jaxvae import data, members
+from jaxvae import data
 from jaxvae.config import PRESETS, SWEPT, Config
-from jaxvae.data import ImageData
+from jaxvae.data.images import ImageData
 from jaxvae.errors import InputError
 from jaxvae.keys import purpose_key
-from jaxvae.members import MembersTrainer, make_run_members, train_members
-from jaxvae.models import build_model
-from jaxvae.train_step import build_optimizer, epoch_order, init_state, make_run_steps, make_train_step
-from jaxvae.trainer import Trainer, advance
-from jaxvae.variational import build_objective
+from jaxvae.models.models import build_model
+from jaxvae.objectives.variational import build_objective
+from jaxvae.sweep import trainer as members
+from jaxvae.sweep.members import train_members
+from jaxvae.sweep.room import room
+from jaxvae.sweep.trainer import MembersTrainer, make_run_members
+from jaxvae.train.computer import advance
+from jaxvae.train.optimizer import build_optimizer
+from jaxvae.train.step import epoch_order, init_state, make_run_steps, make_train_step
+from jaxvae.train.trainer import Trainer
 
 # Seed, learning rate and beta, no two alike in all three, and no axis a function of another.
 GRID = [(0, 1e-3, 1.0), (7, 1e-3, 4.0), (0, 3e-4, 4.0), (2**32 - 1, 3e-4, 0.5), (7, 3e-3, 1.0)]
@@ -189,7 +194,7 @@ def test_what_cannot_be_trained(seeds: list[int], numbers: Any, message: str, im
 def test_room_is_what_the_device_says(images: NDArray[np.uint8]) -> None:
     config = dataclasses.replace(PRESETS["vae"], hidden=(8,), latent_size=2, batch_size=16)
     images_ = ImageData("digits", "a test", images[:64], images[64:])
-    found = members.room(config, images_, jax.devices()[:2])
+    found = room(config, images_, jax.devices()[:2])
     state = init_state(build_model(config, (6, 5, 1)), build_optimizer(config), purpose_key(0, "init"))
     floor = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
     assert 2 * floor < found.member_bytes < 100 * floor

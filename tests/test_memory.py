@@ -15,11 +15,13 @@ import pytest
 from numpy.typing import NDArray
 from runs import environment, train
 
-from jaxvae import cli, data, members, memory
+from jaxvae import cli, data, memory
 from jaxvae.config import PRESETS
 from jaxvae.errors import InputError
-from jaxvae.models import build_model
-from jaxvae.train_step import build_optimizer, init_state
+from jaxvae.models.models import build_model
+from jaxvae.sweep import room as members
+from jaxvae.train.optimizer import build_optimizer
+from jaxvae.train.step import init_state
 
 pytestmark = pytest.mark.unoptimized
 

@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxvae import metrics
 from jaxvae.errors import InputError
-from jaxvae.metrics import Console, RunLog, record
+from jaxvae.run import records
+from jaxvae.run.console import Console
+from jaxvae.run.records import RunLog, record
 
 
 def test_record_is_the_mean_in_float64() -> None:
@@ -36,11 +37,11 @@ def test_windows_do_not_depend_on_the_calls_that_steps_come_in(length: int, memb
     values = np.random.default_rng(0).normal(size=(*members, 22)).astype(np.float32) * 1e3
     found = []
     for cuts in ([11, 11], [1] * 22, [4, 7, 10, 1], [2, 9, 3, 8]):
-        window, step, lines = metrics.Windows(length, steps_per_epoch=11), 0, []
+        window, step, lines = records.Windows(length, steps_per_epoch=11), 0, []
         for count in cuts:
             step += count
             lines += window.add(step, {"loss": values[..., step - count : step]})
-            window = metrics.Windows(length, 11, json.loads(json.dumps(window.open())))
+            window = records.Windows(length, 11, json.loads(json.dumps(window.open())))
         assert window.open() is None  # An epoch's end completes a window.
         found.append([(end, means["loss"].tolist()) for end, means in lines])
     assert all(other == found[0] for other in found)
@@ -55,19 +56,19 @@ def test_windows_do_not_depend_on_the_calls_that_steps_come_in(length: int, memb
 def test_a_window_whose_beginning_was_not_seen_has_no_average() -> None:
     """As where a run goes on with another --log-every, or from a checkpoint of an older version."""
     values = np.arange(1, 501, dtype=np.float64)
-    first = metrics.Windows(100, 500)
+    first = records.Windows(100, 500)
     first.add(150, {"loss": values[:150]})
     for length, expected in ((40, [(200, 180.5), (240, 220.5)]), (100, [(200, 150.5)])):
-        second = metrics.Windows(length, 500, first.open())
+        second = records.Windows(length, 500, first.open())
         found = second.add(250, {"loss": values[150:250]})
         assert [(end, float(means["loss"])) for end, means in found] == expected
-    assert metrics.Windows(0, 500).add(500, {"loss": values[300:]}) == []
+    assert records.Windows(0, 500).add(500, {"loss": values[300:]}) == []
 
 
 @pytest.mark.parametrize("saved", [{}, [], {"steps": "many", "sums": {}}, {"steps": 1, "sums": [1]}])
 def test_a_window_that_is_none_is_refused(saved: Any) -> None:
     with pytest.raises(InputError, match="record.json"):
-        metrics.Windows(0, 11, saved)
+        records.Windows(0, 11, saved)
 
 
 def line(step: int) -> dict[str, Any]:
@@ -86,7 +87,7 @@ def test_log_appends_and_drops_what_comes_after_the_resumed_step(tmp_path: Path)
         log.write(line(30))
         assert [r["step"] for r in log.records] == [10, 20, 30]
     assert (tmp_path / "metrics.jsonl").read_bytes() == whole
-    assert metrics.read_records(tmp_path / "metrics.jsonl") == [line(10), line(20), line(30)]
+    assert records.read_records(tmp_path / "metrics.jsonl") == [line(10), line(20), line(30)]
 
 
 def test_a_value_that_is_not_finite_never_reaches_the_file(tmp_path: Path) -> None:
@@ -135,7 +136,7 @@ def test_what_is_no_record_is_refused(bad: str, tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text(json.dumps(line(1)) + "\n" + bad + "\n")
     with pytest.raises(InputError, match="metrics.jsonl, line 2: not a record"):
-        metrics.read_records(path)
+        records.read_records(path)
 
 
 def test_console_prints_plain_lines_when_it_is_no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:

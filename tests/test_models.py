@@ -9,7 +9,7 @@ from scipy import stats
 
 from jaxvae import models
 from jaxvae.config import PRESETS
-from jaxvae.models import VAE, AutoEncoder, build_model, reparameterize
+from jaxvae.models.models import VAE, AutoEncoder, build_model, reparameterize
 
 pytestmark = pytest.mark.unoptimized
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from jaxvae import objectives
-from jaxvae.models import AutoEncoderOutput, VAEOutput
-from jaxvae.objectives import OBJECTIVES
+from jaxvae.models.models import AutoEncoderOutput, VAEOutput
+from jaxvae.objectives.objectives import OBJECTIVES
 
 
 def test_bernoulli_nll_is_minus_log_probability() -> None:

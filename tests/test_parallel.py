@@ -15,15 +15,20 @@ import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from runs import COMPARED, assert_same_curve, assert_same_training, float64_steps, train
 
-from jaxvae import checkpoint, data, distributed, parallel
+from jaxvae import data
 from jaxvae.config import PRESETS
+from jaxvae.distributed import devices as parallel
+from jaxvae.distributed import job as distributed
 from jaxvae.errors import InputError
 from jaxvae.keys import purpose_key
-from jaxvae.models import build_model
-from jaxvae.objectives import Context
-from jaxvae.train_step import build_optimizer, init_state, intensities, make_train_step
-from jaxvae.trainer import Trainer, advance
-from jaxvae.variational import build_objective
+from jaxvae.models.models import build_model
+from jaxvae.objectives.objectives import Context
+from jaxvae.objectives.variational import build_objective
+from jaxvae.run import checkpoint
+from jaxvae.train.computer import advance
+from jaxvae.train.optimizer import build_optimizer
+from jaxvae.train.step import init_state, intensities, make_train_step
+from jaxvae.train.trainer import Trainer
 
 pytestmark = pytest.mark.unoptimized
 

@@ -29,8 +29,8 @@ from jaxvae import (
     make_train_step,
     reparameterize,
 )
-from jaxvae.models import VAE, AutoEncoder, AutoEncoderOutput, Params, VAEOutput, reconstruct, sample
-from jaxvae.objectives import mse, notes_kld
+from jaxvae.models.models import VAE, AutoEncoder, AutoEncoderOutput, Params, VAEOutput, reconstruct, sample
+from jaxvae.objectives.objectives import mse, notes_kld
 from jaxvae.torch_weights import params_from_torch, torch_from_params
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "experiments" / "parity"))

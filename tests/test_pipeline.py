@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from jaxvae import pipeline
 from jaxvae.errors import SaveError
-from jaxvae.pipeline import CALL_SECONDS, QUEUED_SECONDS, Pipeline, Span, Speed
-from jaxvae.signals import StopSignals
+from jaxvae.train import pipeline
+from jaxvae.train.pipeline import CALL_SECONDS, QUEUED_SECONDS, Pipeline, Span, Speed
+from jaxvae.train.signals import StopSignals
 
 PER_EPOCH = 1000
 

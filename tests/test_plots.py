@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxvae import plots
-from jaxvae.metrics import record
+from jaxvae.run import plots
+from jaxvae.run.records import record
 
 
 def test_image_grid_is_eight_to_a_row() -> None:

@@ -13,7 +13,7 @@ from runs import train
 
 from jaxvae import PRESETS, benchmark, build_model, build_objective, build_optimizer, evaluate, generate, make_evaluate
 from jaxvae.config import Config
-from jaxvae.train_step import abstract_state, make_train_step
+from jaxvae.train.step import abstract_state, make_train_step
 
 SHAPE = (8, 8, 1)
 SMALL: dict[str, Any] = {"hidden": (6, 5), "latent_size": 3, "batch_size": 4}

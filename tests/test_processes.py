@@ -27,7 +27,9 @@ from runs import (
     train,
 )
 
-from jaxvae import cli, distributed, meeting
+from jaxvae import cli
+from jaxvae.distributed import job as distributed
+from jaxvae.distributed import meeting
 from jaxvae.errors import InputError
 
 pytestmark = pytest.mark.slow
@@ -35,7 +37,7 @@ pytestmark = pytest.mark.slow
 STEPS_OF_A_JOB = """
 import pickle, sys
 from pathlib import Path
-from jaxvae import distributed, parallel
+from jaxvae.distributed import devices as parallel, job as distributed
 from runs import float64_steps
 preset, address, process, file = sys.argv[1:]
 distributed.join(address, 2, int(process))
@@ -110,11 +112,12 @@ STATE_OF_A_JOB = """
 import hashlib, sys
 from pathlib import Path
 import jax, numpy as np
-from jaxvae import checkpoint, data, distributed, parallel
-from jaxvae.trainer import Trainer
+from jaxvae import data, trained
+from jaxvae.distributed import devices as parallel, job as distributed
+from jaxvae.train.trainer import Trainer
 run_dir, address, process, file = sys.argv[1:]
 distributed.join(address, 2, int(process))
-run = checkpoint.load_run(Path(run_dir))
+run = trained.load_run(Path(run_dir))
 images = data.load(run.config.dataset)
 placement = parallel.data_parallel(parallel.select_devices())
 trainer = Trainer(run.config, images, placement)
@@ -178,8 +181,9 @@ def test_a_loss_that_is_not_finite_stops_both(base: list[str], tmp_path: Path) -
 FAILING_SAVE = """
 import sys
 from pathlib import Path
-from jaxvae import cli, train
-from jaxvae.checkpoint import Checkpoints
+from jaxvae import cli
+from jaxvae.train import __main__ as train
+from jaxvae.run.checkpoint import Checkpoints
 from jaxvae.errors import SaveError
 def fail(self, step, *_):
     if step == int(at):
@@ -233,13 +237,15 @@ def test_what_process_0_meets_is_told_by_both(base: list[str], tmp_path: Path) -
 FAILING = """
 import os, sys
 from pathlib import Path
-from jaxvae import cli, data, train, trainer
+from jaxvae import cli
+from jaxvae.data import images
+from jaxvae.train import __main__ as train, trainer
 args, address, process, file = sys.argv[1:]
 place, error, *args = args.split()
 def fail(*_):
     raise {"MemoryError": MemoryError, "ZeroDivisionError": ZeroDivisionError}[error]("of the test")
 if process == "1":
-    module, name = {"prepare": (data, "digest"), "steps": (trainer.Trainer, "run_steps")}[place]
+    module, name = {"prepare": (images, "digest"), "steps": (trainer.Trainer, "run_steps")}[place]
     setattr(module, name, fail)
 job = ["--coordinator", address, "--num-processes", "2", "--process-id", process]
 os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT, 0o644), 2)
@@ -282,7 +288,7 @@ def test_a_process_that_is_killed_ends_the_other(lost: int, base: list[str], tmp
 SCHEDULED = """
 import sys
 from pathlib import Path
-from jaxvae import distributed
+from jaxvae.distributed import job as distributed
 preset, address, process, file = sys.argv[1:]
 import os
 os.environ |= {"SLURM_JOB_ID": address.rpartition(":")[2], "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2",

@@ -19,12 +19,14 @@ import pytest
 from numpy.typing import NDArray
 from runs import SMALL, assert_same_run, environment, state_of, train, train_command
 
-from jaxvae import checkpoint, cli, evaluate, generate, loop, metrics, pipeline, plots, trainer
-from jaxvae.checkpoint import Checkpoints
+from jaxvae import cli, evaluate, generate
 from jaxvae.config import PRESETS
-from jaxvae.data import ImageData
-from jaxvae.signals import StopSignals
-from jaxvae.trainer import Trainer
+from jaxvae.data.images import ImageData
+from jaxvae.run import checkpoint, plots, records
+from jaxvae.run.checkpoint import Checkpoints
+from jaxvae.train import loop, pipeline, programs
+from jaxvae.train.signals import StopSignals
+from jaxvae.train.trainer import Trainer
 
 # Metrics of two steps, a checkpoint every epoch: something happens all the time.
 BUSY = ["--log-every", "2", "--checkpoint-every", "1", "--image-every", "0"]
@@ -148,7 +150,7 @@ def test_a_signal_in_any_phase_saves_and_stops(
     told_at: list[int] = []
 
     def tell() -> None:
-        told_at.append(max((r["step"] for r in metrics.read_records(cut / "metrics.jsonl")), default=0))
+        told_at.append(max((r["step"] for r in records.read_records(cut / "metrics.jsonl")), default=0))
         os.kill(os.getpid(), number)
 
     at_nth_call(monkeypatch, phase, 1 if phase == "compile" else 3, tell)
@@ -168,14 +170,15 @@ def test_a_signal_in_any_phase_saves_and_stops(
 def blocked(method: str, *args: str) -> "subprocess.Popen[str]":
     """A run of which a method of its trainer stays in compiled code for minutes, where Python runs no handler."""
     code = (
-        "import hashlib, sys, jaxvae.train\n"
+        "import hashlib, sys\n"
         "from jaxvae import cli\n"
-        "from jaxvae.trainer import Trainer\n"
+        "from jaxvae.train.__main__ import main\n"
+        "from jaxvae.train.trainer import Trainer\n"
         "def block(*_):\n"
         "    print('blocked', file=sys.stderr, flush=True)\n"
         "    hashlib.pbkdf2_hmac('sha256', b'', b'', 2**31 - 1)\n"
         f"Trainer.{method} = block\n"
-        "cli.leave(cli.run(jaxvae.train.main))\n"
+        "cli.leave(cli.run(main))\n"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", code, *args], env=environment(), stderr=subprocess.PIPE, text=True
@@ -259,8 +262,8 @@ def test_a_log_that_lost_its_end_is_mended_or_the_run_goes_on_without(
     kept = {"cut short": content[:-1], "half a line": content + b'{"step": 1', "lost": b""}[damage]
     path.write_bytes(kept)
     assert train("--resume", "--run-dir", str(run), "--epochs", "3") == 0
-    records = metrics.read_records(path)
-    assert [record["step"] for record in records][-1] == int(state_of(run).step)
+    lines = records.read_records(path)
+    assert [line["step"] for line in lines][-1] == int(state_of(run).step)
 
 
 # --- No room -------------------------------------------------------------------------------------------------
@@ -472,7 +475,7 @@ def test_the_second_of_two_refuses_and_a_dead_one_is_no_obstacle(
 def test_a_nan_stops_the_run_with_the_last_finite_checkpoint_left(
     base: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    make = trainer.make_train_step
+    make = programs.make_train_step
 
     def poisoned(*args: Any, **options: Any) -> Any:
         step = make(*args, **options)
@@ -484,14 +487,14 @@ def test_a_nan_stops_the_run_with_the_last_finite_checkpoint_left(
 
         return train_step
 
-    monkeypatch.setattr(trainer, "make_train_step", poisoned)
+    monkeypatch.setattr(programs, "make_train_step", poisoned)
     run = tmp_path / "run"
     args = [*base, "--checkpoint-every", "1", "--epochs", "5", "--run-dir", str(run)]
     assert train(*args) == cli.EXIT_DIVERGED
     assert "error: the loss is nan at step 22; " in capsys.readouterr().err
     assert newest(run).name == "16"
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state_of(run)))
-    assert max(record["step"] for record in metrics.read_records(run / "metrics.jsonl")) == 16
+    assert max(record["step"] for record in records.read_records(run / "metrics.jsonl")) == 16
 
 
 def test_the_best_checkpoint_is_kept_and_used(base: list[str], tmp_path: Path) -> None:
@@ -499,8 +502,8 @@ def test_the_best_checkpoint_is_kept_and_used(base: list[str], tmp_path: Path) -
     run = tmp_path / "run"
     rate = ["--preset", "vae", "--learning-rate", "0.1", "--checkpoint-every", "1", "--keep-checkpoints", "1"]
     assert train(*base, *rate, "--validation", "0.25", "--epochs", "9", "--run-dir", str(run)) == 0
-    records = metrics.read_records(run / "metrics.jsonl")
-    best = max((r for r in records if r["split"] == "validation"), key=lambda record: record["unnormalised_elbo"])
+    lines = records.read_records(run / "metrics.jsonl")
+    best = max((r for r in lines if r["split"] == "validation"), key=lambda record: record["unnormalised_elbo"])
     assert best["step"] < 54, "the last is the best: the test shows nothing"
     assert {int(p.name) for p in (run / "checkpoints").glob("[0-9]*")} == {best["step"], 54}
     assert evaluate.evaluate_run(run)["step"] == 54
@@ -557,14 +560,14 @@ def test_a_run_that_holds_no_images_out_has_no_best_checkpoint(
 def test_a_clock_that_jumps(base: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole, run = tmp_path / "whole", tmp_path / "run"
     assert train(*base, "--epochs", "4", "--run-dir", str(whole)) == 0
-    clock, jump, write = time.time, [0.0], loop._RunFiles.write_epoch
+    clock, jump, write = time.time, [0.0], loop.RunFiles.write_epoch
 
     def jumping(self: Any, step: int, *values: Any) -> None:
         jump[0] = {8: 1e7, 16: -1e7}.get(step, 0.0)
         write(self, step, *values)
 
     monkeypatch.setattr(time, "time", lambda: clock() + jump[0])
-    monkeypatch.setattr(loop._RunFiles, "write_epoch", jumping)
+    monkeypatch.setattr(loop.RunFiles, "write_epoch", jumping)
     assert train(*base, "--epochs", "2", "--run-dir", str(run)) == 0
     assert train("--resume", "--epochs", "4", "--run-dir", str(run)) == 0
     assert_same_run(whole, run)

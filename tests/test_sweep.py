@@ -20,21 +20,23 @@ import pytest
 from numpy.typing import NDArray
 from runs import SMALL, assert_same_run, environment, train
 
-import jaxvae.sweep
-from jaxvae import checkpoint, cli, pipeline
+from jaxvae import cli
 from jaxvae.config import PRESETS
 from jaxvae.errors import InputError
 from jaxvae.evaluate import evaluate_run
-from jaxvae.extract import extract, restore
 from jaxvae.generate import main as generate
-from jaxvae.grid import Grid, load_sweep, programs_of, to_json
-from jaxvae.sweep import parse
-from jaxvae.tables import best, draw, summary, summary_lines, table, write_tables
+from jaxvae.run import checkpoint
+from jaxvae.sweep import __main__ as command
+from jaxvae.sweep.__main__ import parse
+from jaxvae.sweep.extract import extract, restore
+from jaxvae.sweep.grid import Grid, load_sweep, programs_of, to_json
+from jaxvae.sweep.tables import best, draw, summary, summary_lines, table, write_tables
+from jaxvae.train import pipeline
 
 
 def sweep(*args: str) -> int:
     devices = [] if "--devices" in args or "--extract" in args else ["--devices", "2"]
-    return cli.run(lambda: jaxvae.sweep.main([*args, *devices]))
+    return cli.run(lambda: command.main([*args, *devices]))
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:
@@ -411,7 +413,7 @@ def test_no_member_is_best_before_one_was_evaluated(tmp_path: Path) -> None:
 
 def test_one_device_for_each_core() -> None:
     """Where the user has not said otherwise, and on the command line only."""
-    code = "import jax, jaxvae.sweep as s; s.use_every_core(); print(jax.device_count())"
+    code = "import jax; from jaxvae.sweep.__main__ import use_every_core; use_every_core(); print(jax.device_count())"
     without = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
     for env, expected in ((without, len(os.sched_getaffinity(0))), (environment(3), 3)):
         out = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)

@@ -19,22 +19,15 @@ from jaxvae import (
     build_model,
     build_objective,
     build_optimizer,
-    checkpoint,
     cli,
     init_state,
     make_train_step,
     torch_weights,
 )
 from jaxvae.errors import InputError
-from jaxvae.models import VAE, AutoEncoder, reconstruct
-from jaxvae.torch_weights import (
-    StateDict,
-    export_run,
-    load_weights,
-    params_from_torch,
-    save_weights,
-    torch_from_params,
-)
+from jaxvae.models.models import VAE, AutoEncoder, reconstruct
+from jaxvae.run import checkpoint
+from jaxvae.torch_weights import StateDict, export_run, load_weights, params_from_torch, save_weights, torch_from_params
 
 pytestmark = pytest.mark.unoptimized
 

@@ -15,10 +15,13 @@ from numpy.typing import NDArray
 from PIL import Image
 from runs import SMALL, assert_same_run, train
 
-from jaxvae import checkpoint, cli, evaluate, generate, loop, metrics, run_dir, trainer
+from jaxvae import cli, evaluate, generate
 from jaxvae.config import PRESETS
 from jaxvae.errors import InputError
-from jaxvae.objectives import OBJECTIVES
+from jaxvae.objectives.objectives import OBJECTIVES
+from jaxvae.run import checkpoint, records
+from jaxvae.run import directory as run_dir
+from jaxvae.train import loop, programs, trainer
 
 
 @pytest.fixture
@@ -149,14 +152,14 @@ def test_a_signal_saves_and_stops_and_the_run_goes_on(
 ) -> None:
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     assert train(*base, "--epochs", "5", "--run-dir", str(whole)) == 0
-    write = loop._RunFiles.write_epoch
+    write = loop.RunFiles.write_epoch
 
     def write_and_kill(self: Any, step: int, *values: Any) -> None:
         write(self, step, *values)
         if step == 16:
             os.kill(os.getpid(), number)
 
-    monkeypatch.setattr(loop._RunFiles, "write_epoch", write_and_kill)
+    monkeypatch.setattr(loop.RunFiles, "write_epoch", write_and_kill)
     before = signal.signal(number, signal.default_int_handler)  # The suite itself may run under nohup.
     try:
         assert train(*base, "--epochs", "5", "--run-dir", str(cut)) == 128 + number
@@ -177,7 +180,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("error: the loss is")
     assert "--learning-rate than 1e+30" in error and "--clip-norm" in error
-    assert all(np.isfinite(line["loss"]) for line in metrics.read_records(run / "metrics.jsonl"))
+    assert all(np.isfinite(line["loss"]) for line in records.read_records(run / "metrics.jsonl"))
 
 
 def test_what_is_not_finite_only_after_the_last_step_stops_the_run_too(
@@ -382,7 +385,7 @@ def test_a_run_traces_each_of_its_programs_once(
     base: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     traces: list[str] = []
-    make = trainer.make_train_step
+    make = programs.make_train_step
 
     def counting(*args: Any, **options: Any) -> Any:
         step = make(*args, **options)
@@ -393,7 +396,7 @@ def test_a_run_traces_each_of_its_programs_once(
 
         return counted
 
-    monkeypatch.setattr(trainer, "make_train_step", counting)
+    monkeypatch.setattr(programs, "make_train_step", counting)
     objective = OBJECTIVES["notes-elbo"]
 
     def counted_losses(*args: Any) -> Any:
@@ -401,7 +404,8 @@ def test_a_run_traces_each_of_its_programs_once(
         return objective.losses(*args)
 
     counted = objective._replace(losses=counted_losses)
-    monkeypatch.setattr(trainer, "build_objective", lambda *_: counted)
+    for module in (programs, trainer):
+        monkeypatch.setattr(module, "build_objective", lambda *_: counted)
     assert train(*base, "--epochs", "4", "--run-dir", str(tmp_path / "run")) == 0
     assert traces.count("train") == 2  # The first time for the shapes of its values alone.
     assert traces.count("losses") == 3  # Twice in the train step, and in the evaluation.

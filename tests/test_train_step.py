@@ -11,22 +11,12 @@ from numpy.typing import NDArray
 
 from jaxvae.config import PRESETS
 from jaxvae.keys import example_keys, purpose_key
-from jaxvae.models import VAE, AutoEncoder, build_model
-from jaxvae.objectives import Context
-from jaxvae.train_step import (
-    PIXELS_AT_ONCE,
-    TrainState,
-    build_optimizer,
-    epoch_order,
-    evaluation_size,
-    init_state,
-    intensities,
-    joined,
-    make_evaluate,
-    make_run_steps,
-    make_train_step,
-)
-from jaxvae.variational import build_objective
+from jaxvae.models.models import VAE, AutoEncoder, build_model
+from jaxvae.objectives.objectives import Context
+from jaxvae.objectives.variational import build_objective
+from jaxvae.train.evaluation import PIXELS_AT_ONCE, evaluation_size, joined, make_evaluate
+from jaxvae.train.optimizer import build_optimizer
+from jaxvae.train.step import TrainState, epoch_order, init_state, intensities, make_run_steps, make_train_step
 
 pytestmark = pytest.mark.unoptimized
 

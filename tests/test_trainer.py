@@ -9,13 +9,15 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from jaxvae import parallel
 from jaxvae.config import PRESETS
-from jaxvae.data import ImageData
+from jaxvae.data.images import ImageData
+from jaxvae.distributed import devices as parallel
 from jaxvae.errors import InputError
 from jaxvae.keys import purpose_key
-from jaxvae.train_step import make_train_step
-from jaxvae.trainer import PART_BATCHES, SIZES, StepPrograms, Trainer, advance, make_call, splits, steps_per_epoch
+from jaxvae.train.computer import PART_BATCHES, advance, splits
+from jaxvae.train.programs import SIZES, StepPrograms, make_call, steps_per_epoch
+from jaxvae.train.step import make_train_step
+from jaxvae.train.trainer import Trainer
 
 CONFIG = dataclasses.replace(PRESETS["notes-vae"], hidden=(8,), latent_size=2, batch_size=16)
 

@@ -13,14 +13,17 @@ from jax.sharding import AxisType, Mesh, PartitionSpec
 from numpy.typing import NDArray
 from scipy import special, stats
 
-from jaxvae import metrics, noise, variational
 from jaxvae.config import PRESETS, Config
+from jaxvae.data import noise
 from jaxvae.errors import InputError
 from jaxvae.keys import example_keys, fold_in_each
-from jaxvae.models import Pixels, build_model, reconstruct
-from jaxvae.objectives import Context, discretized_logistic_nll, gaussian_nll
-from jaxvae.train_step import build_optimizer, init_state, make_train_step, rate_schedule
-from jaxvae.variational import build_objective
+from jaxvae.models.models import Pixels, build_model, reconstruct
+from jaxvae.objectives import variational
+from jaxvae.objectives.objectives import Context, discretized_logistic_nll, gaussian_nll
+from jaxvae.objectives.variational import build_objective
+from jaxvae.run import records
+from jaxvae.train.optimizer import build_optimizer, rate_schedule
+from jaxvae.train.step import init_state, make_train_step
 
 pytestmark = pytest.mark.unoptimized
 
@@ -365,7 +368,7 @@ def test_a_bound_is_named_for_what_it_bounds(
     assert variational.bound_name(config) == prefix + bound
     assert variational.likelihood_name(config) == log_p
     assert variational.selection_term(config) == (prefix + bound, True)
-    assert prefix + bound in metrics.BOUNDS
+    assert prefix + bound in records.BOUNDS
 
 
 @pytest.mark.parametrize("preset", ["notes-ae", "notes-vae"])

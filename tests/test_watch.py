@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from jaxvae import watch
-from jaxvae.meeting import Link, Peer
-from jaxvae.watch import Watch
+from jaxvae.distributed import watch
+from jaxvae.distributed.meeting import Link, Peer
+from jaxvae.distributed.watch import Watch
 
 ADVICE = "go on"
 

@@ -12,13 +12,15 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxvae import checkpoint, data, metrics
 from jaxvae import config as configs
+from jaxvae import data
 from jaxvae.config import PRESETS
 from jaxvae.errors import InputError
-from jaxvae.models import TwoLayerVAE, build_model
+from jaxvae.models.models import TwoLayerVAE, build_model
+from jaxvae.run import checkpoint, records, step_files
 from jaxvae.torch_weights import load_weights, params_from_torch
-from jaxvae.train_step import abstract_state, build_optimizer, init_state
+from jaxvae.train.optimizer import build_optimizer
+from jaxvae.train.step import abstract_state, init_state
 
 CONFIG = dataclasses.replace(PRESETS["notes-vae"], hidden=(3,), latent_size=2)
 MODEL = build_model(CONFIG, (4, 4, 1))
@@ -80,7 +82,7 @@ def _load_record(path: Path) -> object:
     """A record that was altered by somebody who knows how to seal it, if it can be sealed at all."""
     try:
         content = json.loads(path.read_bytes())
-        content["digest"] = checkpoint._digest({k: v for k, v in content.items() if k != "digest"})
+        content["digest"] = step_files.digest_of({k: v for k, v in content.items() if k != "digest"})
         path.write_text(json.dumps(content))
     except (ValueError, RecursionError, TypeError, AttributeError):
         pass
@@ -91,10 +93,10 @@ def _load_record(path: Path) -> object:
 def _record() -> bytes:
     arrays = {
         name: {"shape": list(leaf.shape), "dtype": str(leaf.dtype), "sha256": "0" * 64}
-        for name, leaf in checkpoint._named(abstract_state(MODEL, OPTIMIZER))
+        for name, leaf in step_files.named_leaves(abstract_state(MODEL, OPTIMIZER))
     }
     content = {"format": 1, "record": {"image_shape": [4, 4, 1], "validation_cost": 1.0}, "arrays": arrays, "files": {}}
-    return json.dumps({**content, "digest": checkpoint._digest(content)}).encode()
+    return json.dumps({**content, "digest": step_files.digest_of(content)}).encode()
 
 
 def _metrics() -> bytes:
@@ -112,7 +114,7 @@ TARGETS: Mapping[str, Target] = {
     ),
     "picture": Target("image.png", _png(), _load_picture),
     "config": Target("config.json", configs.to_json(CONFIG).encode(), configs.load),
-    "metrics": Target("metrics.jsonl", _metrics(), metrics.read_records),
+    "metrics": Target("metrics.jsonl", _metrics(), records.read_records),
     "weights-npz": Target("weights.npz", _saved(np.savez, **_weights()), _load_weights),
     "weights-safetensors": Target("weights.safetensors", _safetensors(), _load_weights),
     "record": Target("record.json", _record(), _load_record),

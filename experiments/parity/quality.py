@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 
 from jaxvae import PRESETS
 from jaxvae.evaluate import evaluate_run
-from jaxvae.loop import train
+from jaxvae.train.loop import train
 
 PATH = Path(__file__).with_name("quality.json")
 NOTES = ("notes-ae", "notes-vae")

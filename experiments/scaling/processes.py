@@ -29,19 +29,14 @@ def measure(preset: str, batch_size: int) -> dict[str, Any]:
     import jax
     import numpy as np
 
-    from jaxvae import data, parallel
+    from jaxvae import data
     from jaxvae.config import preset as preset_of
+    from jaxvae.distributed import devices as parallel
     from jaxvae.keys import purpose_key
-    from jaxvae.models import build_model
-    from jaxvae.train_step import (
-        build_optimizer,
-        epoch_order,
-        init_state,
-        make_run_steps,
-        make_train_step,
-        on_every_device,
-    )
-    from jaxvae.variational import build_objective
+    from jaxvae.models.models import build_model
+    from jaxvae.objectives.variational import build_objective
+    from jaxvae.train.optimizer import build_optimizer
+    from jaxvae.train.step import epoch_order, init_state, make_run_steps, make_train_step, on_every_device
 
     config = dataclasses.replace(preset_of(preset), batch_size=batch_size)
     digits = data.load("digits").train
@@ -113,7 +108,7 @@ def main() -> int:
     if arguments.process is not None:
         if arguments.core is not None:
             os.sched_setaffinity(0, {arguments.core})
-        from jaxvae import distributed
+        from jaxvae.distributed import job as distributed
 
         if arguments.processes > 1:
             distributed.join(arguments.address, arguments.processes, arguments.process)

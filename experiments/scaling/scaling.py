@@ -67,8 +67,9 @@ class Contender:
 
 def on_devices(config: Any, images: Any, devices: int) -> Contender:
     """Training as `jaxvae.train` does it, on the first `devices` devices."""
-    from jaxvae import parallel
-    from jaxvae.trainer import Trainer, advance
+    from jaxvae.distributed import devices as parallel
+    from jaxvae.train.computer import advance
+    from jaxvae.train.trainer import Trainer
 
     trainer = Trainer(config, images, parallel.data_parallel(parallel.select_devices(devices)))
     steps = trainer.steps_per_epoch
@@ -85,9 +86,10 @@ def plain(config: Any, images: Any) -> Contender:
     import jax
 
     from jaxvae.keys import purpose_key
-    from jaxvae.models import build_model
-    from jaxvae.train_step import build_optimizer, epoch_order, init_state
-    from jaxvae.trainer import make_call, steps_per_epoch
+    from jaxvae.models.models import build_model
+    from jaxvae.train.optimizer import build_optimizer
+    from jaxvae.train.programs import make_call, steps_per_epoch
+    from jaxvae.train.step import epoch_order, init_state
 
     count, steps = len(images.train), steps_per_epoch(config, len(images.train))
     model, optimizer = build_model(config, images.train.shape[1:]), build_optimizer(config, steps)

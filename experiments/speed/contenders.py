@@ -218,8 +218,9 @@ def jaxvae_way(args: argparse.Namespace, train: Images, test: Images) -> Contend
     from dataclasses import replace
 
     import jaxvae
-    from jaxvae.data import ImageData
-    from jaxvae.trainer import Trainer, advance
+    from jaxvae.data.images import ImageData
+    from jaxvae.train.computer import advance
+    from jaxvae.train.trainer import Trainer
 
     config = replace(jaxvae.PRESETS[args.preset], batch_size=args.batch_size, seed=args.seed)
     images = ImageData("mnist", "MNIST", train[..., None], test[..., None])

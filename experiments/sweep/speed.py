@@ -34,8 +34,9 @@ def worker(way: str, arguments: argparse.Namespace) -> None:
     jax.config.update("jax_num_cpu_devices", devices or cores)
     from jaxvae import data
     from jaxvae.config import PRESETS, SWEPT
-    from jaxvae.members import MembersTrainer
-    from jaxvae.trainer import Trainer, advance
+    from jaxvae.sweep.trainer import MembersTrainer
+    from jaxvae.train.computer import advance
+    from jaxvae.train.trainer import Trainer
 
     config = PRESETS[arguments.preset]
     images = data.load("mnist", arguments.data_dir)

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxvae import noise
-from jaxvae.models import AutoEncoderOutput, VAEOutput
+from jaxvae.data import noise
+from jaxvae.models.models import AutoEncoderOutput, VAEOutput
 
 Array = jax.Array
 
@@ -182,7 +182,7 @@ class Objective(NamedTuple):
         among them "loss", the one that is minimised.
       unit: the scale all of them are in.
       corruption: the fraction of the pixels that the model does not get to see in training.
-      observe: what becomes of images each time one is seen; see `jaxvae.noise.observe`.
+      observe: what becomes of images each time one is seen; see `jaxvae.data.noise.observe`.
     """
 
     losses: Callable[[Any, Array], dict[str, Array]]

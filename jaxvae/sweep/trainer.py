@@ -19,28 +19,21 @@ import optax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from numpy.typing import NDArray
 
-from jaxvae import memory, models, parallel
-from jaxvae.config import SWEPT, Config, flag
-from jaxvae.data import ImageData, prepared
-from jaxvae.errors import InputError
+from jaxvae import models
+from jaxvae.config import SWEPT, Config
+from jaxvae.data.images import ImageData
+from jaxvae.distributed import devices as parallel
 from jaxvae.keys import Purpose, key_of, purpose_key
-from jaxvae.train_step import (
-    PIXELS_AT_ONCE,
-    TrainState,
-    build_optimizer,
-    epoch_order,
-    init_state,
-    joined,
-    make_evaluate,
-)
-from jaxvae.trainer import PART_BATCHES, StepPrograms, advance, due, make_call, splits, steps_per_epoch
-from jaxvae.variational import build_objective
+from jaxvae.objectives.variational import build_objective
+from jaxvae.train.computer import PART_BATCHES, due, splits
+from jaxvae.train.evaluation import PIXELS_AT_ONCE, joined, make_evaluate
+from jaxvae.train.optimizer import build_optimizer
+from jaxvae.train.programs import StepPrograms, make_call, steps_per_epoch
+from jaxvae.train.step import TrainState, epoch_order, init_state
 
 Array = jax.Array
 
 AXIS = "member"
-MEMORY_FRACTION = 0.8  # Of an accelerator's free memory, that members may fill.
-HOST_MEMORY_FRACTION = 0.5  # Of the free memory of a machine that trains on its CPU: others live there too.
 MOST_VALUES = 2**20  # Of a term, of all steps and members of a compiled call, held on the devices.
 DIVERGED = "diverged"
 _PURPOSES: tuple[Purpose, ...] = ("init", "shuffle", "train-noise", "test-noise")
@@ -77,8 +70,8 @@ def make_run_members(
 ) -> Callable[..., tuple[MembersState, Any]]:
     """``run_members(state, images, orders, noise_keys, numbers, count) -> (state, metrics)``: a call of every member.
 
-    To be jitted. What each member computes is `jaxvae.trainer.make_call`, with an order, a key and `numbers` of its
-    own, [M] each; `metrics` are its terms at every step, [M, capacity].
+    To be jitted. What each member computes is `jaxvae.train.programs.make_call`, with an order, a key and `numbers` of
+    its own, [M] each; `metrics` are its terms at every step, [M, capacity].
     """
 
     call = make_call(config, model, num_images, capacity)
@@ -125,7 +118,7 @@ def map_members(function: Callable[[Any], Any], members: Any, at_once: int) -> A
 
 
 class MembersTrainer:
-    """The device's side of many runs at once: as `jaxvae.trainer.Trainer`, but for the axis of members. A `Computer`.
+    """The device's side of many runs at once: as `jaxvae.train.trainer.Trainer`, with an axis of members.
 
     Args:
       config: what all have in common; its seed and `SWEPT` numbers are not looked at, but that its weight
@@ -327,112 +320,3 @@ def abstract_members(config: Config, image_shape: Sequence[int], count: int) -> 
 def common_config(configs: Sequence[Config]) -> Config:
     """What `MembersTrainer` takes for members of these configurations: they differ in seed and `SWEPT` alone."""
     return replace(configs[0], weight_decay=max(config.weight_decay for config in configs))
-
-
-class Trained(NamedTuple):
-    """What `train_members` returns, on the host.
-
-    Attributes:
-      state: of the M members; ``state.member(i)`` is one of them.
-      train: the objective's terms at every step, [M, steps].
-      test: their means over the test images, [M]; NaN where a member diverged.
-    """
-
-    state: MembersState
-    train: dict[str, NDArray[np.float32]]
-    test: dict[str, NDArray[np.float64]]
-
-
-def member_configs(
-    config: Config, seeds: Sequence[int], numbers: Mapping[str, Sequence[float]] | None = None
-) -> list[Config]:
-    """The configuration of a run of its own for each of M members. Raises `InputError` as `train_members` does."""
-    numbers = numbers or {}
-    for name, values in numbers.items():
-        if name not in SWEPT:
-            raise InputError(f"{name} cannot differ between members; what can: seed, {', '.join(SWEPT)}")
-        if len(values) != len(seeds):
-            raise InputError(f"{flag(name)} has {len(values)} values for {len(seeds)} members")
-    if not len(seeds):
-        raise InputError("there are no members to train")
-    return [
-        replace(config, seed=int(seed), **{name: float(values[i]) for name, values in numbers.items()})  # type: ignore[arg-type]
-        for i, seed in enumerate(seeds)
-    ]
-
-
-def train_members(
-    config: Config,
-    images: ImageData,
-    seeds: Sequence[int],
-    numbers: Mapping[str, Sequence[float]] | None = None,
-    devices: Sequence[jax.Device] | None = None,
-) -> Trained:
-    """Train M models in one program, each as a run of its own with its seed and numbers would be.
-
-    Args:
-      config: what they have in common.
-      images: what to train and to test on; binarised here where `config` says "static".
-      seeds: [M].
-      numbers: any of `jaxvae.config.SWEPT`, [M] each; `config` has the others.
-      devices: to share the members. Default: all there are.
-
-    Raises:
-      InputError: a number is out of range or cannot be swept, or there is not one for each seed.
-    """
-    configs = member_configs(config, seeds, numbers)
-    images = prepared(images, config)
-    common = common_config(configs)
-    swept = {name: [getattr(member, name) for member in configs] for name in SWEPT}
-    trainer = MembersTrainer(common, images, [member.seed for member in configs], swept, devices)
-    state, dispatched = advance(trainer, trainer.start(None), 0, config.epochs * trainer.steps_per_epoch)
-    calls = [
-        {name: values[:, :count] for name, values in trainer.host(dict(terms)).items() if name != DIVERGED}
-        for count, terms in dispatched
-    ]
-    parts = [trainer.evaluate(state, "test", first) for first in trainer.parts("test")]
-    test = {name: values.mean(axis=1, dtype=np.float64) for name, values in trainer.joined("test", parts).items()}
-    end: MembersState = trainer.host(state)
-    for values in test.values():
-        values[np.asarray(end.diverged) > 0] = np.nan
-    return Trained(end, {name: np.concatenate([terms[name] for terms in calls], axis=1) for name in calls[0]}, test)
-
-
-class Room(NamedTuple):
-    """How many members one program takes, and why.
-
-    Attributes:
-      members: in one program, over all devices.
-      member_bytes: of a device's memory that each takes.
-      free_bytes: of a device's memory that they may take together.
-    """
-
-    members: int
-    member_bytes: int
-    free_bytes: int
-
-
-def room(config: Config, images: ImageData, devices: Sequence[jax.Device]) -> Room:
-    """How many members fit the memory of the devices.
-
-    What a member takes is what the compiled program of one of them says, without the images; what is free is
-    `MEMORY_FRACTION` of what the device reports, or `HOST_MEMORY_FRACTION` of the machine's, in equal shares.
-    """
-    required = memory.required_bytes(
-        abstract_members(config, images.train.shape[1:], 1), images.train.shape[1:], config.batch_size, config.samples
-    )
-    memory.check_fits(required, images.nbytes, devices[:1])
-    accelerator = memory.device_stats(devices[0]) is not None
-    # Before the images are there, which are counted below, and a member, which is not to stay.
-    free = memory.free_bytes(devices[0])
-    free = int(MEMORY_FRACTION * free) if accelerator else int(HOST_MEMORY_FRACTION * free) // len(devices)
-    free -= images.nbytes
-    numbers = {name: [value] for name, value in config.numbers().items()}
-    trainer = MembersTrainer(config, images, [0], numbers, devices[:1])
-    state = trainer.start(None)
-    trainer.compile(state)
-    program = trainer._programs.memory()
-    # The state goes in and comes out in one place, but a device that maps over members holds both.
-    member_bytes = program.argument_size_in_bytes + program.output_size_in_bytes + program.temp_size_in_bytes
-    member_bytes -= images.train.nbytes
-    return Room(max(1, free // member_bytes) * len(devices), member_bytes, max(free, 0))

@@ -5,10 +5,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from jaxvae import cli, distributed, loop
+from jaxvae import cli
 from jaxvae import config as configs
 from jaxvae.config import Config
+from jaxvae.distributed import job as distributed
 from jaxvae.errors import InputError
+from jaxvae.train import loop
 
 DESCRIPTION = """Train an autoencoder or a variational autoencoder on images.
 

@@ -15,9 +15,9 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from jaxvae.distributed.meeting import Link, Peer, meet, this_process
+from jaxvae.distributed.watch import LOSS_SECONDS, Watch, relay
 from jaxvae.errors import InputError, JobError, SaveError, one_line
-from jaxvae.meeting import Link, Peer, meet, this_process
-from jaxvae.watch import LOSS_SECONDS, Watch, relay
 
 T = TypeVar("T")
 
@@ -40,7 +40,7 @@ def join(
 
     With no argument: what Slurm, Open MPI or Kubernetes say, or nothing where none of them started
     several processes. From here on, if another process is lost, this one says so in one line and ends with
-    exit code `jaxvae.watch.EXIT_JOB`.
+    exit code `jaxvae.distributed.watch.EXIT_JOB`.
 
     Args:
       coordinator: HOST:PORT at which process 0 is to be reached by all, and listens.

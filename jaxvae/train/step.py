@@ -3,30 +3,22 @@
 A step is a plain function of its arguments: `jit`, `vmap`, `pmap` and `shard_map` all take it.
 """
 
-import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from collections.abc import Callable
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax.flatten_util import ravel_pytree
 from jax.sharding import NamedSharding, PartitionSpec
-from numpy.typing import NDArray
 
-from jaxvae.config import Config
 from jaxvae.keys import example_keys, key_of
-from jaxvae.models import Model, Params, float32_products, with_output_bias, with_precision
-from jaxvae.objectives import Context, Objective
-from jaxvae.variational import Variational
+from jaxvae.models.models import Model, Params, with_output_bias, with_precision
+from jaxvae.objectives.objectives import Context, Objective
+from jaxvae.objectives.variational import Variational
 
 Array = jax.Array
 Metrics: TypeAlias = dict[str, Array]
-
-
-PIXELS_AT_ONCE = 2**20  # Of the reconstructions that an evaluation has in work.
-STAGES = 8  # Of the rate, in the schedule of that name.
 
 
 class TrainState(NamedTuple):
@@ -37,87 +29,10 @@ class TrainState(NamedTuple):
     opt_state: optax.OptState
 
 
-def build_optimizer(
-    config: Config, steps_per_epoch: int | None = None, numbers: Mapping[str, Array | float] | None = None
-) -> optax.GradientTransformation:
-    """Adam (Kingma and Ba, arXiv 1412.6980), with the rate's schedule, decay and clipping that are configured.
-
-    Args:
-      config: the notes' own defaults are PyTorch's.
-      steps_per_epoch: of training, needed where the rate has a schedule or a warm-up, which count in epochs. The
-        state's structure does not depend on it.
-      numbers: values, which may be traced, in place of ``config.numbers()``.
-
-    Raises:
-      TypeError: `config` needs `steps_per_epoch`, and it is missing.
-    """
-    numbers = config.numbers() if numbers is None else numbers
-    rate = numbers["learning_rate"]
-    parts = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
-    parts.append(_scale_by_adam(config.adam_b1, config.adam_b2, config.adam_eps))
-    if config.weight_decay:
-        parts.append(optax.add_decayed_weights(numbers["weight_decay"]))
-    if config.schedule == "constant" and not config.warmup_epochs:
-        parts.append(optax.scale(-rate))
-    elif steps_per_epoch is None:
-        raise TypeError("build_optimizer needs steps_per_epoch: schedule and warmup_epochs count in epochs")
-    else:
-        fraction = rate_schedule(config, steps_per_epoch)
-        parts.append(optax.scale_by_schedule(lambda count: -rate * fraction(count)))
-    return optax.chain(*parts)
-
-
-def rate_schedule(config: Config, steps_per_epoch: int) -> Callable[[Array], Array]:
-    """The learning rate at a step, as a fraction of the highest: from an int32 [] to a float32 []."""
-    total, warmup = config.epochs * steps_per_epoch, config.warmup_epochs * steps_per_epoch
-    # Stage i of Burda et al. (arXiv 1509.00519), appendix: 3^i parts of the 3,280, at 10^(-i/7).
-    ends = [total * (3 ** (i + 1) - 1) / (3**STAGES - 1) for i in range(STAGES - 1)]
-
-    def fraction(count: Array) -> Array:
-        step = count.astype(jnp.float32)
-        value = jnp.ones((), jnp.float32)
-        if config.schedule == "cosine":
-            done = jnp.clip((step - warmup) / max(total - warmup, 1), 0, 1)
-            value = 0.5 * (1 + jnp.cos(jnp.pi * done))
-        elif config.schedule == "stages":
-            stage = jnp.searchsorted(jnp.asarray(ends, jnp.float32), step, side="right").astype(jnp.float32)
-            value = 10.0 ** (-stage / (STAGES - 1))
-        if warmup:
-            value = value * jnp.minimum((step + 1) / warmup, 1)
-        return value
-
-    return fraction
-
-
-def _scale_by_adam(b1: float, b2: float, eps: float) -> optax.GradientTransformation:
-    """`optax.scale_by_adam`, but for the bias corrections ``1 - b**t``, which are exact to rounding here.
-
-    Optax rounds ``b**t`` before it subtracts. In float32 that puts the first steps off by some 1e-5
-    of their size, and the loss after 200 steps by up to 6e-3, against 4e-7 with ``-expm1(t * log(b))``.
-    """
-
-    def update(grads: Params, state: optax.OptState, params: Params | None = None) -> tuple[Params, optax.OptState]:
-        del params
-        count = optax.safe_increment(state.count)
-        mu = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.mu, grads)
-        nu = jax.tree.map(lambda v, g: b2 * v + (1 - b2) * jnp.square(g), state.nu, grads)
-
-        def direction(m: Array, v: Array) -> Array:
-            t = count.astype(m.dtype)
-            # By a scalar's reciprocal, as XLA rewrites some divisions and not others: so every program rounds alike.
-            m_hat = m * (-1 / jnp.expm1(t * math.log(b1))) if b1 else m
-            v_hat = v * (-1 / jnp.expm1(t * math.log(b2))) if b2 else v
-            return m_hat / (jnp.sqrt(v_hat) + eps)
-
-        return jax.tree.map(direction, mu, nu), optax.ScaleByAdamState(count, mu, nu)
-
-    return optax.GradientTransformation(optax.scale_by_adam().init, update)
-
-
 def init_state(
     model: Model, optimizer: optax.GradientTransformation, key: Array, output_mean: Array | None = None
 ) -> TrainState:
-    """A fresh state at step 0, float32, for a `model` of `jaxvae.models`.
+    """A fresh state at step 0, float32, for a `model` of `jaxvae.models.models`.
 
     With `output_mean` [H, W, C], the mean of the training images, the decoder starts out from it.
     """
@@ -264,67 +179,3 @@ def make_run_steps(
         return result
 
     return run_steps
-
-
-def make_evaluate(
-    model: Model,
-    objective: Objective | Variational,
-    size: int,
-    batch_sharding: jax.sharding.NamedSharding | None = None,
-) -> Callable[[Params, Array, Array, int | Array], Metrics]:
-    """``evaluate(params, images, key, first) -> losses``: the objective's terms of some images, [size] each.
-
-    To be jitted. `images` are uint8 [N, H, W, C]; those from place `first` on are taken, `size` of them, and the
-    last image again in the places past it, which `joined` cuts off. Each image's noise is keyed by its place, so
-    `size` does not matter (but for rounding). Terms are per example: the caller reduces. Float32
-    products are float32, whatever the model was trained with.
-
-    With `batch_sharding`, the sharding of an array whose first axis is the images', each device works on its share.
-    """
-
-    def evaluate(params: Params, images: Array, key: Array, first: int | Array) -> Metrics:
-        places = first + jnp.arange(size)
-        if batch_sharding is not None:
-            places = jax.lax.with_sharding_constraint(places, batch_sharding)
-        x = intensities(images.at[places].get(mode="clip"))
-        keys = example_keys(key, first, size)
-        return objective.of(model, params, x, keys, Context())
-
-    return float32_products(evaluate)
-
-
-def evaluation_size(
-    image_shape: Sequence[int], num_images: int, samples: int = 1, shares: int = 1, most: int | None = None
-) -> int:
-    """How many images `make_evaluate` should take at once: `PIXELS_AT_ONCE` of reconstructions in all.
-
-    So memory grows neither with the number of images nor with that of samples.
-
-    Args:
-      image_shape: (H, W, C).
-      num_images: N.
-      samples: reconstructions of an image, the objective's.
-      shares: devices that share them; the size is a multiple of it.
-      most: images that it may be at most, so that a signal does not wait long. None: any number.
-    """
-    size = min(max(1, PIXELS_AT_ONCE // (math.prod(image_shape) * samples)), num_images, most or num_images)
-    return -(-size // shares) * shares
-
-
-def joined(parts: Sequence[Mapping[str, Any]], num_images: int, axis: int = 0) -> dict[str, NDArray[Any]]:
-    """The terms of one call of `make_evaluate` after the other, on the host: those of all images, [N] each."""
-    cut = (slice(None),) * axis + (slice(num_images),)
-    return {name: np.concatenate([np.asarray(part[name]) for part in parts], axis=axis)[cut] for name in parts[0]}
-
-
-def evaluate_images(
-    model: Model,
-    objective: Objective | Variational,
-    params: Params,
-    images: NDArray[np.uint8],
-    key: Array,
-) -> dict[str, NDArray[Any]]:
-    """The objective's terms of all images [N, H, W, C], in as many calls as it takes: [N] each, on the host."""
-    size = evaluation_size(model.image_shape, len(images), objective.samples)
-    run, placed = jax.jit(make_evaluate(model, objective, size)), jnp.asarray(images)
-    return joined([run(params, placed, key, np.int32(first)) for first in range(0, len(images), size)], len(images))

@@ -4,13 +4,9 @@
 one configuration write the same bytes. ``timing.jsonl`` holds what the clock said.
 """
 
-import io
 import json
 import math
 import os
-import socket
-import sys
-import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -20,14 +16,14 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from jaxvae.errors import InputError, SaveError, one_line
-from jaxvae.run_dir import told, write_whole
+from jaxvae.errors import InputError, SaveError
+from jaxvae.run.directory import told, write_whole
+from jaxvae.run.tensorboard import Board
 
 Record = dict[str, Any]
 
-# Lower bounds on log p(x), of which higher is better; the names are those of `jaxvae.variational.bound_name`.
+# Lower bounds on log p(x), of which higher is better.
 BOUNDS = tuple(f"{kind}{bound}" for bound in ("elbo", "iwae_bound") for kind in ("", "density_", "unnormalised_"))
-QUIET_SECONDS = 60.0  # Without a line, after which progress is told where there is no terminal.
 TERMS = ("loss", "recon", "kl", *BOUNDS, "tc", "mmd")  # In the order people read them; an objective may lack some.
 
 
@@ -157,7 +153,7 @@ class RunLog:
             with ExitStack() as stack:
                 self._metrics = stack.enter_context(path.open("a", encoding="utf-8"))
                 self._timing = stack.enter_context((run_dir / "timing.jsonl").open("a", encoding="utf-8"))
-                self._board = stack.enter_context(closing(_Board(run_dir / "tensorboard", step)))
+                self._board = stack.enter_context(closing(Board(run_dir / "tensorboard", step)))
                 self._files = stack.pop_all()
 
     def __enter__(self) -> Self:
@@ -199,50 +195,6 @@ class RunLog:
         os.fsync(self._metrics.fileno())
 
 
-class _Board:
-    """TensorBoard events, written by the calling thread.
-
-    The writers that come with TensorBoard and its kin have a thread with a queue: one that fails on a full
-    disk does so in silence, or blocks whoever writes.
-    """
-
-    def __init__(self, directory: Path, step: int):
-        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
-        from tensorboard.compat.proto.summary_pb2 import Summary
-        from tensorboard.summary.writer.record_writer import RecordWriter
-
-        directory.mkdir(exist_ok=True)
-        # TensorBoard reads files of this name, of one directory in the order of their names.
-        path = directory / f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}"
-        self._writer = RecordWriter(path.open("ab"))
-        self._event, self._summary = Event, Summary
-        self._add(file_version="brain.Event:2")
-        # What was written past it, by a run that was killed, is void.
-        self._add(step=step + 1, session_log=SessionLog(status=SessionLog.START))
-
-    def _add(self, **content: Any) -> None:
-        self._writer.write(self._event(wall_time=time.time(), **content).SerializeToString())
-        self._writer.flush()
-
-    def scalar(self, name: str, value: float, step: int) -> None:
-        entry = self._summary.Value(tag=name, simple_value=value)
-        self._add(step=step, summary=self._summary(value=[entry]))
-
-    def picture(self, name: str, picture: NDArray[np.uint8], step: int) -> None:
-        from PIL import Image
-
-        height, width, channels = picture.shape
-        file = io.BytesIO()
-        Image.fromarray(picture if channels > 1 else picture[..., 0]).save(file, format="PNG")
-        content = self._summary.Image(
-            height=height, width=width, colorspace=channels, encoded_image_string=file.getvalue()
-        )
-        self._add(step=step, summary=self._summary(value=[self._summary.Value(tag=name, image=content)]))
-
-    def close(self) -> None:
-        self._writer.close()
-
-
 def json_line(values: Mapping[str, Any]) -> str:
     """`values` as a line of a JSONL file. Raises `ValueError` for what is not finite, which JSON cannot say."""
     return json.dumps(values, allow_nan=False) + "\n"
@@ -251,85 +203,3 @@ def json_line(values: Mapping[str, Any]) -> str:
 def words(line: Mapping[str, Any]) -> str:
     """A record's terms in words: "loss 0.0543  recon 0.0481  kl 0.0062"."""
     return "  ".join(f"{term} {line[term]:.4g}" for term in TERMS if term in line)
-
-
-class Console:
-    """What a person sees: a live progress bar on a terminal, plain lines otherwise. All on stderr.
-
-    Args:
-      epochs: of the whole run.
-      steps: of the whole run.
-      step: the step the run starts or resumes from.
-      unit: of the figures.
-    """
-
-    def __init__(self, epochs: int, steps: int, step: int, unit: str):
-        from rich.console import Console as RichConsole
-        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
-        self._epochs, self._steps, self._unit = epochs, steps, unit
-        self._start, self._first_step = time.perf_counter(), step
-        self._said = self._start
-        terminal = sys.stderr.isatty()
-        self._rich = RichConsole(file=sys.stderr, force_terminal=terminal, highlight=False, soft_wrap=True)
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=10),
-            TextColumn("{task.percentage:.0f}% {task.fields[speed]}"),
-            TimeElapsedColumn(),  # Moves even while a single step takes long.
-            console=self._rich,
-            disable=not terminal,
-        )
-        self._task = self._bar.add_task("compiling", total=steps, completed=step, speed="")
-
-    def __enter__(self) -> Self:
-        self._bar.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._bar.stop()
-
-    def say(self, text: str) -> None:
-        """Print a line, above the bar if there is one."""
-        self._said = time.perf_counter()
-        self._rich.print(one_line(text), markup=False)
-
-    def _left(self, step: int) -> str:
-        """The time left, if all that is still to do goes as fast as all that has been done since the start."""
-        if not self._first_step < step < self._steps:
-            return ""
-        seconds = (time.perf_counter() - self._start) / (step - self._first_step) * (self._steps - step)
-        return f"{_duration(seconds)} left"
-
-    def progress(self, train: Record, steps_per_second: float) -> None:
-        """Move the bar to the step of a train record, with its figures: all of them, or the loss where it is narrow."""
-        step, wide = train["step"], self._rich.width >= 110
-        epoch = min(train["epoch"] + (step * self._epochs % self._steps == 0), self._epochs)
-        figures = f"{words(train)} ({self._unit})" if wide else f"loss {train['loss']:.4g} {self._unit}"
-        speed = f"{speed_words(steps_per_second)} {self._left(step)}"
-        self._bar.update(self._task, completed=step, description=f"{epoch}/{self._epochs} {figures}", speed=speed)
-        if self._bar.disable and time.perf_counter() - self._said > QUIET_SECONDS:
-            self.say(f"epoch {epoch}/{self._epochs}  step {step:,}/{self._steps:,}  {figures}  {speed}")
-
-    def epoch(self, lines: Sequence[Record], steps_per_second: float | None) -> None:
-        """Print the line of a finished epoch, with the records of each split and the speed, where one was measured."""
-        step, said = lines[0]["step"], "  ".join(f"{line['split']} {words(line)}" for line in lines)
-        self.say(
-            f"epoch {lines[0]['epoch']}/{self._epochs}  step {step:,}  {said}  ({self._unit})  "
-            f"{speed_words(steps_per_second or 0.0)}  {self._left(step)}".rstrip()
-        )
-
-
-def speed_words(steps_per_second: float) -> str:
-    """A speed in words: "1,024 steps/s", "0.25 steps/s", or nothing where none was measured yet (0)."""
-    if not steps_per_second:
-        return ""
-    return f"{steps_per_second:,.0f} steps/s" if steps_per_second >= 10 else f"{steps_per_second:.2g} steps/s"
-
-
-def _duration(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}"

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from jaxvae.metrics import TERMS
+from jaxvae.run.records import TERMS
 
 COLUMNS = 8  # Images to a row, as in the notes.
 _GAP = 2  # Pixels between images.

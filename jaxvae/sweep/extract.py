@@ -5,14 +5,16 @@ from pathlib import Path
 from typing import Any
 
 from jaxvae import config as configs
-from jaxvae import metrics, tables
-from jaxvae import run_dir as run_dirs
-from jaxvae.checkpoint import Checkpoints, Saved
 from jaxvae.config import Config
 from jaxvae.errors import InputError
-from jaxvae.grid import DIVERGED, PROGRAMS, load_sweep
-from jaxvae.members import MembersState, abstract_members, common_config
-from jaxvae.variational import selection_cost
+from jaxvae.objectives.variational import selection_cost
+from jaxvae.run import directory as run_dirs
+from jaxvae.run import records
+from jaxvae.run.checkpoint import Checkpoints
+from jaxvae.run.step_files import Saved
+from jaxvae.sweep import tables
+from jaxvae.sweep.grid import DIVERGED, PROGRAMS, load_sweep
+from jaxvae.sweep.trainer import MembersState, abstract_members, common_config
 
 
 def restore(directory: Path, members: Sequence[Config], numbers: Sequence[int]) -> Saved[MembersState] | None:
@@ -32,7 +34,7 @@ def extract(sweep_dir: Path, member: int | str, run_dir: Path) -> int:
 
     Args:
       sweep_dir: of a sweep, done or not.
-      member: its number, or "best": see `jaxvae.tables.best`.
+      member: its number, or "best": see `jaxvae.sweep.tables.best`.
       run_dir: a directory that holds no run yet, created if need be.
 
     Returns:
@@ -73,7 +75,7 @@ def extract(sweep_dir: Path, member: int | str, run_dir: Path) -> int:
             raise InputError(f"--to {run_dir} is not an empty directory")
         run_dir.mkdir(parents=True, exist_ok=True)
         run_dirs.write_whole(run_dir / "config.json", configs.to_json(members[number]))
-        run_dirs.write_whole(run_dir / "metrics.jsonl", "".join(metrics.json_line(line) for line in lines))
+        run_dirs.write_whole(run_dir / "metrics.jsonl", "".join(records.json_line(line) for line in lines))
         (run_dir / "images").mkdir()
     except OSError as error:
         raise InputError(f"--to {run_dir} cannot be written: {error.strerror}") from None

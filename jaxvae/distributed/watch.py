@@ -13,8 +13,8 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from jaxvae.distributed.meeting import Link, NotAMessage, Peer, connect, keep_alive
 from jaxvae.errors import one_line
-from jaxvae.meeting import Link, NotAMessage, Peer, connect, keep_alive
 
 EXIT_JOB = 5  # The exit code where another process of the job was lost, or failed.
 TELL_SECONDS = 2.0  # For the others to hear why this process ends.

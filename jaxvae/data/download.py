@@ -1,4 +1,4 @@
-"""The network part of `jaxvae.data`: MNIST and its relatives through TensorFlow Datasets' cache.
+"""The network part of `jaxvae.data.sources`: MNIST and its relatives through TensorFlow Datasets' cache.
 
 TensorFlow Datasets (TFDS) knows sizes and SHA-256 sums of the files, and keeps them in
 ``<data dir>/downloads/<dataset>``, where the data dir is ``$TFDS_DATA_DIR`` or ``~/tensorflow_datasets``.

@@ -13,30 +13,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jaxvae import config as configs
-from jaxvae import data, metrics, parallel, tables
-from jaxvae import run_dir as run_dirs
-from jaxvae.checkpoint import Checkpoints
+from jaxvae import data
 from jaxvae.config import SWEPT, Config
+from jaxvae.distributed import devices as parallel
 from jaxvae.errors import InputError, SaveError, one_line
-from jaxvae.grid import (
-    AXES,
-    DIVERGED,
-    FILE,
-    PROGRAMS,
-    SWEEP_FILES,
-    Grid,
-    cell,
-    load_sweep,
-    programs_of,
-    to_json,
-)
-from jaxvae.lock import RunLock
-from jaxvae.loop import with_absolute_paths
-from jaxvae.members import MembersState, MembersTrainer, Room, common_config, room
-from jaxvae.pipeline import Pipeline, Span, Values
-from jaxvae.signals import StopSignals, unless_stopped
-from jaxvae.trainer import splits, steps_per_epoch
-from jaxvae.variational import measure_warning, selection_term
+from jaxvae.objectives.variational import measure_warning, selection_term
+from jaxvae.run import console, records
+from jaxvae.run import directory as run_dirs
+from jaxvae.run.checkpoint import Checkpoints
+from jaxvae.run.lock import RunLock
+from jaxvae.sweep import tables
+from jaxvae.sweep.grid import AXES, DIVERGED, FILE, PROGRAMS, SWEEP_FILES, Grid, cell, load_sweep, programs_of, to_json
+from jaxvae.sweep.room import Room, room
+from jaxvae.sweep.trainer import MembersState, MembersTrainer, common_config
+from jaxvae.train.computer import splits
+from jaxvae.train.loop import with_absolute_paths
+from jaxvae.train.pipeline import Pipeline, Span, Values
+from jaxvae.train.programs import steps_per_epoch
+from jaxvae.train.signals import StopSignals, unless_stopped
 from jaxvae.versions import run_versions, version_warnings
 
 
@@ -152,7 +146,7 @@ def _room_for(member: Config, count: int, images: data.ImageData, devices: Seque
 
 
 class _Program:
-    """The members of one program, and their files. A `jaxvae.pipeline.Sink`.
+    """The members of one program, and their files. A `jaxvae.train.pipeline.Sink`.
 
     Args:
       directory: of the program.
@@ -219,9 +213,9 @@ class _Program:
             for warning in version_warnings(record.get("versions", {}), run_versions()):
                 say(f"warning: {warning}")
             window = record.get("window")
-            self._windows = metrics.Windows(config.log_every, trainer.steps_per_epoch, window)
+            self._windows = records.Windows(config.log_every, trainer.steps_per_epoch, window)
             self._log = stack.enter_context(_Log(self._directory, kept))
-            self._console = stack.enter_context(metrics.Console(config.epochs, total, step, trainer.unit))
+            self._console = stack.enter_context(console.Console(config.epochs, total, step, trainer.unit))
             devices = trainer.mesh.size
             self._console.say(
                 f"{self._title}: {len(self._numbers)} members on {devices} devices, "
@@ -246,16 +240,16 @@ class _Program:
         return bool(self._dead.all())
 
     def compiled(self, seconds: float) -> None:
-        """See `jaxvae.pipeline.Sink`."""
+        """See `jaxvae.train.pipeline.Sink`."""
         self._log.time("compile", seconds=seconds)
 
     def timed(self, span: Span) -> None:
-        """See `jaxvae.pipeline.Sink`. Speeds are of all members together."""
+        """See `jaxvae.train.pipeline.Sink`. Speeds are of all members together."""
         speed = len(self._numbers) * span.per_second
         self._log.time("steps", step=span.step, steps=span.steps, seconds=span.seconds, steps_per_second=speed)
 
     def steps(self, step: int, values: Values, speed: Span | None) -> None:
-        """See `jaxvae.pipeline.Sink`."""
+        """See `jaxvae.train.pipeline.Sink`."""
         self._checkpoints.check()
         self._speed = len(self._numbers) * speed.per_second if speed else 0.0
         diverged = self._trainer.host(values[DIVERGED])[:, 0]
@@ -270,17 +264,17 @@ class _Program:
             self._note_diverged(np.where(diverged <= end, diverged, 0))
             for index in np.flatnonzero(~self._dead).tolist():
                 line = {name: value[index] for name, value in means.items()}
-                self._write(index, metrics.record(end, self._epoch(end), "train", self._trainer.unit, line))
+                self._write(index, records.record(end, self._epoch(end), "train", self._trainer.unit, line))
         self._note_diverged(diverged)
         if not self.finished:
             alive = {name: value[~self._dead] for name, value in terms.items()}
-            shown = metrics.record(step, self._epoch(step), "train", self._trainer.unit, alive)
+            shown = records.record(step, self._epoch(step), "train", self._trainer.unit, alive)
             self._console.progress(shown, self._speed)
 
     def epoch(
         self, step: int, evaluations: Mapping[str, Values], pictures: object, checkpoint: MembersState | None
     ) -> None:
-        """See `jaxvae.pipeline.Sink`."""
+        """See `jaxvae.train.pipeline.Sink`."""
         # The next training step would most likely find out too, but there may be none.
         finite = [np.isfinite(values["loss"]).all(axis=1) for values in evaluations.values()]
         self._note_diverged(np.where(np.all(finite, axis=0), 0, step))
@@ -288,7 +282,7 @@ class _Program:
             lines = {}
             for index in np.flatnonzero(~self._dead).tolist():
                 own = {name: value[index] for name, value in values.items()}
-                lines[index] = metrics.record(step, self._epoch(step), split, self._trainer.unit, own)
+                lines[index] = records.record(step, self._epoch(step), split, self._trainer.unit, own)
                 self._write(index, lines[index])
             self._say_epoch(step, split, lines)
         # A signal that came before the evaluation had it saved already.
@@ -304,7 +298,7 @@ class _Program:
             self._write(index, {"step": at, "epoch": self._epoch(at), "split": DIVERGED, "unit": unit, "at": at})
         self._dead |= diverged > 0
 
-    def _write(self, index: int, line: metrics.Record) -> None:
+    def _write(self, index: int, line: records.Record) -> None:
         self._log.write(self._numbers[index], line)
 
     def _save(self, state: MembersState) -> None:
@@ -315,7 +309,7 @@ class _Program:
     def _epoch(self, step: int) -> int:
         return -(-step // self._trainer.steps_per_epoch)
 
-    def _say_epoch(self, step: int, split: str, lines: Mapping[int, metrics.Record]) -> None:
+    def _say_epoch(self, step: int, split: str, lines: Mapping[int, records.Record]) -> None:
         """Say what the members, by their place in the program, have come to."""
         out = len(self._numbers) - len(lines)
         lost = f", {out} diverged" if out else ""
@@ -333,16 +327,16 @@ class _Program:
                 said += f", best: member {number} ({_words(self._members[number])})"
         self._console.say(
             f"{self._title}  epoch {self._epoch(step)}/{self._config.epochs}  step {step:,}  {said}  "
-            f"{metrics.speed_words(self._speed)}"
+            f"{console.speed_words(self._speed)}"
         )
 
 
 class _Log:
     """The JSONL files of a program: of the figures there are, `kept` stay, and new lines follow."""
 
-    def __init__(self, directory: Path, kept: Sequence[metrics.Record]):
+    def __init__(self, directory: Path, kept: Sequence[records.Record]):
         path = directory / "metrics.jsonl"
-        run_dirs.write_whole(path, "".join(metrics.json_line(line) for line in kept))
+        run_dirs.write_whole(path, "".join(records.json_line(line) for line in kept))
         self._metrics = path.open("a", encoding="utf-8")
         self._timing = (directory / "timing.jsonl").open("a", encoding="utf-8")
 
@@ -353,8 +347,8 @@ class _Log:
         self._metrics.close()
         self._timing.close()
 
-    def write(self, member: int, line: metrics.Record) -> None:
-        self._metrics.write(metrics.json_line({"member": member, **line}))
+    def write(self, member: int, line: records.Record) -> None:
+        self._metrics.write(records.json_line({"member": member, **line}))
         self._metrics.flush()
 
     def sync(self) -> None:
@@ -362,7 +356,7 @@ class _Log:
         os.fsync(self._metrics.fileno())
 
     def time(self, event: str, **values: float) -> None:
-        self._timing.write(metrics.json_line({"event": event, **values}))
+        self._timing.write(records.json_line({"event": event, **values}))
         self._timing.flush()
 
 

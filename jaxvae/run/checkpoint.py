@@ -8,66 +8,48 @@ was damaged later, which the digests tell.
 
 import contextlib
 import errno
-import hashlib
-import json
 import logging
 import math
 import os
 import shutil
-import stat
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Generic, NamedTuple, Protocol, Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 
-from jaxvae.config import Config
-from jaxvae.config import load as load_config
 from jaxvae.errors import InputError, SaveError
-from jaxvae.models import Model, build_model
-from jaxvae.train_step import TrainState, abstract_state, build_optimizer
+from jaxvae.run.step_files import (
+    FORMAT,
+    DamagedError,
+    PrunedError,
+    S,
+    Saved,
+    State,
+    array_digests,
+    file_digest,
+    files_below,
+    finite,
+    make_checkpointer,
+    read_record,
+    read_step,
+    reason,
+    sync_directory,
+    unless_pruned,
+    write_record,
+)
 
 # Orbax reports every phase of every save, its own fallbacks, and with several tracebacks each error that it
 # raises anyway.
 logging.getLogger("absl").setLevel(logging.CRITICAL)
-
-FORMAT = 1  # Of record.json and what lies beside it.
 TEMPORARY = ".tmp"  # Ends the name of what is being written or deleted.
 DAMAGED = "damaged-"  # Begins the name of a step that was set aside.
 TRIES = 20  # To read a step before the run that is writing deletes it.
-
-
-class DamagedError(Exception):
-    """A checkpoint is not what was saved. The message names the file or the array."""
-
-
-class PrunedError(Exception):
-    """A checkpoint was deleted, as a whole, while it was read: its run has gone on and saved later ones."""
-
-
-class State(Protocol):
-    """What can be saved: a tree of arrays that knows its step, such as a `TrainState`."""
-
-    @property
-    def step(self) -> Any:
-        """Steps taken: an integer or an array of one."""
-
-
-S = TypeVar("S", bound=State)
 T = TypeVar("T")
-
-
-class Saved(NamedTuple, Generic[S]):
-    """What a checkpoint holds: NumPy arrays, and the record saved with them."""
-
-    step: int
-    state: S
-    record: dict[str, Any]
 
 
 def say_on_stderr(warning: str) -> None:
@@ -154,8 +136,8 @@ class Checkpoints:
         Args:
           state: arrays all of which this process holds.
           record: JSON, what the state belongs to.
-          validation_cost: `jaxvae.variational.selection_cost` of the validation images, by which the best is chosen:
-            lower is better, and None or a number that is not finite is never best.
+          validation_cost: what the model costs on the validation images, by which the best is chosen: lower is
+            better, and None or a number that is not finite is never best.
 
         Raises:
           SaveError: the save before this one failed, or there is a step as late as this one.
@@ -166,7 +148,7 @@ class Checkpoints:
         if self._newest is not None and step <= self._newest:
             raise SaveError(f"{self.directory}: step {step} was not saved (newest is {self._newest})")
         self._newest = step
-        ranked = {**record, "validation_cost": _finite(validation_cost)}
+        ranked = {**record, "validation_cost": finite(validation_cost)}
         self._saving = self._thread.submit(self._write, step, host, ranked)
 
     def rank(self, step: int, validation_cost: float | None) -> None:
@@ -176,29 +158,29 @@ class Checkpoints:
           SaveError: the save before this one failed.
         """
         self.wait()
-        self._saving = self._thread.submit(self._write_cost, step, _finite(validation_cost))
+        self._saving = self._thread.submit(self._write_cost, step, finite(validation_cost))
 
     def _write(self, step: int, state: State, record: dict[str, Any]) -> None:
         with self._writing(step) as temporary:
             # Before Orbax meets a full disk: its threads would complain on stderr, each for itself.
             if shutil.disk_usage(temporary).free < sum(leaf.nbytes for leaf in jax.tree.leaves(state)):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            with _checkpointer() as checkpointer:
+            with make_checkpointer() as checkpointer:
                 checkpointer.save(temporary / "state", args=ocp.args.PyTreeSave(state))
-            files = {name: _file_digest(temporary / name) for name in _files(temporary)}
-            content = {"format": FORMAT, "record": record, "arrays": _array_digests(state), "files": files}
-            _write_record(temporary, content)
+            files = {name: file_digest(temporary / name) for name in files_below(temporary)}
+            content = {"format": FORMAT, "record": record, "arrays": array_digests(state), "files": files}
+            write_record(temporary, content)
             temporary.rename(self.directory / str(step))
-            _sync_directory(self.directory)
+            sync_directory(self.directory)
 
     def _write_cost(self, step: int, validation_cost: float | None) -> None:
         with self._writing(step) as temporary:
             target = self.directory / str(step)
-            content = _read_record(target)
+            content = read_record(target)
             content["record"]["validation_cost"] = validation_cost
-            _write_record(temporary, content)
+            write_record(temporary, content)
             (temporary / "record.json").replace(target / "record.json")
-            _sync_directory(target)
+            sync_directory(target)
             temporary.rmdir()
 
     @contextlib.contextmanager
@@ -211,11 +193,11 @@ class Checkpoints:
             yield temporary
         except Exception as error:  # Orbax and TensorStore raise many kinds.
             shutil.rmtree(temporary, ignore_errors=True)
-            raise SaveError(f"checkpoint {target} could not be saved: {_one_line(error)}") from error
+            raise SaveError(f"checkpoint {target} could not be saved: {reason(error)}") from error
         try:
             self._prune()
         except OSError as error:
-            raise SaveError(f"{target} is saved, but none before it could be deleted: {_one_line(error)}") from error
+            raise SaveError(f"{target} is saved, but none before it could be deleted: {reason(error)}") from error
 
     def _prune(self) -> None:
         """Delete all steps but the newest and the best."""
@@ -237,7 +219,7 @@ class Checkpoints:
 
     def _validation_cost(self, step: int) -> float | None:
         try:
-            cost = _read_record(self.directory / str(step))["record"].get("validation_cost")
+            cost = read_record(self.directory / str(step))["record"].get("validation_cost")
         except (DamagedError, InputError):
             return None
         return cost if isinstance(cost, float) and math.isfinite(cost) else None
@@ -253,8 +235,8 @@ class Checkpoints:
             for step in reversed(self.steps()):
                 path = self.directory / str(step)
                 try:
-                    with _unless_pruned(path):
-                        record: dict[str, Any] = _read_record(path)["record"]
+                    with unless_pruned(path):
+                        record: dict[str, Any] = read_record(path)["record"]
                         return record
                 except DamagedError:
                     continue
@@ -308,8 +290,8 @@ class Checkpoints:
         for step in steps:
             path = self.directory / str(step)
             try:
-                with _unless_pruned(path):
-                    saved = _restore(path, like)
+                with unless_pruned(path):
+                    saved = read_step(path, like)
             except DamagedError as error:
                 damaged[step] = str(error)
                 self._warn(f"checkpoint {path} is damaged: {error}")
@@ -334,201 +316,3 @@ class Checkpoints:
             number += 1
         (self.directory / str(step)).rename(aside)
         self._warn(f"it was set aside as {aside}")
-
-
-def _checkpointer() -> ocp.Checkpointer:
-    # Of the processes of a job, this one alone: Orbax would wait for the others.
-    here = jax.process_index()
-    options = ocp.options.MultiprocessingOptions(
-        primary_host=here, active_processes={here}, barrier_sync_key_prefix=f"jaxvae{here}"
-    )
-    handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=options)
-    return ocp.Checkpointer(handler, multiprocessing_options=options)
-
-
-@contextlib.contextmanager
-def _unless_pruned(path: Path) -> Iterator[None]:
-    """Reads a step. Raises `DamagedError` if that fails, but `PrunedError` if the step is not there any more."""
-    try:
-        yield
-    except (DamagedError, FileNotFoundError) as error:
-        if not path.exists():
-            raise PrunedError from None
-        raise error if isinstance(error, DamagedError) else DamagedError(_one_line(error)) from None
-
-
-def _restore(path: Path, like: S) -> Saved[S]:
-    """One checkpoint, verified. Raises `DamagedError`, and `InputError` if it does not fit `like`."""
-    content = _read_record(path)
-    # A pipe would hang whoever opens it, and a link leads elsewhere.
-    for entry in path.rglob("*"):
-        if not stat.S_ISREG(mode := entry.lstat().st_mode) and not stat.S_ISDIR(mode):
-            raise DamagedError(f"{entry.relative_to(path)} is no regular file")
-    present = set(_files(path)) - {"record.json"}
-    for name in sorted({*content["files"], *present}):
-        if name not in present:  # Nor is anything read outside.
-            raise DamagedError(f"{name} is missing")
-        if name not in content["files"]:
-            raise DamagedError(f"{name} does not belong there")
-        try:
-            digest = _file_digest(path / name)
-        except OSError as error:
-            raise DamagedError(f"{name} cannot be read: {error.strerror or error}") from None
-        if digest != content["files"][name]:
-            raise DamagedError(f"{name} is not as it was saved")
-    expected = {name: _form(leaf) for name, leaf in _named(like)}
-    found = {name: (tuple(a["shape"]), a["dtype"]) for name, a in content["arrays"].items()}
-    if differ := sorted(name for name in {*expected, *found} if expected.get(name) != found.get(name)):
-        name = differ[0]
-        raise InputError(
-            f"checkpoint {path} does not fit the run's model: {name} is {_form_words(found.get(name))} there, "
-            f"{_form_words(expected.get(name))} here"
-        )
-    try:
-        with _checkpointer() as checkpointer:
-            arguments = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), like)
-            state: S = checkpointer.restore(
-                path / "state", args=ocp.args.PyTreeRestore(item=like, restore_args=arguments)
-            )
-    except Exception as error:  # Orbax and TensorStore raise many kinds.
-        raise DamagedError(_one_line(error)) from None
-    state = jax.tree.map(np.asarray, state)
-    for name, digests in _array_digests(state).items():
-        if digests != content["arrays"][name]:
-            raise DamagedError(f"{name} is not as it was saved")
-    return Saved(int(state.step), state, content["record"])
-
-
-def _finite(cost: float | None) -> float | None:
-    return float(cost) if cost is not None and math.isfinite(cost) else None
-
-
-def _write_record(path: Path, content: dict[str, Any]) -> None:
-    """Write record.json, sealed, and have all of the directory on the disk."""
-    sealed = {**content, "digest": _digest(content)}
-    (path / "record.json").write_text(json.dumps(sealed, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    _sync(path)
-
-
-def _read_record(path: Path) -> dict[str, Any]:
-    """What record.json holds. Raises `DamagedError`, or `InputError` for a version that is not known."""
-    if (path / "_CHECKPOINT_METADATA").exists() and not (path / "record.json").exists():
-        raise InputError(f"checkpoint {path} was saved by a version of jaxvae that this one cannot read")
-    try:
-        if not stat.S_ISREG((path / "record.json").lstat().st_mode):
-            raise DamagedError("record.json is no regular file")
-        content = json.loads((path / "record.json").read_text(encoding="utf-8"))
-        digest = content.pop("digest")
-        intact = digest == _digest(content)
-    except OSError as error:
-        raise DamagedError(f"record.json cannot be read: {error.strerror or error}") from None
-    except (ValueError, RecursionError, KeyError, AttributeError, TypeError):
-        intact = False
-    if not intact:
-        raise DamagedError("record.json is not as it was saved")
-    if not isinstance(content.get("format"), int):
-        raise DamagedError("record.json names no format")
-    if content["format"] != FORMAT:
-        raise InputError(f"checkpoint {path} is of format {content['format']}; this version of jaxvae reads {FORMAT}")
-    arrays, files, record = (content.get(name) for name in ("arrays", "files", "record"))
-    if not (isinstance(arrays, dict) and isinstance(files, dict) and isinstance(record, dict)):
-        raise DamagedError("record.json lacks a part")
-    for array in arrays.values():
-        if not (isinstance(array, dict) and {"shape", "dtype", "sha256"} <= array.keys()):
-            raise DamagedError("record.json lacks a part")
-        if not (isinstance(array["shape"], list) and isinstance(array["dtype"], str)):
-            raise DamagedError("record.json lacks a part")
-    result: dict[str, Any] = content
-    return result
-
-
-def _digest(content: Any) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _file_digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _files(directory: Path) -> list[str]:
-    """The files below a directory, by their paths relative to it."""
-    return sorted(path.relative_to(directory).as_posix() for path in directory.rglob("*") if not path.is_dir())
-
-
-def _named(tree: Any) -> list[tuple[str, Any]]:
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return [(jax.tree_util.keystr(path, simple=True, separator="/"), leaf) for path, leaf in leaves]
-
-
-def _array_digests(state: State) -> dict[str, dict[str, Any]]:
-    return {
-        name: {
-            "shape": list(leaf.shape),
-            "dtype": str(leaf.dtype),
-            "sha256": hashlib.sha256(np.ascontiguousarray(leaf).tobytes()).hexdigest(),
-        }
-        for name, leaf in _named(state)
-    }
-
-
-def _form(leaf: Any) -> tuple[tuple[int, ...], str]:
-    return tuple(leaf.shape), str(leaf.dtype)
-
-
-def _form_words(form: tuple[tuple[Any, ...], str] | None) -> str:
-    return "missing" if form is None else f"{form[1]} {list(form[0])}"
-
-
-def _one_line(error: Exception) -> str:
-    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return " ".join(reason.split())[:300] or type(error).__name__
-
-
-def _sync(directory: Path) -> None:
-    """Have everything below `directory` on the disk, so that the power may fail."""
-    for path in directory.rglob("*"):
-        if path.is_dir():
-            _sync_directory(path)
-        else:
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-    _sync_directory(directory)
-
-
-def _sync_directory(directory: Path) -> None:
-    handle = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-class TrainedRun(NamedTuple):
-    """What `load_run` finds in a run directory."""
-
-    config: Config
-    model: Model
-    state: TrainState
-    record: dict[str, Any]
-
-
-def load_run(run_dir: Path, best: bool = False) -> TrainedRun:
-    """The newest model of a run directory, or the best by the validation images, to be used, not trained on.
-
-    A damaged checkpoint is passed over with a warning on stderr.
-
-    Raises:
-      InputError: it is no run directory, none of its checkpoints can be read, or `best`, and it had no validation
-        images.
-    """
-    if not (run_dir / "config.json").is_file():
-        raise InputError(f"{run_dir} is not a run directory: it has no config.json")
-    config = load_config(run_dir / "config.json")
-    if not (run_dir / "checkpoints").is_dir():
-        raise InputError(f"{run_dir} holds no checkpoint yet")
-    with Checkpoints(run_dir / "checkpoints", read_only=True) as checkpoints:
-        model = build_model(config, checkpoints.image_shape())
-        saved = checkpoints.restore(abstract_state(model, build_optimizer(config, steps_per_epoch=1)), best)
-        assert saved is not None  # Its record has just been read.
-        return TrainedRun(config, model, saved.state, saved.record)

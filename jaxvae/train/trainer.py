@@ -1,211 +1,36 @@
 """The device's side of a run: its programs, each compiled once, and what they work on."""
 
-import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
-from jaxvae import memory, models, parallel
+from jaxvae import memory, models
 from jaxvae.config import Config
-from jaxvae.data import ImageData
-from jaxvae.errors import InputError
+from jaxvae.data.images import ImageData
+from jaxvae.data.noise import observe
+from jaxvae.distributed import devices as parallel
 from jaxvae.keys import PURPOSES, Purpose, example_keys, purpose_key
-from jaxvae.noise import observe
-from jaxvae.train_step import (
-    Metrics,
+from jaxvae.objectives.variational import build_objective
+from jaxvae.train.computer import PART_BATCHES, due, splits
+from jaxvae.train.evaluation import evaluation_size, joined, make_evaluate
+from jaxvae.train.optimizer import build_optimizer
+from jaxvae.train.programs import StepPrograms, make_call, steps_per_epoch
+from jaxvae.train.step import (
     TrainState,
     abstract_state,
-    build_optimizer,
     epoch_order,
-    evaluation_size,
     init_state,
     intensities,
-    joined,
-    make_evaluate,
-    make_run_steps,
-    make_train_step,
-    on_every_device,
 )
-from jaxvae.variational import build_objective
 
 Array = jax.Array
-Numbers = Mapping[str, Array | float]  # Of `jaxvae.config.SWEPT`.
-S = TypeVar("S")
 
 SHOWN = 32  # Held-out images in a picture of reconstructions: one batch of the notes.
 SAMPLED = 64  # Samples from the prior in a picture.
-MOST_STEPS = 2**15  # In one compiled call, whose metrics of every step are held on the device.
-PART_BATCHES = 8  # Evaluated in one call at most, which takes about as long as three steps.
-SIZES = (1, 8, 64, 512)  # Steps of a compiled call on an accelerator.
-
-
-def steps_per_epoch(config: Config, num_images: int) -> int:
-    """Steps an epoch takes: the last, incomplete batch is dropped, of images that are shuffled anew every epoch.
-
-    Raises:
-      InputError: a batch is larger than the training set, or a line of metrics would average over more than an epoch.
-    """
-    if config.batch_size > num_images:
-        raise InputError(f"--batch-size {config.batch_size} is larger than the {num_images} training images")
-    steps = num_images // config.batch_size
-    if config.log_every > steps:
-        raise InputError(f"--log-every {config.log_every} is more than the {steps:,} steps of an epoch")
-    return steps
-
-
-class StepPrograms:
-    """The compiled programs that take a run's steps.
-
-    On a CPU one program takes any number of steps, so nothing depends on how a run is cut into calls. An accelerator
-    would ask the host before every step of such a program: there each of `SIZES` is a program of its own, compiled
-    when it is first needed.
-
-    Args:
-      make: the function to jit and lower, of a capacity as `make_run_steps` takes it; its last argument is the count.
-      capacity: the largest number of steps a call may take.
-      traced: whether one program takes any number. Default: on a CPU.
-    """
-
-    def __init__(self, make: Callable[[int | None], Any], capacity: int, traced: bool | None = None):
-        self._traced = jax.default_backend() == "cpu" if traced is None else traced
-        self._make, self._capacity = make, max(1, min(capacity, MOST_STEPS))
-        self._compiled: dict[int | None, Any] = {}
-
-    def usable(self, wanted: int) -> int:
-        """The largest number of steps, at most `wanted` (>= 1), that a call can take."""
-        wanted = min(wanted, self._capacity)
-        return wanted if self._traced else max(size for size in SIZES if size <= wanted)
-
-    def lower(self, count: int, *arguments: Any) -> Any:
-        """The program for a call of `count` steps, lowered but not compiled."""
-        if self._traced:
-            return self._make(self._capacity).lower(*arguments, np.int32(count))
-        return self._make(None).lower(*arguments, count)
-
-    def compile(self, count: int, *arguments: Any) -> float:
-        """Compile the program for a call of `count` steps; the seconds it took, 0 if it was compiled before."""
-        key = None if self._traced else count
-        if key in self._compiled:
-            return 0.0
-        start = time.perf_counter()
-        self._compiled[key] = self.lower(count, *arguments).compile()
-        return time.perf_counter() - start
-
-    def __call__(self, count: int, *arguments: Any) -> Any:
-        """Dispatch a call of `count` steps. Waits for nothing but a compilation that is still to do."""
-        self.compile(count, *arguments)
-        if self._traced:
-            return self._compiled[None](*arguments, np.int32(count))
-        return self._compiled[count](*arguments)
-
-    def memory(self) -> Any:
-        """XLA's memory analysis of the program compiled first."""
-        return next(iter(self._compiled.values())).memory_analysis()
-
-
-def make_call(
-    config: Config,
-    model: models.Model,
-    num_images: int,
-    capacity: int | None = None,
-    batch_sharding: jax.sharding.NamedSharding | None = None,
-) -> Callable[[TrainState, Array, Array, Array, Numbers, int | Array], tuple[TrainState, Metrics]]:
-    """``call(state, images, order, noise_key, numbers, count) -> (state, metrics)``, as `make_run_steps`.
-
-    To be jitted. `numbers` take the place of ``config.numbers()``. They are arguments, not constants that the
-    compiler might fold, so that models which differ in them round alike (where the compiler makes the same
-    instructions of the step within larger programs, too, as `tests/test_members.py` shows for the presets).
-    """
-    steps = steps_per_epoch(config, num_images)
-
-    def call(
-        state: TrainState, images: Array, order: Array, noise_key: Array, numbers: Numbers, count: int | Array
-    ) -> tuple[TrainState, Metrics]:
-        objective = build_objective(config, steps, num_images, numbers)
-        optimizer = build_optimizer(config, steps, numbers)
-        if batch_sharding is None:
-            step = make_train_step(model, objective, optimizer)
-        else:
-            step = on_every_device(make_train_step(model, objective, optimizer, batch_sharding.spec[0]), batch_sharding)
-        run = make_run_steps(step, config.batch_size, steps, capacity, batch_sharding)
-        return run(state, images, order, noise_key, count)
-
-    return call
-
-
-class Computer(Protocol[S]):
-    """What computes a run, one model's or many members'. Every method dispatches work and waits for nothing.
-
-    Attributes:
-      steps_per_epoch: steps an epoch.
-    """
-
-    steps_per_epoch: int
-
-    def usable(self, wanted: int) -> int:
-        """The largest number of steps, at most `wanted`, that one call can take."""
-
-    def compile(self, state: S, count: int = 1) -> float:
-        """Compile the program of a call of `count` steps; the seconds it took, 0 if it was compiled before."""
-
-    def run_steps(self, state: S, step: int, count: int) -> tuple[S, Mapping[str, Array]]:
-        """The `count` steps from `step`, the step of `state`, on; the values of every step, [..., capacity]."""
-
-    def splits(self, step: int, total: int) -> Sequence[str]:
-        """What is evaluated at the end of the epoch that ends at `step`, of a run of `total` steps."""
-
-    def parts(self, split: str) -> range:
-        """The places at which the parts begin in which the images of a split are evaluated."""
-
-    def evaluate(self, state: S, split: str, first: int) -> Mapping[str, Array]:
-        """The objective's terms of the part that begins at place `first`, [..., size]."""
-
-    def joined(self, split: str, parts: Sequence[Mapping[str, Array]]) -> dict[str, NDArray[Any]]:
-        """The terms of all parts on the host: of every image of the split, [..., N]."""
-
-    def pictures(self, state: S, step: int, total: int) -> Mapping[str, Array] | None:
-        """The pictures due at the end of an epoch, or None."""
-
-    def checkpoint(self, state: S, step: int, total: int) -> S | None:
-        """A copy of `state` where a checkpoint is due at the end of an epoch, or None."""
-
-    def greatest(self, values: NDArray[np.float32]) -> Array:
-        """The greatest of each of the values [N] that the processes of the job say, [N]."""
-
-
-def advance(computer: Computer[S], state: S, step: int, count: int) -> tuple[S, list[tuple[int, Mapping[str, Array]]]]:
-    """Dispatch `count` steps from `step`, the step of `state`, on, in as few calls as there can be.
-
-    Returns:
-      The state; of each call, its number of steps and their values, [..., capacity].
-    """
-    calls, end = [], step + count
-    while step < end:
-        taken = computer.usable(min(end - step, computer.steps_per_epoch - step % computer.steps_per_epoch))
-        state, values = computer.run_steps(state, step, taken)
-        calls.append((taken, values))
-        step += taken
-    return state, calls
-
-
-def due(every: int, step: int, total: int, steps_per_epoch: int) -> bool:
-    """Whether something is due at `step`, the end of an epoch: after every so many epochs (0: none), and at the end."""
-    return step == total or (every > 0 and step // steps_per_epoch % every == 0)
-
-
-def splits(validation: bool, last: bool) -> Sequence[str]:
-    """The splits evaluated at the end of an epoch: of a run with validation images or not, the last epoch or not.
-
-    The test images are for final metrics, and seen at the end alone; but where no validation images are held out, they
-    are what is watched, and nothing is chosen by them.
-    """
-    if not validation:
-        return ("test",)
-    return ("validation", "test") if last else ("validation",)
 
 
 class Trainer:

@@ -18,9 +18,9 @@ from jaxvae import cli
 from jaxvae import config as configs
 from jaxvae.config import SWEPT, Config, flag
 from jaxvae.errors import InputError
-from jaxvae.extract import extract
-from jaxvae.grid import AXES, FILE, Axes, Grid, load_sweep
-from jaxvae.sweep_loop import say, sweep
+from jaxvae.sweep.extract import extract
+from jaxvae.sweep.grid import AXES, FILE, Axes, Grid, load_sweep
+from jaxvae.sweep.loop import say, sweep
 
 DESCRIPTION = """Train many models at once, in one program: a grid of seeds and hyperparameters.
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from jaxvae.errors import InputError, SaveError
-from jaxvae.lock import check_free
+from jaxvae.run.lock import check_free
 
 
 @contextmanager

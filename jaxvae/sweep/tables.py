@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from jaxvae import metrics, plots
 from jaxvae.config import describe
 from jaxvae.errors import InputError
-from jaxvae.grid import DIVERGED, PROGRAMS, Grid, cell, load_sweep
-from jaxvae.variational import selection_term
+from jaxvae.objectives.variational import selection_term
+from jaxvae.run import plots, records
+from jaxvae.sweep.grid import DIVERGED, PROGRAMS, Grid, cell, load_sweep
 
 Row = dict[str, Any]
 
@@ -27,13 +27,13 @@ def write_tables(run_dir: Path) -> list[Row]:
     return rows
 
 
-def member_records(directory: Path) -> list[metrics.Record]:
-    """The lines of a program's metrics.jsonl. Raises `InputError` as `jaxvae.metrics.read_records` does."""
+def member_records(directory: Path) -> list[records.Record]:
+    """The lines of a program's metrics.jsonl. Raises `InputError` as `jaxvae.run.records.read_records` does."""
     path = directory / "metrics.jsonl"
-    records = metrics.read_records(path, integers=("member",))
-    if any(type(line.get("at")) is not int for line in records if line["split"] == DIVERGED):
+    lines = records.read_records(path, integers=("member",))
+    if any(type(line.get("at")) is not int for line in lines if line["split"] == DIVERGED):
         raise InputError(f"{path}: a member diverged, and it does not say at which step")
-    return records
+    return lines
 
 
 def table(run_dir: Path) -> list[Row]:
@@ -44,14 +44,14 @@ def table(run_dir: Path) -> list[Row]:
     """
     grid, programs = load_sweep(run_dir)
     members = grid.members()
-    last: dict[tuple[int, str], metrics.Record] = {}
+    last: dict[tuple[int, str], records.Record] = {}
     for index in range(len(programs)):
         for line in member_records(run_dir / PROGRAMS / str(index)):
             last[line["member"], line["split"]] = line
     columns = [
         (split, term)
         for split in SPLITS
-        for term in metrics.TERMS
+        for term in records.TERMS
         if any(term in line for (_, of), line in last.items() if of == split)
     ]
     unit = next((line["unit"] for line in last.values()), None)
@@ -82,7 +82,7 @@ def summary(grid: Grid, rows: Sequence[Row]) -> list[Row]:
     settings: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
         settings.setdefault(tuple(row[name] for name in grid.axes), []).append(row)
-    columns = [f"{split}_{term}" for split in SPLITS[1:] for term in metrics.TERMS]
+    columns = [f"{split}_{term}" for split in SPLITS[1:] for term in records.TERMS]
     found = []
     for values, same in settings.items():
         line: Row = dict(zip(grid.axes, values, strict=True))
@@ -137,7 +137,7 @@ def summary_lines(grid: Grid, rows: Sequence[Row]) -> list[str]:
     for line in settings:
         terms = [
             f"{term} {line[f'{split}_{term}_mean']:.4g} +- {line[f'{split}_{term}_std']:.2g}"
-            for term in metrics.TERMS
+            for term in records.TERMS
             if line.get(f"{split}_{term}_mean") is not None
         ]
         lost = f"  {line['diverged']} diverged" if line["diverged"] else ""

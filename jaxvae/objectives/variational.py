@@ -11,11 +11,12 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxvae import noise, objectives
+from jaxvae import objectives
 from jaxvae.config import Config
+from jaxvae.data import noise
 from jaxvae.keys import fold_in_each
-from jaxvae.models import Draws, Model, Params, Pixels, log_normal
-from jaxvae.objectives import OBJECTIVES, Context, Objective
+from jaxvae.models.models import Draws, Model, Params, Pixels, log_normal
+from jaxvae.objectives.objectives import OBJECTIVES, Context, Objective
 
 Array = jax.Array
 Terms = dict[str, Array]
@@ -32,7 +33,7 @@ LIKELIHOODS: Mapping[Measure, str] = {
 def measure(config: Config) -> Measure:
     """What p(x | z) is to the pixels as they are; numbers of different measures cannot be compared.
 
-    - "probability": of discrete pixels, or a lower bound on it (`jaxvae.noise.dequantize`); at most 1.
+    - "probability": of discrete pixels, or a lower bound on it (`jaxvae.data.noise.dequantize`); at most 1.
     - "density": of a Gaussian at discrete values. It grows without bound as the standard deviation shrinks
       (Theis, van den Oord and Bethge, arXiv 1511.01844, section 3.1).
     - "unnormalised": of a Bernoulli at grey values, where nothing sums or integrates to 1
@@ -87,7 +88,7 @@ def pixel_nll(pixels: Pixels, x: Array, config: Config) -> Array:
 
     Args:
       pixels: of shape [B, S, H, W, C], or [B, H, W, C].
-      x: intensities [B, H, W, C]; with `config.dequantize`, of `jaxvae.noise.dequantize`.
+      x: intensities [B, H, W, C]; with `config.dequantize`, of `jaxvae.data.noise.dequantize`.
       config: its likelihood and, for "gaussian", the standard deviation.
 
     Returns:

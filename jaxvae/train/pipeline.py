@@ -15,10 +15,10 @@ import jax
 import numpy as np
 from numpy.typing import NDArray
 
-from jaxvae import distributed
+from jaxvae.distributed import job as distributed
 from jaxvae.errors import SaveError
-from jaxvae.signals import StopSignals
-from jaxvae.trainer import PART_BATCHES, Computer
+from jaxvae.train.computer import PART_BATCHES, Computer
+from jaxvae.train.signals import StopSignals
 
 S = TypeVar("S")
 C = TypeVar("C", contravariant=True)

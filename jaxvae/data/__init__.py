@@ -1,0 +1,17 @@
+"""Names and paths in, validated uint8 images out; and the noise on their pixels."""
+
+from jaxvae.data.images import ImageData, Images, binarized, digest, digests, prepared, with_validation
+from jaxvae.data.sources import DATASETS, IDX_DATASETS, load
+
+__all__ = [
+    "DATASETS",
+    "IDX_DATASETS",
+    "ImageData",
+    "Images",
+    "binarized",
+    "digest",
+    "digests",
+    "load",
+    "prepared",
+    "with_validation",
+]

@@ -1,0 +1,109 @@
+"""Images as a run takes them: splits of uint8 arrays, and what tells them from others."""
+
+import dataclasses
+import hashlib
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from jaxvae.config import Config
+from jaxvae.errors import InputError
+
+Images: TypeAlias = np.ndarray[Any, np.dtype[np.uint8]]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ImageData:
+    """A training set, a validation set, which may be empty, and a test set of equally shaped images.
+
+    Attributes:
+      name: what ``--dataset`` would name to get the same data again: a name of `DATASETS` or a path.
+      source: where the images came from, in words.
+      train: uint8 ``[N, H, W, C]``, N >= 1, C one of 1, 3, 4.
+      test: uint8 ``[M, H, W, C]``, M >= 1, with the H, W and C of `train`. For final metrics: nothing is chosen by it.
+      validation: uint8 ``[V, H, W, C]``, V >= 0, held out of the training images, to choose by. Default: none.
+    """
+
+    name: str
+    source: str
+    train: Images
+    test: Images
+    validation: Images = None  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        if self.validation is None:
+            object.__setattr__(self, "validation", self.train[:0])
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all images."""
+        return self.train.nbytes + self.validation.nbytes + self.test.nbytes
+
+
+def prepared(images: ImageData, config: Config) -> ImageData:
+    """What `config` makes of the images that `load` returns: binarised where it says so, then split.
+
+    In this order, so that an image has the same pixels whatever is held out. Raises `InputError` as
+    `with_validation` does.
+    """
+    if config.inputs == "static":
+        images = binarized(images, config.static_seed)
+    return with_validation(images, config.validation, config.validation_seed)
+
+
+def with_validation(images: ImageData, amount: float, seed: int) -> ImageData:
+    """Holds some of the training images out for validation. The rest keep their order.
+
+    Which ones depends on `amount`, `seed` and the number of training images alone. Those that a smaller amount
+    holds out are among those of a larger one.
+
+    Args:
+      images: without validation images.
+      amount: below 1, a fraction of the training images (rounded); else their number; 0 holds out none.
+      seed: of the draw.
+
+    Raises:
+      InputError: `amount` is above 0 and holds out none, or leaves none to train on.
+    """
+    total = len(images.train)
+    count = round(amount * total) if amount < 1 else int(amount)
+    if amount > 0 and count == 0:
+        raise InputError(f"--validation {amount:g} of {total:,} training images holds out none")
+    if count >= total:
+        raise InputError(f"--validation {amount:g} leaves none of {total:,} images to train on")
+    if count == 0:
+        return images
+    held_out = np.sort(np.random.default_rng(seed).permutation(total)[:count])
+    train = np.delete(images.train, held_out, axis=0)
+    return dataclasses.replace(images, train=train, validation=images.train[held_out])
+
+
+def binarized(images: ImageData, seed: int) -> ImageData:
+    """Each pixel 0 or 255, drawn once, with the probability of 255 that is its intensity: static binarisation.
+
+    Larochelle and Murray (2011), whose own draw of MNIST is not to be had under any seed; NumPy's default
+    generator, seeded with `seed`, draws the training images first. Validation images are held out afterwards:
+    see `prepared`.
+    """
+    if len(images.validation):
+        raise ValueError("binarise before you hold out validation images")
+    rng = np.random.default_rng(seed)
+
+    def draw(split: Images) -> Images:
+        drawn = np.empty_like(split)
+        for i, image in enumerate(split):  # One by one: a copy of all in float64 would be eight times their size.
+            drawn[i] = 255 * (255 * rng.random(image.shape) < image)
+        return drawn
+
+    return dataclasses.replace(images, train=draw(images.train), test=draw(images.test))
+
+
+def digest(images: Images) -> str:
+    """SHA-256 of the pixels of uint8 images [N, H, W, C]."""
+    return hashlib.sha256(np.ascontiguousarray(images).data).hexdigest()
+
+
+def digests(images: ImageData) -> dict[str, str]:
+    """What a run's checkpoints say of its images: "train_images_sha256" and so on, of each split that is not empty."""
+    splits = {"train": images.train, "validation": images.validation, "test": images.test}
+    return {f"{name}_images_sha256": digest(split) for name, split in splits.items() if len(split)}

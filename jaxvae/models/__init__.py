@@ -1,0 +1,3 @@
+"""Flax modules of autoencoders and VAEs."""
+
+from jaxvae.models.models import *  # noqa: F403

@@ -1,0 +1,222 @@
+"""The files of one checkpoint: written, sealed with digests, and verified when they are read."""
+
+import contextlib
+import hashlib
+import json
+import math
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from jaxvae.errors import InputError
+
+FORMAT = 1  # Of record.json and what lies beside it.
+
+
+class DamagedError(Exception):
+    """A checkpoint is not what was saved. The message names the file or the array."""
+
+
+class PrunedError(Exception):
+    """A checkpoint was deleted, as a whole, while it was read: its run has gone on and saved later ones."""
+
+
+class State(Protocol):
+    """What can be saved: a tree of arrays that knows its step, such as a `TrainState`."""
+
+    @property
+    def step(self) -> Any:
+        """Steps taken: an integer or an array of one."""
+
+
+S = TypeVar("S", bound=State)
+
+
+class Saved(NamedTuple, Generic[S]):
+    """What a checkpoint holds: NumPy arrays, and the record saved with them."""
+
+    step: int
+    state: S
+    record: dict[str, Any]
+
+
+def make_checkpointer() -> ocp.Checkpointer:
+    """Orbax's checkpointer, of this process alone."""
+    # Of the processes of a job, this one alone: Orbax would wait for the others.
+    here = jax.process_index()
+    options = ocp.options.MultiprocessingOptions(
+        primary_host=here, active_processes={here}, barrier_sync_key_prefix=f"jaxvae{here}"
+    )
+    handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=options)
+    return ocp.Checkpointer(handler, multiprocessing_options=options)
+
+
+@contextlib.contextmanager
+def unless_pruned(path: Path) -> Iterator[None]:
+    """Reads a step. Raises `DamagedError` if that fails, but `PrunedError` if the step is not there any more."""
+    try:
+        yield
+    except (DamagedError, FileNotFoundError) as error:
+        if not path.exists():
+            raise PrunedError from None
+        raise error if isinstance(error, DamagedError) else DamagedError(reason(error)) from None
+
+
+def read_step(path: Path, like: S) -> Saved[S]:
+    """One checkpoint, verified. Raises `DamagedError`, and `InputError` if it does not fit `like`."""
+    content = read_record(path)
+    # A pipe would hang whoever opens it, and a link leads elsewhere.
+    for entry in path.rglob("*"):
+        if not stat.S_ISREG(mode := entry.lstat().st_mode) and not stat.S_ISDIR(mode):
+            raise DamagedError(f"{entry.relative_to(path)} is no regular file")
+    present = set(files_below(path)) - {"record.json"}
+    for name in sorted({*content["files"], *present}):
+        if name not in present:  # Nor is anything read outside.
+            raise DamagedError(f"{name} is missing")
+        if name not in content["files"]:
+            raise DamagedError(f"{name} does not belong there")
+        try:
+            digest = file_digest(path / name)
+        except OSError as error:
+            raise DamagedError(f"{name} cannot be read: {error.strerror or error}") from None
+        if digest != content["files"][name]:
+            raise DamagedError(f"{name} is not as it was saved")
+    expected = {name: _form(leaf) for name, leaf in named_leaves(like)}
+    found = {name: (tuple(a["shape"]), a["dtype"]) for name, a in content["arrays"].items()}
+    if differ := sorted(name for name in {*expected, *found} if expected.get(name) != found.get(name)):
+        name = differ[0]
+        raise InputError(
+            f"checkpoint {path} does not fit the run's model: {name} is {_form_words(found.get(name))} there, "
+            f"{_form_words(expected.get(name))} here"
+        )
+    try:
+        with make_checkpointer() as checkpointer:
+            arguments = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), like)
+            state: S = checkpointer.restore(
+                path / "state", args=ocp.args.PyTreeRestore(item=like, restore_args=arguments)
+            )
+    except Exception as error:  # Orbax and TensorStore raise many kinds.
+        raise DamagedError(reason(error)) from None
+    state = jax.tree.map(np.asarray, state)
+    for name, digests in array_digests(state).items():
+        if digests != content["arrays"][name]:
+            raise DamagedError(f"{name} is not as it was saved")
+    return Saved(int(state.step), state, content["record"])
+
+
+def finite(cost: float | None) -> float | None:
+    """`cost`, or None where it is not finite."""
+    return float(cost) if cost is not None and math.isfinite(cost) else None
+
+
+def write_record(path: Path, content: dict[str, Any]) -> None:
+    """Write record.json, sealed, and have all of the directory on the disk."""
+    sealed = {**content, "digest": digest_of(content)}
+    (path / "record.json").write_text(json.dumps(sealed, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    _sync(path)
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """What record.json holds. Raises `DamagedError`, or `InputError` for a version that is not known."""
+    if (path / "_CHECKPOINT_METADATA").exists() and not (path / "record.json").exists():
+        raise InputError(f"checkpoint {path} was saved by a version of jaxvae that this one cannot read")
+    try:
+        if not stat.S_ISREG((path / "record.json").lstat().st_mode):
+            raise DamagedError("record.json is no regular file")
+        content = json.loads((path / "record.json").read_text(encoding="utf-8"))
+        digest = content.pop("digest")
+        intact = digest == digest_of(content)
+    except OSError as error:
+        raise DamagedError(f"record.json cannot be read: {error.strerror or error}") from None
+    except (ValueError, RecursionError, KeyError, AttributeError, TypeError):
+        intact = False
+    if not intact:
+        raise DamagedError("record.json is not as it was saved")
+    if not isinstance(content.get("format"), int):
+        raise DamagedError("record.json names no format")
+    if content["format"] != FORMAT:
+        raise InputError(f"checkpoint {path} is of format {content['format']}; this version of jaxvae reads {FORMAT}")
+    arrays, files, record = (content.get(name) for name in ("arrays", "files", "record"))
+    if not (isinstance(arrays, dict) and isinstance(files, dict) and isinstance(record, dict)):
+        raise DamagedError("record.json lacks a part")
+    for array in arrays.values():
+        if not (isinstance(array, dict) and {"shape", "dtype", "sha256"} <= array.keys()):
+            raise DamagedError("record.json lacks a part")
+        if not (isinstance(array["shape"], list) and isinstance(array["dtype"], str)):
+            raise DamagedError("record.json lacks a part")
+    result: dict[str, Any] = content
+    return result
+
+
+def digest_of(content: Any) -> str:
+    """SHA-256 of a JSON value, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def files_below(directory: Path) -> list[str]:
+    """The files below a directory, by their paths relative to it."""
+    return sorted(path.relative_to(directory).as_posix() for path in directory.rglob("*") if not path.is_dir())
+
+
+def named_leaves(tree: Any) -> list[tuple[str, Any]]:
+    """The leaves of a tree by their paths in it: "params/encoder/bias"."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return [(jax.tree_util.keystr(path, simple=True, separator="/"), leaf) for path, leaf in leaves]
+
+
+def array_digests(state: State) -> dict[str, dict[str, Any]]:
+    """Shape, dtype and SHA-256 of every array of a state, by its path in the tree."""
+    return {
+        name: {
+            "shape": list(leaf.shape),
+            "dtype": str(leaf.dtype),
+            "sha256": hashlib.sha256(np.ascontiguousarray(leaf).tobytes()).hexdigest(),
+        }
+        for name, leaf in named_leaves(state)
+    }
+
+
+def _form(leaf: Any) -> tuple[tuple[int, ...], str]:
+    return tuple(leaf.shape), str(leaf.dtype)
+
+
+def _form_words(form: tuple[tuple[Any, ...], str] | None) -> str:
+    return "missing" if form is None else f"{form[1]} {list(form[0])}"
+
+
+def reason(error: Exception) -> str:
+    """What an error says, in one line."""
+    said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return " ".join(said.split())[:300] or type(error).__name__
+
+
+def _sync(directory: Path) -> None:
+    """Have everything below `directory` on the disk, so that the power may fail."""
+    for path in directory.rglob("*"):
+        if path.is_dir():
+            sync_directory(path)
+        else:
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+    sync_directory(directory)
+
+
+def sync_directory(directory: Path) -> None:
+    """Have the entries of a directory on the disk."""
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,85 @@
+"""Train members from Python, without files."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from numpy.typing import NDArray
+
+from jaxvae.config import SWEPT, Config, flag
+from jaxvae.data.images import ImageData, prepared
+from jaxvae.errors import InputError
+from jaxvae.sweep.grid import DIVERGED
+from jaxvae.sweep.trainer import MembersState, MembersTrainer, common_config
+from jaxvae.train.computer import advance
+
+
+class Trained(NamedTuple):
+    """What `train_members` returns, on the host.
+
+    Attributes:
+      state: of the M members; ``state.member(i)`` is one of them.
+      train: the objective's terms at every step, [M, steps].
+      test: their means over the test images, [M]; NaN where a member diverged.
+    """
+
+    state: MembersState
+    train: dict[str, NDArray[np.float32]]
+    test: dict[str, NDArray[np.float64]]
+
+
+def member_configs(
+    config: Config, seeds: Sequence[int], numbers: Mapping[str, Sequence[float]] | None = None
+) -> list[Config]:
+    """The configuration of a run of its own for each of M members. Raises `InputError` as `train_members` does."""
+    numbers = numbers or {}
+    for name, values in numbers.items():
+        if name not in SWEPT:
+            raise InputError(f"{name} cannot differ between members; what can: seed, {', '.join(SWEPT)}")
+        if len(values) != len(seeds):
+            raise InputError(f"{flag(name)} has {len(values)} values for {len(seeds)} members")
+    if not len(seeds):
+        raise InputError("there are no members to train")
+    return [
+        replace(config, seed=int(seed), **{name: float(values[i]) for name, values in numbers.items()})  # type: ignore[arg-type]
+        for i, seed in enumerate(seeds)
+    ]
+
+
+def train_members(
+    config: Config,
+    images: ImageData,
+    seeds: Sequence[int],
+    numbers: Mapping[str, Sequence[float]] | None = None,
+    devices: Sequence[jax.Device] | None = None,
+) -> Trained:
+    """Train M models in one program, each as a run of its own with its seed and numbers would be.
+
+    Args:
+      config: what they have in common.
+      images: what to train and to test on; binarised here where `config` says "static".
+      seeds: [M].
+      numbers: any of `jaxvae.config.SWEPT`, [M] each; `config` has the others.
+      devices: to share the members. Default: all there are.
+
+    Raises:
+      InputError: a number is out of range or cannot be swept, or there is not one for each seed.
+    """
+    configs = member_configs(config, seeds, numbers)
+    images = prepared(images, config)
+    common = common_config(configs)
+    swept = {name: [getattr(member, name) for member in configs] for name in SWEPT}
+    trainer = MembersTrainer(common, images, [member.seed for member in configs], swept, devices)
+    state, dispatched = advance(trainer, trainer.start(None), 0, config.epochs * trainer.steps_per_epoch)
+    calls = [
+        {name: values[:, :count] for name, values in trainer.host(dict(terms)).items() if name != DIVERGED}
+        for count, terms in dispatched
+    ]
+    parts = [trainer.evaluate(state, "test", first) for first in trainer.parts("test")]
+    test = {name: values.mean(axis=1, dtype=np.float64) for name, values in trainer.joined("test", parts).items()}
+    end: MembersState = trainer.host(state)
+    for values in test.values():
+        values[np.asarray(end.diverged) > 0] = np.nan
+    return Trained(end, {name: np.concatenate([terms[name] for terms in calls], axis=1) for name in calls[0]}, test)

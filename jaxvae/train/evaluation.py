@@ -1,0 +1,83 @@
+"""An objective's terms of held-out images, every image once."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from numpy.typing import NDArray
+
+from jaxvae.keys import example_keys
+from jaxvae.models.models import Model, Params, float32_products
+from jaxvae.objectives.objectives import Context, Objective
+from jaxvae.objectives.variational import Variational
+from jaxvae.train.step import Metrics, intensities
+
+PIXELS_AT_ONCE = 2**20  # Of the reconstructions that an evaluation has in work.
+
+
+def make_evaluate(
+    model: Model,
+    objective: Objective | Variational,
+    size: int,
+    batch_sharding: jax.sharding.NamedSharding | None = None,
+) -> Callable[[Params, Array, Array, int | Array], Metrics]:
+    """``evaluate(params, images, key, first) -> losses``: the objective's terms of some images, [size] each.
+
+    To be jitted. `images` are uint8 [N, H, W, C]; those from place `first` on are taken, `size` of them, and the
+    last image again in the places past it, which `joined` cuts off. Each image's noise is keyed by its place, so
+    `size` does not matter (but for rounding). Terms are per example: the caller reduces. Float32
+    products are float32, whatever the model was trained with.
+
+    With `batch_sharding`, the sharding of an array whose first axis is the images', each device works on its share.
+    """
+
+    def evaluate(params: Params, images: Array, key: Array, first: int | Array) -> Metrics:
+        places = first + jnp.arange(size)
+        if batch_sharding is not None:
+            places = jax.lax.with_sharding_constraint(places, batch_sharding)
+        x = intensities(images.at[places].get(mode="clip"))
+        keys = example_keys(key, first, size)
+        return objective.of(model, params, x, keys, Context())
+
+    return float32_products(evaluate)
+
+
+def evaluation_size(
+    image_shape: Sequence[int], num_images: int, samples: int = 1, shares: int = 1, most: int | None = None
+) -> int:
+    """How many images `make_evaluate` should take at once: `PIXELS_AT_ONCE` of reconstructions in all.
+
+    So memory grows neither with the number of images nor with that of samples.
+
+    Args:
+      image_shape: (H, W, C).
+      num_images: N.
+      samples: reconstructions of an image, the objective's.
+      shares: devices that share them; the size is a multiple of it.
+      most: images that it may be at most, so that a signal does not wait long. None: any number.
+    """
+    size = min(max(1, PIXELS_AT_ONCE // (math.prod(image_shape) * samples)), num_images, most or num_images)
+    return -(-size // shares) * shares
+
+
+def joined(parts: Sequence[Mapping[str, Any]], num_images: int, axis: int = 0) -> dict[str, NDArray[Any]]:
+    """The terms of one call of `make_evaluate` after the other, on the host: those of all images, [N] each."""
+    cut = (slice(None),) * axis + (slice(num_images),)
+    return {name: np.concatenate([np.asarray(part[name]) for part in parts], axis=axis)[cut] for name in parts[0]}
+
+
+def evaluate_images(
+    model: Model,
+    objective: Objective | Variational,
+    params: Params,
+    images: NDArray[np.uint8],
+    key: Array,
+) -> dict[str, NDArray[Any]]:
+    """The objective's terms of all images [N, H, W, C], in as many calls as it takes: [N] each, on the host."""
+    size = evaluation_size(model.image_shape, len(images), objective.samples)
+    run, placed = jax.jit(make_evaluate(model, objective, size)), jnp.asarray(images)
+    return joined([run(params, placed, key, np.int32(first)) for first in range(0, len(images), size)], len(images))

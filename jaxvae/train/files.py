@@ -1,0 +1,210 @@
+"""The host's side of a run: its files, and the person watching."""
+
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Self
+
+import jax
+import numpy as np
+from jax import Array
+
+from jaxvae import config as configs
+from jaxvae.errors import InputError, SaveError
+from jaxvae.objectives.variational import measure_warning, selection_cost
+from jaxvae.run import console, plots, records
+from jaxvae.run import directory as run_dirs
+from jaxvae.run.checkpoint import Checkpoints
+from jaxvae.run.lock import RunLock
+from jaxvae.run.step_files import Saved
+from jaxvae.train.computer import splits
+from jaxvae.train.pipeline import Span, Values
+from jaxvae.train.step import TrainState
+from jaxvae.train.trainer import Trainer
+from jaxvae.versions import run_versions, version_warnings
+
+RUN_FILES = ("config.json", "metrics.jsonl", "timing.jsonl", "checkpoints", "images", "tensorboard")
+
+
+class RunFiles:
+    """The host's side of a run: its files, and the person watching. A context manager.
+
+    Args:
+      trainer: what computes the run.
+      run_dir: None: a new one.
+      resume: whether to go on with what is in `run_dir`; `saved` is what it holds, if anything.
+      record: what the run's checkpoints say they belong to.
+
+    Raises:
+      InputError: the directory is in use, is of another run, cannot be written, or holds nothing
+        that can be read.
+    """
+
+    def __init__(self, trainer: Trainer, run_dir: Path | None, resume: bool, record: dict[str, Any]):
+        self._config, self._steps_per_epoch = trainer.config, trainer.steps_per_epoch
+        self._images, self._unit, self._record = trainer.images, trainer.objective.unit, record
+        self._like, self._requested, self._resume = trainer.abstract_state(), run_dir, resume
+        self._hardware = _hardware(trainer.placement.batch.mesh.size)
+        self._versions, self._warnings = run_versions(), list[str]()
+        self._watched, *_ = splits(len(self._images.validation) > 0, last=False)
+        self._epoch_speed: Span | None = None  # Of the spans that ended in this epoch.
+
+    def __enter__(self) -> Self:
+        config = self._config
+        with ExitStack() as stack:
+            if self._resume:
+                assert self._requested is not None
+                self.run_dir = self._requested
+                stack.enter_context(RunLock(self.run_dir))
+                records.read_records(self.run_dir / "metrics.jsonl")
+                self.saved: Saved[TrainState] | None = self._restore()
+            else:
+                self.run_dir = run_dirs.make(self._requested, config.preset)
+                stack.enter_context(RunLock(self.run_dir))
+                run_dirs.check_empty(self.run_dir, RUN_FILES)
+                self.saved = None
+            step = 0 if self.saved is None else self.saved.step
+            run_dirs.check_epochs(step, config.epochs, self._steps_per_epoch)
+            with run_dirs.told(self.run_dir, InputError):
+                (self.run_dir / "images").mkdir(exist_ok=True)
+                run_dirs.write_whole(self.run_dir / "config.json", configs.to_json(config))
+            self._checkpoints = stack.enter_context(
+                Checkpoints(self.run_dir / "checkpoints", config.keep_checkpoints, config.keep_best_checkpoints)
+            )
+            total = config.epochs * self._steps_per_epoch
+            final = ("test",) if self._watched != "test" and step < total else ()
+            self.log = stack.enter_context(records.RunLog(self.run_dir, step, final))
+            window = None if self.saved is None else self.saved.record.get("window")
+            self._windows = records.Windows(config.log_every, self._steps_per_epoch, window)
+            self._console = stack.enter_context(console.Console(config.epochs, total, step, self._unit))
+            self._stack = stack.pop_all()
+        what = configs.describe(config)
+        self.say(f"{what} on {self._images.name} ({self._images.source}): {len(self._images.train):,} images")
+        self.say(f"{self._hardware}, {self._steps_per_epoch:,} steps an epoch -> {self.run_dir}")
+        if (warning := measure_warning(config)) is not None:
+            self._warnings.append(warning)
+        for warning in self._warnings:
+            self.say(warning)
+        if self._resume:
+            self.say(f"going on from step {step:,}" if self.saved else "no checkpoint was saved: starting anew")
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._stack.__exit__(*error)
+
+    def _restore(self) -> Saved[TrainState] | None:
+        with Checkpoints(self.run_dir / "checkpoints") as checkpoints:
+            if checkpoints.latest_step() is not None:
+                found = checkpoints.read_record()
+                if changed := [name for name, value in self._record.items() if found.get(name) != value]:
+                    old, new = configs.load(self.run_dir / "config.json").dataset, self._config.dataset
+                    differs = f"dataset: {old} -> {new}" if old != new else f"another {', '.join(changed)}"
+                    raise InputError(
+                        f"--resume: {self._images.source}: not the images that {self.run_dir} was trained on"
+                        f" ({differs})"
+                    )
+                warnings = version_warnings(found.get("versions", {}), self._versions)
+                self._warnings += [f"warning: {warning}" for warning in warnings]
+            return checkpoints.restore(self._like)
+
+    def say(self, text: str) -> None:
+        """Tell the person watching."""
+        self._console.say(text)
+
+    def evaluated(self) -> bool:
+        """Whether the end of the epoch that ends at the step saved has been seen to."""
+        step = 0 if self.saved is None else self.saved.step
+        seen = {line["split"] for line in self.log.records if line["step"] == step}
+        last = step == self._config.epochs * self._steps_per_epoch
+        return seen >= set(splits(len(self._images.validation) > 0, last))
+
+    def write_speed(self, span: Span) -> None:
+        """Write how long some steps took."""
+        so_far = self._epoch_speed or Span(0, 0, 0.0)
+        self._epoch_speed = Span(span.step, so_far.steps + span.steps, so_far.seconds + span.seconds)
+        speed = span.per_second
+        images = speed * self._config.batch_size
+        self.log.write_timing(
+            "steps",
+            step=span.step,
+            steps=span.steps,
+            seconds=span.seconds,
+            steps_per_second=speed,
+            images_per_second=images,
+        )
+
+    def write_steps(self, step: int, values: Values, speed: Span | None) -> None:
+        """Write the averages that the steps up to `step` complete, and show how far the run has come."""
+        self._checkpoints.check()
+        for end, means in self._windows.add(step, values):
+            self.log.write(records.record(end, self._epoch(end), "train", self._unit, means))
+        shown = records.record(step, self._epoch(step), "train", self._unit, values)
+        self._console.progress(shown, speed.per_second if speed else 0.0)
+
+    def write_epoch(
+        self,
+        step: int,
+        evaluations: Mapping[str, Values],
+        pictures: Mapping[str, Array] | None,
+        checkpoint: TrainState | None,
+    ) -> None:
+        """Write and show what the end of an epoch left."""
+        lines = [
+            records.record(step, self._epoch(step), split, self._unit, values) for split, values in evaluations.items()
+        ]
+        seen = {line["split"] for line in self.log.records if line["step"] == step}
+        for line in lines:
+            if line["split"] not in seen:  # Where a run goes on, some may be there already.
+                self.log.write(line)
+        train = [line for line in self.log.records if line["split"] == "train" and line["step"] == step]
+        speed, self._epoch_speed = self._epoch_speed, None
+        self._console.epoch([*train, *lines], speed.per_second if speed else None)
+        if pictures is not None:
+            self._save_pictures(pictures, step, self._epoch(step))
+        if checkpoint is not None:
+            validation = next((line for line in lines if line["split"] == "validation"), None)
+            self._save(checkpoint, None if validation is None else selection_cost(self._config, validation))
+
+    def _epoch(self, step: int) -> int:
+        return -(-step // self._steps_per_epoch)
+
+    def _save(self, state: TrainState, validation_cost: float | None = None) -> None:
+        start = time.perf_counter()
+        self.log.sync()
+        record = {**self._record, "versions": self._versions, "window": self._windows.open()}
+        if self._checkpoints.latest_step() == int(state.step):
+            # A signal that came before the evaluation had it saved already.
+            self._checkpoints.rank(int(state.step), validation_cost)
+        else:
+            self._checkpoints.save(state, record, validation_cost)
+        self.log.write_timing("save", step=int(state.step), blocked_seconds=time.perf_counter() - start)
+
+    def _save_pictures(self, pictures: Mapping[str, Array], step: int, epoch: int) -> None:
+        for name, images in pictures.items():
+            values = np.asarray(images)
+            grid = plots.reconstruction_grid(*values) if name == "reconstructions" else plots.image_grid(values)
+            plots.save_png(self.run_dir / "images" / f"{name}_epoch_{epoch:04}.png", grid, scale=2)
+            self.log.write_picture(name, grid, step)
+
+    def draw_curves(self) -> None:
+        """Draw the run's figures so far."""
+        if self.log.records:
+            title = configs.describe(self._config)
+            plots.save_curves(self.run_dir / "images" / "curves.png", self.log.records, title)
+
+    def finish(self, state: TrainState, step: int) -> None:
+        """Save `state` if that has not been done, wait until it is, and draw the curves. Raises `SaveError`."""
+        with run_dirs.told(self.run_dir, SaveError):
+            if self._checkpoints.latest_step() != step:
+                lines = (line for line in self.log.records if line["step"] == step and line["split"] == "validation")
+                validation = next(lines, None)
+                self._save(state, None if validation is None else selection_cost(self._config, validation))
+            self.draw_curves()
+            self._checkpoints.wait()
+
+
+def _hardware(devices: int) -> str:
+    kind: str = jax.devices()[0].device_kind
+    processes = jax.process_count()
+    return kind + (f" x {devices}" if devices > 1 else "") + (f" in {processes} processes" if processes > 1 else "")

@@ -1,0 +1,223 @@
+"""Training from start to end: the one place with effects.
+
+The device is kept busy: a compiled call is dispatched, and while it runs the host fetches, writes
+and draws what the call before it left.
+
+In a job of several processes all of them compute, and come to the same decisions from the same
+figures; process 0 alone has files and a voice.
+"""
+
+import os
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxvae import config as configs
+from jaxvae import data
+from jaxvae.config import Config, flag
+from jaxvae.distributed import devices as parallel
+from jaxvae.distributed import job as distributed
+from jaxvae.errors import InputError, SaveError
+from jaxvae.run import directory as run_dirs
+from jaxvae.train.files import RUN_FILES, RunFiles
+from jaxvae.train.pipeline import Pipeline, Span, Values
+from jaxvae.train.programs import steps_per_epoch
+from jaxvae.train.signals import StopSignals, unless_stopped
+from jaxvae.train.step import TrainState
+from jaxvae.train.trainer import Trainer
+
+Array = jax.Array
+
+
+class Diverged(RuntimeError):
+    """A loss or a parameter is NaN or infinite. The message names the step."""
+
+
+def train(config: Config, run_dir: Path | None = None, resume: bool = False, devices: int | None = None) -> int | None:
+    """Train as `config` says, into `run_dir`.
+
+    Args:
+      config: what to train. Its dataset "auto" is resolved, and the resolved name recorded.
+      run_dir: a directory that holds no run yet, created if need be; None: a new one,
+        runs/PRESET-DATE-TIME. Gets `RUN_FILES`.
+      resume: go on from the newest undamaged checkpoint of `run_dir`, with the configuration that
+        is there but for the fields that may change.
+      devices: of every process, to share each batch; None: all there are.
+
+    Returns:
+      None if all epochs are done, or the number of the signal that stopped the run; its state is
+      saved then.
+
+    Raises:
+      InputError: bad input, found before anything is compiled; the run directory is as it was.
+      Diverged: a loss or a parameter is not finite. All checkpoints are from before that.
+      SaveError: a checkpoint could not be saved. Those before it are intact.
+    """
+    trainer, record = distributed.agreed(
+        lambda: _prepare(config, run_dir, resume, devices),
+        lambda prepared: {
+            **asdict(prepared[0].config),
+            **prepared[1],
+            "run_dir": str(run_dir),
+            "resume": resume,
+            "devices": devices,
+        },
+    )
+    with ExitStack() as stack:
+        files = distributed.on_lead(lambda: stack.enter_context(RunFiles(trainer, run_dir, resume, record)))
+        return _train(trainer, files)
+
+
+def _prepare(config: Config, run_dir: Path | None, resume: bool, devices: int | None) -> tuple[Trainer, dict[str, Any]]:
+    """Check all that can be checked without writing, and read the images. Every process does."""
+    if run_dir is not None:
+        run_dirs.check(run_dir, resume, RUN_FILES)
+    images = data.load(config.dataset, config.data_dir)
+    config = with_absolute_paths(replace(config, dataset=images.name))
+    images = data.prepared(images, config)
+    if resume:
+        assert run_dir is not None
+        old = configs.load(run_dir / "config.json")
+        if changed := configs.differences(old, config):
+            raise InputError(f"--resume: {run_dir} was started with another configuration: {'; '.join(changed)}")
+    record = {
+        "image_shape": list(images.train.shape[1:]),
+        "steps_per_epoch": steps_per_epoch(config, len(images.train)),
+        **data.digests(images),
+    }
+    trainer = Trainer(config, images, parallel.data_parallel(parallel.select_devices(devices)))
+    trainer.check_fits()
+    return trainer, record
+
+
+def _train(trainer: Trainer, files: "RunFiles | None") -> int | None:
+    """`train`, once all that could be wrong has been checked. `files` are None but on process 0."""
+    saved = files.saved if files is not None else None
+    said = distributed.gather([-1 if saved is None else saved.step, files is not None and files.evaluated()])
+    step, evaluated = max(step for step, _ in said), any(evaluated for _, evaluated in said)
+    state: TrainState | None = None
+    if step >= 0:
+        state = distributed.from_lead(
+            saved.state
+            if saved is not None
+            else jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), trainer.abstract_state())
+        )
+    step = max(step, 0)
+    total = trainer.config.epochs * trainer.steps_per_epoch
+    if step >= total and evaluated:
+        if files is not None:
+            files.draw_curves()
+            files.say(f"nothing to do: {step:,} steps are done already; raise {flag('epochs')} to go on")
+        return None
+    sink = _RunSink(files)
+    with StopSignals(distributed.request_stop) as stop, Pipeline(trainer, sink, stop) as pipeline:
+        state = trainer.start(state)
+        first: TrainState = state
+        # One process of a job cannot leave the others, so there a signal is heeded after the compilation.
+        heeded = stop if jax.process_count() == 1 else StopSignals()
+        seconds = unless_stopped(lambda: trainer.compile(first), heeded)
+        if seconds is None:
+            if files is not None:
+                files.say("stopped before a step was taken: there is nothing to save")
+            return stop.received
+        sink.compiled(seconds)
+        if jax.process_count() > 1:
+            size = sum(leaf.nbytes for leaf in jax.tree.leaves(state.params))
+            sink.collective_seconds = parallel.collective_seconds(size, trainer.placement)
+        state, step = pipeline.run(state, step, total, evaluated)
+        _check_finite(state, step)
+
+        def finish() -> None:
+            if sink.failure is not None:
+                raise sink.failure
+            if files is not None:
+                files.finish(state, step)
+
+        # The other processes wait: one that has left is taken for dead, and all are ended.
+        distributed.on_lead(finish)
+    if pipeline.stopped_by is not None:
+        if files is not None:
+            files.say(f"saved at step {step:,}; go on with --resume --run-dir {files.run_dir}")
+        return pipeline.stopped_by
+    if files is not None:
+        files.say(f"done: {files.run_dir}")
+    return None
+
+
+class _RunSink:
+    """What becomes of a run's results: looked at in every process, written by the one that has files."""
+
+    finished = False
+
+    def __init__(self, files: "RunFiles | None"):
+        self._files = files
+        self.failure: SaveError | None = None
+        self.collective_seconds: float | None = None  # Of a step, in a job of several processes.
+
+    def compiled(self, seconds: float) -> None:
+        if self._files is not None:
+            self._files.log.write_timing("compile", seconds=seconds)
+
+    def timed(self, span: Span) -> None:
+        self._write(lambda files: files.write_speed(span))
+        if self._files is not None and self.collective_seconds is not None:
+            advice = parallel.communication_advice(self.collective_seconds, span.seconds / span.steps)
+            self.collective_seconds = None  # Once is enough.
+            if advice is not None:
+                self._files.say(advice)
+
+    def steps(self, step: int, values: Values, speed: Span | None) -> None:
+        """Raises `Diverged` in every process alike, and `SaveError` as `_write` does."""
+        bad = np.flatnonzero(~np.isfinite(values["loss"]))
+        if bad.size:
+            first = step - len(values["loss"])
+            raise Diverged(f"the loss is {values['loss'][bad[0]]} at step {first + int(bad[0]) + 1:,}")
+        self._write(lambda files: files.write_steps(step, values, speed))
+
+    def epoch(
+        self,
+        step: int,
+        evaluations: Mapping[str, Values],
+        pictures: Mapping[str, Array] | None,
+        checkpoint: TrainState | None,
+    ) -> None:
+        """Raises as `steps` does."""
+        for split, values in evaluations.items():
+            if not np.isfinite(values["loss"]).all():
+                raise Diverged(f"the {split} loss is not finite at step {step:,}")
+        if checkpoint is not None:
+            _check_finite(checkpoint, step)
+        self._write(lambda files: files.write_epoch(step, evaluations, pictures, checkpoint))
+
+    def _write(self, action: Callable[["RunFiles"], None]) -> None:
+        """Raises `SaveError` where this is the only process; in a job all are told to stop first."""
+        if self._files is None or self.failure is not None:
+            return
+        try:
+            with run_dirs.told(self._files.run_dir, SaveError):
+                action(self._files)
+        except SaveError as error:
+            if jax.process_count() == 1:
+                raise
+            self.failure = error
+
+
+def _check_finite(state: TrainState, step: int) -> None:
+    """Raise `Diverged` for a state that nobody would want to go on from."""
+    if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.device_get(state))):
+        raise Diverged(f"a parameter is not finite at step {step:,}")
+
+
+def with_absolute_paths(config: Config) -> Config:
+    """`config`, with paths that mean the same wherever the run is resumed from."""
+    named = config.dataset in data.DATASETS
+    return replace(
+        config,
+        dataset=config.dataset if named else os.path.abspath(config.dataset),
+        data_dir=os.path.abspath(config.data_dir) if config.data_dir else None,
+    )
