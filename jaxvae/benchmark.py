@@ -25,10 +25,12 @@ from jaxvae import config as configs
 from jaxvae.distributed import devices as parallel
 from jaxvae.errors import InputError
 from jaxvae.keys import key_of, purpose_key
-from jaxvae.models.models import build_model, with_precision
-from jaxvae.objectives.variational import build_objective
+from jaxvae.models.build import build_model
+from jaxvae.models.layers import Precision, with_precision
+from jaxvae.objectives.build import build_objective
+from jaxvae.optimizer import build_optimizer
+from jaxvae.options import flag
 from jaxvae.train.computer import advance
-from jaxvae.train.optimizer import build_optimizer
 from jaxvae.train.programs import steps_per_epoch
 from jaxvae.train.step import abstract_state, make_train_step
 from jaxvae.train.trainer import Trainer
@@ -57,7 +59,7 @@ class Arguments:
     """Whose images, as of jaxvae.train."""
     data_dir: str | None = None
     """Directory of its IDX files, as of jaxvae.train."""
-    matmul_precision: configs.Precision = configs.Config.matmul_precision
+    matmul_precision: Precision = configs.Config.matmul_precision
     """Of float32 products, as of jaxvae.train; the machine's own are timed at the same."""
     rounds: int = 5
     """Rounds, after one of warm-up."""
@@ -114,7 +116,7 @@ def products_of(config: configs.Config) -> str:
     return config.compute_dtype if config.compute_dtype != "float32" else f"float32-{config.matmul_precision}"
 
 
-def matmul_timer(dtype: str, precision: configs.Precision) -> Callable[[], float]:
+def matmul_timer(dtype: str, precision: Precision) -> Callable[[], float]:
     """A function that multiplies large square matrices and returns the FLOP/s it got.
 
     Its best is what products of this dtype and precision can reach on this device.
@@ -295,7 +297,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = cli.parse(Arguments, argv, prog="python -m jaxvae.benchmark", description=DESCRIPTION)
     for name in ("preset", "batch_size", "devices"):
         if not getattr(arguments, name):
-            raise InputError(f"{configs.flag(name)} needs at least one value")
+            raise InputError(f"{flag(name)} needs at least one value")
     if arguments.rounds < 1:
         raise InputError(f"--rounds must be at least 1, not {arguments.rounds}")
     if arguments.json is not None:

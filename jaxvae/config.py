@@ -1,251 +1,62 @@
-"""The configuration of a run: one frozen dataclass, its presets, and its JSON form.
+"""The configuration of a run: one flat dataclass, put together from what its components declare.
 
-Every field is a flag of ``python -m jaxvae.train`` (``batch_size`` is ``--batch-size``) and a key
-of a run directory's ``config.json``.
+Every field is a flag of ``python -m jaxvae.train`` (``batch_size`` is ``--batch-size``) and a key of a run directory's
+``config.json``. What belongs to a likelihood, an objective and so on is declared there: see `jaxvae.options`.
 """
 
 import dataclasses
 import functools
-import json
 import math
 import types
 import typing
-from collections.abc import Callable, Collection, Mapping
-from pathlib import Path
-from typing import Any, Literal
+from collections.abc import Collection, Iterator, Mapping
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple
+
+import optax
+from flax import linen as nn
+from typing_extensions import Doc
 
 from jaxvae.errors import InputError, suggestion
+from jaxvae.models.autoencoder import Head
+from jaxvae.models.layers import Precision
+from jaxvae.models.likelihoods import LIKELIHOODS
+from jaxvae.models.networks import MAX_WIDTH, NETWORKS
+from jaxvae.models.priors import PRIORS
+from jaxvae.noise import INPUTS
+from jaxvae.objectives.base import FunctionObjective
+from jaxvae.objectives.build import OBJECTIVES
+from jaxvae.optimizer import OPTIMIZERS, GivenOptimizer, Optimizer
+from jaxvae.options import (
+    AT_LEAST_1,
+    COUNT,
+    FRACTION,
+    NOT_NEGATIVE,
+    Option,
+    Range,
+    flag,
+    one_of,
+    option,
+    options,
+    words,
+)
+from jaxvae.own import is_own, resolve
+from jaxvae.presets import OVERRIDES, overrides
+from jaxvae.protocols import Inputs, Likelihood, Network, Objective, Prior
 
-Head = Literal["relu", "linear", "logvar", "exp"]
-Likelihood = Literal["bernoulli", "gaussian", "gaussian-global", "gaussian-pixel", "logistic"]
-Precision = Literal["default", "high", "highest"]
-Activation = Literal["relu", "tanh", "elu", "gelu", "silu"]
-MAX_WIDTH = 2**16  # Of a layer; a wider one is a slip of the finger, and would hang while it is allocated.
+# The components of a run by the field that names them, each among the built-in ones or the user's own.
+SLOTS: Mapping[str, Mapping[str, type]] = types.MappingProxyType(
+    {
+        "inputs": INPUTS,
+        "architecture": NETWORKS,
+        "objective": OBJECTIVES,
+        "likelihood": LIKELIHOODS,
+        "prior": PRIORS,
+        "optimizer": OPTIMIZERS,
+    }
+)
 
-
-def flag(field: str) -> str:
-    """The command-line flag of a field: "batch_size" is "--batch-size"."""
-    return "--" + field.replace("_", "-")
-
-
-def _from_preset(kind: Any) -> Any:
-    """Let the fields of `Config` that are not given take the values of the preset that is."""
-    init = kind.__init__
-
-    @functools.wraps(init)
-    def filled(self: Any, preset: str = kind.preset, **given: Any) -> None:
-        init(self, preset, **{**_overrides(preset), **given})
-
-    kind.__init__ = filled
-    return kind
-
-
-@_from_preset
-@dataclasses.dataclass(frozen=True)
-class Config:
-    """What is trained, on what, and how. What is not given takes the preset's value.
-
-    Raises:
-      InputError: a value is out of range, does not go with another, or has no effect (see `READ_WHEN`).
-    """
-
-    # The values here are those of "notes-vae"; `OVERRIDES` has those in which the other presets differ. A docstring
-    # below a field is its help text. The command line needs it on one line.
-    preset: str = "notes-vae"
-    """notes-ae, notes-vae: the notes' models to the letter; vae: a usual VAE; iwae: after Burda et al."""
-
-    # Data.
-    dataset: str = "auto"
-    """auto (mnist, or digits if offline), mnist, fashion_mnist, kmnist, digits, a .npy/.npz file, image folders."""
-    data_dir: str | None = None
-    """Directory of IDX files (.gz or not). Without it they are downloaded once, checksums verified."""
-    validation: float = 0.0
-    """Training images to hold out, to choose the best checkpoint by: a fraction below 1, or a number; 0: none."""
-    validation_seed: int = 0
-    """Draws which training images are held out."""
-
-    # Model.
-    hidden: tuple[int, ...] = (256, 64)
-    """Widths of the encoder's hidden layers (conv: their channels); the decoder mirrors them."""
-    latent_size: int = 10
-    """Latent dimensions; for an autoencoder, the width of its code."""
-    head: Head = "relu"
-    """Beside the mean: deviation (relu), log-variance within +-10 (linear) or free (logvar), log-deviation (exp)."""
-    architecture: Literal["mlp", "conv", "two-layer"] = "mlp"
-    """mlp: dense; conv: stride-2 convolutions, any image size; two-layer: two stochastic layers of dense ones."""
-    activation: Activation = "relu"
-    """Activation function between layers."""
-    init: Literal["pytorch", "glorot"] = "pytorch"
-    """Initial weights of dense layers: as PyTorch's; or Glorot's, and the pixels' bias at the logit of their mean."""
-    objective: Literal["mse", "notes-elbo", "elbo", "iwae", "dreg", "info", "beta-tc"] = "notes-elbo"
-    """mse (autoencoder), notes-elbo (VAE): the notes', per pixel; the others in nats/image."""
-    likelihood: Likelihood = "bernoulli"
-    """Distribution of a pixel, for the objectives in nats/image."""
-    likelihood_std: float = 0.1
-    """Standard deviation of the likelihood gaussian, in units of intensity (0 to 1)."""
-    inputs: Literal["grey", "dynamic", "static"] = "grey"
-    """Pixels. dynamic: 0 or 1, drawn anew each time an image is seen; static: drawn once, by --static-seed."""
-    static_seed: int = 0
-    """Draws the pixels of --inputs static."""
-    dequantize: bool = False
-    """Add uniform noise of one grey level to the pixels, so that a Gaussian's density bounds a probability."""
-    corruption: float = 0.0
-    """Fraction of the pixels an autoencoder does not get to see: denoising."""
-    compute_dtype: Literal["float32", "bfloat16"] = "float32"
-    """Arithmetic of the layers' products; parameters, losses and updates are always float32."""
-    matmul_precision: Precision = "highest"
-    """Of float32 products in training. highest: float32; high, default: TF32 (GPU); 3 passes, 1 of bfloat16 (TPU)."""
-
-    # Objective.
-    samples: int = 1
-    """Latents drawn an image and step: the k of iwae and dreg."""
-    beta: float = 1.0
-    """Weight of the KL term (beta-tc: of its total correlation alone)."""
-    kl_warmup_epochs: float = 0.0
-    """Epochs over which that weight grows from 0 to --beta (beta-tc: the rest of the KL term weighs 1 throughout)."""
-    kl_cycles: int = 1
-    """Warm-ups of the KL term's weight, evenly over the run: cyclical annealing."""
-    free_bits: float = 0.0
-    """Nats a latent dimension may cost an image before its KL counts."""
-    mmd_weight: float = 0.0
-    """Weight of the maximum mean discrepancy in info, times the number of pixels."""
-
-    # Training.
-    learning_rate: float = 1e-3
-    """Adam's learning rate; where there is a schedule, its highest."""
-    schedule: Literal["constant", "cosine", "stages"] = "constant"
-    """cosine: down to 0 at the end; stages: eight, of 3^i parts of the run each, at 10^(-i/7) of the rate."""
-    warmup_epochs: float = 0.0
-    """Epochs over which the learning rate grows from 0."""
-    weight_decay: float = 0.0
-    """Decoupled weight decay (AdamW): a step shrinks weights by this times the learning rate."""
-    clip_norm: float = 0.0
-    """Scale gradients of a greater norm down to this one; 0: never."""
-    adam_b1: float = 0.9
-    """Adam's decay of the first moment."""
-    adam_b2: float = 0.999
-    """Adam's decay of the second moment."""
-    adam_eps: float = 1e-8
-    """Added to the root of Adam's second moment."""
-    batch_size: int = 32
-    """Images a step. The last, incomplete batch of an epoch is dropped."""
-    epochs: int = 20
-    """Passes over the training images; the notes train for 1000."""
-    seed: int = 0
-    """Everything random follows from it: initial weights, order of the images, noise."""
-
-    # Cadence: what is written and when. It does not change what is trained.
-    log_every: int = 0
-    """Steps that a train line of metrics.jsonl averages over; 0: all of an epoch."""
-    image_every: int = 1
-    """Epochs between pictures; 0: only at the end."""
-    checkpoint_every: int = 5
-    """Epochs between checkpoints; 0: only at the end."""
-    keep_checkpoints: int = 3
-    """Newest checkpoints to keep."""
-    keep_best_checkpoints: int = 1
-    """Best checkpoints by the validation images to keep besides, of those saved. None without --validation."""
-
-    def __post_init__(self) -> None:
-        """Raise `InputError` for a value out of range; types are for `from_json` and the command line."""
-        positive = ("latent_size", "batch_size", "epochs", "keep_checkpoints", "samples", "kl_cycles")
-        cadence = ("log_every", "image_every", "checkpoint_every", "keep_best_checkpoints")
-        not_negative = (*cadence, "seed", "static_seed", "validation_seed")
-        for name in positive:
-            if getattr(self, name) < 1:
-                raise InputError(f"{flag(name)} must be at least 1, not {getattr(self, name)}")
-        for name in not_negative:
-            if getattr(self, name) < 0:
-                raise InputError(f"{flag(name)} must not be negative, not {getattr(self, name)}")
-        if self.seed >= 2**32:
-            raise InputError(f"{flag('seed')} must be below 2^32, not {self.seed}")
-        if not all(1 <= width <= MAX_WIDTH for width in self.hidden):
-            raise InputError(f"{flag('hidden')} takes widths from 1 to {MAX_WIDTH}, not {list(self.hidden)}")
-        if self.latent_size > MAX_WIDTH:
-            raise InputError(f"{flag('latent_size')} must be at most {MAX_WIDTH}, not {self.latent_size}")
-        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
-            raise InputError(f"{flag('learning_rate')} must be positive and finite, not {self.learning_rate}")
-        for name in (
-            "kl_warmup_epochs",
-            "free_bits",
-            "mmd_weight",
-            "warmup_epochs",
-            "weight_decay",
-            "clip_norm",
-            "beta",
-        ):
-            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
-                raise InputError(f"{flag(name)} must be finite and not negative, not {getattr(self, name)}")
-        for name in ("likelihood_std", "adam_eps"):
-            if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
-                raise InputError(f"{flag(name)} must be positive and finite, not {getattr(self, name)}")
-        for name in ("adam_b1", "adam_b2", "corruption"):
-            if not 0 <= getattr(self, name) < 1:
-                raise InputError(f"{flag(name)} must be in [0, 1), not {getattr(self, name)}")
-        if not (math.isfinite(self.validation) and self.validation >= 0):
-            raise InputError(f"{flag('validation')} must be finite and not negative, not {self.validation}")
-        if self.validation > 1 and self.validation % 1:
-            raise InputError(f"{flag('validation')} must be below 1 or a whole number, not {self.validation}")
-        self._check_what_goes_together()
-        self._check_what_is_read()
-        if not self.dataset:
-            raise InputError("--dataset must not be empty")
-
-    def _check_what_goes_together(self) -> None:
-        def needs(what: str, of: str, ok: bool, why: str) -> None:
-            if not ok:
-                raise InputError(f"{of} needs {what}: {why}")
-
-        named = f"--objective {self.objective}"
-        if self.in_nats:
-            why = "it has no finite value at a standard deviation of 0"
-            needs("--head linear, logvar or exp", named, self.head != "relu", why)
-        if not self.is_vae:
-            needs("--head relu or linear", named, self.head in ("relu", "linear"), "a code has no deviation")
-        if self.objective in ("info", "beta-tc"):
-            needs("--samples 1", named, self.samples == 1, "it takes one latent an image")
-        if self.objective == "info":
-            needs("--mmd-weight above 0", named, self.mmd_weight > 0, "without it, it is elbo")
-        if self.architecture == "two-layer":
-            why = "the others look at one latent layer"
-            needs("--objective elbo or iwae", "--architecture two-layer", self.objective in ("elbo", "iwae"), why)
-            needs("two --hidden widths", "--architecture two-layer", len(self.hidden) == 2, "one a layer")
-        if self.objective in ("info", "beta-tc"):
-            needs("--batch-size 2", named, self.batch_size > 1, "it compares samples")
-        if self.architecture == "conv":
-            needs("--hidden", "--architecture conv", len(self.hidden) > 0, "a layer's channels each")
-        if self.warmup_epochs > self.epochs:
-            raise InputError(f"--warmup-epochs {self.warmup_epochs:g} is more than --epochs {self.epochs}")
-        if self.kl_warmup_epochs > self.epochs / self.kl_cycles:
-            raise InputError(f"--kl-warmup-epochs {self.kl_warmup_epochs:g} is more than a cycle of the run has")
-        if self.inputs != "grey" and self.in_nats and self.likelihood == "logistic":
-            raise InputError("--likelihood logistic needs --inputs grey: it is of 256 levels")
-        if self.dequantize:
-            of_levels = self.in_nats and self.likelihood.startswith("gaussian") and self.inputs == "grey"
-            needs("a gaussian --likelihood and --inputs grey", "--dequantize", of_levels, "it is of 256 levels")
-
-    def _check_what_is_read(self) -> None:
-        for name in _unread(self):
-            value = getattr(self, name)
-            raise InputError(f"{flag(name)} {words(value)} has no effect: it needs {unmet(self, name)}")
-
-    @property
-    def in_nats(self) -> bool:
-        """Whether figures are in nats per image, rather than in the notes' scale, per pixel."""
-        return self.objective in NATS
-
-    def numbers(self) -> dict[str, float]:
-        """The values of `SWEPT`."""
-        return {name: getattr(self, name) for name in SWEPT}
-
-    @property
-    def is_vae(self) -> bool:
-        """Whether the model is a `VAE` rather than an `AutoEncoder`."""
-        return self.objective != "mse"
-
-
-# What may differ between models that are trained in one program: numbers that change no shape and no branch.
-SWEPT = ("learning_rate", "beta", "free_bits", "mmd_weight", "weight_decay")
+# What a model of the user's own has no use for: it is a whole model.
+_NOT_WITH_MODEL = ("architecture", "prior", "latent_size", "head", "compute_dtype")
 
 # What may change when a run is resumed: how long it goes on, what it writes when, and where the
 # images lie. The images themselves are compared by digest.
@@ -254,114 +65,296 @@ RESUMABLE_FIELDS = frozenset(
     | {"checkpoint_every", "keep_checkpoints", "keep_best_checkpoints"}
 )
 
-# The objectives in nats, all of which have a likelihood and a KL term.
-NATS = ("elbo", "iwae", "dreg", "info", "beta-tc")
-SET: tuple[Any, ...] = ()  # Any value but 0 or nothing.
 
-# When a field, or one choice for a field, is read: when each of the fields named has one of the values given, and is
-# read itself. All others are always read. What is not read must be the preset's, or `Config` refuses it.
-READ_WHEN: Mapping[str | tuple[str, Any], Mapping[str, tuple[Any, ...]]] = types.MappingProxyType(
-    {
-        "validation_seed": {"validation": SET},
-        "activation": {"hidden": SET},
-        ("init", "pytorch"): {"architecture": ("mlp", "two-layer")},
-        "likelihood": {"objective": NATS},
-        "likelihood_std": {"likelihood": ("gaussian",)},
-        "static_seed": {"inputs": ("static",)},
-        "corruption": {"objective": ("mse",)},
-        "samples": {"objective": NATS},
-        "beta": {"objective": NATS},
-        "kl_warmup_epochs": {"objective": NATS},
-        "kl_cycles": {"kl_warmup_epochs": SET},
-        "free_bits": {"objective": ("elbo", "info"), "architecture": ("mlp", "conv")},
-        "mmd_weight": {"objective": ("info",)},
-        "keep_best_checkpoints": {"validation": SET},
-    }
-)
+class Parts(NamedTuple):
+    """The components of a run, with their options; `model` is the user's own, or None."""
+
+    inputs: Inputs
+    network: Network
+    objective: Objective
+    likelihood: Likelihood
+    prior: Prior
+    optimizer: Optimizer
+    model: nn.Module | None
 
 
-def unmet(config: Any, name: str) -> str | None:
-    """What would have to be chosen for the value of the field `name` to be read, as a flag; None: it is read."""
-    for key in (name, (name, getattr(config, name))):
-        for by, values in READ_WHEN.get(key, {}).items():
-            value = getattr(config, by)
-            if not (value in values if values else value):
-                return (
-                    f"{flag(by)} {', '.join(values[:-1])} or {values[-1]}"
-                    if values[1:]
-                    else " ".join([flag(by), *values])
-                )
-            if missing := unmet(config, by):
-                return missing
-    return None
+_SEED = Range("at least 0 and below 2^32", lambda value: 0 <= value < 2**32)
+_HELD_OUT = Range("below 1 or a whole number", lambda value: math.isfinite(value) and (value <= 1 or not value % 1))
 
 
-def _unread(config: Any) -> list[str]:
-    """The fields of `config` that are not read, and not their preset's value."""
-    overrides = _overrides(config.preset)
-    return [
-        field.name
-        for field in dataclasses.fields(Config)
-        if getattr(config, field.name) != overrides.get(field.name, field.default) and unmet(config, field.name)
-    ]
+@dataclasses.dataclass(frozen=True)
+class _Fields:
+    """What is no component's. Below each field that names a component, `Config` has the options of all of them."""
+
+    preset: str = option("notes-vae")
+    """notes-ae, notes-vae: the notes' models to the letter; vae: a usual VAE; iwae: after Burda et al."""
+
+    # Data.
+    dataset: str = option("auto", Range("a name or a path, not empty", bool))
+    """auto (mnist, or digits if offline), mnist, fashion_mnist, kmnist, digits, a .npy/.npz file, image folders."""
+    data_dir: str | None = option(None)
+    """Directory of IDX files (.gz or not). Without it they are downloaded once, checksums verified."""
+    validation: float = option(0.0, NOT_NEGATIVE)
+    """Training images to hold out, to choose the best checkpoint by: a fraction below 1, or a number; 0: none."""
+    validation_seed: int = option(0, COUNT)
+    """Draws which training images are held out."""
+    inputs: str = option("grey")
+    """Pixels. dynamic: 0 or 1, drawn anew each time an image is seen; static: drawn once, by --static-seed."""
+
+    # Model.
+    model: str | None = option(None)
+    """package.module:Name of a Flax module of your own, in place of all that describes a model."""
+    architecture: str = option("mlp")
+    """mlp: dense; conv: stride-2 convolutions, any image size; two-layer: two stochastic layers of dense ones."""
+    latent_size: int = option(10, Range(f"from 1 to {MAX_WIDTH}", lambda value: 1 <= value <= MAX_WIDTH))
+    """Latent dimensions; for an autoencoder, the width of its code."""
+    head: Head = option("relu")
+    """Beside the mean: deviation (relu), log-variance within +-10 (linear) or free (logvar), log-deviation (exp)."""
+    compute_dtype: Literal["float32", "bfloat16"] = option("float32")
+    """Arithmetic of the layers' products; parameters, losses and updates are always float32."""
+    matmul_precision: Precision = option("highest")
+    """Of float32 products in training. highest: float32; high, default: TF32 (GPU); 3 passes, 1 of bfloat16 (TPU)."""
+
+    # Objective.
+    objective: str = option("notes-elbo")
+    """mse (autoencoder), notes-elbo (VAE): the notes', per pixel; the others in nats/image."""
+    likelihood: str = option("bernoulli")
+    """Distribution of a pixel, for the objectives in nats/image."""
+    prior: str = option("normal")
+    """Distribution of the latents, for the objectives in nats/image."""
+
+    # Training.
+    optimizer: str = option("adam")
+    """What makes the updates; or package.module:Name of an optax optimiser of your own."""
+    ema: float = option(0.0, FRACTION)
+    """Evaluate, draw and export an exponential moving average of the weights with this decay; 0: the weights."""
+    batch_size: int = option(32, AT_LEAST_1)
+    """Images a step. The last, incomplete batch of an epoch is dropped."""
+    epochs: int = option(20, AT_LEAST_1)
+    """Passes over the training images; the notes train for 1000."""
+    seed: int = option(0, _SEED)
+    """Everything random follows from it: initial weights, order of the images, noise."""
+
+    # Cadence: what is written and when. It does not change what is trained.
+    log_every: int = option(0, COUNT)
+    """Steps that a train line of metrics.jsonl averages over; 0: all of an epoch."""
+    image_every: int = option(1, COUNT)
+    """Epochs between pictures; 0: only at the end."""
+    checkpoint_every: int = option(5, COUNT)
+    """Epochs between checkpoints; 0: only at the end."""
+    keep_checkpoints: int = option(3, AT_LEAST_1)
+    """Newest checkpoints to keep."""
+    keep_best_checkpoints: int = option(1, COUNT)
+    """Best checkpoints by the validation images to keep besides, of those saved. None without --validation."""
 
 
-# What each preset has other than the values beside the fields of `Config`. "notes-ae" and "notes-vae" are the notes'
-# two models to the letter but for the number of epochs; "vae" is what the field means by a VAE.
-OVERRIDES: Mapping[str, Mapping[str, Any]] = types.MappingProxyType(
-    {
-        "notes-ae": {"objective": "mse", "latent_size": 20},
-        "notes-vae": {},
-        "vae": {
-            "validation": 1 / 12,  # 5,000 of MNIST's 60,000
-            "objective": "elbo",
-            "head": "linear",
-            "hidden": (512, 256),
-            "latent_size": 20,
-            "batch_size": 128,
-        },
-        # After Burda, Grosse and Salakhutdinov (arXiv 1509.00519) and their code: the one-layer model, the rate's
-        # stages, Adam's constants. Not theirs: images reshuffled, and a twelfth of them held out (they keep the file's
-        # order, and hold out 400); second moments that start at 0 (1), Adam's eps added after the bias correction
-        # (before it); rates that are not rounded; mean and deviation in one layer; active units of the test images
-        # (500 training images). Their widths for two stochastic layers are --hidden 200 100. All of it is in
-        # docs/iwae-preset.md.
-        "iwae": {
-            "validation": 1 / 12,
-            "objective": "iwae",
-            "samples": 5,
-            "head": "exp",
-            "hidden": (200, 200),
-            "latent_size": 50,
-            "activation": "tanh",
-            "init": "glorot",
-            "inputs": "dynamic",
-            "batch_size": 20,
-            "epochs": 3280,
-            "schedule": "stages",
-            "adam_b1": 0.99,
-            "adam_eps": 1e-4 / 20,  # They sum gradients over the batch, which multiplies eps by its size.
-            "image_every": 50,
-            "checkpoint_every": 50,
-        },
-    }
-)
+def kind_of(slot: str, name: str) -> Any:
+    """The component that a field names: its class; or what the user gave, which may be an object ready for use.
+
+    Raises:
+      InputError: there is none of this name.
+    """
+    if name in SLOTS[slot]:
+        return SLOTS[slot][name]
+    if not is_own(name):
+        near = suggestion(name, SLOTS[slot])
+        raise InputError(f"{flag(slot)} {name}: unknown; choose from {', '.join(SLOTS[slot])}{near}")
+    found = resolve(name, flag(slot))
+    if slot == "optimizer" and isinstance(found, optax.GradientTransformation):
+        return GivenOptimizer(found)
+    if slot == "objective" and isinstance(found, types.FunctionType):
+        return FunctionObjective(found)
+    protocol = typing.get_type_hints(Parts)["network" if slot == "architecture" else slot]
+    if protocol not in (found if isinstance(found, type) else type(found)).__mro__:
+        raise InputError(f"{flag(slot)} {name}: must inherit from {protocol.__module__}.{protocol.__name__}")
+    return found
 
 
-def _overrides(preset: str) -> Mapping[str, Any]:
-    """The preset's entry in `OVERRIDES`. Raises `InputError` if there is none."""
-    if preset not in OVERRIDES:
-        near = suggestion(preset, OVERRIDES)
-        raise InputError(f"--preset {preset}: unknown; choose from {', '.join(OVERRIDES)}{near}")
-    return OVERRIDES[preset]
+def parts_of(values: Mapping[str, Any]) -> Parts:
+    """The components that the values of all fields describe. Raises `InputError`."""
+    built: list[Any] = []
+    for slot in SLOTS:
+        kind = kind_of(slot, values[slot])
+        built.append(kind(**{o.name: values[o.name] for o in options(kind)}) if isinstance(kind, type) else kind)
+    model = values["model"]
+    if model is not None:
+        if not is_own(model):
+            raise InputError(f"--model {model}: must be package.module:Name")
+        found = resolve(model, "--model")
+        model = found if isinstance(found, nn.Module) else found()
+        if not isinstance(model, nn.Module):
+            raise InputError(f"--model {values['model']}: is no flax.linen.Module")
+    return Parts(*(*built, model))
 
 
-PRESETS: Mapping[str, Config] = types.MappingProxyType({name: Config(preset=name) for name in OVERRIDES})
+class _Config:
+    """What is trained, on what, and how. What is not given takes the preset's value.
+
+    Raises:
+      InputError: a value is out of range, does not go with another, or has no effect.
+    """
+
+    def __new__(cls, preset: str = _Fields.preset, **values: Any) -> Any:
+        """A `Config` whose class has the options of components of the user's own as well."""
+        return object.__new__(config_type({**overrides(preset), **values}))
+
+    def __post_init__(self) -> None:
+        for declared in options_of(type(self)):
+            declared.check(getattr(self, declared.name))
+        if not _HELD_OUT.holds(self.validation):  # type: ignore[attr-defined]
+            raise InputError(f"--validation must be {_HELD_OUT.words}, not {self.validation}")  # type: ignore[attr-defined]
+        for part in self.parts[:-1]:
+            part.check(self)
+        for name in unread(self):
+            value = words(getattr(self, name))
+            raise InputError(f"{flag(name)} {value} has no effect: it needs {unmet(self, name)}")
+
+    @functools.cached_property
+    def parts(self) -> Parts:
+        """The components, with their options."""
+        return parts_of(values_of(self))
+
+    def traced(self) -> dict[str, float]:
+        """The traced hyperparameters: the options that are numbers to the compiled program, and may be swept in one."""
+        return {o.name: getattr(self, o.name) for part in self.parts[:-1] for o in options(type(part)) if o.traced}
+
+    @property
+    def in_nats(self) -> bool:
+        """Whether metrics are in nats per image, with a likelihood, rather than in the notes' scale, per pixel."""
+        return bool(self.parts.objective.bound)
+
+    @property
+    def is_vae(self) -> bool:
+        """Whether the model has a distribution of latents."""
+        return self.parts.objective.latent_model
+
+
+def values_of(config: Any) -> dict[str, Any]:
+    """The values of all fields by name."""
+    return {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+
+
+def _declared(own: Mapping[str, tuple[str, ...]]) -> Iterator[Option]:
+    """The options of `Config`, in order: those of components follow the field that names them."""
+    seen: dict[str, Option] = {}
+    for declared in options(_Fields):
+        if declared.name in SLOTS:
+            names = (*SLOTS[declared.name], *own.get(declared.name, ()))
+            declared = declared._replace(annotation=Literal[names])
+        found = [declared]
+        if declared.name in SLOTS:
+            for name in names:
+                kind = kind_of(declared.name, name)
+                found += options(kind) if isinstance(kind, type) else ()
+        for each in found:
+            if each.name not in seen:
+                seen[each.name] = each
+                yield each
+            elif each.annotation != seen[each.name].annotation or each.default != seen[each.name].default:
+                raise InputError(f"{flag(each.name)} is declared twice, with another type or default")
+
+
+def _from_preset(kind: Any) -> Any:
+    """Let the fields that are not given take the values of the preset that is."""
+    init = kind.__init__
+
+    @functools.wraps(init)
+    def filled(self: Any, preset: str = _Fields.preset, **given: Any) -> None:
+        init(self, preset, **{**overrides(preset), **given})
+
+    kind.__init__ = filled
+    return kind
+
+
+@functools.cache
+def _config_type(own: tuple[tuple[str, str], ...]) -> type:
+    by_slot = {slot: tuple(name for s, name in own if s == slot) for slot, _ in own}
+    fields = []
+    for o in _declared(by_slot):
+        metadata = {"must": o.must, "traced": o.traced}
+        fields.append(
+            (o.name, Annotated[o.annotation, Doc(o.help)], dataclasses.field(default=o.default, metadata=metadata))
+        )
+    kind = dataclasses.make_dataclass("Config", fields, bases=(_Config,), frozen=True)
+    kind.__module__, kind.__doc__ = __name__, _Config.__doc__
+    return _from_preset(kind)  # type: ignore[no-any-return]
+
+
+def config_type(values: Mapping[str, Any]) -> type:
+    """The class of configurations whose fields have these values: `Config`, or one with more options, see `_Config`."""
+    return _config_type(tuple((slot, values[slot]) for slot in SLOTS if is_own(values.get(slot))))
+
+
+def options_of(kind: Any) -> tuple[Option, ...]:
+    """The options of a class of configurations, in order."""
+    return _options_of(kind)
+
+
+@functools.cache
+def _options_of(kind: Any) -> tuple[Option, ...]:
+    hints = typing.get_type_hints(kind)
+    return tuple(
+        Option(f.name, hints[f.name], f.default, "", f.metadata["must"], f.metadata["traced"])
+        for f in dataclasses.fields(kind)
+    )
+
+
+if TYPE_CHECKING:
+
+    class Config(_Config):
+        """What is trained, on what, and how."""
+
+        __dataclass_fields__: ClassVar[dict[str, Any]]
+        preset: str = "notes-vae"
+        matmul_precision: Precision = "highest"
+
+        def __init__(self, preset: str = ..., **values: Any) -> None: ...
+        def __getattr__(self, name: str) -> Any: ...
+
+else:
+    Config = _config_type(())
+
+# What may differ between models that are trained in one program.
+TRACED = tuple(o.name for o in options_of(Config) if o.traced)
 
 
 def preset(name: str) -> Config:
     """The preset called `name`. Raises `InputError` if there is none."""
     return Config(preset=name)
+
+
+def unread(config: Any) -> list[str]:
+    """The fields of `config` that have no effect, and not their preset's value."""
+    given = overrides(config.preset)
+    return [
+        o.name
+        for o in options_of(config_type({slot: getattr(config, slot) for slot in SLOTS}))
+        if getattr(config, o.name) != given.get(o.name, o.default) and unmet(config, o.name)
+    ]
+
+
+def unmet(config: Any, name: str) -> str | None:
+    """What would have to be chosen for the value of the field `name` to have an effect, as flags; None: it has one."""
+    parts = config.parts
+    if config.model is not None and name in _NOT_WITH_MODEL:
+        return "no --model"
+    if name in ("validation_seed", "keep_best_checkpoints"):
+        return None if config.validation else "--validation"
+    if name in ("likelihood", "prior"):
+        if name in parts.objective.uses:
+            return None
+        return f"--objective {one_of(key for key, kind in OBJECTIVES.items() if name in kind.uses)}"
+    for slot, chosen in zip(SLOTS, parts, strict=False):
+        own = {o.name for o in options(type(chosen))}
+        owners = [key for key, kind in SLOTS[slot].items() if name in {o.name for o in options(kind)}]
+        if name in own or owners:
+            if missing := unmet(config, slot):
+                return missing
+            if name not in own:
+                return f"{flag(slot)} {one_of(owners)}"
+            needed: str | None = chosen.idle(config).get(name)
+            return needed
+    return None
 
 
 def describe(config: Config, without: Collection[str] = ()) -> str:
@@ -374,156 +367,31 @@ def describe(config: Config, without: Collection[str] = ()) -> str:
       without: other fields to leave out.
     """
     base = PRESETS[config.preset]
-    names = [name for name in _changed(base, config) if name not in ("seed", *without)]
+    names = [name for name in changed(base, config) if name not in ("seed", *without)]
     names.sort(key=lambda name: name != "objective")  # It says most.
     changes = ", ".join(f"{name} {words(getattr(config, name))}" for name in names)
     return f"{config.preset}, changed: {changes}" if changes else config.preset
 
 
-def words(value: Any) -> str:
-    """A field's value as people write it: "512,256" for a tuple, "0.001" for 1e-3."""
-    if isinstance(value, tuple):
-        return ",".join(map(str, value)) or "none"
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-# --- config.json --------------------------------------------------------------------------------------------
-
-FORMAT = 2  # Of config.json. Files before there were formats are of format 1.
-
-# What a file of an older format means by a field that it lacks, where that is not its preset's value today: by the
-# last format that meant it, then by preset (None: any). Whoever adds a field, or changes a value of a preset, raises
-# `FORMAT` and writes down here what was before.
-FORMERLY: Mapping[int, Mapping[str | None, Mapping[str, Any]]] = types.MappingProxyType(
-    {
-        1: {
-            None: {"validation": 0.0, "validation_seed": 0, "dequantize": False, "matmul_precision": "default"},
-        },
-    }
-)
-
-# Fields that there are no more, by the last format that had them: the values without which a file means the same.
-DROPPED: Mapping[int, Mapping[str, Callable[[Any], bool]]] = types.MappingProxyType(
-    {
-        # How calls were cut. It changed the number of steps an epoch where they did not divide into equal calls: that
-        # number is in the record of every checkpoint, and a run that had another is not resumed.
-        1: {"steps_per_call": lambda value: type(value) is int and value >= 1},
-    }
-)
-
-
-def to_json(config: Config) -> str:
-    """`config` as JSON text, a field a line, that `from_json` takes back to an equal `Config`."""
-    return json.dumps({"format": FORMAT, **dataclasses.asdict(config)}, indent=2) + "\n"
-
-
-def from_field(name: str, value: Any, origin: str) -> Any:
-    """A field's value as it came from JSON; lists become tuples. Raises `InputError` where its type is wrong."""
-    annotation = typing.get_type_hints(Config)[name]
-    origin_type, args = typing.get_origin(annotation), typing.get_args(annotation)
-    if origin_type is Literal:
-        ok = value in args and isinstance(value, str)
-    elif origin_type is tuple:
-        ok = isinstance(value, list) and all(type(item) is args[0] for item in value)
-        value = tuple(value) if ok else value
-    elif annotation is float:
-        ok = type(value) is float or (type(value) is int and abs(value) < 2**1000)  # What a float holds.
-        value = float(value) if ok else value
-    else:
-        ok = type(value) in (args or (annotation,))
-    if not ok:
-        raise InputError(f"{origin}: {name} must be {annotation_words(annotation)}, not {json.dumps(value)}")
-    return value
-
-
-def annotation_words(annotation: Any) -> str:
-    """A field's type in words, for error messages."""
-    if typing.get_origin(annotation) is Literal:
-        return "one of " + ", ".join(typing.get_args(annotation))
-    if typing.get_origin(annotation) is tuple:
-        return "a list of whole numbers"
-    names = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
-    return names.get(annotation, "a text or null")
-
-
-def from_json(text: str, origin: str = "config.json") -> Config:
-    """The `Config` that `to_json` wrote, now or in an older version.
-
-    Args:
-      text: a JSON object. Of an older format, a field that it lacks takes the value that the version which wrote it
-        had (`FORMERLY`), one that there is no more is left out (`DROPPED`), and so is one that nothing read.
-      origin: the file's name, for messages.
-
-    Raises:
-      InputError: not a JSON object, a newer format, an unknown field, a value of the wrong type or out of range.
-    """
-    try:
-        values = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{origin} is not JSON: {error}") from None
-    if not isinstance(values, dict):
-        raise InputError(f"{origin} must hold a JSON object")
-    written = values.pop("format", 1)
-    if type(written) is not int or written < 1:
-        raise InputError(f"{origin}: format must be a whole number of at least 1, not {json.dumps(written)}")
-    if written > FORMAT:
-        raise InputError(f"{origin} is of format {written}; this version of jaxvae reads formats up to {FORMAT}")
-    hints = typing.get_type_hints(Config)
-    for name in values.keys() - hints.keys():
-        harmless = [fields[name] for last, fields in DROPPED.items() if written <= last and name in fields]
-        if not harmless:
-            raise InputError(f"{origin} has a field this version does not know: {name}{suggestion(name, hints)}")
-        if not harmless[0](values[name]):
-            raise InputError(f"{origin}: {name} must not be {json.dumps(values[name])}")
-    given = {name: from_field(name, value, origin) for name, value in values.items() if name in hints}
-    try:
-        return Config(**(given if written == FORMAT else _from_older(given, written)))
-    except InputError as error:
-        raise InputError(f"{origin}: {error}") from None
-
-
-def _from_older(given: Mapping[str, Any], written: int) -> dict[str, Any]:
-    """The values of every field that a file of the older format `written` means. Raises `InputError`."""
-    preset = given.get("preset", Config.preset)
-    values = {field.name: field.default for field in dataclasses.fields(Config)} | dict(_overrides(preset))
-    for last in sorted(FORMERLY, reverse=True):
-        if written <= last:
-            former = {**FORMERLY[last].get(None, {}), **FORMERLY[last].get(preset, {})}
-            values |= {name: value for name, value in former.items() if name in values}
-    values |= given
-    if written == 1:
-        # Taken for what they are called now: an autoencoder took "exp" for "linear", and info without a weight is elbo.
-        if values["objective"] == "mse" and values["head"] == "exp":
-            values["head"] = "linear"
-        if values["objective"] == "info" and not values["mmd_weight"]:
-            values["objective"] = "elbo"
-    for name in _unread(types.SimpleNamespace(**values)):
-        del values[name]
-    return values
-
-
-def load(path: Path) -> Config:
-    """The `Config` in a file. Raises `InputError` if it cannot be read."""
-    try:
-        return from_json(path.read_text(encoding="utf-8"), str(path))
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
-
-
 def differences(old: Config, new: Config) -> list[str]:
     """In what two configurations differ that may not change on resume: "field: old -> new" each."""
-    return [f"{name}: {getattr(old, name)} -> {getattr(new, name)}" for name in _changed(old, new)]
+    return [f"{name}: {getattr(old, name, None)} -> {getattr(new, name, None)}" for name in changed(old, new)]
 
 
-def _changed(old: Config, new: Config) -> list[str]:
+def changed(old: Config, new: Config) -> list[str]:
     """The fields, other than `RESUMABLE_FIELDS`, in which two configurations differ.
 
     The number of epochs counts too where what is trained depends on its length from the start.
     """
-    by_length = any(config.schedule != "constant" or config.kl_cycles > 1 for config in (old, new))
+    by_length = any(part.by_length for config in (old, new) for part in config.parts[:-1])
+    olds, news = values_of(old), values_of(new)
+    defaults = {o.name: o.default for config in (old, new) for o in options_of(type(config))}  # type: ignore[arg-type]
     return [
-        field.name
-        for field in dataclasses.fields(Config)
-        if (field.name not in RESUMABLE_FIELDS or (field.name == "epochs" and by_length))
-        and getattr(old, field.name) != getattr(new, field.name)
+        name
+        for name, default in defaults.items()
+        if (name not in RESUMABLE_FIELDS or (name == "epochs" and by_length))
+        and olds.get(name, default) != news.get(name, default)
     ]
+
+
+PRESETS: Mapping[str, Config] = types.MappingProxyType({name: Config(preset=name) for name in OVERRIDES})

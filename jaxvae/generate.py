@@ -10,9 +10,9 @@ import numpy as np
 import tyro
 from numpy.typing import NDArray
 
-from jaxvae import cli, models, trained
+from jaxvae import cli, trained
 from jaxvae.errors import InputError
-from jaxvae.keys import purpose_key
+from jaxvae.models.build import can_sample
 from jaxvae.run import plots
 
 MOST = 10_000  # Images in one picture.
@@ -43,9 +43,9 @@ def generate(run_dir: Path, n: int, seed: int = 0, best: bool = False) -> NDArra
       InputError: no run, an unreadable checkpoint, or an autoencoder, which has no prior.
     """
     run = trained.load_run(run_dir, best)
-    if isinstance(run.model, models.AutoEncoder):
-        raise InputError(f"{run_dir} holds an autoencoder, which has no prior to draw from")
-    return np.asarray(models.sample(run.model, run.state.params, purpose_key(seed, "generate"), n))
+    if not can_sample(run.model):
+        raise InputError(f"{run_dir} holds a model that has no prior to draw from, such as an autoencoder")
+    return run.sample(n, seed)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -45,3 +45,8 @@ def fold_in_each(keys: Array, purpose: str) -> Array:
     """Keys [B] for another purpose of the same examples."""
     number = zlib.crc32(purpose.encode())
     return jax.vmap(lambda key: jax.random.fold_in(key, number))(keys)
+
+
+def fold_in_purpose(key: Array, purpose: str) -> Array:
+    """A key for another purpose than that of `key`."""
+    return jax.random.fold_in(key, zlib.crc32(purpose.encode()))

@@ -27,14 +27,17 @@ import tyro
 from flax.traverse_util import flatten_dict, unflatten_dict
 from numpy.typing import DTypeLike, NDArray
 
-from jaxvae import cli
+from jaxvae import cli, config_file
 from jaxvae import config as configs
 from jaxvae.data.sources import DATASETS
 from jaxvae.errors import InputError
 from jaxvae.keys import purpose_key
-from jaxvae.models.models import VAE, AutoEncoder, Params, build_model
-from jaxvae.train.optimizer import build_optimizer
+from jaxvae.models.autoencoder import AutoEncoder
+from jaxvae.models.build import build_model
+from jaxvae.models.vae import VAE
+from jaxvae.optimizer import build_optimizer
 from jaxvae.train.step import TrainState, init_state
+from jaxvae.typing import Params
 
 StateDict: TypeAlias = dict[str, NDArray[Any]]
 
@@ -245,9 +248,9 @@ def export_run(run_dir: Path, out: Path) -> StateDict:
     from jaxvae import trained
 
     run = trained.load_run(run_dir)
-    if run.config.architecture != "mlp":
+    if run.config.architecture != "mlp" or run.config.model is not None:
         raise InputError(f"{run_dir}: only dense models of one stochastic layer have a form in PyTorch")
-    state_dict = torch_from_params(run.state.params)
+    state_dict = torch_from_params(run.variables)
     save_weights(out, state_dict)
     return state_dict
 
@@ -303,7 +306,7 @@ def import_run(
     with Checkpoints(run_dir / "checkpoints") as checkpoints:
         checkpoints.save(state, {"image_shape": list(image_shape)})
     # Last, since it is what makes the directory a run.
-    (run_dir / "config.json").write_text(configs.to_json(config), encoding="utf-8")
+    (run_dir / "config.json").write_text(config_file.to_json(config), encoding="utf-8")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -359,7 +362,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if isinstance(parsed, Export):
         written = export_run(parsed.run_dir, parsed.out)
         print(f"{len(written)} arrays -> {parsed.out}\nIn PyTorch:")
-        print(torch_code(configs.load(parsed.run_dir / "config.json")))
+        print(torch_code(config_file.load(parsed.run_dir / "config.json")))
     else:
         import_run(**{field.name: getattr(parsed, field.name) for field in dataclasses.fields(parsed)})
         print(f"{parsed.weights} -> {parsed.run_dir}")

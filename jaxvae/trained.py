@@ -1,24 +1,146 @@
-"""A finished run, loaded."""
+"""A finished run, loaded: a model to use on images."""
 
+import functools
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+import jax
+import numpy as np
+from flax import linen as nn
+from numpy.typing import ArrayLike, NDArray
+
+from jaxvae import config_file
+from jaxvae.chunks import PIXELS_AT_ONCE, in_chunks
 from jaxvae.config import Config
-from jaxvae.config import load as load_config
 from jaxvae.errors import InputError
-from jaxvae.models.models import Model, build_model
+from jaxvae.keys import purpose_key
+from jaxvae.models.autoencoder import AutoEncoder
+from jaxvae.models.build import Model, build_model, can_sample, reconstruct, sample
+from jaxvae.models.vae import LatentModel
+from jaxvae.optimizer import AverageState, evaluated
+from jaxvae.own import give
 from jaxvae.run.checkpoint import Checkpoints
-from jaxvae.train.optimizer import build_optimizer
-from jaxvae.train.step import TrainState, abstract_state
+from jaxvae.train.step import TrainState, as_batch, init_state
+from jaxvae.typing import Array, Batch, ImageShape, Params
 
 
-class TrainedRun(NamedTuple):
-    """What `load_run` finds in a run directory."""
+@dataclass(frozen=True, eq=False)
+class TrainedRun:
+    """A trained model. Images go in as people have them, and come out as images.
+
+    Images are arrays [N, H, W, C], or [N, H, W] where C is 1: uint8, or floats in [0, 1]. What comes out for images has
+    their dtype; what comes out for latents is float32 in [0, 1]. All methods work on chunks, so N may be large.
+
+    Attributes:
+      config: of the run.
+      model: the Flax module.
+      variables: its variables, by collection, as ``model.apply`` takes them.
+      step: the number of steps it was trained for.
+      image_shape: (H, W, C).
+      record: what the checkpoint says it belongs to.
+    """
 
     config: Config
     model: Model
-    state: TrainState
+    variables: Params
+    step: int
+    image_shape: ImageShape
     record: dict[str, Any]
+
+    def encode(self, images: ArrayLike, **others: ArrayLike) -> NDArray[np.float32]:
+        """The latents of images, [N, L]: the posterior's mean, or an autoencoder's code.
+
+        `others` are what else the model reads of a batch, such as ``label=...``, [N, ...] each. Raises `ValueError` for
+        images of another shape or scale, and `TypeError` for a model without a method ``encode``.
+        """
+        self._needs("encode")
+        latents: NDArray[np.float32] = self._map(self._encode, self._batch(images, others))
+        return latents
+
+    def reconstruct(self, images: ArrayLike, seed: int = 0, **others: ArrayLike) -> NDArray[Any]:
+        """Images, encoded and decoded again. A VAE's latents are drawn from the posterior, with `seed`."""
+        return self._like(images, self._map(self._reconstruct, self._batch(images, others), seed))
+
+    def decode(self, latents: ArrayLike) -> NDArray[np.float32]:
+        """The mean images of latents [N, L], [N, H, W, C]. (Of a model of two layers, those next to the image.)"""
+        self._needs("decode")
+        images: NDArray[np.float32] = self._map(self._decode, {"latent": np.asarray(latents, np.float32)})
+        return images
+
+    def sample(self, count: int, seed: int = 0) -> NDArray[np.float32]:
+        """Images drawn from the model, [count, H, W, C]. Raises `TypeError` for a model that cannot, an autoencoder."""
+        if not can_sample(self.model):
+            raise TypeError("the model has no prior to draw from")
+        return np.asarray(sample(self.model, self.variables, purpose_key(seed, "generate"), count), np.float32)
+
+    def interpolate(self, start: ArrayLike, end: ArrayLike, steps: int = 8) -> NDArray[Any]:
+        """Images between two images, [steps, H, W, C]: decoded from the straight line between their latents.
+
+        Args:
+          start, end: an image each, [H, W, C], or [H, W] where C is 1.
+          steps: images, both ends' reconstructions among them; at least 2.
+        """
+        first, last = self.encode(np.stack([np.asarray(start), np.asarray(end)]))
+        way = np.linspace(0, 1, steps, dtype=np.float32)[:, None]
+        return self._like(start, self.decode((1 - way) * first + way * last))
+
+    def _needs(self, method: str) -> None:
+        if not hasattr(self.model, method):
+            raise TypeError(f"the model {type(self.model).__name__} has no method {method}")
+
+    def _batch(self, images: ArrayLike, others: Mapping[str, ArrayLike]) -> dict[str, NDArray[Any]]:
+        array = np.asarray(images)
+        if array.ndim == 3 and self.image_shape[2] == 1:
+            array = array[..., None]
+        if array.ndim != 4 or array.shape[1:] != self.image_shape:
+            raise ValueError(f"images must be [N, {', '.join(map(str, self.image_shape))}], not {list(array.shape)}")
+        if array.dtype != np.uint8:
+            array = array.astype(np.float32)
+            if array.size and not (array.min() >= 0 and array.max() <= 1):
+                raise ValueError("images must be uint8, or floats in [0, 1]")
+        return {"image": array, **{name: np.asarray(values) for name, values in others.items()}}
+
+    @functools.cached_property
+    def _encode(self) -> Any:
+        def encode(variables: Params, batch: Batch, keys: Array) -> Array:
+            found: Any = self.model.apply(
+                variables, as_batch(batch)["image"], method="encode", rngs={"params": keys[0]}
+            )
+            code: Array = found[0] if isinstance(found, tuple) else found
+            return code
+
+        return jax.jit(encode)
+
+    @functools.cached_property
+    def _reconstruct(self) -> Any:
+        def run(variables: Params, batch: Batch, keys: Array) -> Array:
+            found = reconstruct(self.model, variables, as_batch(batch), keys)
+            if found is None:
+                raise TypeError(f"the model {type(self.model).__name__} returns no x_hat")
+            return found
+
+        return jax.jit(run)
+
+    @functools.cached_property
+    def _decode(self) -> Any:
+        def decode(variables: Params, batch: Batch, keys: Array) -> Array:
+            decoded: Any = self.model.apply(variables, batch["latent"], method="decode", rngs={"params": keys[0]})
+            images: Array = nn.sigmoid(decoded) if isinstance(self.model, LatentModel | AutoEncoder) else decoded
+            return images
+
+        return jax.jit(decode)
+
+    def _map(self, run: Any, batch: Mapping[str, NDArray[Any]], seed: int = 0) -> Any:
+        count = len(next(iter(batch.values())))
+        # A power of two, so that few sizes are compiled, whatever numbers of images come.
+        size = min(2 ** math.ceil(math.log2(max(count, 1))), max(1, PIXELS_AT_ONCE // math.prod(self.image_shape)))
+        return in_chunks(run, self.variables, batch, purpose_key(seed, "reconstructions"), size, np.float32)
+
+    def _like(self, images: ArrayLike, found: NDArray[np.float32]) -> NDArray[Any]:
+        return np.round(255 * found).astype(np.uint8) if np.asarray(images).dtype == np.uint8 else found
 
 
 def load_run(run_dir: Path, best: bool = False) -> TrainedRun:
@@ -32,11 +154,60 @@ def load_run(run_dir: Path, best: bool = False) -> TrainedRun:
     """
     if not (run_dir / "config.json").is_file():
         raise InputError(f"{run_dir} is not a run directory: it has no config.json")
-    config = load_config(run_dir / "config.json")
+    config = config_file.load(run_dir / "config.json", to_use=True)
     if not (run_dir / "checkpoints").is_dir():
         raise InputError(f"{run_dir} holds no checkpoint yet")
     with Checkpoints(run_dir / "checkpoints", read_only=True) as checkpoints:
-        model = build_model(config, checkpoints.image_shape())
-        saved = checkpoints.restore(abstract_state(model, build_optimizer(config, steps_per_epoch=1)), best)
+        image_shape = checkpoints.image_shape()
+        model = build_model(config, image_shape)
+        like = _used_of(config, model, image_shape, checkpoints.read_record().get("example", {}))
+        saved = checkpoints.restore(like, best, partial=True)
         assert saved is not None  # Its record has just been read.
-        return TrainedRun(config, model, saved.state, saved.record)
+        state = saved.state
+        variables = {**evaluated(state.params, state.opt_state), **state.collections}
+        return TrainedRun(config, model, variables, saved.step, image_shape, saved.record)
+
+
+def _used_of(config: Config, model: Model, image_shape: ImageShape, others: Mapping[str, Any]) -> TrainState:
+    """The shapes and dtypes of the part of a state that a trained model needs: not the optimiser's, but the average."""
+    example = {"image": np.zeros((1, *image_shape), np.float32)}
+    example |= {name: np.zeros((1, *form["shape"]), form["dtype"]) for name, form in others.items()}
+
+    def used() -> TrainState:
+        state = init_state(model, _NoOptimizer, purpose_key(0, "init"), example=example)
+        if not config.ema:
+            return state
+        average: Any = AverageState(None, state.params, None)  # type: ignore[arg-type]
+        return state._replace(opt_state=average)
+
+    found: TrainState = jax.eval_shape(used)
+    return found
+
+
+class _NoOptimizer:
+    """Stands for an optimiser whose state is not looked at."""
+
+    @staticmethod
+    def init(params: Params) -> None:
+        del params
+
+
+def load(run_dir: str | Path, best: bool = False, model: nn.Module | None = None, objective: Any = None) -> TrainedRun:
+    """A trained model, to be used on images: ``jaxvae.load("runs/mine").reconstruct(images)``.
+
+    Args:
+      run_dir: of a run of ``jaxvae.train`` or `jaxvae.fit`.
+      best: the best checkpoint by the validation images, rather than the newest.
+      model: the module that the run was given by `jaxvae.fit`, if no other process can import it by its name.
+      objective: the same of its objective.
+
+    Raises:
+      InputError: there is no such run, or nothing in it that can be read.
+    """
+    path = Path(run_dir)
+    if (path / "config.json").is_file():
+        names = config_file.names(path / "config.json")
+        for slot, thing in (("model", model), ("objective", objective)):
+            if thing is not None and isinstance(names.get(slot), str):
+                give(thing, names[slot])
+    return load_run(path, best)

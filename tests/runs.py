@@ -16,11 +16,11 @@ import numpy as np
 from jaxvae import cli, data
 from jaxvae.config import PRESETS
 from jaxvae.distributed import devices as parallel
-from jaxvae.models.models import build_model
-from jaxvae.objectives.variational import build_objective
+from jaxvae.models.build import build_model
+from jaxvae.objectives.build import build_objective
+from jaxvae.optimizer import build_optimizer
 from jaxvae.run import checkpoint
 from jaxvae.train import __main__ as command
-from jaxvae.train.optimizer import build_optimizer
 from jaxvae.train.step import init_state, make_train_step
 
 COMPARED = ("notes-ae", "notes-vae", "vae")  # Presets that are compared over devices and processes.

@@ -17,11 +17,11 @@ import numpy as np
 import optax
 import pytest
 
-from jaxvae import config as configs
+from jaxvae import config_file
 from jaxvae.config import PRESETS
-from jaxvae.errors import InputError
+from jaxvae.errors import InputError, SaveError
 from jaxvae.run import checkpoint, step_files
-from jaxvae.run.checkpoint import Checkpoints, SaveError
+from jaxvae.run.checkpoint import Checkpoints
 from jaxvae.train.step import TrainState
 from jaxvae.trained import load_run
 
@@ -453,7 +453,7 @@ def test_load_run_refuses_what_is_no_run(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=f"{tmp_path} .*config.json"):
         load_run(tmp_path)
     config = dataclasses.replace(PRESETS["vae"])
-    (tmp_path / "config.json").write_text(configs.to_json(config))
+    (tmp_path / "config.json").write_text(config_file.to_json(config))
     with pytest.raises(InputError, match=str(tmp_path)):
         load_run(tmp_path)
     (tmp_path / "checkpoints").mkdir()

@@ -19,10 +19,10 @@ from jaxvae import config
 from jaxvae.config import PRESETS, Config
 from jaxvae.errors import InputError
 from jaxvae.keys import purpose_key
-from jaxvae.models.models import build_model
-from jaxvae.objectives.variational import build_objective
+from jaxvae.models.build import build_model
+from jaxvae.objectives.build import build_objective
+from jaxvae.optimizer import build_optimizer
 from jaxvae.sweep import grid
-from jaxvae.train.optimizer import build_optimizer
 from jaxvae.train.step import init_state, make_train_step
 
 configs = st.builds(

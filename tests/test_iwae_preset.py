@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from jaxvae import PRESETS, build_model, build_optimizer
 from jaxvae.config import preset
-from jaxvae.train.optimizer import rate_schedule
 from jaxvae.train.step import abstract_state
 
 pytestmark = pytest.mark.unoptimized

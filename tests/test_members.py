@@ -9,18 +9,18 @@ import pytest
 from numpy.typing import NDArray
 
 from jaxvae import data
-from jaxvae.config import PRESETS, SWEPT, Config
+from jaxvae.config import PRESETS, TRACED, Config
 from jaxvae.data.images import ImageData
 from jaxvae.errors import InputError
 from jaxvae.keys import purpose_key
-from jaxvae.models.models import build_model
-from jaxvae.objectives.variational import build_objective
+from jaxvae.models.build import build_model
+from jaxvae.objectives.build import build_objective
+from jaxvae.optimizer import build_optimizer
 from jaxvae.sweep import trainer as members
 from jaxvae.sweep.members import train_members
 from jaxvae.sweep.room import room
 from jaxvae.sweep.trainer import MembersTrainer, make_run_members
 from jaxvae.train.computer import advance
-from jaxvae.train.optimizer import build_optimizer
 from jaxvae.train.step import epoch_order, init_state, make_run_steps, make_train_step
 from jaxvae.train.trainer import Trainer
 
@@ -82,7 +82,7 @@ def test_members_taken_together_equal_the_single_run_in_float64(preset: str) -> 
         state = members.MembersState(np.int32(0), stacked.params, stacked.opt_state, np.zeros(len(grid), np.int32))
         keys = jax.numpy.stack([purpose_key(seed, "train-noise") for seed, _, _ in grid])
         orders = [epoch_order(purpose_key(seed, "shuffle"), 0, count) for seed, _, _ in grid]
-        defaults = {name: np.full(len(grid), value) for name, value in config.numbers().items()}
+        defaults = {name: np.full(len(grid), value) for name, value in config.traced().items()}
         swept = {"learning_rate": np.array([g[1] for g in grid]), "beta": np.array([g[2] for g in grid])}
         run: Any = jax.jit(make_run_members(config, model, count, at_once, 200))
         end, terms = run(state, images, jax.numpy.stack(orders), keys, {**defaults, **swept}, 200)
@@ -94,7 +94,7 @@ def test_members_taken_together_equal_the_single_run_in_float64(preset: str) -> 
 
         one: Any = jax.jit(run_alone)
         for index, (seed, rate, beta) in enumerate(grid):
-            numbers = {**config.numbers(), "learning_rate": rate, "beta": beta}
+            numbers = {**config.traced(), "learning_rate": rate, "beta": beta}
             own, own_terms = one(states[index], images, orders[index], purpose_key(seed, "train-noise"), numbers)
             assert own_terms["loss"].dtype == np.float64
             deviation = np.max(np.abs(terms["loss"][index] / own_terms["loss"] - 1))
@@ -117,7 +117,7 @@ def test_members_are_the_same_however_they_are_shared_out(
     config = dataclasses.replace(PRESETS["vae"], hidden=(8,), latent_size=2, batch_size=16, epochs=2, validation=0.0)
     images_ = ImageData("digits", "a test", images[:64], images[64:])
     seeds, rates, betas = zip(*GRID, strict=True)
-    numbers = {**{name: [value] * 5 for name, value in config.numbers().items()}, "learning_rate": rates, "beta": betas}
+    numbers = {**{name: [value] * 5 for name, value in config.traced().items()}, "learning_rate": rates, "beta": betas}
     trainer = MembersTrainer(
         config,
         images_,
@@ -209,7 +209,7 @@ def test_members_of_binarised_images_are_runs_on_them(images: NDArray[np.uint8])
 
 
 def test_every_swept_number_is_known_to_the_config() -> None:
-    assert set(SWEPT) <= {field.name for field in dataclasses.fields(Config)}
+    assert set(TRACED) <= {field.name for field in dataclasses.fields(Config)}
 
 
 @pytest.mark.unoptimized
@@ -220,7 +220,7 @@ def test_evaluation_takes_no_more_memory_for_more_samples() -> None:
         )
         rng = np.random.default_rng(0)
         images = ImageData("digits", "a test", *(rng.integers(0, 256, (n, 16, 16, 1), np.uint8) for n in (600, 5000)))
-        numbers = {name: [value] for name, value in config.numbers().items()}
+        numbers = {name: [value] for name, value in config.traced().items()}
         trainer = MembersTrainer(config, images, [0], numbers, jax.devices()[:1])
         state = trainer.start(None)
         arguments = state.params, trainer._held_out["test"], trainer._keys["test-noise"], trainer._numbers_placed

@@ -18,9 +18,9 @@ from runs import environment, train
 from jaxvae import cli, data, memory
 from jaxvae.config import PRESETS
 from jaxvae.errors import InputError
-from jaxvae.models.models import build_model
+from jaxvae.models.build import build_model
+from jaxvae.optimizer import build_optimizer
 from jaxvae.sweep import room as members
-from jaxvae.train.optimizer import build_optimizer
 from jaxvae.train.step import init_state
 
 pytestmark = pytest.mark.unoptimized

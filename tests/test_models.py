@@ -9,7 +9,9 @@ from scipy import stats
 
 from jaxvae import models
 from jaxvae.config import PRESETS
-from jaxvae.models.models import VAE, AutoEncoder, build_model, reparameterize
+from jaxvae.models.autoencoder import AutoEncoder
+from jaxvae.models.build import build_model
+from jaxvae.models.vae import VAE, reparameterize
 
 pytestmark = pytest.mark.unoptimized
 
@@ -181,7 +183,7 @@ def test_convolutions_take_images_of_any_size(
     output = model.apply(params, x, KEY)
     assert output.logits.shape == x.shape
     assert output.mean.shape == (2, 3)
-    # Pixels are seen, at the edges too.
+    # PixelDistribution are seen, at the edges too.
     seen = jax.grad(lambda x: model.apply(params, x, method="encode")[0].sum())(x)
     assert (np.asarray(seen) != 0).mean() > 0.5  # But where a ReLU is off.
     bias = params["params"]["decoder"]["out" if channels else "in"]["bias"]

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from jaxvae import objectives
-from jaxvae.models.models import AutoEncoderOutput, VAEOutput
-from jaxvae.objectives.objectives import OBJECTIVES
+from jaxvae.models.autoencoder import AutoEncoderOutput
+from jaxvae.models.vae import VAEOutput
+from jaxvae.objectives.build import OBJECTIVES
 
 
 def test_bernoulli_nll_is_minus_log_probability() -> None:

@@ -21,12 +21,12 @@ from jaxvae.distributed import devices as parallel
 from jaxvae.distributed import job as distributed
 from jaxvae.errors import InputError
 from jaxvae.keys import purpose_key
-from jaxvae.models.models import build_model
-from jaxvae.objectives.objectives import Context
-from jaxvae.objectives.variational import build_objective
+from jaxvae.models.build import build_model
+from jaxvae.objectives.base import Context
+from jaxvae.objectives.build import build_objective
+from jaxvae.optimizer import build_optimizer
 from jaxvae.run import checkpoint
 from jaxvae.train.computer import advance
-from jaxvae.train.optimizer import build_optimizer
 from jaxvae.train.step import init_state, intensities, make_train_step
 from jaxvae.train.trainer import Trainer
 

@@ -29,9 +29,12 @@ from jaxvae import (
     make_train_step,
     reparameterize,
 )
-from jaxvae.models.models import VAE, AutoEncoder, AutoEncoderOutput, Params, VAEOutput, reconstruct, sample
-from jaxvae.objectives.objectives import mse, notes_kld
+from jaxvae.models.autoencoder import AutoEncoder, AutoEncoderOutput
+from jaxvae.models.build import reconstruct, sample
+from jaxvae.models.vae import VAE, VAEOutput
+from jaxvae.objectives.notes import mse, notes_kld
 from jaxvae.torch_weights import params_from_torch, torch_from_params
+from jaxvae.typing import Params
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "experiments" / "parity"))
 import reference

@@ -25,7 +25,9 @@ from jaxvae import (
     torch_weights,
 )
 from jaxvae.errors import InputError
-from jaxvae.models.models import VAE, AutoEncoder, reconstruct
+from jaxvae.models.autoencoder import AutoEncoder
+from jaxvae.models.build import reconstruct
+from jaxvae.models.vae import VAE
 from jaxvae.run import checkpoint
 from jaxvae.torch_weights import StateDict, export_run, load_weights, params_from_torch, save_weights, torch_from_params
 

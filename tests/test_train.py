@@ -18,7 +18,7 @@ from runs import SMALL, assert_same_run, train
 from jaxvae import cli, evaluate, generate
 from jaxvae.config import PRESETS
 from jaxvae.errors import InputError
-from jaxvae.objectives.objectives import OBJECTIVES
+from jaxvae.objectives.build import OBJECTIVES
 from jaxvae.run import checkpoint, records
 from jaxvae.run import directory as run_dir
 from jaxvae.train import loop, programs, trainer

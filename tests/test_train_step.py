@@ -11,11 +11,13 @@ from numpy.typing import NDArray
 
 from jaxvae.config import PRESETS
 from jaxvae.keys import example_keys, purpose_key
-from jaxvae.models.models import VAE, AutoEncoder, build_model
-from jaxvae.objectives.objectives import Context
-from jaxvae.objectives.variational import build_objective
+from jaxvae.models.autoencoder import AutoEncoder
+from jaxvae.models.build import build_model
+from jaxvae.models.vae import VAE
+from jaxvae.objectives.base import Context
+from jaxvae.objectives.build import build_objective
+from jaxvae.optimizer import build_optimizer
 from jaxvae.train.evaluation import PIXELS_AT_ONCE, evaluation_size, joined, make_evaluate
-from jaxvae.train.optimizer import build_optimizer
 from jaxvae.train.step import TrainState, epoch_order, init_state, intensities, make_run_steps, make_train_step
 
 pytestmark = pytest.mark.unoptimized

@@ -17,12 +17,13 @@ from jaxvae.config import PRESETS, Config
 from jaxvae.data import noise
 from jaxvae.errors import InputError
 from jaxvae.keys import example_keys, fold_in_each
-from jaxvae.models.models import Pixels, build_model, reconstruct
-from jaxvae.objectives import variational
-from jaxvae.objectives.objectives import Context, discretized_logistic_nll, gaussian_nll
-from jaxvae.objectives.variational import build_objective
+from jaxvae.models.build import build_model, reconstruct
+from jaxvae.models.likelihoods import discretized_logistic_nll, gaussian_nll
+from jaxvae.objectives.base import Context
+from jaxvae.objectives.build import build_objective
+from jaxvae.optimizer import build_optimizer
+from jaxvae.protocols import PixelDistribution
 from jaxvae.run import records
-from jaxvae.train.optimizer import build_optimizer, rate_schedule
 from jaxvae.train.step import init_state, make_train_step
 
 pytestmark = pytest.mark.unoptimized
@@ -118,7 +119,7 @@ def test_the_likelihood_of_pixels_is_scipys(likelihood: str, dequantize: bool) -
     else:
         std = 0.2 if scale is None else np.exp(scale)
         expected = stats.norm.logpdf(shown, location, std) - (math.log(256) if dequantize else 0)
-    pixels = Pixels(jnp.float32(location), None if scale is None else jnp.float32(scale))
+    pixels = PixelDistribution(jnp.float32(location), None if scale is None else jnp.float32(scale))
     got = variational.pixel_nll(pixels, jnp.float32(levels / 255), config)
     np.testing.assert_allclose(got, -expected.sum(axis=(2, 3, 4)), rtol=1e-4)
 
@@ -185,7 +186,7 @@ def test_a_dequantized_density_bounds_the_probability_of_the_levels(std: float, 
     mean = np.float32((LEVELS + 0.8) / 256)
     x = noise.dequantize(jnp.broadcast_to(jnp.float32(LEVELS / 255), (4000, *SHAPE)), keys_of(0, 4000))
     location = jnp.broadcast_to(jnp.asarray(mean), x.shape)
-    bounds = -np.float64(variational.pixel_nll(Pixels(location, None), x, config))
+    bounds = -np.float64(variational.pixel_nll(PixelDistribution(location, None), x, config))
     exact = np.log(np.diff(stats.norm(mean[..., None], std).cdf((LEVELS[..., None] + np.array([0, 1])) / 256))).sum()
     error = bounds.std() / len(bounds) ** 0.5
     assert exact - 12 * gap - 4 * error < bounds.mean() < exact + 4 * error + 1e-4

@@ -12,14 +12,14 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxvae import config as configs
-from jaxvae import data
+from jaxvae import config_file, data
 from jaxvae.config import PRESETS
 from jaxvae.errors import InputError
-from jaxvae.models.models import TwoLayerVAE, build_model
+from jaxvae.models.build import build_model
+from jaxvae.models.vae import VAE
+from jaxvae.optimizer import build_optimizer
 from jaxvae.run import checkpoint, records, step_files
 from jaxvae.torch_weights import load_weights, params_from_torch
-from jaxvae.train.optimizer import build_optimizer
 from jaxvae.train.step import abstract_state, init_state
 
 CONFIG = dataclasses.replace(PRESETS["notes-vae"], hidden=(3,), latent_size=2)
@@ -74,7 +74,7 @@ def _load_picture(path: Path) -> object:
 
 
 def _load_weights(path: Path) -> object:
-    assert not isinstance(MODEL, TwoLayerVAE)
+    assert isinstance(MODEL, VAE)
     return params_from_torch(load_weights(path), MODEL)
 
 
@@ -113,7 +113,7 @@ TARGETS: Mapping[str, Target] = {
         lambda path: data.load(str(path)),
     ),
     "picture": Target("image.png", _png(), _load_picture),
-    "config": Target("config.json", configs.to_json(CONFIG).encode(), configs.load),
+    "config": Target("config.json", config_file.to_json(CONFIG).encode(), config_file.load),
     "metrics": Target("metrics.jsonl", _metrics(), records.read_records),
     "weights-npz": Target("weights.npz", _saved(np.savez, **_weights()), _load_weights),
     "weights-safetensors": Target("weights.safetensors", _safetensors(), _load_weights),

@@ -33,9 +33,9 @@ def measure(preset: str, batch_size: int) -> dict[str, Any]:
     from jaxvae.config import preset as preset_of
     from jaxvae.distributed import devices as parallel
     from jaxvae.keys import purpose_key
-    from jaxvae.models.models import build_model
-    from jaxvae.objectives.variational import build_objective
-    from jaxvae.train.optimizer import build_optimizer
+    from jaxvae.models.build import build_model
+    from jaxvae.objectives.build import build_objective
+    from jaxvae.optimizer import build_optimizer
     from jaxvae.train.step import epoch_order, init_state, make_run_steps, make_train_step, on_every_device
 
     config = dataclasses.replace(preset_of(preset), batch_size=batch_size)

@@ -86,8 +86,8 @@ def plain(config: Any, images: Any) -> Contender:
     import jax
 
     from jaxvae.keys import purpose_key
-    from jaxvae.models.models import build_model
-    from jaxvae.train.optimizer import build_optimizer
+    from jaxvae.models.build import build_model
+    from jaxvae.optimizer import build_optimizer
     from jaxvae.train.programs import make_call, steps_per_epoch
     from jaxvae.train.step import epoch_order, init_state
 
@@ -95,7 +95,7 @@ def plain(config: Any, images: Any) -> Contender:
     model, optimizer = build_model(config, images.train.shape[1:]), build_optimizer(config, steps)
     call: Any = jax.jit(make_call(config, model, count, steps), donate_argnums=0)
     order = jax.jit(lambda key, epoch: epoch_order(key, epoch, count))
-    train, numbers = jax.device_put((images.train, config.numbers()))
+    train, numbers = jax.device_put((images.train, config.traced()))
     shuffle, noise = purpose_key(config.seed, "shuffle"), purpose_key(config.seed, "train-noise")
 
     def run(state: Any, step: int) -> Any:

@@ -33,7 +33,7 @@ def worker(way: str, arguments: argparse.Namespace) -> None:
     cores = len(os.sched_getaffinity(0))
     jax.config.update("jax_num_cpu_devices", devices or cores)
     from jaxvae import data
-    from jaxvae.config import PRESETS, SWEPT
+    from jaxvae.config import PRESETS, TRACED
     from jaxvae.sweep.trainer import MembersTrainer
     from jaxvae.train.computer import advance
     from jaxvae.train.trainer import Trainer
@@ -45,7 +45,7 @@ def worker(way: str, arguments: argparse.Namespace) -> None:
     if way == "single":
         trainer = Trainer(config, images)
     else:
-        numbers = {name: [getattr(config, name)] * count for name in SWEPT}
+        numbers = {name: [getattr(config, name)] * count for name in TRACED}
         trainer = MembersTrainer(config, images, range(count), numbers, jax.devices(), at_once)
     state, step, steps = trainer.start(None), 0, trainer.steps_per_epoch
     trainer.compile(state, trainer.usable(steps))

@@ -1,6 +1,6 @@
 """Names and paths in, validated uint8 images out; and the noise on their pixels."""
 
-from jaxvae.data.images import ImageData, Images, binarized, digest, digests, prepared, with_validation
+from jaxvae.data.images import ImageData, Images, Split, as_seen, binarized, digest, digests, prepared, with_validation
 from jaxvae.data.sources import DATASETS, IDX_DATASETS, load
 
 __all__ = [
@@ -8,6 +8,8 @@ __all__ = [
     "IDX_DATASETS",
     "ImageData",
     "Images",
+    "Split",
+    "as_seen",
     "binarized",
     "digest",
     "digests",

@@ -2,14 +2,22 @@
 
 import dataclasses
 import hashlib
+from collections.abc import Mapping
 from typing import Any, TypeAlias
 
 import numpy as np
 
 from jaxvae.config import Config
 from jaxvae.errors import InputError
+from jaxvae.noise import Static
+from jaxvae.typing import ImageShape
 
 Images: TypeAlias = np.ndarray[Any, np.dtype[np.uint8]]
+
+
+Split: TypeAlias = Mapping[str, np.ndarray[Any, np.dtype[Any]]]
+"""Examples by what they hold, arrays with one first axis: uint8 "image" [N, H, W, C], and whatever else there is."""
+SPLITS = ("train", "validation", "test")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -22,6 +30,7 @@ class ImageData:
       train: uint8 ``[N, H, W, C]``, N >= 1, C one of 1, 3, 4.
       test: uint8 ``[M, H, W, C]``, M >= 1, with the H, W and C of `train`. For final metrics: nothing is chosen by it.
       validation: uint8 ``[V, H, W, C]``, V >= 0, held out of the training images, to choose by. Default: none.
+      others: what the examples of a split hold besides, by split and name: such as ``{"train": {"label": [N]}, ...}``.
     """
 
     name: str
@@ -29,15 +38,26 @@ class ImageData:
     train: Images
     test: Images
     validation: Images = None  # type: ignore[assignment]
+    others: Mapping[str, Split] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.validation is None:
             object.__setattr__(self, "validation", self.train[:0])
 
+    def split(self, name: str) -> dict[str, np.ndarray[Any, np.dtype[Any]]]:
+        """The examples of the split of that name; see `Split`."""
+        return {"image": getattr(self, name), **self.others.get(name, {})}
+
+    @property
+    def image_shape(self) -> ImageShape:
+        """(H, W, C)."""
+        _, height, width, channels = self.train.shape
+        return height, width, channels
+
     @property
     def nbytes(self) -> int:
-        """Bytes of all images."""
-        return self.train.nbytes + self.validation.nbytes + self.test.nbytes
+        """Bytes of all examples."""
+        return sum(array.nbytes for name in SPLITS for array in self.split(name).values())
 
 
 def prepared(images: ImageData, config: Config) -> ImageData:
@@ -46,9 +66,13 @@ def prepared(images: ImageData, config: Config) -> ImageData:
     In this order, so that an image has the same pixels whatever is held out. Raises `InputError` as
     `with_validation` does.
     """
-    if config.inputs == "static":
-        images = binarized(images, config.static_seed)
-    return with_validation(images, config.validation, config.validation_seed)
+    return with_validation(as_seen(images, config), config.validation, config.validation_seed)
+
+
+def as_seen(images: ImageData, config: Config) -> ImageData:
+    """The images with the pixels that models of `config` see, where those are drawn once."""
+    inputs = config.parts.inputs
+    return binarized(images, inputs.static_seed) if isinstance(inputs, Static) else images
 
 
 def with_validation(images: ImageData, amount: float, seed: int) -> ImageData:
@@ -74,8 +98,10 @@ def with_validation(images: ImageData, amount: float, seed: int) -> ImageData:
     if count == 0:
         return images
     held_out = np.sort(np.random.default_rng(seed).permutation(total)[:count])
-    train = np.delete(images.train, held_out, axis=0)
-    return dataclasses.replace(images, train=train, validation=images.train[held_out])
+    kept = {name: np.delete(values, held_out, axis=0) for name, values in images.split("train").items()}
+    out = {name: values[held_out] for name, values in images.split("train").items()}
+    others = {**images.others, "train": kept, "validation": out}
+    return dataclasses.replace(images, train=kept.pop("image"), validation=out.pop("image"), others=others)
 
 
 def binarized(images: ImageData, seed: int) -> ImageData:
@@ -98,12 +124,16 @@ def binarized(images: ImageData, seed: int) -> ImageData:
     return dataclasses.replace(images, train=draw(images.train), test=draw(images.test))
 
 
-def digest(images: Images) -> str:
-    """SHA-256 of the pixels of uint8 images [N, H, W, C]."""
+def digest(images: np.ndarray[Any, np.dtype[Any]]) -> str:
+    """SHA-256 of the bytes of an array, such as uint8 images [N, H, W, C]."""
     return hashlib.sha256(np.ascontiguousarray(images).data).hexdigest()
 
 
 def digests(images: ImageData) -> dict[str, str]:
-    """What a run's checkpoints say of its images: "train_images_sha256" and so on, of each split that is not empty."""
-    splits = {"train": images.train, "validation": images.validation, "test": images.test}
-    return {f"{name}_images_sha256": digest(split) for name, split in splits.items() if len(split)}
+    """What a run's checkpoints say of its data: "train_images_sha256" and so on, of each split that is not empty."""
+    return {
+        f"{split}_{'images' if name == 'image' else name}_sha256": digest(values)
+        for split in SPLITS
+        for name, values in images.split(split).items()
+        if len(values)
+    }

@@ -262,7 +262,7 @@ class Checkpoints:
         height, width, channels = shape
         return height, width, channels
 
-    def restore(self, like: S, best: bool = False) -> Saved[S] | None:
+    def restore(self, like: S, best: bool = False, partial: bool = False) -> Saved[S] | None:
         """The newest undamaged checkpoint, or the best by the validation images; None if none was ever saved.
 
         Where a damaged step is passed over, a warning names it and what is damaged, and it is set
@@ -272,14 +272,15 @@ class Checkpoints:
           like: a state with the structure, shapes and dtypes to restore to; its leaves may be
             `jax.ShapeDtypeStruct`.
           best: that with the lowest validation cost rather than the newest.
+          partial: whether the checkpoint may hold more arrays than `like`, which are not restored.
 
         Raises:
           InputError: all checkpoints are damaged; or an undamaged one does not fit `like`, or is of
             a version that this one does not know; or `best`, and none has a validation cost.
         """
-        return self._again_if_pruned(lambda: self._restore(like, best))
+        return self._again_if_pruned(lambda: self._restore(like, best, partial))
 
-    def _restore(self, like: S, best: bool) -> Saved[S] | None:
+    def _restore(self, like: S, best: bool, partial: bool) -> Saved[S] | None:
         steps = self._ranked() if best else list(reversed(self.steps()))
         if best and not steps:
             raise InputError(
@@ -291,7 +292,7 @@ class Checkpoints:
             path = self.directory / str(step)
             try:
                 with unless_pruned(path):
-                    saved = read_step(path, like)
+                    saved = read_step(path, like, partial)
             except DamagedError as error:
                 damaged[step] = str(error)
                 self._warn(f"checkpoint {path} is damaged: {error}")

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from jaxvae.run.records import TERMS
+from jaxvae.run.records import ordered, terms_of
 
 COLUMNS = 8  # Images to a row, as in the notes.
-_GAP = 2  # Pixels between images.
+_GAP = 2  # PixelDistribution between images.
 _BACKGROUND = 96  # A dark grey that neither black nor white images vanish into.
 
 
@@ -64,7 +64,7 @@ def save_curves(path: Path, records: Sequence[Mapping[str, Any]], title: str) ->
       records: lines of ``metrics.jsonl``.
       title: what was trained, as `jaxvae.config.describe` says it.
     """
-    terms = [term for term in TERMS if any(term in line for line in records)]
+    terms = terms_of(records)
     figure, panels = _panels(title, len(terms))
     for axes, term in zip(panels, terms, strict=True):
         for split, style, colour in (("train", "-", "C0"), ("validation", "o--", "C1"), ("test", "s--", "C2")):
@@ -91,7 +91,8 @@ def save_axis(
       split: "validation" or "test".
       others: columns that tell the lines apart.
     """
-    terms = [term for term in TERMS if all(row.get(f"{split}_{term}") is not None for row in rows)]
+    names = ordered(name.removeprefix(f"{split}_") for row in rows for name in row if name.startswith(f"{split}_"))
+    terms = [term for term in names if all(row.get(f"{split}_{term}") is not None for row in rows)]
     values = sorted({row[axis] for row in rows})
     numeric = all(isinstance(value, int | float) for value in values)
     place = {value: value if numeric else number for number, value in enumerate(values)}

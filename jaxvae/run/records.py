@@ -7,7 +7,7 @@ one configuration write the same bytes. ``timing.jsonl`` holds what the clock sa
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
 from types import TracebackType
@@ -22,9 +22,24 @@ from jaxvae.run.tensorboard import Board
 
 Record = dict[str, Any]
 
-# Lower bounds on log p(x), of which higher is better.
-BOUNDS = tuple(f"{kind}{bound}" for bound in ("elbo", "iwae_bound") for kind in ("", "density_", "unnormalised_"))
-TERMS = ("loss", "recon", "kl", *BOUNDS, "tc", "mmd")  # In the order people read them; an objective may lack some.
+META = ("step", "epoch", "split", "unit", "member", "at")  # What a record holds besides its terms.
+
+# The terms that people read first, in the order in which they read them: others follow.
+FIRST = (
+    *("loss", "recon", "kl"),
+    *(f"{kind}{bound}" for bound in ("elbo", "iwae_bound") for kind in ("", "density_", "unnormalised_")),
+)
+
+
+def ordered(names: Iterable[str]) -> list[str]:
+    """Names of terms in the order in which they are read: `FIRST`, then the others as they come, each once."""
+    found = list(dict.fromkeys(names))
+    return [name for name in FIRST if name in found] + [name for name in found if name not in FIRST]
+
+
+def terms_of(lines: Iterable[Mapping[str, Any]]) -> list[str]:
+    """The terms that any of some records has, in order."""
+    return ordered(name for line in lines for name in line if name not in META)
 
 
 def record(step: int, epoch: int, split: str, unit: str, values: Mapping[str, NDArray[np.floating[Any]]]) -> Record:
@@ -32,7 +47,7 @@ def record(step: int, epoch: int, split: str, unit: str, values: Mapping[str, ND
 
     The mean is taken in float64, and 9 digits tell any two float32 values apart.
     """
-    means = {t: float(f"{np.mean(values[t], dtype=np.float64):.9g}") for t in TERMS if t in values}
+    means = {term: float(f"{np.mean(values[term], dtype=np.float64):.9g}") for term in ordered(values)}
     return {"step": step, "epoch": epoch, "split": split, "unit": unit, **means}
 
 
@@ -126,7 +141,7 @@ def _checked(values: Any, integers: Sequence[str]) -> Record:
     texts = values["split"], values["unit"]
     if not all(isinstance(text, str) for text in texts) or not all(type(values[name]) is int for name in integers):
         raise ValueError
-    if not all(math.isfinite(values[term]) for term in TERMS if term in values):
+    if not all(math.isfinite(values[term]) for term in terms_of([values])):
         raise ValueError
     checked: Record = values
     return checked
@@ -177,9 +192,8 @@ class RunLog:
         self._metrics.write(json_line(line))
         self._metrics.flush()
         unit = line["unit"].replace("/", "_per_").replace(" ", "_")
-        for term in TERMS:
-            if term in line:
-                self._board.scalar(f"{term}_{unit}/{line['split']}", line[term], line["step"])
+        for term in terms_of([line]):
+            self._board.scalar(f"{term}_{unit}/{line['split']}", line[term], line["step"])
 
     def write_timing(self, event: str, **values: float) -> None:
         """Append a line to ``timing.jsonl``. Durations are in seconds."""
@@ -202,4 +216,4 @@ def json_line(values: Mapping[str, Any]) -> str:
 
 def words(line: Mapping[str, Any]) -> str:
     """A record's terms in words: "loss 0.0543  recon 0.0481  kl 0.0062"."""
-    return "  ".join(f"{term} {line[term]:.4g}" for term in TERMS if term in line)
+    return "  ".join(f"{term} {line[term]:.4g}" for term in terms_of([line]))

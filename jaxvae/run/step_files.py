@@ -68,7 +68,7 @@ def unless_pruned(path: Path) -> Iterator[None]:
         raise error if isinstance(error, DamagedError) else DamagedError(reason(error)) from None
 
 
-def read_step(path: Path, like: S) -> Saved[S]:
+def read_step(path: Path, like: S, partial: bool = False) -> Saved[S]:
     """One checkpoint, verified. Raises `DamagedError`, and `InputError` if it does not fit `like`."""
     content = read_record(path)
     # A pipe would hang whoever opens it, and a link leads elsewhere.
@@ -89,7 +89,8 @@ def read_step(path: Path, like: S) -> Saved[S]:
             raise DamagedError(f"{name} is not as it was saved")
     expected = {name: _form(leaf) for name, leaf in named_leaves(like)}
     found = {name: (tuple(a["shape"]), a["dtype"]) for name, a in content["arrays"].items()}
-    if differ := sorted(name for name in {*expected, *found} if expected.get(name) != found.get(name)):
+    compared = expected if partial else {*expected, *found}
+    if differ := sorted(name for name in compared if expected.get(name) != found.get(name)):
         name = differ[0]
         raise InputError(
             f"checkpoint {path} does not fit the run's model: {name} is {_form_words(found.get(name))} there, "
@@ -99,7 +100,7 @@ def read_step(path: Path, like: S) -> Saved[S]:
         with make_checkpointer() as checkpointer:
             arguments = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), like)
             state: S = checkpointer.restore(
-                path / "state", args=ocp.args.PyTreeRestore(item=like, restore_args=arguments)
+                path / "state", args=ocp.args.PyTreeRestore(item=like, restore_args=arguments, partial_restore=partial)
             )
     except Exception as error:  # Orbax and TensorStore raise many kinds.
         raise DamagedError(reason(error)) from None

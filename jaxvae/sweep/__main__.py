@@ -16,8 +16,9 @@ import jax
 
 from jaxvae import cli
 from jaxvae import config as configs
-from jaxvae.config import SWEPT, Config, flag
+from jaxvae.config import TRACED, Config
 from jaxvae.errors import InputError
+from jaxvae.options import flag
 from jaxvae.sweep.extract import extract
 from jaxvae.sweep.grid import AXES, FILE, Axes, Grid, load_sweep
 from jaxvae.sweep.loop import say, sweep
@@ -113,9 +114,9 @@ def _value(name: str, text: str) -> Any:
     try:
         if name == "hidden":
             return tuple(int(width) for width in text.split(",") if width)
-        return float(text) if name in SWEPT else int(text)
+        return float(text) if name in TRACED else int(text)
     except ValueError:
-        raise InputError(f"{flag(name)}: {text} is not {'a number' if name in SWEPT else 'a whole number'}") from None
+        raise InputError(f"{flag(name)}: {text} is not {'a number' if name in TRACED else 'a whole number'}") from None
 
 
 def use_every_core() -> None:

@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxvae import config as configs
+from jaxvae import config_file
 from jaxvae.config import Config
 from jaxvae.errors import InputError
-from jaxvae.objectives.variational import selection_cost
+from jaxvae.objectives.build import selection_cost
 from jaxvae.run import directory as run_dirs
 from jaxvae.run import records
 from jaxvae.run.checkpoint import Checkpoints
@@ -74,7 +74,7 @@ def extract(sweep_dir: Path, member: int | str, run_dir: Path) -> int:
         if run_dir.exists() and (not run_dir.is_dir() or any(run_dir.iterdir())):
             raise InputError(f"--to {run_dir} is not an empty directory")
         run_dir.mkdir(parents=True, exist_ok=True)
-        run_dirs.write_whole(run_dir / "config.json", configs.to_json(members[number]))
+        run_dirs.write_whole(run_dir / "config.json", config_file.to_json(members[number]))
         run_dirs.write_whole(run_dir / "metrics.jsonl", "".join(records.json_line(line) for line in lines))
         (run_dir / "images").mkdir()
     except OSError as error:

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jaxvae import config as configs
-from jaxvae.config import SWEPT, Config
+from jaxvae import config_file
+from jaxvae.config import TRACED, Config
 from jaxvae.errors import InputError
 
 OUTER = ("latent_size", "hidden", "batch_size", "samples")
-AXES = (*SWEPT, *OUTER)
+AXES = (*TRACED, *OUTER)
 FILE = "sweep.json"
 PROGRAMS = "programs"
 SWEEP_FILES = (FILE, "config.json", "checkpoints", PROGRAMS)
@@ -44,7 +44,7 @@ class Grid(NamedTuple):
 
 def shape_of(config: Config) -> tuple[Any, ...]:
     """What a member must have in common with the others of its program: all but its seed and numbers."""
-    common = [value for name, value in dataclasses.asdict(config).items() if name not in (*SWEPT, "seed")]
+    common = [value for name, value in dataclasses.asdict(config).items() if name not in (*TRACED, "seed")]
     # Without decay the optimiser's state has another structure.
     return (*common, config.weight_decay > 0)
 
@@ -60,7 +60,7 @@ def programs_of(members: Sequence[Config]) -> list[list[int]]:
 def to_json(grid: Grid, programs: Sequence[Sequence[int]]) -> str:
     """What `load_sweep` reads: the grid, and the members of each program."""
     content = {
-        "config": json.loads(configs.to_json(grid.config)),
+        "config": json.loads(config_file.to_json(grid.config)),
         "axes": grid.axes,
         "seeds": grid.seeds,
         "programs": programs,
@@ -83,7 +83,7 @@ def load_sweep(run_dir: Path) -> tuple[Grid, list[list[int]]]:
         raise InputError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
     try:
         content = json.loads(text)
-        config = configs.from_json(json.dumps(content["config"]), str(path))
+        config = config_file.from_json(json.dumps(content["config"]), str(path))
         axes = {str(name): [_value(name, value, path) for value in values] for name, values in content["axes"].items()}
         seeds, programs = list(content["seeds"]), [list(numbers) for numbers in content["programs"]]
         whole = not any(type(number) is not int for numbers in (seeds, *programs) for number in numbers)
@@ -109,7 +109,7 @@ def _value(name: str, value: Any, path: Path) -> Any:
     """A value of an axis, from JSON. Raises `InputError`."""
     if name not in AXES:
         raise InputError(f"{path} has an axis this version does not know: {name}")
-    return configs.from_field(name, value, str(path))
+    return config_file.from_field(name, value, str(path))
 
 
 def cell(value: Any) -> Any:

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 
 from jaxvae import config as configs
 from jaxvae import data
-from jaxvae.config import SWEPT, Config
+from jaxvae.config import TRACED, Config
 from jaxvae.distributed import devices as parallel
 from jaxvae.errors import InputError, SaveError, one_line
-from jaxvae.objectives.variational import measure_warning, selection_term
+from jaxvae.objectives.build import measure_warning, selection_term
 from jaxvae.run import console, records
 from jaxvae.run import directory as run_dirs
 from jaxvae.run.checkpoint import Checkpoints
@@ -172,7 +172,7 @@ class _Program:
         own = [members[number] for number in numbers]
         self._directory, self._title, self._members, self._numbers = directory, title, members, numbers
         self._config = common_config(own)
-        swept = {name: [getattr(member, name) for member in own] for name in SWEPT}
+        swept = {name: [getattr(member, name) for member in own] for name in TRACED}
         seeds = [member.seed for member in own]
         self._trainer = MembersTrainer(self._config, images, seeds, swept, devices)
         self._record = {

@@ -8,9 +8,10 @@ import jax
 import numpy as np
 from numpy.typing import NDArray
 
-from jaxvae.config import SWEPT, Config, flag
+from jaxvae.config import TRACED, Config
 from jaxvae.data.images import ImageData, prepared
 from jaxvae.errors import InputError
+from jaxvae.options import flag
 from jaxvae.sweep.grid import DIVERGED
 from jaxvae.sweep.trainer import MembersState, MembersTrainer, common_config
 from jaxvae.train.computer import advance
@@ -31,19 +32,19 @@ class Trained(NamedTuple):
 
 
 def member_configs(
-    config: Config, seeds: Sequence[int], numbers: Mapping[str, Sequence[float]] | None = None
+    config: Config, seeds: Sequence[int], hyperparameters: Mapping[str, Sequence[float]] | None = None
 ) -> list[Config]:
     """The configuration of a run of its own for each of M members. Raises `InputError` as `train_members` does."""
-    numbers = numbers or {}
-    for name, values in numbers.items():
-        if name not in SWEPT:
-            raise InputError(f"{name} cannot differ between members; what can: seed, {', '.join(SWEPT)}")
+    hyperparameters = hyperparameters or {}
+    for name, values in hyperparameters.items():
+        if name not in TRACED:
+            raise InputError(f"{name} cannot differ between members; what can: seed, {', '.join(TRACED)}")
         if len(values) != len(seeds):
             raise InputError(f"{flag(name)} has {len(values)} values for {len(seeds)} members")
     if not len(seeds):
         raise InputError("there are no members to train")
     return [
-        replace(config, seed=int(seed), **{name: float(values[i]) for name, values in numbers.items()})  # type: ignore[arg-type]
+        replace(config, seed=int(seed), **{name: float(values[i]) for name, values in hyperparameters.items()})
         for i, seed in enumerate(seeds)
     ]
 
@@ -52,25 +53,25 @@ def train_members(
     config: Config,
     images: ImageData,
     seeds: Sequence[int],
-    numbers: Mapping[str, Sequence[float]] | None = None,
+    hyperparameters: Mapping[str, Sequence[float]] | None = None,
     devices: Sequence[jax.Device] | None = None,
 ) -> Trained:
-    """Train M models in one program, each as a run of its own with its seed and numbers would be.
+    """Train M models in one program, each as a run of its own with its seed and hyperparameters would be.
 
     Args:
       config: what they have in common.
       images: what to train and to test on; binarised here where `config` says "static".
       seeds: [M].
-      numbers: any of `jaxvae.config.SWEPT`, [M] each; `config` has the others.
+      hyperparameters: any of `jaxvae.config.SWEPT`, [M] each; `config` has the others.
       devices: to share the members. Default: all there are.
 
     Raises:
       InputError: a number is out of range or cannot be swept, or there is not one for each seed.
     """
-    configs = member_configs(config, seeds, numbers)
+    configs = member_configs(config, seeds, hyperparameters)
     images = prepared(images, config)
     common = common_config(configs)
-    swept = {name: [getattr(member, name) for member in configs] for name in SWEPT}
+    swept = {name: [getattr(member, name) for member in configs] for name in common.traced()}
     trainer = MembersTrainer(common, images, [member.seed for member in configs], swept, devices)
     state, dispatched = advance(trainer, trainer.start(None), 0, config.epochs * trainer.steps_per_epoch)
     calls = [

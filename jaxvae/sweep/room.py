@@ -9,6 +9,7 @@ from jaxvae import memory
 from jaxvae.config import Config
 from jaxvae.data.images import ImageData
 from jaxvae.sweep.trainer import MembersTrainer, abstract_members
+from jaxvae.train.step import example_of
 
 MEMORY_FRACTION = 0.8  # Of an accelerator's free memory, that members may fill.
 HOST_MEMORY_FRACTION = 0.5  # Of the free memory of a machine that trains on its CPU: others live there too.
@@ -35,7 +36,10 @@ def room(config: Config, images: ImageData, devices: Sequence[jax.Device]) -> Ro
     `MEMORY_FRACTION` of what the device reports, or `HOST_MEMORY_FRACTION` of the machine's, in equal shares.
     """
     required = memory.required_bytes(
-        abstract_members(config, images.train.shape[1:], 1), images.train.shape[1:], config.batch_size, config.samples
+        abstract_members(config, images.image_shape, 1, example_of(images.split("train"))),
+        images.image_shape,
+        config.batch_size,
+        config.parts.objective.latents,
     )
     memory.check_fits(required, images.nbytes, devices[:1])
     accelerator = memory.device_stats(devices[0]) is not None
@@ -43,12 +47,12 @@ def room(config: Config, images: ImageData, devices: Sequence[jax.Device]) -> Ro
     free = memory.free_bytes(devices[0])
     free = int(MEMORY_FRACTION * free) if accelerator else int(HOST_MEMORY_FRACTION * free) // len(devices)
     free -= images.nbytes
-    numbers = {name: [value] for name, value in config.numbers().items()}
-    trainer = MembersTrainer(config, images, [0], numbers, devices[:1])
+    hyperparameters = {name: [value] for name, value in config.traced().items()}
+    trainer = MembersTrainer(config, images, [0], hyperparameters, devices[:1])
     state = trainer.start(None)
     trainer.compile(state)
     program = trainer._programs.memory()
     # The state goes in and comes out in one place, but a device that maps over members holds both.
     member_bytes = program.argument_size_in_bytes + program.output_size_in_bytes + program.temp_size_in_bytes
-    member_bytes -= images.train.nbytes
+    member_bytes -= sum(values.nbytes for values in images.split("train").values())
     return Room(max(1, free // member_bytes) * len(devices), member_bytes, max(free, 0))

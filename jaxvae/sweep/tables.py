@@ -1,6 +1,7 @@
 """A sweep's tables and plots: a row a member, a row a setting, metrics against each axis, and which is best."""
 
 import csv
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,9 @@ import numpy as np
 
 from jaxvae.config import describe
 from jaxvae.errors import InputError
-from jaxvae.objectives.variational import selection_term
+from jaxvae.objectives.build import selection_term
 from jaxvae.run import plots, records
+from jaxvae.run.directory import write_whole
 from jaxvae.sweep.grid import DIVERGED, PROGRAMS, Grid, cell, load_sweep
 
 Row = dict[str, Any]
@@ -51,8 +53,7 @@ def table(run_dir: Path) -> list[Row]:
     columns = [
         (split, term)
         for split in SPLITS
-        for term in records.TERMS
-        if any(term in line for (_, of), line in last.items() if of == split)
+        for term in records.terms_of(line for (_, of), line in last.items() if of == split)
     ]
     unit = next((line["unit"] for line in last.values()), None)
     rows = []
@@ -82,7 +83,7 @@ def summary(grid: Grid, rows: Sequence[Row]) -> list[Row]:
     settings: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
         settings.setdefault(tuple(row[name] for name in grid.axes), []).append(row)
-    columns = [f"{split}_{term}" for split in SPLITS[1:] for term in records.TERMS]
+    columns = [f"{split}_{term}" for split in SPLITS[1:] for term in _terms(rows, split)]
     found = []
     for values, same in settings.items():
         line: Row = dict(zip(grid.axes, values, strict=True))
@@ -96,6 +97,12 @@ def summary(grid: Grid, rows: Sequence[Row]) -> list[Row]:
             line |= {f"{name}_{what}": _digits(of(numbers)) if numbers else None for what, of in spread.items()}
         found.append(line)
     return found
+
+
+def _terms(rows: Sequence[Row], split: str) -> list[str]:
+    """The terms that a table has of a split."""
+    prefix = f"{split}_"
+    return records.ordered(name.removeprefix(prefix) for row in rows for name in row if name.startswith(prefix))
 
 
 def _deviation(numbers: Sequence[float]) -> Any:
@@ -137,7 +144,7 @@ def summary_lines(grid: Grid, rows: Sequence[Row]) -> list[str]:
     for line in settings:
         terms = [
             f"{term} {line[f'{split}_{term}_mean']:.4g} +- {line[f'{split}_{term}_std']:.2g}"
-            for term in records.TERMS
+            for term in _terms(rows, split)
             if line.get(f"{split}_{term}_mean") is not None
         ]
         lost = f"  {line['diverged']} diverged" if line["diverged"] else ""
@@ -183,9 +190,8 @@ def draw(run_dir: Path, grid: Grid, rows: Sequence[Row]) -> None:
 
 
 def _write_csv(path: Path, rows: Sequence[Row]) -> None:
-    fresh = path.with_name(path.name + ".tmp")
-    with fresh.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    fresh.replace(path)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_whole(path, text.getvalue())

@@ -1,4 +1,4 @@
-"""Many models trained in one program: members that differ in seed and in numbers, and in nothing else.
+"""Many models trained in one program: members that differ in seed and in hyperparameters, and in nothing else.
 
 Members never exchange anything, so they are shared out over the devices without any communication. Within a
 device they are taken `at_once` together (`jax.vmap`), one group after the other (`jax.lax.map`). An accelerator
@@ -19,17 +19,19 @@ import optax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from numpy.typing import NDArray
 
-from jaxvae import models
-from jaxvae.config import SWEPT, Config
+from jaxvae.config import Config
 from jaxvae.data.images import ImageData
 from jaxvae.distributed import devices as parallel
 from jaxvae.keys import Purpose, key_of, purpose_key
-from jaxvae.objectives.variational import build_objective
+from jaxvae.models.build import Model, build_model
+from jaxvae.objectives.build import build_objective
+from jaxvae.optimizer import Hyperparameters, build_optimizer
 from jaxvae.train.computer import PART_BATCHES, due, splits
 from jaxvae.train.evaluation import PIXELS_AT_ONCE, joined, make_evaluate
-from jaxvae.train.optimizer import build_optimizer
 from jaxvae.train.programs import StepPrograms, make_call, steps_per_epoch
-from jaxvae.train.step import TrainState, epoch_order, init_state
+from jaxvae.train.step import TrainState, epoch_order, example_of, init_state
+from jaxvae.train.trainer import output_mean
+from jaxvae.typing import Batch, Collections, ImageShape, Params
 
 Array = jax.Array
 
@@ -48,29 +50,31 @@ class MembersState(NamedTuple):
       opt_state: the same.
       diverged: int32 [M], the step at which a member's loss was not finite any more; 0 while it is.
         The parameters and the optimiser's state of such a member are zeros.
+      collections: as `params`.
     """
 
     step: Array
-    params: models.Params
+    params: Params
     opt_state: optax.OptState
     diverged: Array
+    collections: Collections = {}
 
     def member(self, index: int) -> TrainState:
         """One member's state, as a run of its own would hold it."""
-        params, opt_state = jax.tree.map(lambda leaf: leaf[index], (self.params, self.opt_state))
-        return TrainState(self.step, params, opt_state)
+        own = jax.tree.map(lambda leaf: leaf[index], (self.params, self.opt_state, self.collections))
+        return TrainState(self.step, *own)
 
 
 def make_run_members(
     config: Config,
-    model: models.Model,
+    model: Model,
     num_images: int,
     at_once: int,
     capacity: int | None = None,
 ) -> Callable[..., tuple[MembersState, Any]]:
-    """``run_members(state, images, orders, noise_keys, numbers, count) -> (state, metrics)``: a call of every member.
+    """``run_members(state, examples, orders, noise_keys, hyperparameters, count) -> (state, metrics)``: a call of every member.
 
-    To be jitted. What each member computes is `jaxvae.train.programs.make_call`, with an order, a key and `numbers` of
+    To be jitted. What each member computes is `jaxvae.train.programs.make_call`, with an order, a key and `hyperparameters` of
     its own, [M] each; `metrics` are its terms at every step, [M, capacity].
     """
 
@@ -79,16 +83,16 @@ def make_run_members(
 
     def run_members(
         state: MembersState,
-        images: Array,
+        examples: Batch,
         orders: Array,
         noise_keys: Array,
-        numbers: Mapping[str, Array],
+        hyperparameters: Mapping[str, Array],
         count: int | Array,
     ) -> tuple[MembersState, Any]:
         def run_one(member: Any) -> Any:
-            params, opt_state, diverged, order, key, numbers = member
-            start = TrainState(state.step, params, opt_state)
-            end, metrics = call(start, images, order, key, numbers, count)
+            params, opt_state, collections, diverged, order, key, hyperparameters = member
+            start = TrainState(state.step, params, opt_state, collections)
+            end, metrics = call(start, examples, order, key, hyperparameters, count)
             # Looked at once a call: a choice at every step would move every parameter and moment once more. So that
             # it does not matter which steps make a call, a loss is looked at wherever it is, but the parameters at
             # the end of an epoch alone, and zeros take the place of what diverged.
@@ -98,9 +102,10 @@ def make_run_members(
             good = finite.all() & (whole | (end.step % epoch != 0))
             diverged = jnp.where(diverged > 0, diverged, jnp.where(good, 0, start.step + bad))
             kept = jax.tree.map(lambda leaf: jnp.where(diverged > 0, jnp.zeros_like(leaf), leaf), end)
-            return (kept.params, kept.opt_state, diverged), metrics
+            return (kept.params, kept.opt_state, diverged, kept.collections), metrics
 
-        members = (state.params, state.opt_state, state.diverged, orders, noise_keys, dict(numbers))
+        own = (state.params, state.opt_state, state.collections, state.diverged)
+        members = (*own, orders, noise_keys, dict(hyperparameters))
         ends, metrics = map_members(run_one, members, at_once)
         return MembersState(state.step + count, *ends), metrics
 
@@ -121,11 +126,11 @@ class MembersTrainer:
     """The device's side of many runs at once: as `jaxvae.train.trainer.Trainer`, with an axis of members.
 
     Args:
-      config: what all have in common; its seed and `SWEPT` numbers are not looked at, but that its weight
+      config: what all have in common; its seed and `TRACED` hyperparameters are not looked at, but that its weight
         decay must not be 0 where a member's is not.
       images: what to train and to test on.
       seeds: [M].
-      numbers: all of `SWEPT`, [M] each.
+      hyperparameters: all of `TRACED`, [M] each.
       devices: to share the members; at most as many are used as there are members.
       at_once: members of a device that are computed together. Default: 1 on a CPU, else all.
       traced: as of `StepPrograms`.
@@ -136,7 +141,7 @@ class MembersTrainer:
         config: Config,
         images: ImageData,
         seeds: Sequence[int],
-        numbers: Mapping[str, Sequence[float]],
+        hyperparameters: Mapping[str, Sequence[float]],
         devices: Sequence[jax.Device] | None = None,
         at_once: int | None = None,
         traced: bool | None = None,
@@ -149,15 +154,17 @@ class MembersTrainer:
         # Where shares are not equal, copies of the last member fill them; they are never looked at.
         self._padding = share * len(devices) - self.count
         self._seeds = self._padded(np.asarray(seeds, np.uint32))
-        self._numbers = {name: self._padded(np.asarray(numbers[name], np.float32)) for name in SWEPT}
+        self._hyperparameters = {
+            name: self._padded(np.asarray(hyperparameters[name], np.float32)) for name in config.traced()
+        }
         self.mesh = Mesh(np.array(devices), (AXIS,), axis_types=(AxisType.Auto,))
         self._spread = NamedSharding(self.mesh, PartitionSpec(AXIS))
         self._everywhere = NamedSharding(self.mesh, PartitionSpec())
-        _, height, width, channels = images.train.shape
-        self.model = models.build_model(config, (height, width, channels))
+        self.model = build_model(config, images.image_shape)
+        self._example = example_of(images.split("train"))
         self.unit = build_objective(config, self.steps_per_epoch, len(images.train)).unit
         one, each = PartitionSpec(), PartitionSpec(AXIS)
-        state = MembersState(one, each, each, each)  # type: ignore[arg-type]
+        state = MembersState(one, each, each, each, each)  # type: ignore[arg-type]
 
         def program(capacity: int | None) -> Any:
             run = make_run_members(config, self.model, len(images.train), self.at_once, capacity)
@@ -173,12 +180,12 @@ class MembersTrainer:
 
         capacity = min(self.steps_per_epoch, max(1, MOST_VALUES // (share * len(devices))))
         self._programs = StepPrograms(program, capacity, traced)
-        held_out = {"validation": images.validation, "test": images.test}
-        self._held_out: dict[str, Any] = {split: found for split, found in held_out.items() if len(found)}
+        held_out = {split: images.split(split) for split in ("validation", "test")}
+        self._held_out: dict[str, Any] = {split: found for split, found in held_out.items() if len(found["image"])}
         # So that evaluation takes no more memory than training, however many are computed together.
-        pixels = math.prod(self.model.image_shape) * config.samples
+        pixels = math.prod(images.image_shape) * config.parts.objective.latents
         most = max(config.batch_size, min(PART_BATCHES * config.batch_size, PIXELS_AT_ONCE // pixels // self.at_once))
-        self._sizes = {split: min(most, len(found)) for split, found in self._held_out.items()}
+        self._sizes = {split: min(most, len(found["image"])) for split, found in self._held_out.items()}
         specs = (each, one, each, each, one)
         self._evaluate: dict[str, Any] = {
             split: jax.jit(self._on_each_device(partial(self._evaluate_share, size), specs, each))
@@ -199,34 +206,34 @@ class MembersTrainer:
 
     def _first(self) -> MembersState:
         """The first states of all, to be traced."""
-        mean = self.images.train.mean(axis=0, dtype=np.float64) / 255 if self.config.init == "glorot" else None
+        mean = output_mean(self.config, self.images)
         optimizer = build_optimizer(self.config, self.steps_per_epoch)
 
         def first(seed: Array) -> TrainState:
-            output_mean = None if mean is None else jnp.asarray(mean, jnp.float32)
-            return init_state(self.model, optimizer, purpose_key(seed, "init"), output_mean)  # type: ignore[arg-type]
+            key = purpose_key(seed, "init")  # type: ignore[arg-type]
+            return init_state(self.model, optimizer, key, None if mean is None else jnp.asarray(mean), self._example)
 
         states = map_members(first, jnp.asarray(self._seeds), self.at_once)
         none = jnp.zeros(len(self._seeds), jnp.int32)
-        return MembersState(jnp.zeros((), jnp.int32), states.params, states.opt_state, none)
+        return MembersState(jnp.zeros((), jnp.int32), states.params, states.opt_state, none, states.collections)
 
     def abstract_state(self) -> MembersState:
         """The shapes and dtypes of the members' states on the host; nothing is computed."""
-        return abstract_members(self.config, self.images.train.shape[1:], self.count)
+        return abstract_members(self.config, self.images.image_shape, self.count, self._example)
 
     def start(self, state: MembersState | None) -> MembersState:
         """Put the images on the devices, and there make the first states, or put `state`, of the host's arrays."""
         each, one = self._spread, self._everywhere
-        self._train_images = parallel.place(self.images.train, one)
-        self._held_out = {split: parallel.place(images, one) for split, images in self._held_out.items()}
-        numbers = {name: jnp.asarray(values) for name, values in self._numbers.items()}
-        self._numbers_placed = jax.device_put(numbers, each)
+        self._train_examples = parallel.place(self.images.split("train"), one)
+        self._held_out = {split: parallel.place(found, one) for split, found in self._held_out.items()}
+        hyperparameters = {name: jnp.asarray(values) for name, values in self._hyperparameters.items()}
+        self._hyperparameters_placed = jax.device_put(hyperparameters, each)
         make_keys = jax.jit(
             lambda seeds: {p: jax.vmap(lambda seed, p=p: purpose_key(seed, p))(seeds) for p in _PURPOSES},
             out_shardings=each,
         )
         self._keys: Mapping[Purpose, Array] = make_keys(self._seeds)
-        placed = MembersState(one, each, each, each)  # type: ignore[arg-type]
+        placed = MembersState(one, each, each, each, each)  # type: ignore[arg-type]
         if state is None:
             first: MembersState = jax.jit(self._first, out_shardings=placed)()
             return first
@@ -238,7 +245,7 @@ class MembersTrainer:
         epoch = step // self.steps_per_epoch
         if self._orders is None or self._orders[0] != epoch:
             self._orders = epoch, self._orders_of(self._keys["shuffle"], np.int32(epoch))
-        return state, self._train_images, self._orders[1], self._keys["train-noise"], self._numbers_placed
+        return state, self._train_examples, self._orders[1], self._keys["train-noise"], self._hyperparameters_placed
 
     def usable(self, wanted: int) -> int:
         """See `Computer`."""
@@ -260,18 +267,18 @@ class MembersTrainer:
 
     def parts(self, split: str) -> range:
         """See `Computer`."""
-        return range(0, len(self._held_out[split]), self._sizes[split])
+        return range(0, len(self._held_out[split]["image"]), self._sizes[split])
 
     def evaluate(self, state: MembersState, split: str, first: int) -> Mapping[str, Array]:
         """See `Computer`."""
-        images, keys = self._held_out[split], self._keys["test-noise"]
-        arguments = state.params, images, keys, self._numbers_placed, np.int32(first)
+        examples, keys = self._held_out[split], self._keys["test-noise"]
+        arguments = variables_of(state), examples, keys, self._hyperparameters_placed, np.int32(first)
         terms: Mapping[str, Array] = self._evaluate[split](*arguments)
         return terms
 
     def joined(self, split: str, parts: Sequence[Mapping[str, Array]]) -> dict[str, NDArray[Any]]:
         """See `Computer`."""
-        return joined([self.host(dict(part)) for part in parts], len(self._held_out[split]), axis=1)
+        return joined([self.host(dict(part)) for part in parts], len(self._held_out[split]["image"]), axis=1)
 
     def pictures(self, state: MembersState, step: int, total: int) -> None:
         """None: of members nothing is drawn."""
@@ -285,15 +292,15 @@ class MembersTrainer:
         return jnp.asarray(values)
 
     def _evaluate_share(
-        self, size: int, params: Any, images: Array, keys: Array, numbers: Mapping[str, Array], first: Array
+        self, size: int, variables: Any, examples: Batch, keys: Array, hyperparameters: Hyperparameters, first: Array
     ) -> Any:
         def one(member: Any) -> Any:
-            params, key, numbers = member
-            objective = build_objective(self.config, self.steps_per_epoch, len(self.images.train), numbers)
+            variables, key, hyperparameters = member
+            objective = build_objective(self.config, self.steps_per_epoch, len(self.images.train), hyperparameters)
             evaluate = make_evaluate(self.model, objective, size)
-            return evaluate(params, images, key, first)
+            return evaluate(variables, examples, key, first)
 
-        return map_members(one, (params, keys, dict(numbers)), self.at_once)
+        return map_members(one, (variables, keys, dict(hyperparameters)), self.at_once)
 
     def copy(self, state: MembersState) -> MembersState:
         """Dispatch a copy, since the state itself is donated to the next call. Waits for nothing."""
@@ -307,16 +314,28 @@ class MembersTrainer:
         return jax.tree.map(lambda leaf: np.asarray(leaf)[: self.count], tree)
 
 
-def abstract_members(config: Config, image_shape: Sequence[int], count: int) -> MembersState:
+def variables_of(state: MembersState) -> dict[str, Any]:
+    """What the members are evaluated with, each leaf with a first axis of M; see `TrainState.variables`."""
+    return TrainState(state.step, state.params, state.opt_state, state.collections).variables
+
+
+def abstract_members(
+    config: Config, image_shape: ImageShape, count: int, example: Mapping[str, Any] | None = None
+) -> MembersState:
     """The shapes and dtypes of `count` members' states; nothing is computed."""
-    height, width, channels = image_shape
-    model, optimizer = models.build_model(config, (height, width, channels)), build_optimizer(config, steps_per_epoch=1)
+    model, optimizer = build_model(config, image_shape), build_optimizer(config, steps_per_epoch=1)
     keys = jax.eval_shape(lambda: jax.random.split(key_of(0), count))
-    states = jax.eval_shape(jax.vmap(partial(init_state, model, optimizer)), keys)
+    example = {"image": np.zeros((1, *image_shape), np.float32)} if example is None else example
+    states = jax.eval_shape(jax.vmap(lambda key: init_state(model, optimizer, key, example=example)), keys)
     ints = partial(jax.ShapeDtypeStruct, dtype=jnp.int32)
-    return MembersState(ints(()), states.params, states.opt_state, ints((count,)))  # type: ignore[arg-type]
+    diverged: Any = ints((count,))
+    return MembersState(ints(()), states.params, states.opt_state, diverged, states.collections)  # type: ignore[arg-type]
 
 
 def common_config(configs: Sequence[Config]) -> Config:
-    """What `MembersTrainer` takes for members of these configurations: they differ in seed and `SWEPT` alone."""
-    return replace(configs[0], weight_decay=max(config.weight_decay for config in configs))
+    """What `MembersTrainer` takes for members of these configurations: they differ in seed and `TRACED` alone.
+
+    Its traced hyperparameters are the greatest of any member, so that none is 0 where a member's is not.
+    """
+    names = configs[0].traced()
+    return replace(configs[0], **{name: max(getattr(config, name) for config in configs) for name in names})

@@ -1,16 +1,22 @@
 """Train an autoencoder or a VAE: ``python -m jaxvae.train``."""
 
+import argparse
 import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, TypeVar
 
-from jaxvae import cli
+from jaxvae import cli, config_file
 from jaxvae import config as configs
 from jaxvae.config import Config
 from jaxvae.distributed import job as distributed
 from jaxvae.errors import InputError
+from jaxvae.options import flag
+from jaxvae.own import is_own
 from jaxvae.train import loop
+
+T = TypeVar("T")
 
 DESCRIPTION = """Train an autoencoder or a variational autoencoder on images.
 
@@ -40,30 +46,52 @@ class Arguments:
 def parse(argv: Sequence[str]) -> Arguments:
     """The command line, as `Arguments`. Raises `InputError`."""
     prog = "python -m jaxvae.train"
-    preset, run_dir, resume = _peek(argv)
-    base = configs.preset(preset or Config.preset)
-    if resume:
+    known = peek(argv)
+    base, run_dir = configs.preset(known.preset or Config.preset), known.run_dir
+    if known.resume:
         if run_dir is None:
             raise InputError("--resume needs --run-dir: the run to go on with")
         if not (run_dir / "config.json").is_file():
             raise InputError(f"--resume: {run_dir} holds no run (no config.json)")
-        base = configs.load(run_dir / "config.json")
-    return cli.parse(Arguments, argv, prog=prog, description=DESCRIPTION, default=Arguments(base))
+        base = config_file.load(run_dir / "config.json")
+    base = with_own(base, known)
+    return cli.parse(arguments_of(Arguments, base), argv, prog=prog, description=DESCRIPTION, default=Arguments(base))
 
 
-def _peek(argv: Sequence[str]) -> tuple[str | None, Path | None, bool]:
-    """--preset, --run-dir and --resume, which decide the defaults of all the others."""
-    import argparse
-
+def peek(argv: Sequence[str]) -> argparse.Namespace:
+    """The flags that decide the defaults of all the others, or which others there are. Raises `InputError`."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--preset")
     parser.add_argument("--run-dir", "--run_dir", type=Path)
     parser.add_argument("--resume", action="store_true")
+    for slot in configs.SLOTS:
+        parser.add_argument(flag(slot))
     try:
         known, _ = parser.parse_known_args(argv)
     except argparse.ArgumentError as error:
         raise InputError(str(error)) from None
-    return known.preset, known.run_dir, known.resume
+    return known
+
+
+def with_own(base: Config, known: argparse.Namespace) -> Config:
+    """`base`, with the options of the user's own components among what `peek` found, at their defaults."""
+    own = {slot: name for slot in configs.SLOTS if is_own(name := getattr(known, slot))}
+    if not own:
+        return base
+    kind = configs.config_type({**configs.values_of(base), **own})
+    extended: Any = object.__new__(kind)
+    # Not checked: the flags that make it whole are still to come.
+    values = {o.name: getattr(base, o.name, o.default) for o in configs.options_of(kind)}
+    extended.__dict__.update(values)
+    found: Config = extended
+    return found
+
+
+def arguments_of(kind: type[T], base: Config) -> type[T]:
+    """The dataclass of arguments `kind`, its `config` of the class of `base`."""
+    if type(base) is Config:
+        return kind
+    return dataclasses.make_dataclass(kind.__name__, [("config", type(base))], bases=(kind,), frozen=True)
 
 
 def advice(config: Config) -> str:

@@ -7,41 +7,45 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
 from numpy.typing import NDArray
 
 from jaxvae.keys import example_keys
-from jaxvae.models.models import Model, Params, float32_products
-from jaxvae.objectives.objectives import Context, Objective
-from jaxvae.objectives.variational import Variational
-from jaxvae.train.step import Metrics, intensities
+from jaxvae.models.build import Model
+from jaxvae.models.layers import float32_products
+from jaxvae.objectives.base import Context, Loss
+from jaxvae.train.step import as_batch
+from jaxvae.typing import Array, Batch, Params, Terms
 
 PIXELS_AT_ONCE = 2**20  # Of the reconstructions that an evaluation has in work.
 
 
 def make_evaluate(
     model: Model,
-    objective: Objective | Variational,
+    objective: Loss,
     size: int,
     batch_sharding: jax.sharding.NamedSharding | None = None,
-) -> Callable[[Params, Array, Array, int | Array], Metrics]:
-    """``evaluate(params, images, key, first) -> losses``: the objective's terms of some images, [size] each.
+) -> Callable[[Params, Batch | Array, Array, int | Array], Terms]:
+    """``evaluate(variables, examples, key, first) -> terms``: the objective's terms of some images, [size] each.
 
-    To be jitted. `images` are uint8 [N, H, W, C]; those from place `first` on are taken, `size` of them, and the
-    last image again in the places past it, which `joined` cuts off. Each image's noise is keyed by its place, so
+    To be jitted. `variables` are all of the model's, by collection. `examples` are arrays [N, ...] by name, among them the
+    images, uint8 [N, H, W, C]; or the images alone. Those from place `first` on are taken, `size` of them, and the
+    last one again in the places past it, which `joined` cuts off. Each image's noise is keyed by its place, so
     `size` does not matter (but for rounding). Terms are per example: the caller reduces. Float32
     products are float32, whatever the model was trained with.
 
     With `batch_sharding`, the sharding of an array whose first axis is the images', each device works on its share.
     """
 
-    def evaluate(params: Params, images: Array, key: Array, first: int | Array) -> Metrics:
+    def evaluate(variables: Params, examples: Batch | Array, key: Array, first: int | Array) -> Terms:
         places = first + jnp.arange(size)
         if batch_sharding is not None:
             places = jax.lax.with_sharding_constraint(places, batch_sharding)
-        x = intensities(images.at[places].get(mode="clip"))
+        named = examples if isinstance(examples, Mapping) else {"image": examples}
+        batch = as_batch({name: values.at[places].get(mode="clip") for name, values in named.items()})
         keys = example_keys(key, first, size)
-        return objective.of(model, params, x, keys, Context())
+        params = {"params": variables["params"]}
+        others = {name: values for name, values in variables.items() if name != "params"}
+        return objective.of(model, params, batch, keys, Context(), others)[0]
 
     return float32_products(evaluate)
 
@@ -71,13 +75,10 @@ def joined(parts: Sequence[Mapping[str, Any]], num_images: int, axis: int = 0) -
 
 
 def evaluate_images(
-    model: Model,
-    objective: Objective | Variational,
-    params: Params,
-    images: NDArray[np.uint8],
-    key: Array,
+    model: Model, objective: Loss, variables: Params, examples: Mapping[str, NDArray[Any]], key: Array
 ) -> dict[str, NDArray[Any]]:
-    """The objective's terms of all images [N, H, W, C], in as many calls as it takes: [N] each, on the host."""
-    size = evaluation_size(model.image_shape, len(images), objective.samples)
-    run, placed = jax.jit(make_evaluate(model, objective, size)), jnp.asarray(images)
-    return joined([run(params, placed, key, np.int32(first)) for first in range(0, len(images), size)], len(images))
+    """The objective's terms of all images of a split, in as many calls as it takes: [N] each, on the host."""
+    images = examples["image"]
+    size = evaluation_size(images.shape[1:], len(images), objective.objective.latents)
+    run, placed = jax.jit(make_evaluate(model, objective, size)), jax.tree.map(jnp.asarray, dict(examples))
+    return joined([run(variables, placed, key, np.int32(first)) for first in range(0, len(images), size)], len(images))

@@ -11,8 +11,9 @@ import numpy as np
 from jax import Array
 
 from jaxvae import config as configs
+from jaxvae import config_file
 from jaxvae.errors import InputError, SaveError
-from jaxvae.objectives.variational import measure_warning, selection_cost
+from jaxvae.objectives.build import measure_warning, selection_cost
 from jaxvae.run import console, plots, records
 from jaxvae.run import directory as run_dirs
 from jaxvae.run.checkpoint import Checkpoints
@@ -68,7 +69,7 @@ class RunFiles:
             run_dirs.check_epochs(step, config.epochs, self._steps_per_epoch)
             with run_dirs.told(self.run_dir, InputError):
                 (self.run_dir / "images").mkdir(exist_ok=True)
-                run_dirs.write_whole(self.run_dir / "config.json", configs.to_json(config))
+                run_dirs.write_whole(self.run_dir / "config.json", config_file.to_json(config))
             self._checkpoints = stack.enter_context(
                 Checkpoints(self.run_dir / "checkpoints", config.keep_checkpoints, config.keep_best_checkpoints)
             )
@@ -98,7 +99,7 @@ class RunFiles:
             if checkpoints.latest_step() is not None:
                 found = checkpoints.read_record()
                 if changed := [name for name, value in self._record.items() if found.get(name) != value]:
-                    old, new = configs.load(self.run_dir / "config.json").dataset, self._config.dataset
+                    old, new = config_file.load(self.run_dir / "config.json").dataset, self._config.dataset
                     differs = f"dataset: {old} -> {new}" if old != new else f"another {', '.join(changed)}"
                     raise InputError(
                         f"--resume: {self._images.source}: not the images that {self.run_dir} was trained on"

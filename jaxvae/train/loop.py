@@ -18,11 +18,12 @@ import jax
 import numpy as np
 
 from jaxvae import config as configs
-from jaxvae import data
-from jaxvae.config import Config, flag
+from jaxvae import config_file, data
+from jaxvae.config import Config
 from jaxvae.distributed import devices as parallel
 from jaxvae.distributed import job as distributed
 from jaxvae.errors import InputError, SaveError
+from jaxvae.options import flag
 from jaxvae.run import directory as run_dirs
 from jaxvae.train.files import RUN_FILES, RunFiles
 from jaxvae.train.pipeline import Pipeline, Span, Values
@@ -82,7 +83,7 @@ def _prepare(config: Config, run_dir: Path | None, resume: bool, devices: int | 
     images = data.prepared(images, config)
     if resume:
         assert run_dir is not None
-        old = configs.load(run_dir / "config.json")
+        old = config_file.load(run_dir / "config.json")
         if changed := configs.differences(old, config):
             raise InputError(f"--resume: {run_dir} was started with another configuration: {'; '.join(changed)}")
     record = {

@@ -6,13 +6,12 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax import Array
 
-from jaxvae import models
 from jaxvae.config import Config
 from jaxvae.errors import InputError
-from jaxvae.objectives.variational import build_objective
-from jaxvae.train.optimizer import build_optimizer
+from jaxvae.models.build import Model
+from jaxvae.objectives.build import build_objective
+from jaxvae.optimizer import build_optimizer
 from jaxvae.train.step import (
     Metrics,
     TrainState,
@@ -20,8 +19,9 @@ from jaxvae.train.step import (
     make_train_step,
     on_every_device,
 )
+from jaxvae.typing import Array, Batch
 
-Numbers = Mapping[str, Array | float]  # Of `jaxvae.config.SWEPT`.
+Hyperparameters = Mapping[str, Array | float]  # The traced ones, see `jaxvae.Config.traced`.
 MOST_STEPS = 2**15  # In one compiled call, whose metrics of every step are held on the device.
 SIZES = (1, 8, 64, 512)  # Steps of a compiled call on an accelerator.
 
@@ -34,7 +34,7 @@ def steps_per_epoch(config: Config, num_images: int) -> int:
     """
     if config.batch_size > num_images:
         raise InputError(f"--batch-size {config.batch_size} is larger than the {num_images} training images")
-    steps = num_images // config.batch_size
+    steps: int = num_images // config.batch_size
     if config.log_every > steps:
         raise InputError(f"--log-every {config.log_every} is more than the {steps:,} steps of an epoch")
     return steps
@@ -90,31 +90,45 @@ class StepPrograms:
         return next(iter(self._compiled.values())).memory_analysis()
 
 
+def shares_batches(config: Config) -> bool:
+    """Whether several devices may each take a share of a batch: not if the model is the user's own.
+
+    It may hold batch statistics or random streams, which are of the batch as a whole.
+    """
+    return config.parts.model is None and build_objective(config, 0, 0).per_example
+
+
 def make_call(
     config: Config,
-    model: models.Model,
+    model: Model,
     num_images: int,
     capacity: int | None = None,
     batch_sharding: jax.sharding.NamedSharding | None = None,
-) -> Callable[[TrainState, Array, Array, Array, Numbers, int | Array], tuple[TrainState, Metrics]]:
-    """``call(state, images, order, noise_key, numbers, count) -> (state, metrics)``, as `make_run_steps`.
+) -> Callable[[TrainState, Batch, Array, Array, Hyperparameters, int | Array], tuple[TrainState, Metrics]]:
+    """``call(state, examples, order, noise_key, hyperparameters, count) -> (state, metrics)``, as `make_run_steps`.
 
-    To be jitted. `numbers` take the place of ``config.numbers()``. They are arguments, not constants that the
+    To be jitted. `hyperparameters` take the place of ``config.traced()``. They are arguments, not constants that the
     compiler might fold, so that models which differ in them round alike (where the compiler makes the same
     instructions of the step within larger programs, too, as `tests/test_members.py` shows for the presets).
     """
     steps = steps_per_epoch(config, num_images)
 
     def call(
-        state: TrainState, images: Array, order: Array, noise_key: Array, numbers: Numbers, count: int | Array
+        state: TrainState,
+        examples: Batch,
+        order: Array,
+        noise_key: Array,
+        hyperparameters: Hyperparameters,
+        count: int | Array,
     ) -> tuple[TrainState, Metrics]:
-        objective = build_objective(config, steps, num_images, numbers)
-        optimizer = build_optimizer(config, steps, numbers)
-        if batch_sharding is None:
-            step = make_train_step(model, objective, optimizer)
+        objective = build_objective(config, steps, num_images, hyperparameters)
+        optimizer = build_optimizer(config, steps, hyperparameters)
+        if batch_sharding is None or not shares_batches(config):
+            # Where a model looks at the batch as a whole, the compiler shares out the work.
+            step: Any = make_train_step(model, objective, optimizer)
         else:
             step = on_every_device(make_train_step(model, objective, optimizer, batch_sharding.spec[0]), batch_sharding)
         run = make_run_steps(step, config.batch_size, steps, capacity, batch_sharding)
-        return run(state, images, order, noise_key, count)
+        return run(state, examples, order, noise_key, count)
 
     return call

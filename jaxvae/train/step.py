@@ -3,50 +3,86 @@
 A step is a plain function of its arguments: `jit`, `vmap`, `pmap` and `shard_map` all take it.
 """
 
-from collections.abc import Callable
-from typing import NamedTuple, TypeAlias
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.flatten_util import ravel_pytree
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxvae.keys import example_keys, key_of
-from jaxvae.models.models import Model, Params, with_output_bias, with_precision
-from jaxvae.objectives.objectives import Context, Objective
-from jaxvae.objectives.variational import Variational
+from jaxvae.keys import example_keys, fold_in_purpose, key_of
+from jaxvae.models.build import Model, init_variables, with_output_bias
+from jaxvae.models.layers import with_precision
+from jaxvae.objectives.base import Context, Loss
+from jaxvae.optimizer import evaluated
+from jaxvae.typing import Array, Batch, Collections, Params, Terms
 
-Array = jax.Array
 Metrics: TypeAlias = dict[str, Array]
 
 
 class TrainState(NamedTuple):
-    """All there is to save: the number of steps taken (int32 []), the parameters, the optimiser's state."""
+    """All there is to save.
+
+    Attributes:
+      step: the number of steps taken, int32 [].
+      params: the trained variables.
+      opt_state: the optimiser's state.
+      collections: the model's other variables, such as batch statistics; empty for models that have none.
+    """
 
     step: Array
     params: Params
     opt_state: optax.OptState
+    collections: Collections = {}
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        """What the model is evaluated with: the parameters, or their average where there is one, and the rest."""
+        return {**evaluated(self.params, self.opt_state), **self.collections}
 
 
 def init_state(
-    model: Model, optimizer: optax.GradientTransformation, key: Array, output_mean: Array | None = None
+    model: Model,
+    optimizer: optax.GradientTransformation,
+    key: Array,
+    output_mean: Array | None = None,
+    example: Mapping[str, Any] | None = None,
 ) -> TrainState:
-    """A fresh state at step 0, float32, for a `model` of `jaxvae.models.models`.
+    """A fresh state at step 0, float32.
 
-    With `output_mean` [H, W, C], the mean of the training images, the decoder starts out from it.
+    Args:
+      model: whose variables they are.
+      optimizer: whose state.
+      key: of the first weights.
+      output_mean: [H, W, C], the mean of the training images: then the decoder starts out from it.
+      example: a batch of one example, of which the shapes count. Default: an image of ``model.image_shape``.
     """
-    image = jnp.zeros((1, *model.image_shape), jnp.float32)
-    params = model.init(key, image, jax.random.fold_in(key, 0))
+    if example is None:
+        example = {"image": jnp.zeros((1, *model.image_shape), jnp.float32)}
+    variables = init_variables(model, key, example)
+    params = {"params": variables.pop("params", {})}
     if output_mean is not None:
         params = with_output_bias(params, model, output_mean)
-    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), variables)
 
 
-def abstract_state(model: Model, optimizer: optax.GradientTransformation) -> TrainState:
+def abstract_state(
+    model: Model, optimizer: optax.GradientTransformation, example: Mapping[str, Any] | None = None
+) -> TrainState:
     """The shapes and dtypes of `init_state`, to restore to; nothing is computed."""
-    state: TrainState = jax.eval_shape(lambda key: init_state(model, optimizer, key), key_of(0))
+    state: TrainState = jax.eval_shape(lambda key: init_state(model, optimizer, key, example=example), key_of(0))
     return state
+
+
+def example_of(split: Mapping[str, Any]) -> dict[str, Any]:
+    """A batch of one example like those of a split, zeros, as `init_state` takes it; images are float32."""
+    return {
+        name: np.zeros((1, *values.shape[1:]), np.float32 if name == "image" else values.dtype)
+        for name, values in split.items()
+    }
 
 
 def intensities(images: Array) -> Array:
@@ -62,58 +98,69 @@ def intensities(images: Array) -> Array:
     return images
 
 
+def as_batch(batch: Batch | Array) -> dict[str, Array]:
+    """A batch, its images as intensities; images alone are a batch, too."""
+    named = dict(batch) if isinstance(batch, Mapping) else {"image": batch}
+    return {**named, "image": intensities(named["image"])}
+
+
 def make_train_step(
     model: Model,
-    objective: Objective | Variational,
+    objective: Loss,
     optimizer: optax.GradientTransformation,
     axis_name: str | tuple[str, ...] | None = None,
-) -> Callable[[TrainState, Array, Array], tuple[TrainState, Metrics]]:
+) -> Callable[[TrainState, Any, Array], tuple[TrainState, Metrics]]:
     """The pure ``train_step(state, batch, key) -> (state, metrics)`` of a model and an objective.
 
-    `batch` is uint8 [B, H, W, C], or float32 in [0, 1]. `key` is the key of the run's noise, a typed key of
-    `jaxvae.keys.GENERATOR` and the same for every step: the step's number and each example's place in the batch
-    are folded in. `metrics` are the objective's terms, averaged over the batch, [].
-    Float32 products have the precision `model.precision`.
+    `batch` is a mapping with "image", uint8 [B, H, W, C] or float32 in [0, 1]; or the images alone. `key` is the key of
+    the run's noise, a typed key of `jaxvae.keys.GENERATOR` and the same for every step: the step's number and each
+    example's place in the batch are folded in. `metrics` are the objective's terms, averaged over the batch, [].
+    Float32 products have the precision ``objective.precision``.
 
     With `axis_name`, the step runs inside `pmap` or `shard_map` over that axis, or axes: `batch` is this
     device's share, gradients and metrics are averaged over the *global* batch, and noise is keyed
     by the place in it, so any number of devices computes what one computes (to rounding). The average
-    is one collective of one vector: between machines, each costs its latency, whatever its size.
+    is one collective of one vector: between machines, each costs its latency, whatever its size. Variables of the model
+    other than its parameters are averaged with it.
     """
 
-    def train_step(state: TrainState, batch: Array, key: Array) -> tuple[TrainState, Metrics]:
-        x = intensities(batch)
-        size = x.shape[0]
+    def train_step(state: TrainState, batch: Batch | Array, key: Array) -> tuple[TrainState, Metrics]:
+        x = as_batch(batch)
+        size = x["image"].shape[0]
         params = state.params
         if axis_name is not None:
             # Where shard_map tracks what varies, a gradient by parameters that do not would be summed over
             # the devices unasked; `pmean` below is to be the only reduction.
             params = jax.lax.pcast(params, axis_name, to="varying")
         first = 0 if axis_name is None else jax.lax.axis_index(axis_name) * size
-        keys = example_keys(jax.random.fold_in(key, state.step), first, size)
-        context = Context(state.step)
+        step_key = jax.random.fold_in(key, state.step)
+        keys = example_keys(step_key, first, size)
+        streams = fold_in_purpose(step_key, "streams")
+        context = Context(state.step, key=streams)
         if axis_name is not None:
-            context = Context(state.step, lambda share: jax.lax.all_gather(share, axis_name, tiled=True))
+            streams = jax.random.fold_in(streams, first)
+            gather = lambda share: jax.lax.all_gather(share, axis_name, tiled=True)  # noqa: E731
+            context = Context(state.step, gather, streams)
 
-        def mean_loss(params: Params) -> tuple[Array, Metrics]:
-            losses = objective.of(model, params, x, keys, context)
-            metrics = {name: value.mean() for name, value in losses.items()}
-            return metrics["loss"], metrics
+        def mean_loss(params: Params) -> tuple[Array, tuple[Metrics, Collections]]:
+            terms, collections = objective.of(model, params, x, keys, context, state.collections)
+            metrics: Terms = {name: value.mean() for name, value in terms.items()}
+            return metrics["loss"], (metrics, collections)
 
-        grads, metrics = jax.grad(mean_loss, has_aux=True)(params)
+        grads, (metrics, collections) = jax.grad(mean_loss, has_aux=True)(params)
         if axis_name is not None:
-            vector, restored = ravel_pytree((grads, metrics))
-            grads, metrics = restored(jax.lax.pmean(vector, axis_name))
+            vector, restored = ravel_pytree((grads, metrics, collections))
+            grads, metrics, collections = restored(jax.lax.pmean(vector, axis_name))
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        return TrainState(state.step + 1, params, opt_state), metrics
+        return TrainState(state.step + 1, params, opt_state, collections), metrics
 
-    return with_precision(model.precision)(train_step)
+    return with_precision(objective.precision)(train_step)
 
 
 def on_every_device(
-    train_step: Callable[[TrainState, Array, Array], tuple[TrainState, Metrics]], batch_sharding: NamedSharding
-) -> Callable[[TrainState, Array, Array], tuple[TrainState, Metrics]]:
+    train_step: Callable[[TrainState, Any, Array], tuple[TrainState, Metrics]], batch_sharding: NamedSharding
+) -> Callable[[TrainState, Any, Array], tuple[TrainState, Metrics]]:
     """`train_step`, made with the axes of ``batch_sharding.spec[0]``, of a whole batch that the devices share."""
     axes = batch_sharding.spec[0]
     return jax.shard_map(
@@ -133,18 +180,18 @@ def epoch_order(shuffle_key: Array, epoch: int | Array, num_images: int) -> Arra
 
 
 def make_run_steps(
-    train_step: Callable[[TrainState, Array, Array], tuple[TrainState, Metrics]],
+    train_step: Callable[[TrainState, Any, Array], tuple[TrainState, Metrics]],
     batch_size: int,
     steps_per_epoch: int,
     capacity: int | None = None,
     batch_sharding: jax.sharding.NamedSharding | None = None,
-) -> Callable[[TrainState, Array, Array, Array, int | Array], tuple[TrainState, Metrics]]:
-    """``run_steps(state, images, order, noise_key, count) -> (state, metrics)``: `count` steps in one program.
+) -> Callable[[TrainState, Batch | Array, Array, Array, int | Array], tuple[TrainState, Metrics]]:
+    """``run_steps(state, examples, order, noise_key, count) -> (state, metrics)``: `count` steps in one program.
 
-    To be jitted with the state donated. `images` are uint8 [N, H, W, C] on the device; `order` is the
-    `epoch_order` of the epoch that ``state.step`` lies in. The call takes the `count` steps that follow
-    ``state.step``, which must not cross the end of the epoch. `metrics` hold the value of every step, and
-    zeros after those: [capacity].
+    To be jitted with the state donated. `examples` are arrays [N, ...] on the device by name, among them the images,
+    uint8 [N, H, W, C]; or the images alone. `order` is the `epoch_order` of the epoch that ``state.step`` lies in. The
+    call takes the `count` steps that follow ``state.step``, which must not cross the end of the epoch. `metrics` hold the
+    value of every step, and zeros after those: [capacity].
 
     Args:
       train_step: the step, as `make_train_step` makes it.
@@ -153,19 +200,20 @@ def make_run_steps(
       capacity: the largest `count` of a program whose `count` is traced, so that one program takes any number
         of steps. None: `count` is a Python number, and each number is a program of its own.
       batch_sharding: the sharding of an array whose first axis is the batch's, where the devices share every batch:
-        then `train_step` is one that was put `on_every_device`.
+        then `train_step` is one that was put `on_every_device`, or one of a whole batch that the compiler shares out.
     """
 
     def run_steps(
-        state: TrainState, images: Array, order: Array, noise_key: Array, count: int | Array
+        state: TrainState, examples: Batch | Array, order: Array, noise_key: Array, count: int | Array
     ) -> tuple[TrainState, Metrics]:
         first = state.step % steps_per_epoch
+        named = examples if isinstance(examples, Mapping) else {"image": examples}
 
         def take(i: Array, state: TrainState) -> tuple[TrainState, Metrics]:
             indices = jax.lax.dynamic_slice_in_dim(order, (first + i) * batch_size, batch_size)
             if batch_sharding is not None:
                 indices = jax.lax.with_sharding_constraint(indices, batch_sharding)
-            return train_step(state, images[indices], noise_key)
+            return train_step(state, {name: values[indices] for name, values in named.items()}, noise_key)
 
         def body(i: Array, carry: tuple[TrainState, Metrics]) -> tuple[TrainState, Metrics]:
             state, metrics = carry

@@ -8,26 +8,26 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
-from jaxvae import memory, models
+from jaxvae import memory
 from jaxvae.config import Config
-from jaxvae.data.images import ImageData
-from jaxvae.data.noise import observe
+from jaxvae.data.images import ImageData, Split
 from jaxvae.distributed import devices as parallel
 from jaxvae.keys import PURPOSES, Purpose, example_keys, purpose_key
-from jaxvae.objectives.variational import build_objective
+from jaxvae.models.build import build_model, can_sample, reconstruct, sample
+from jaxvae.objectives.build import build_objective
+from jaxvae.optimizer import build_optimizer
 from jaxvae.train.computer import PART_BATCHES, due, splits
 from jaxvae.train.evaluation import evaluation_size, joined, make_evaluate
-from jaxvae.train.optimizer import build_optimizer
 from jaxvae.train.programs import StepPrograms, make_call, steps_per_epoch
 from jaxvae.train.step import (
     TrainState,
     abstract_state,
+    as_batch,
     epoch_order,
+    example_of,
     init_state,
-    intensities,
 )
-
-Array = jax.Array
+from jaxvae.typing import Array, Params
 
 SHOWN = 32  # Held-out images in a picture of reconstructions: one batch of the notes.
 SAMPLED = 64  # Samples from the prior in a picture.
@@ -62,11 +62,13 @@ class Trainer:
         self.placement = placement
         everywhere = placement.replicated
         batch_sharding = placement.batch if placement.shares > 1 else None
-        count, height, width, channels = images.train.shape
-        self.model = models.build_model(config, (height, width, channels))
+        count = len(images.train)
+        self.model = build_model(config, images.image_shape)
+        self._example = example_of(images.split("train"))
         self.objective = build_objective(config, self.steps_per_epoch, count)
         self.optimizer = build_optimizer(config, self.steps_per_epoch)
-        self.shown = (images.validation if len(images.validation) else images.test)[:SHOWN]
+        shown = images.split("validation" if len(images.validation) else "test")
+        self._shown = {name: values[:SHOWN] for name, values in shown.items()}
 
         def program(capacity: int | None) -> Any:
             return jax.jit(
@@ -79,7 +81,11 @@ class Trainer:
         self._programs = StepPrograms(program, self.steps_per_epoch, traced)
         self._size = {
             name: evaluation_size(
-                images.train.shape[1:], len(split), config.samples, placement.shares, PART_BATCHES * config.batch_size
+                images.image_shape,
+                len(split["image"]),
+                self.objective.objective.latents,
+                placement.shares,
+                PART_BATCHES * config.batch_size,
             )
             for name, split in self._held_out().items()
         }
@@ -93,40 +99,43 @@ class Trainer:
         self._copy: Any = jax.jit(lambda state: jax.tree.map(jnp.copy, state), out_shardings=everywhere)
         self._most: Any = jax.jit(lambda said: said.max(axis=0), out_shardings=everywhere)
 
-    def _held_out(self) -> dict[str, NDArray[np.uint8]]:
-        held_out = {"validation": self.images.validation, "test": self.images.test}
-        return {split: images for split, images in held_out.items() if len(images)}
+    def _held_out(self) -> dict[str, Split]:
+        held_out = {name: self.images.split(name) for name in ("validation", "test")}
+        return {name: split for name, split in held_out.items() if len(split["image"])}
 
     def abstract_state(self) -> TrainState:
         """The shapes and dtypes of a state; nothing is computed."""
-        return abstract_state(self.model, self.optimizer)
+        return abstract_state(self.model, self.optimizer, self._example)
 
     def check_fits(self) -> None:
         """Raise `InputError` where the devices' memory is certainly not enough; nothing is compiled."""
         config, images = self.config, self.images
         share = config.batch_size // self.placement.shares
-        required = memory.required_bytes(self.abstract_state(), images.train.shape[1:], share, config.samples)
+        required = memory.required_bytes(
+            self.abstract_state(), images.image_shape, share, self.objective.objective.latents
+        )
         memory.check_fits(required, images.nbytes, list(self.placement.batch.mesh.devices.flat))
 
     def start(self, state: TrainState | None) -> TrainState:
         """Put the images on the devices, and there make the first state, or put `state`, which is on the host."""
         placement = self.placement
-        self._train_images = parallel.place(self.images.train, placement.images)
-        self._held_out_images = {
-            name: parallel.place(images, placement.images) for name, images in self._held_out().items()
+        self._train_examples = parallel.place(self.images.split("train"), placement.images)
+        self._held_out_examples = {
+            name: parallel.place(split, placement.images) for name, split in self._held_out().items()
         }
         make_keys = jax.jit(self._make_keys, out_shardings=placement.replicated)
         self._keys: dict[Purpose, Array] = make_keys()
-        numbers = {name: np.float32(value) for name, value in self.config.numbers().items()}
-        self._numbers = parallel.place(numbers, placement.replicated)
+        hyperparameters = {name: np.float32(value) for name, value in self.config.traced().items()}
+        self._hyperparameters = parallel.place(hyperparameters, placement.replicated)
         if state is not None:
             placed: TrainState = parallel.place(state, placement.state)
             return placed
         make_state = jax.jit(
-            lambda key, mean: init_state(self.model, self.optimizer, key, mean), out_shardings=placement.state
+            lambda key, mean: init_state(self.model, self.optimizer, key, mean, self._example),
+            out_shardings=placement.state,
         )
-        mean = self.images.train.mean(axis=0, dtype=np.float64) / 255 if self.config.init == "glorot" else None
-        first: TrainState = make_state(self._keys["init"], None if mean is None else np.float32(mean))
+        mean = output_mean(self.config, self.images)
+        first: TrainState = make_state(self._keys["init"], mean)
         return first
 
     def _make_keys(self) -> dict[Purpose, Array]:
@@ -136,7 +145,7 @@ class Trainer:
         epoch = step // self.steps_per_epoch
         if self._order is None or self._order[0] != epoch:
             self._order = epoch, self._order_of(self._keys["shuffle"], np.int32(epoch))
-        return state, self._train_images, self._order[1], self._keys["train-noise"], self._numbers
+        return state, self._train_examples, self._order[1], self._keys["train-noise"], self._hyperparameters
 
     def usable(self, wanted: int) -> int:
         """See `Computer`."""
@@ -163,23 +172,23 @@ class Trainer:
 
     def parts(self, split: str) -> range:
         """See `Computer`."""
-        return range(0, len(self._held_out()[split]), self._size[split])
+        return range(0, len(self._held_out()[split]["image"]), self._size[split])
 
     def evaluate(self, state: TrainState, split: str, first: int) -> Mapping[str, Array]:
         """See `Computer`."""
-        key, images = self._keys["test-noise"], self._held_out_images[split]
-        losses: Mapping[str, Array] = self._evaluate[split](state.params, images, key, np.int32(first))
-        return losses
+        key, examples = self._keys["test-noise"], self._held_out_examples[split]
+        terms: Mapping[str, Array] = self._evaluate[split](state.variables, examples, key, np.int32(first))
+        return terms
 
     def joined(self, split: str, parts: Sequence[Mapping[str, Array]]) -> dict[str, NDArray[Any]]:
         """See `Computer`."""
-        return joined(parts, len(self._held_out()[split]))
+        return joined(parts, len(self._held_out()[split]["image"]))
 
     def pictures(self, state: TrainState, step: int, total: int) -> Mapping[str, Array] | None:
         """See `Computer`."""
         if not due(self.config.image_every, step, total, self.steps_per_epoch):
             return None
-        drawn: Mapping[str, Array] = self._draw(state.params, self._keys)
+        drawn: Mapping[str, Array] = self._draw(state.variables, self._keys)
         return drawn
 
     def checkpoint(self, state: TrainState, step: int, total: int) -> TrainState | None:
@@ -197,11 +206,23 @@ class Trainer:
         result: Array = self._most(said)
         return result
 
-    def _pictures(self, params: models.Params, keys: Mapping[Purpose, Array]) -> dict[str, Array]:
-        """Test images as the model sees them with their reconstructions, [2, N, H, W, C], and samples, [N, H, W, C]."""
+    def _pictures(self, variables: Params, keys: Mapping[Purpose, Array]) -> dict[str, Array]:
+        """Held-out images as the model sees them with their reconstructions, [2, N, H, W, C], and samples, [N, H, W, C].
+
+        Either is left out where the model gives none.
+        """
         key = keys["reconstructions"]
-        x = observe(self.config)(intensities(jnp.asarray(self.shown)), example_keys(key, 0, len(self.shown)))
-        pictures = {"reconstructions": jnp.stack([x, models.reconstruct(self.model, params, x, key)])}
-        if not isinstance(self.model, models.AutoEncoder):
-            pictures["samples"] = models.sample(self.model, params, keys["samples"], SAMPLED)
+        batch = as_batch(jax.tree.map(jnp.asarray, self._shown))
+        x = self.objective.inputs.observe(batch["image"], example_keys(key, 0, len(batch["image"])))
+        drawn = reconstruct(self.model, variables, {**batch, "image": x}, key)
+        pictures = {} if drawn is None else {"reconstructions": jnp.stack([x, drawn])}
+        if can_sample(self.model):
+            pictures["samples"] = sample(self.model, variables, keys["samples"], SAMPLED)
         return pictures
+
+
+def output_mean(config: Config, images: ImageData) -> NDArray[np.float32] | None:
+    """The mean training image [H, W, C], where the decoder is to start out from it."""
+    if config.parts.model is not None or not config.parts.network.starts_from_mean:
+        return None
+    return np.float32(images.train.mean(axis=0, dtype=np.float64) / 255)  # type: ignore[return-value]

@@ -1,0 +1,53 @@
+"""A function of many images, a chunk of them at a time."""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpy.typing import NDArray
+
+from jaxvae.keys import example_keys
+from jaxvae.models.layers import float32_products
+from jaxvae.typing import Array, Params
+
+PIXELS_AT_ONCE = 2**22  # Of all images and draws that are in work: bounds the memory.
+
+
+def chunk_size(examples: Mapping[str, NDArray[Any]], draws: int = 1) -> int:
+    """How many examples to take at once where each stands for so many images: `PIXELS_AT_ONCE` in all."""
+    images = examples["image"]
+    return min(len(images), max(1, PIXELS_AT_ONCE // (math.prod(images.shape[1:]) * draws)))
+
+
+@float32_products
+def in_chunks(
+    run: Callable[[Params, dict[str, Array], Array], Any],
+    variables: Params,
+    examples: Mapping[str, NDArray[Any]],
+    key: Array,
+    size: int,
+    dtype: Any = np.float64,
+) -> Any:
+    """``run(variables, batch, keys)`` on all examples, in chunks of one size; its arrays, on the host.
+
+    Args:
+      run: from a batch of `size` examples, with a key for each, to a tree of arrays with a first axis of `size`;
+        jitted here, if it is not.
+      variables: the first argument of `run`.
+      examples: arrays [N, ...] by name.
+      key: an example's key is a function of this and of its place.
+      size: of a chunk.
+      dtype: of the result.
+    """
+    compiled: Any = run if hasattr(run, "lower") else jax.jit(run)
+    parts = []
+    count = len(next(iter(examples.values())))
+    for first in range(0, count, size):
+        places = np.minimum(np.arange(first, first + size), count - 1)  # The last chunk is filled up with its last.
+        batch = {name: jnp.asarray(values[places]) for name, values in examples.items()}
+        result = compiled(variables, batch, example_keys(key, first, size))
+        parts.append(jax.tree.map(lambda a: np.asarray(a, dtype), result))
+    return jax.tree.map(lambda *arrays: np.concatenate(arrays)[:count], *parts)

@@ -1,0 +1,164 @@
+"""``config.json``: a `Config` as JSON, and what files of older formats mean."""
+
+import dataclasses
+import json
+import types
+import typing
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from jaxvae.config import Config, config_type, parts_of, unread, values_of
+from jaxvae.errors import InputError, suggestion
+from jaxvae.own import is_own
+from jaxvae.presets import overrides
+
+FORMAT = 3  # Of config.json. Files before there were formats are of format 1.
+
+# What a file of an older format means by a field that it lacks, where that is not its preset's value today: by the
+# last format that meant it, then by preset (None: any). Whoever adds a field, or changes a value of a preset, raises
+# `FORMAT` and writes down here what was before.
+FORMERLY: Mapping[int, Mapping[str | None, Mapping[str, Any]]] = types.MappingProxyType(
+    {
+        1: {
+            None: {"validation": 0.0, "validation_seed": 0, "dequantize": False, "matmul_precision": "default"},
+        },
+        2: {None: {"model": None, "prior": "normal", "optimizer": "adam", "ema": 0.0}},
+    }
+)
+
+# Fields that there are no more, by the last format that had them: the values without which a file means the same.
+DROPPED: Mapping[int, Mapping[str, Callable[[Any], bool]]] = types.MappingProxyType(
+    {
+        # How calls were cut. It changed the number of steps an epoch where they did not divide into equal calls: that
+        # number is in the record of every checkpoint, and a run that had another is not resumed.
+        1: {"steps_per_call": lambda value: type(value) is int and value >= 1},
+    }
+)
+
+
+def to_json(config: Config) -> str:
+    """`config` as JSON text, a field a line, that `from_json` takes back to an equal `Config`."""
+    return json.dumps({"format": FORMAT, **values_of(config)}, indent=2) + "\n"
+
+
+def from_field(name: str, value: Any, origin: str, kind: type = Config) -> Any:
+    """A field's value as it came from JSON; lists become tuples. Raises `InputError` where its type is wrong."""
+    annotation = typing.get_type_hints(kind)[name]
+    origin_type, args = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin_type is Literal:
+        ok = value in args and isinstance(value, str)
+    elif origin_type is tuple:
+        ok = isinstance(value, list) and all(type(item) is args[0] for item in value)
+        value = tuple(value) if ok else value
+    elif annotation is float:
+        ok = type(value) is float or (type(value) is int and abs(value) < 2**1000)  # What a float holds.
+        value = float(value) if ok else value
+    else:
+        ok = type(value) in (args or (annotation,))
+    if not ok:
+        raise InputError(f"{origin}: {name} must be {annotation_words(annotation)}, not {json.dumps(value)}")
+    return value
+
+
+def annotation_words(annotation: Any) -> str:
+    """A field's type in words, for error messages."""
+    if typing.get_origin(annotation) is Literal:
+        return "one of " + ", ".join(typing.get_args(annotation))
+    if typing.get_origin(annotation) is tuple:
+        return "a list of whole numbers"
+    names = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
+    return names.get(annotation, "a text or null")
+
+
+def from_json(text: str, origin: str = "config.json", to_use: bool = False) -> Config:
+    """The `Config` that `to_json` wrote, now or in an older version.
+
+    Args:
+      text: a JSON object. Of an older format, a field that it lacks takes the value that the version which wrote it
+        had (`FORMERLY`), one that there is no more is left out (`DROPPED`), and so is one that nothing read.
+      origin: the file's name, for messages.
+      to_use: as of `load`.
+
+    Raises:
+      InputError: not a JSON object, a newer format, an unknown field, a value of the wrong type or out of range.
+    """
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{origin} is not JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise InputError(f"{origin} must hold a JSON object")
+    written = values.pop("format", 1)
+    if type(written) is not int or written < 1:
+        raise InputError(f"{origin}: format must be a whole number of at least 1, not {json.dumps(written)}")
+    if written > FORMAT:
+        raise InputError(f"{origin} is of format {written}; this version of jaxvae reads formats up to {FORMAT}")
+    if to_use and isinstance(values.get("optimizer"), str) and is_own(values["optimizer"]):
+        del values["optimizer"]
+    kind = config_type({name: value for name, value in values.items() if isinstance(value, str)})
+    hints = typing.get_type_hints(kind)
+    for name in values.keys() - hints.keys():
+        harmless = [fields[name] for last, fields in DROPPED.items() if written <= last and name in fields]
+        if not harmless:
+            raise InputError(f"{origin} has a field this version does not know: {name}{suggestion(name, hints)}")
+        if not harmless[0](values[name]):
+            raise InputError(f"{origin}: {name} must not be {json.dumps(values[name])}")
+    given = {name: from_field(name, value, origin, kind) for name, value in values.items() if name in hints}
+    try:
+        return Config(**(given if written == FORMAT else _from_older(given, written)))
+    except InputError as error:
+        raise InputError(f"{origin}: {error}") from None
+
+
+def _from_older(given: Mapping[str, Any], written: int) -> dict[str, Any]:
+    """The values of every field that a file of the older format `written` means. Raises `InputError`."""
+    preset = given.get("preset", Config.preset)
+    values = {field.name: field.default for field in dataclasses.fields(config_type(given))} | dict(overrides(preset))
+    for last in sorted(FORMERLY, reverse=True):
+        if written <= last:
+            former = {**FORMERLY[last].get(None, {}), **FORMERLY[last].get(preset, {})}
+            values |= {name: value for name, value in former.items() if name in values}
+    values |= given
+    if written == 1:
+        # Taken for what they are called now: an autoencoder took "exp" for "linear", and info without a weight is elbo.
+        if values["objective"] == "mse" and values["head"] == "exp":
+            values["head"] = "linear"
+        if values["objective"] == "info" and not values["mmd_weight"]:
+            values["objective"] = "elbo"
+    for name in unread(_Unchecked(values)):
+        del values[name]
+    return values
+
+
+class _Unchecked(types.SimpleNamespace):
+    """The values of all fields, and the components that they describe, whether they go together or not."""
+
+    def __init__(self, values: Mapping[str, Any]):
+        super().__init__(**values, parts=parts_of(values))
+
+
+def load(path: Path, to_use: bool = False) -> Config:
+    """The `Config` in a file. Raises `InputError` if it cannot be read.
+
+    Args:
+      path: of the file.
+      to_use: whether the model is to be used, not trained on: then an optimiser of the user's own is not looked for.
+    """
+    return from_json(_text(path), str(path), to_use)
+
+
+def names(path: Path) -> dict[str, Any]:
+    """The values in a file as they stand, of which nothing is checked. Raises `InputError` if it cannot be read."""
+    try:
+        values = json.loads(_text(path))
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is not JSON: {error}") from None
+    return values if isinstance(values, dict) else {}
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None

@@ -1,0 +1,17 @@
+"""What an evaluation reports besides the objective's terms: metrics, each in a file of its own."""
+
+from collections.abc import Mapping
+
+from jaxvae.metrics.latents import ActiveUnits
+from jaxvae.metrics.likelihood import LogLikelihood
+from jaxvae.metrics.reconstruction import MeanSquaredError
+from jaxvae.metrics.subject import Subject
+from jaxvae.protocols import Metric
+
+METRICS: Mapping[str, type[Metric]] = {
+    "mse": MeanSquaredError,
+    "log-likelihood": LogLikelihood,
+    "active-units": ActiveUnits,
+}
+
+__all__ = ["METRICS", "ActiveUnits", "LogLikelihood", "MeanSquaredError", "Subject"]

@@ -1,0 +1,70 @@
+"""Which latent dimensions are in use, and what each costs."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+from numpy.typing import NDArray
+
+from jaxvae.chunks import chunk_size, in_chunks
+from jaxvae.metrics.subject import Subject
+from jaxvae.models.two_layer import TwoLayerVAE
+from jaxvae.models.vae import VAE
+from jaxvae.protocols import Measured, Metric
+from jaxvae.train.step import as_batch
+from jaxvae.typing import Array, Batch, Params
+
+ACTIVE = 0.01  # Variance of its posterior mean, above which a latent dimension is active: arXiv 1509.00519, section 5.
+UPPER_SAMPLES = 50  # Of the lower layer, for the posterior mean of the upper one.
+
+
+@dataclass(frozen=True)
+class ActiveUnits(Metric):
+    """How many latent dimensions of each layer are active, and the KL term of each, of a model of one layer.
+
+    A dimension u is active where ``Var_x(E_q(u | x)[u]) > ACTIVE``: Burda, Grosse and Salakhutdinov (arXiv
+    1509.00519), section 5. Of the upper layer of two, E_q(h1 | x)[E_q(h2 | h1)[h2]] is estimated with
+    `UPPER_SAMPLES` draws of h1, and what their variance adds to that over the images is subtracted. (The authors'
+    code takes one draw, and subtracts nothing.)
+    """
+
+    def applies(self, config: Any) -> bool:
+        """See `Metric`."""
+        return bool(config.parts.objective.bound) and config.parts.model is None
+
+    def measure(self, subject: Subject, images: Mapping[str, NDArray[Any]], key: jax.Array) -> Mapping[str, Measured]:
+        """See `Metric`: "active_units" of each layer, from the image up, and "kl_per_dimension", averaged over images."""
+        two_layers = isinstance(subject.model, TwoLayerVAE)
+
+        def of_batch(variables: Params, batch: Batch, keys: Array) -> dict[str, Array]:
+            view, seen = subject.view(variables), as_batch(batch)
+            x = subject.loss.inputs.observe(seen["image"], keys)
+            mean, std = view.apply(x, method="encode")
+            if isinstance(subject.model, VAE):
+                kl = view.apply(mean, std, {**seen, "image": x}, method="kl")
+                return {"mean": mean} if kl is None else {"mean": mean, "kl": kl}
+            eps = jax.vmap(lambda k: jax.random.normal(k, (UPPER_SAMPLES, mean.shape[-1]), mean.dtype))(keys)
+            upper_means, _ = view.apply(mean[:, None] + std[:, None] * eps, method="encode_upper")
+            spread = upper_means.var(axis=1, ddof=1) / UPPER_SAMPLES
+            return {"mean": mean, "upper_mean": upper_means.mean(axis=1), "upper_spread": spread}
+
+        size = chunk_size(images, UPPER_SAMPLES if two_layers else 1)
+        found = in_chunks(of_batch, subject.variables, images, key, size)
+        variances = [found["mean"].var(axis=0)]
+        if two_layers:
+            variances.append(found["upper_mean"].var(axis=0) - found["upper_spread"].mean(axis=0))
+        active = [int((variance > ACTIVE).sum()) for variance in variances]
+        sizes = [len(variance) for variance in variances]
+        listed = ", then ".join(f"{units} of {size}" for units, size in zip(active, sizes, strict=True))
+        measured = {"active_units": Measured(active, note=listed, extra={"latent_sizes": sizes})}
+        if "kl" in found:
+            measured["kl_per_dimension"] = _per_dimension(found["kl"].mean(axis=0))
+        return measured
+
+
+def _per_dimension(kl: NDArray[np.float64]) -> Measured:
+    highest = sorted(kl.tolist(), reverse=True)
+    shown = " ".join(f"{value:.2f}" for value in highest[:10]) + (" ..." if len(highest) > 10 else "")
+    return Measured([float(f"{value:.6g}") for value in kl], note=f"{shown} (nats, highest first)")

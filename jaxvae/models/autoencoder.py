@@ -1,0 +1,62 @@
+"""The autoencoder: a code, and no distribution."""
+
+from typing import Any, Literal, NamedTuple
+
+import jax.numpy as jnp
+from flax import linen as nn
+
+from jaxvae.models.networks import Mlp
+from jaxvae.protocols import Network
+from jaxvae.typing import Array, ImageShape
+
+Head = Literal["relu", "linear", "logvar", "exp"]
+
+
+class AutoEncoderOutput(NamedTuple):
+    """What `AutoEncoder` returns: `logits` [B, H, W, C] and the code `latent` [B, L]."""
+
+    logits: Array
+    latent: Array
+
+    @property
+    def x_hat(self) -> Array:
+        """Reconstructed pixel intensities in [0, 1], [B, H, W, C]."""
+        return nn.sigmoid(self.logits)
+
+
+class AutoEncoder(nn.Module):
+    """A deterministic autoencoder.
+
+    Attributes:
+      image_shape: (H, W, C).
+      network: its encoder and decoder.
+      latent_size: L.
+      head: "relu" puts a ReLU on the code, as the notes do; any other leaves it free.
+      dtype: what the products are computed in; parameters are float32, code and logits at least that.
+    """
+
+    image_shape: ImageShape
+    network: Network = Mlp()
+    latent_size: int = 20
+    head: Head = "relu"
+    dtype: Any = jnp.float32
+
+    def setup(self) -> None:
+        self.encoder = self.network.encoder(self.latent_size, self.dtype)
+        self.decoder = self.network.decoder(self.image_shape, self.dtype)
+
+    def encode(self, x: Array) -> Array:
+        """Images [B, H, W, C] in [0, 1] to codes [B, L]."""
+        features: Array = self.encoder(x)
+        return nn.relu(features) if self.head == "relu" else features
+
+    def decode(self, latent: Array) -> Array:
+        """Codes [B, L] to logits [B, H, W, C]."""
+        logits: Array = self.decoder(latent)
+        return logits
+
+    def __call__(self, x: Array, key: Array | None = None) -> AutoEncoderOutput:
+        """Encode and decode `x` [B, H, W, C]. `key` is unused: all models are called alike."""
+        del key
+        latent = self.encode(x)
+        return AutoEncoderOutput(self.decode(latent), latent)

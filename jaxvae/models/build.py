@@ -1,0 +1,117 @@
+"""Models: built from a configuration or brought by the user, called alike, and used without training."""
+
+import inspect
+from collections.abc import Mapping
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from jaxvae.models.autoencoder import AutoEncoder
+from jaxvae.models.layers import float32_products
+from jaxvae.models.likelihoods import Bernoulli
+from jaxvae.models.two_layer import TwoLayerVAE
+from jaxvae.models.vae import VAE, LatentModel
+from jaxvae.typing import Array, Batch, ImageShape, Params
+
+Model: TypeAlias = nn.Module
+"""An `AutoEncoder`, a `VAE`, a `TwoLayerVAE` or a module of the user's own, whose call `call_arguments` describes."""
+
+
+def build_model(config: Any, image_shape: ImageShape) -> Model:
+    """The model of a `jaxvae.Config`, for images of shape (H, W, C); or the user's own, if it names one."""
+    parts = config.parts
+    if parts.model is not None:
+        own: Model = parts.model
+        return own
+    dtype = jnp.dtype(config.compute_dtype)
+    if not parts.objective.latent_model:
+        return AutoEncoder(image_shape, parts.network, config.latent_size, config.head, dtype)
+    kind = TwoLayerVAE if parts.network.layers == 2 else VAE
+    return kind(image_shape, parts.network, config.latent_size, config.head, parts.likelihood, parts.prior, dtype)
+
+
+def call_arguments(model: Model, batch: Batch, keys: Array, train: bool) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """What ``model(...)`` is called with, by the names of the parameters of its ``__call__``.
+
+    - The first one gets the images [B, H, W, C]; or the whole batch, if it is called `batch`.
+    - `key`: the keys of the examples, [B].
+    - `train`: whether this is a training step; `deterministic`: whether it is not.
+
+    Named random streams (``self.make_rng("dropout")``) are there as well, whatever their names.
+    """
+    names = [name for name in inspect.signature(type(model).__call__).parameters if name != "self"]
+    known = {"key": keys, "train": train, "deterministic": not train}
+    given = {name: known[name] for name in names[1:] if name in known}
+    return (batch if names[:1] == ["batch"] else batch["image"],), given
+
+
+def init_variables(model: Model, key: Array, example: Mapping[str, Any]) -> dict[str, Any]:
+    """The first variables of a model, by collection, from a batch of one example."""
+    batch = {name: jnp.asarray(value) for name, value in example.items()}
+    # Built-in models take a single key; what they draw does not change their parameters.
+    arguments, named = call_arguments(model, batch, jax.random.fold_in(key, 0), train=False)
+    variables: dict[str, Any] = dict(model.init(key, *arguments, **named))
+    return variables
+
+
+def reconstruction(output: Any, images: Array) -> Array | None:
+    """The reconstructed intensities [B, H, W, C] in a model's output: its `x_hat`, or itself; None if it has none."""
+    found = output.get("x_hat") if isinstance(output, Mapping) else getattr(output, "x_hat", output)
+    return found if isinstance(found, jax.Array) and found.shape == images.shape else None
+
+
+@float32_products
+def reconstruct(model: Model, variables: Params, batch: Batch, keys: Array) -> Array | None:
+    """The images of a batch [B, H, W, C] in [0, 1], encoded and decoded again: intensities, or None if it gives none.
+
+    A VAE's latents are drawn with `keys` [B], or with a single key, as in training.
+    """
+    arguments, named = call_arguments(model, batch, keys, train=False)
+    stream = keys if keys.ndim == 0 else keys[0]
+    return reconstruction(model.apply(variables, *arguments, **named, rngs={"params": stream}), batch["image"])
+
+
+@float32_products
+def sample(model: Model, variables: Params, key: Array, count: int, batch: Batch | None = None) -> Array:
+    """Images drawn from the model: latents of the prior, decoded to mean intensities in [0, 1], [count, H, W, C].
+
+    A module of the user's own has a method ``sample(count)`` that returns them, and draws from a random stream.
+    """
+    if isinstance(model, LatentModel):
+        latent: Any = model.apply(variables, key, count, batch, method="sample_latent")
+        logits: Any = model.apply(variables, latent, method="decode")
+        intensities: Array = nn.sigmoid(logits)
+        return intensities
+    drawn: Any = model.apply(variables, count, method="sample", rngs={"params": key})
+    return jnp.asarray(drawn)
+
+
+def can_sample(model: Model) -> bool:
+    """Whether `sample` can draw from the model."""
+    return isinstance(model, LatentModel) or (not isinstance(model, AutoEncoder) and hasattr(model, "sample"))
+
+
+def with_output_bias(params: Params, model: Model, mean: Array) -> Params:
+    """`params` with the decoder's last bias such that a fresh model draws pixels as bright as the data's.
+
+    Burda et al. (arXiv 1509.00519), their code: at the logit of `mean` [H, W, C], clipped to [.001, .999]. Of a
+    convolution, which has one bias a channel, at the logit of the channel's mean; of a Gaussian likelihood, at the mean
+    itself.
+    """
+    params = jax.tree.map(lambda a: a, params)  # The dictionaries are copied, the arrays shared.
+    decoder = params["params"]["decoder"]
+    if "out" in decoder:
+        layer, values = decoder["out"], mean.mean(axis=(0, 1))
+    else:
+        mlp = decoder["mlp"]
+        layer, values = mlp[max(mlp, key=lambda name: int(name.rpartition("_")[2]))], mean
+    likelihood = model.likelihood if isinstance(model, LatentModel) else Bernoulli()
+    first = likelihood.first_bias(values)
+    bias = layer["bias"]
+    # Scales, where there are any, come after the means, channel by channel: theirs stay as they are.
+    parts = bias.size // first.size
+    rest = bias.reshape(*first.shape[:-1], parts * first.shape[-1])[..., first.shape[-1] :]
+    layer["bias"] = jnp.concatenate([first, rest], axis=-1).reshape(bias.shape).astype(bias.dtype)
+    return params

@@ -1,0 +1,162 @@
+"""Layers of encoders and decoders, their initial weights, and the precision of their products.
+
+Shapes: B images [H, W, C]; L latent dimensions. Parameters are float32; `dtype` is what the products are computed in.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, TypeVar
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from jaxvae.typing import Array, ImageShape
+
+Precision = Literal["default", "high", "highest"]
+Activation = Literal["relu", "tanh", "elu", "gelu", "silu"]
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def with_precision(precision: Precision) -> Callable[[F], F]:
+    """A decorator: wherever the function is traced, its float32 products have this precision, on every device."""
+    decorator: Callable[[F], F] = jax.default_matmul_precision(precision)
+    return decorator
+
+
+float32_products = with_precision("highest")
+
+
+def _uniform_fan_in(fan_in: int) -> nn.initializers.Initializer:
+    """PyTorch's distribution for `Linear`: uniform in +-1/sqrt(fan_in), for weight and bias alike."""
+    limit = fan_in**-0.5
+
+    def init(key: Array, shape: Sequence[int], dtype: Any = jnp.float32, **_: Any) -> Array:
+        return jax.random.uniform(key, shape, dtype, -limit, limit)
+
+    return init
+
+
+# Glorot and Bengio (2010), and zero biases; also where nothing else is asked for.
+GLOROT: dict[str, Any] = {
+    "kernel_init": nn.initializers.glorot_uniform(),
+    "bias_init": nn.initializers.zeros_init(),
+}
+
+ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {
+    "relu": nn.relu,
+    "tanh": nn.tanh,
+    "elu": nn.elu,
+    "gelu": nn.gelu,
+    "silu": nn.silu,
+}
+
+
+class MLP(nn.Module):
+    """Dense layers of the given widths with an activation between them, none after the last.
+
+    Input [B, F], output [B, widths[-1]].
+    """
+
+    widths: tuple[int, ...]
+    dtype: Any = jnp.float32
+    activation: str = "relu"
+    glorot: bool = False
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        for i, width in enumerate(self.widths):
+            if i:
+                x = ACTIVATIONS[self.activation](x)
+            init = _uniform_fan_in(x.shape[-1])
+            inits: dict[str, Any] = GLOROT if self.glorot else {"kernel_init": init, "bias_init": init}
+            x = nn.Dense(width, dtype=self.dtype, **inits, name=f"dense_{i}")(x)
+        return x
+
+
+def at_least_float32(x: Array) -> Array:
+    """Losses and noise are never in bfloat16, whatever the layers compute in."""
+    return x.astype(jnp.float32) if x.dtype.itemsize < 4 else x
+
+
+class Encoder(nn.Module):
+    """Images [B, H, W, C] with intensities in [0, 1] to features [B, out_size], at least float32."""
+
+    hidden: tuple[int, ...]
+    out_size: int
+    dtype: Any = jnp.float32
+    activation: str = "relu"
+    glorot: bool = False
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        mlp = MLP((*self.hidden, self.out_size), self.dtype, self.activation, self.glorot, name="mlp")
+        return at_least_float32(mlp(x.reshape(x.shape[0], -1)))
+
+
+class Decoder(nn.Module):
+    """Latents [B, L] to [B, H, W, C], at least float32. `hidden` is in the decoder's own order."""
+
+    hidden: tuple[int, ...]
+    image_shape: ImageShape
+    dtype: Any = jnp.float32
+    activation: str = "relu"
+    glorot: bool = False
+
+    @nn.compact
+    def __call__(self, z: Array) -> Array:
+        height, width, channels = self.image_shape
+        widths = (*self.hidden, height * width * channels)
+        logits = MLP(widths, self.dtype, self.activation, self.glorot, name="mlp")(z)
+        return at_least_float32(logits.reshape(-1, *self.image_shape))
+
+
+class ConvEncoder(nn.Module):
+    """As `Encoder`, by 3 x 3 convolutions of stride 2 with `hidden` channels, and a dense layer."""
+
+    hidden: tuple[int, ...]
+    out_size: int
+    dtype: Any = jnp.float32
+    activation: str = "relu"
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        for i, channels in enumerate(self.hidden):
+            x = nn.Conv(channels, (3, 3), strides=2, dtype=self.dtype, **GLOROT, name=f"conv_{i}")(x)
+            x = ACTIVATIONS[self.activation](x)
+        features = nn.Dense(self.out_size, dtype=self.dtype, **GLOROT, name="out")(x.reshape(x.shape[0], -1))
+        return at_least_float32(features)
+
+
+class ConvDecoder(nn.Module):
+    """As `Decoder`, by a dense layer and transposed convolutions of stride 2, which mirror `ConvEncoder`.
+
+    Sizes that are not powers of two come out right: each layer is cut to the size its mirror was given.
+    """
+
+    hidden: tuple[int, ...]
+    image_shape: ImageShape
+    dtype: Any = jnp.float32
+    activation: str = "relu"
+
+    @nn.compact
+    def __call__(self, z: Array) -> Array:
+        height, width, channels = self.image_shape
+        sizes = [(height, width)]
+        for _ in self.hidden:
+            sizes.append((-(-sizes[-1][0] // 2), -(-sizes[-1][1] // 2)))
+        (rows, cols), first = sizes[-1], self.hidden[0] if self.hidden else channels
+        x = nn.Dense(rows * cols * first, dtype=self.dtype, **GLOROT, name="in")(z)
+        x = x.reshape(-1, rows, cols, first)
+        for i, (rows, cols) in enumerate(sizes[-2::-1]):
+            x = ACTIVATIONS[self.activation](x)
+            out = self.hidden[i + 1] if i + 1 < len(self.hidden) else channels
+            name = "out" if i + 1 == len(self.hidden) else f"conv_{i}"
+            x = nn.ConvTranspose(out, (4, 4), strides=(2, 2), dtype=self.dtype, **GLOROT, name=name)(x)
+            x = x[:, :rows, :cols]
+        return at_least_float32(x)
+
+
+def logit(p: Array, margin: float) -> Array:
+    """The logit of probabilities, clipped to [margin, 1 - margin]."""
+    p = jnp.clip(p, margin, 1 - margin)
+    return jnp.log(p) - jnp.log1p(-p)

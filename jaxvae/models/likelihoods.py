@@ -1,0 +1,209 @@
+"""Likelihoods: the distributions of an image given its latents."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from jaxvae.errors import InputError
+from jaxvae.models.layers import logit
+from jaxvae.options import POSITIVE, option
+from jaxvae.protocols import Likelihood, Measure, PixelDistribution, Pixels
+from jaxvae.typing import Array
+
+
+def sum_per_example(values: Array) -> Array:
+    """The sum over all axes but the first: [B, ...] to [B]."""
+    return values.reshape(values.shape[0], -1).sum(axis=-1)
+
+
+def check_same_shape(**arrays: Array) -> None:
+    """Raise `ValueError`: broadcasting a [B, 1] against a [B] would give a plausible wrong number."""
+    if len({a.shape for a in arrays.values()}) > 1:
+        raise ValueError("shapes must agree: " + ", ".join(f"{n} {a.shape}" for n, a in arrays.items()))
+
+
+def bernoulli_nll(logits: Array, x: Array) -> Array:
+    """Negative log-likelihood of intensities under a Bernoulli per pixel, given its logits.
+
+    ``sum_pixels max(l, 0) - x * l + log(1 + exp(-|l|))``, which is ``softplus(l) - x * l`` in the
+    form that neither overflows nor loses the digits of a small value. For grey `x` it is the
+    cross-entropy, as usual in the literature (Kingma and Welling, arXiv 1312.6114, appendix C.1).
+
+    Args:
+      logits: [B, ...].
+      x: intensities [B, ...] in [0, 1].
+
+    Returns:
+      [B], >= 0, nats per image.
+
+    Raises:
+      ValueError: if the shapes differ.
+    """
+    check_same_shape(logits=logits, x=x)
+    return sum_per_example(jax.nn.relu(logits) - x * logits + jnp.log1p(jnp.exp(-jnp.abs(logits))))
+
+
+def gaussian_nll(mean: Array, log_std: Array | float, x: Array) -> Array:
+    """Negative log-likelihood of intensities under N(mean, std^2) per pixel: a density, so it may be negative.
+
+    ``sum_pixels 0.5 * ((x - mean) / std)^2 + log std + 0.5 log(2 pi)``.
+
+    Args:
+      mean: [B, ...].
+      log_std: the logarithm of the standard deviation, a number, [] or as `mean`.
+      x: intensities [B, ...].
+
+    Returns:
+      [B], nats per image.
+
+    Raises:
+      ValueError: if the shapes of `mean` and `x` differ.
+    """
+    check_same_shape(mean=mean, x=x)
+    log_std = jnp.broadcast_to(jnp.asarray(log_std, mean.dtype), mean.shape)
+    return sum_per_example(0.5 * jnp.square((x - mean) * jnp.exp(-log_std)) + log_std + 0.5 * math.log(2 * math.pi))
+
+
+def discretized_logistic_nll(mean: Array, log_scale: Array, x: Array) -> Array:
+    """Negative log-probability of 8-bit intensities under a logistic distribution cut into 256 bins.
+
+    Kingma et al. (arXiv 1606.04934), section 5.3; the lowest bin reaches to minus infinity and the highest
+    to infinity, so that all 256 sum to 1 (Salimans et al., arXiv 1701.05517, equation 2).
+
+    Args:
+      mean: [B, ...], in units of intensity.
+      log_scale: the logarithm of the scale, as `mean`.
+      x: intensities k / 255 [B, ...].
+
+    Returns:
+      [B], >= 0, nats per image.
+
+    Raises:
+      ValueError: if the shapes differ.
+    """
+    check_same_shape(mean=mean, log_scale=log_scale, x=x)
+    inverse = jnp.exp(-log_scale)
+    upper, lower = (x + 0.5 / 255 - mean) * inverse, (x - 0.5 / 255 - mean) * inverse
+    # log(sigmoid(upper) - sigmoid(lower)), of which nothing cancels.
+    between = jax.nn.log_sigmoid(upper) + jax.nn.log_sigmoid(-lower) + jnp.log(-jnp.expm1(-inverse / 255))
+    lowest, highest = x < 0.5 / 255, x > 254.5 / 255
+    log_p = jnp.where(lowest, jax.nn.log_sigmoid(upper), jnp.where(highest, jax.nn.log_sigmoid(-lower), between))
+    return -sum_per_example(log_p)
+
+
+def split_scale(decoded: Array) -> PixelDistribution:
+    """A decoder's output [..., 2 C] as a location and a log-scale, each [..., C].
+
+    The log-scale is bounded, as a log-variance is; 0 stands for a scale of exp(-2), an eighth of the range.
+    """
+    location, raw = jnp.split(decoded, 2, axis=-1)
+    return PixelDistribution(location, 5 * jnp.tanh(raw / 5) - 2)
+
+
+@dataclass(frozen=True)
+class Bernoulli(Likelihood):
+    """A Bernoulli a pixel, by its logit."""
+
+    def nll(self, pixels: PixelDistribution, x: Array) -> Array:
+        """See `Likelihood`."""
+        return bernoulli_nll(pixels.location, x)
+
+    def measure(self, pixels: Pixels) -> Measure:
+        """See `Likelihood`."""
+        return "probability" if pixels == "binary" else "unnormalised"
+
+
+class _GaussianBase(Likelihood):
+    """What all Gaussians have in common: their `location` is the mean intensity itself."""
+
+    continuous: ClassVar[bool] = True
+
+    def logits(self, location: Array) -> Array:
+        """See `Likelihood`: of the nearest intensity within (0, 1), since the mean may leave it."""
+        return logit(location, 1e-5)
+
+    def first_bias(self, mean: Array) -> Array:
+        """See `Likelihood`."""
+        return mean
+
+
+@dataclass(frozen=True)
+class Gaussian(_GaussianBase):
+    """N(mean, likelihood_std^2) a pixel."""
+
+    likelihood_std: float = option(0.1, POSITIVE)
+    """Standard deviation of the likelihood gaussian, in units of intensity (0 to 1)."""
+
+    def nll(self, pixels: PixelDistribution, x: Array) -> Array:
+        """See `Likelihood`."""
+        return gaussian_nll(pixels.location, math.log(self.likelihood_std), x)
+
+
+@dataclass(frozen=True)
+class GaussianGlobal(_GaussianBase):
+    """N(mean, std^2) a pixel, with one standard deviation of all that is learnt."""
+
+    def parameters(self) -> Mapping[str, float]:
+        """See `Likelihood`."""
+        return {"log_scale": -2.0}
+
+    def pixels(self, decoded: Array, learnt: Mapping[str, Array]) -> PixelDistribution:
+        """See `Likelihood`."""
+        return PixelDistribution(decoded, learnt["log_scale"])
+
+    def nll(self, pixels: PixelDistribution, x: Array) -> Array:
+        """See `Likelihood`."""
+        assert pixels.log_scale is not None
+        return gaussian_nll(pixels.location, pixels.log_scale, x)
+
+
+@dataclass(frozen=True)
+class GaussianPixel(_GaussianBase):
+    """N(mean, std^2) a pixel, with a standard deviation of its own that the decoder gives."""
+
+    outputs: ClassVar[int] = 2
+
+    def pixels(self, decoded: Array, learnt: Mapping[str, Array]) -> PixelDistribution:
+        """See `Likelihood`."""
+        del learnt
+        return split_scale(decoded)
+
+    def nll(self, pixels: PixelDistribution, x: Array) -> Array:
+        """See `Likelihood`."""
+        assert pixels.log_scale is not None
+        return gaussian_nll(pixels.location, pixels.log_scale, x)
+
+
+@dataclass(frozen=True)
+class Logistic(Likelihood):
+    """A logistic distribution cut into 256 levels a pixel: its mean by the logit, and a scale of its own."""
+
+    outputs: ClassVar[int] = 2
+
+    def check(self, config: Any) -> None:
+        """See `Component`."""
+        if config.parts.inputs.pixels == "binary":
+            raise InputError("--likelihood logistic needs --inputs grey: it is of 256 levels")
+
+    def pixels(self, decoded: Array, learnt: Mapping[str, Array]) -> PixelDistribution:
+        """See `Likelihood`."""
+        del learnt
+        return split_scale(decoded)
+
+    def nll(self, pixels: PixelDistribution, x: Array) -> Array:
+        """See `Likelihood`."""
+        assert pixels.log_scale is not None
+        return discretized_logistic_nll(jax.nn.sigmoid(pixels.location), pixels.log_scale, x)
+
+
+LIKELIHOODS: Mapping[str, type[Likelihood]] = {
+    "bernoulli": Bernoulli,
+    "gaussian": Gaussian,
+    "gaussian-global": GaussianGlobal,
+    "gaussian-pixel": GaussianPixel,
+    "logistic": Logistic,
+}

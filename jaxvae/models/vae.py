@@ -1,0 +1,176 @@
+"""The variational autoencoder. Every decoder ends in the parameters of a `jaxvae.protocols.Likelihood`.
+
+Shapes: B images [H, W, C]; S latents an image; L latent dimensions.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from jaxvae.models.autoencoder import Head
+from jaxvae.models.likelihoods import Bernoulli
+from jaxvae.models.networks import Mlp
+from jaxvae.models.priors import StandardNormal, log_normal
+from jaxvae.protocols import Likelihood, Network, PixelDistribution, PosteriorSamples, Prior
+from jaxvae.typing import Array, Batch, ImageShape
+
+# The bound on |logvar| of a "linear" head. exp(10) is a variance of 22,026 and exp(-10) of 4.5e-5:
+# far outside what a N(0, I) prior asks for, far inside what float32 can hold.
+LOGVAR_BOUND = 10.0
+
+
+class VAEOutput(NamedTuple):
+    """What `VAE` returns: `logits` [B, H, W, C]; `latent`, a sample of the posterior `mean`, `std` [B, L]."""
+
+    logits: Array
+    latent: Array
+    mean: Array
+    std: Array
+
+    @property
+    def x_hat(self) -> Array:
+        """Reconstructed pixel intensities in [0, 1], [B, H, W, C]."""
+        return nn.sigmoid(self.logits)
+
+
+def reparameterize(key: Array, mean: Array, std: Array) -> Array:
+    """A sample of N(mean, std^2), differentiable in `mean` and `std`: ``mean + std * eps``.
+
+    Kingma and Welling, "Auto-Encoding Variational Bayes" (arXiv 1312.6114), section 2.4.
+
+    Args:
+      key: one typed PRNG key for the whole batch, or one an example, shape [B]. With one an
+        example the noise of an example does not depend on who shares its batch or its device.
+      mean: [B, L].
+      std: [B, L], a standard deviation, >= 0.
+
+    Returns:
+      Samples [B, L], in the dtype of `mean`.
+
+    Raises:
+      ValueError: if the shapes do not agree.
+    """
+    if mean.shape != std.shape:
+        raise ValueError(f"mean {mean.shape} and std {std.shape} must have one shape")
+    if key.ndim == 0:
+        eps = jax.random.normal(key, mean.shape, mean.dtype)
+    elif key.shape == mean.shape[:1]:
+        eps = jax.vmap(lambda k: jax.random.normal(k, mean.shape[1:], mean.dtype))(key)
+    else:
+        raise ValueError(f"key {key.shape} must be a single key or one an example of mean {mean.shape}")
+    return mean + std * eps
+
+
+def split_posterior(features: Array, head: Head) -> tuple[Array, Array]:
+    """Features [..., 2 L] as `mean` and `std` [..., L]; what the halves mean is the head's to say, see `VAE`."""
+    if head == "relu":
+        mean, std = jnp.split(nn.relu(features), 2, axis=-1)
+        return mean, std
+    mean, raw = jnp.split(features, 2, axis=-1)
+    if head == "exp":
+        return mean, jnp.exp(raw)
+    logvar = LOGVAR_BOUND * jnp.tanh(raw / LOGVAR_BOUND) if head == "linear" else raw
+    return mean, jnp.exp(0.5 * logvar)
+
+
+def example_noise(keys: Array, samples: int, size: int, dtype: Any) -> Array:
+    """Standard normal [B, samples, size], keyed by example."""
+    return jax.vmap(lambda key: jax.random.normal(key, (samples, size), dtype))(keys)
+
+
+class LatentModel(nn.Module):
+    """What all models with a distribution of latents share: from latents to pixels, and the prior.
+
+    Attributes:
+      image_shape: (H, W, C).
+      network: its encoder and decoder.
+      latent_size: L.
+      head: what the encoder's output means; see `VAE`.
+      likelihood: the distribution of an image, which decides what the decoder gives.
+      prior: the distribution of the latents.
+      dtype: what the products are computed in; parameters are float32, and what follows the layers at least that.
+    """
+
+    image_shape: ImageShape
+    network: Network = Mlp()
+    latent_size: int = 10
+    head: Head = "linear"
+    likelihood: Likelihood = Bernoulli()
+    prior: Prior = StandardNormal()
+    dtype: Any = jnp.float32
+
+    def _setup_pixels(self) -> None:
+        height, width, channels = self.image_shape
+        self.decoder = self.network.decoder((height, width, channels * self.likelihood.outputs), self.dtype)
+        learnt = self.likelihood.parameters()
+        self.learnt = {name: self.param(name, nn.initializers.constant(first), ()) for name, first in learnt.items()}
+        self.p_z: Any = self.prior.module(self.latent_size)
+
+    def pixels(self, latent: Array) -> PixelDistribution:
+        """Latents [..., L] next to the image, decoded as one batch, to the distribution of images [..., H, W, C]."""
+        flat: Array = self.decoder(latent.reshape(-1, latent.shape[-1]))
+        return self.likelihood.pixels(flat.reshape(*latent.shape[:-1], *flat.shape[1:]), self.learnt)
+
+    def decode(self, latent: Array) -> Array:
+        """Latents [B, L] next to the image to logits of the mean intensities [B, H, W, C]."""
+        return self.likelihood.logits(self.pixels(latent).location)
+
+    def log_prior(self, latent: Array, batch: Batch) -> Array:
+        """log p(z) at latents [B, S, L] of a batch: [B, S], nats."""
+        density: Array = self.p_z.log_density(latent, batch)
+        return density
+
+    def sample_prior(self, key: Array, shape: tuple[int, ...], batch: Batch | None = None) -> Array:
+        """Latents [*shape, L] of the prior; see `PriorModule.sample`."""
+        latent: Array = self.p_z.sample(key, shape, batch)
+        return latent
+
+
+class VAE(LatentModel):
+    """A variational autoencoder with a diagonal Gaussian posterior.
+
+    The encoder's last layer is 2 L wide and is split into halves. `head` says what they mean:
+
+    - "relu", the notes': both halves go through a ReLU and are the mean and the standard
+      deviation itself (which can be exactly 0).
+    - "linear", the field's: the mean, and a log-variance held within +-`LOGVAR_BOUND` by
+      ``bound * tanh(x / bound)``, the identity near 0, so that ``std = exp(logvar / 2)`` can
+      neither overflow nor reach 0.
+    - "logvar": the mean and a log-variance without a bound, as most PyTorch VAEs have it.
+    - "exp": the mean, and the logarithm of the standard deviation, without a bound.
+
+    Attributes: those of `LatentModel`.
+    """
+
+    def setup(self) -> None:
+        self.encoder = self.network.encoder(2 * self.latent_size, self.dtype)
+        self._setup_pixels()
+
+    def encode(self, x: Array) -> tuple[Array, Array]:
+        """Images [B, H, W, C] in [0, 1] to the posterior's `mean` and `std`, each [B, L]."""
+        return split_posterior(self.encoder(x), self.head)
+
+    def draw(self, batch: Batch, keys: Array, samples: int) -> PosteriorSamples:
+        """Draw `samples` latents for each image of a batch, with a key for each."""
+        mean, std = self.encode(batch["image"])
+        latent = mean[:, None] + std[:, None] * example_noise(keys, samples, self.latent_size, mean.dtype)
+        posterior = log_normal(latent, mean[:, None], std[:, None])
+        prior, kl = self.log_prior(latent, batch), self.kl(mean, std, batch)
+        return PosteriorSamples(self.pixels(latent), prior, posterior, latent, mean, std, kl)
+
+    def kl(self, mean: Array, std: Array, batch: Batch) -> Array | None:
+        """KL(N(mean, std^2) || p(z)) of each dimension, [B, L], nats; None where it has no closed form."""
+        kl: Array | None = self.p_z.kl(mean, std, batch)
+        return kl
+
+    def sample_latent(self, key: Array, count: int, batch: Batch | None = None) -> Array:
+        """Latents [count, L] of the prior, as `decode` takes them."""
+        return self.sample_prior(key, (count,), batch)
+
+    def __call__(self, x: Array, key: Array) -> VAEOutput:
+        """Encode `x` [B, H, W, C], draw one latent an image with `key` (see `reparameterize`), decode it."""
+        mean, std = self.encode(x)
+        latent = reparameterize(key, mean, std)
+        return VAEOutput(self.decode(latent), latent, mean, std)

@@ -1,0 +1,248 @@
+"""What an objective sees, and how it becomes the loss of a run."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxvae.models.build import Model, call_arguments
+from jaxvae.models.layers import Precision
+from jaxvae.protocols import Inputs, Likelihood, Measure, Objective, PixelDistribution, PosteriorSamples
+from jaxvae.typing import Array, Batch, Collections, Params, Terms
+
+_BOUND_PREFIXES: Mapping[Measure, str] = {"probability": "", "density": "density_", "unnormalised": "unnormalised_"}
+LIKELIHOOD_NAMES: Mapping[Measure, str] = {
+    "probability": "log_likelihood",
+    "density": "log_density",
+    "unnormalised": "unnormalised_log_likelihood",
+}
+
+
+class Context(NamedTuple):
+    """What an objective may need besides the model and the batch.
+
+    Attributes:
+      step: the number of steps taken, int32 []; None in evaluation, where nothing is warmed up or corrupted.
+      gather: from this device's share of a batch to the whole batch; the identity where there is
+        but one device, or where the compiler sees all of the batch.
+      key: of random streams that a model names; None: the first example's.
+    """
+
+    step: Array | None = None
+    gather: Callable[[Array], Array] = lambda share: share
+    key: Array | None = None
+
+
+class Facts(NamedTuple):
+    """What an objective may need of the run: its length, and the number of training images. 0 where nothing needs it."""
+
+    epochs: int
+    steps_per_epoch: int
+    num_images: int
+
+
+class View:
+    """A model at its present weights, as an objective sees it.
+
+    Attributes:
+      model: the Flax module.
+      params: its trained variables.
+      collections: its other variables; `apply` replaces them in a training step.
+      loss: what the objective is part of.
+      step: the number of steps taken, int32 []; None in evaluation.
+      gather: see `Context`.
+    """
+
+    def __init__(self, model: Model, params: Params, collections: Collections, loss: "Loss", context: Context):
+        self.model, self.params, self.collections, self.loss = model, params, dict(collections), loss
+        self.step, self.gather, self._stream = context.step, context.gather, context.key
+
+    @property
+    def train(self) -> bool:
+        """Whether this is a training step."""
+        return self.step is not None
+
+    def apply(self, *arguments: Any, params: Params = None, **named: Any) -> Any:
+        """``model.apply`` with the present variables, or with `params` in place of the trained ones."""
+        return self._apply(arguments, named, params, self._stream)
+
+    def output(self, batch: Batch, keys: Array) -> Any:
+        """What the model's ``__call__`` returns for a batch, with a key for each example."""
+        arguments, named = call_arguments(self.model, batch, keys, self.train)
+        return self._apply(arguments, named, None, keys[0] if self._stream is None else self._stream)
+
+    def _apply(self, arguments: Any, named: dict[str, Any], params: Params, stream: Array | None) -> Any:
+        variables = {**(self.params if params is None else params), **self.collections}
+        named["rngs"] = {} if stream is None else {"params": stream}
+        if not (self.train and self.collections):
+            return self.model.apply(variables, *arguments, **named)
+        output, changed = self.model.apply(variables, *arguments, **named, mutable=list(self.collections))
+        self.collections |= changed
+        return output
+
+    def draw(self, batch: Batch, keys: Array, samples: int) -> PosteriorSamples:
+        """`samples` latents for each image of a batch."""
+        drawn: PosteriorSamples = self.apply(batch, keys, samples, method="draw")
+        return drawn
+
+    def nll(self, pixels: PixelDistribution, x: Array) -> Array:
+        """-log p(x | z) of images; see `Loss.nll`."""
+        return self.loss.nll(pixels, x)
+
+
+class Loss(NamedTuple):
+    """An objective with all that it needs of a run.
+
+    Attributes:
+      objective: with its options, which may be traced.
+      likelihood: of the pixels.
+      inputs: what becomes of them before the model sees them.
+      precision: of float32 products in training.
+      facts: of the run.
+    """
+
+    objective: Objective
+    likelihood: Likelihood
+    inputs: Inputs
+    precision: Precision
+    facts: Facts
+
+    @property
+    def unit(self) -> str:
+        """The scale all terms are in."""
+        return self.objective.unit
+
+    @property
+    def per_example(self) -> bool:
+        """Whether terms of an example depend on no other, so that the devices may share a batch."""
+        return not isinstance(self.objective, FunctionObjective)
+
+    def of(
+        self,
+        model: Model,
+        params: Params,
+        batch: Batch,
+        keys: Array,
+        context: Context,
+        collections: Collections | None = None,
+    ) -> tuple[Terms, Collections]:
+        """The terms of a batch, [B] each, and the collections that go into the next step.
+
+        In evaluation (``context.step is None``) the loss holds no term that is of a batch rather than of an image. There
+        the terms also hold the bound on log p(x), higher is better, under the name of `bound_name`: with a KL weight of 1
+        and without free bits, so that it means the same whatever the weights in training were.
+
+        Args:
+          model: whose terms they are.
+          params: its trained variables.
+          batch: its images are intensities [B, H, W, C] in [0, 1].
+          keys: [B], of each example's noise.
+          context: the step, and what the devices share.
+          collections: the model's other variables. None: none.
+        """
+        view = View(model, params, collections or {}, self, context)
+        seen = {**batch, "image": self.inputs.observe(batch["image"], keys)}
+        terms = self.objective.terms(view, seen, keys)
+        bound = terms.pop("bound", None)
+        if bound is not None and context.step is None:
+            terms[self.bound_name] = bound
+        return terms, view.collections
+
+    def nll(self, pixels: PixelDistribution, x: Array) -> Array:
+        """Negative log-likelihood of images, nats per image; see `measure` for what it is of.
+
+        Args:
+          pixels: of shape [B, S, H, W, C], or [B, H, W, C].
+          x: intensities [B, H, W, C], as the model sees them.
+
+        Returns:
+          [B, S], or [B].
+        """
+        location, lead = pixels.location, pixels.location.shape[:-3]
+        if len(lead) == 2:
+            x = jnp.broadcast_to(x[:, None], location.shape)
+        # One long axis of pixels: XLA's loops on the CPU run along the last one, which would be that of the colours.
+        size = x[0].size if len(lead) == 1 else x[0, 0].size
+        flat, target, scale = location.reshape(-1, size), x.reshape(-1, size), pixels.log_scale
+        if scale is not None and scale.ndim:
+            scale = scale.reshape(flat.shape)
+        nll = self.likelihood.nll(PixelDistribution(flat, scale), target)
+        if self.inputs.pixels == "continuous":
+            nll = nll + size * math.log(256)  # From a density of intensities to one of levels.
+        return nll.reshape(lead)
+
+    @property
+    def has_bound(self) -> bool:
+        """Whether an evaluation holds a bound on log p(x)."""
+        return bool(self.objective.bound)
+
+    @property
+    def measure(self) -> Measure:
+        """What p(x | z) is to the pixels as they are."""
+        return self.likelihood.measure(self.inputs.pixels)
+
+    @property
+    def bound_name(self) -> str:
+        """The name of the bound: that of the objective, with the measure before it where that is no probability."""
+        return _BOUND_PREFIXES[self.measure] + self.objective.bound
+
+    @property
+    def likelihood_name(self) -> str:
+        """The name of log p(x): "log_likelihood", or "log_density" or "unnormalised_log_likelihood" (see `measure`)."""
+        return LIKELIHOOD_NAMES[self.measure]
+
+    @property
+    def selection_term(self) -> tuple[str, bool]:
+        """The term of an evaluation to choose models by, and whether higher is better.
+
+        Objectives with a bound are compared by it, since it has no weights of its own; the others by their loss.
+        """
+        return (self.bound_name, True) if self.has_bound else ("loss", False)
+
+
+class FunctionObjective(Objective):
+    """A loss function of the user's own.
+
+    Args:
+      function: ``function(output, batch) -> terms``, from what the model's ``__call__`` returns for a batch to named
+        values [B] (or [], of the batch as a whole), among them "loss".
+    """
+
+    unit = "per image"
+    uses = ()
+    bound = ""
+
+    def __init__(self, function: Callable[[Any, Batch], Mapping[str, Array]]):
+        self.function = function
+        self.__doc__ = function.__doc__
+
+    def terms(self, view: View, batch: Batch, keys: Array) -> Terms:
+        """See `Objective`. In evaluation example by example, so that it does not matter which share a batch."""
+        if view.train:
+            return self._checked(self.function(view.output(batch, keys), batch), len(keys))
+
+        def one(example: Batch, key: Array) -> Terms:
+            alone, its_key = jax.tree.map(lambda a: a[None], (example, key))
+            found = self._checked(self.function(view.output(alone, its_key), alone), 1)
+            return {name: value[0] for name, value in found.items()}
+
+        return jax.vmap(one)(dict(batch), keys)
+
+    def _checked(self, terms: Mapping[str, Array], size: int) -> Terms:
+        """The terms, all [B]. Raises `TypeError`."""
+        name = getattr(self.function, "__name__", "the loss function")
+        if not isinstance(terms, Mapping) or "loss" not in terms:
+            raise TypeError(f"{name} must return a mapping of terms, among them loss")
+        for term, value in terms.items():
+            if jnp.shape(value) not in ((), (size,)):
+                raise TypeError(f"{name}: the term {term} has shape {jnp.shape(value)}, and must have () or ({size},)")
+        return {term: jnp.broadcast_to(value, (size,)) for term, value in terms.items()}
+
+
+def with_traced(component: Any, hyperparameters: Mapping[str, Any]) -> Any:
+    """A component with values, which may be traced, in place of those of its options that are named."""
+    own = {name: value for name, value in hyperparameters.items() if name in getattr(component, "__dict__", {})}
+    return replace(component, **own) if own else component

@@ -1,0 +1,79 @@
+"""The objectives by name, and the loss of a configuration."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from jaxvae.objectives.base import Facts, Loss, with_traced
+from jaxvae.objectives.beta_tc import BetaTc
+from jaxvae.objectives.elbo import Elbo
+from jaxvae.objectives.info import Info
+from jaxvae.objectives.iwae import Dreg, Iwae
+from jaxvae.objectives.notes import Mse, NotesElbo
+from jaxvae.protocols import Objective
+from jaxvae.typing import Array
+
+OBJECTIVES: Mapping[str, type[Objective]] = {
+    "mse": Mse,
+    "notes-elbo": NotesElbo,
+    "elbo": Elbo,
+    "iwae": Iwae,
+    "dreg": Dreg,
+    "info": Info,
+    "beta-tc": BetaTc,
+}
+
+
+def build_objective(
+    config: Any,
+    steps_per_epoch: int | None = None,
+    num_images: int | None = None,
+    hyperparameters: Mapping[str, Array | float] | None = None,
+) -> Loss:
+    """The loss of a `jaxvae.Config`.
+
+    Args:
+      config: what to minimise.
+      steps_per_epoch: of training, where the objective counts in epochs.
+      num_images: of the training set, where the objective depends on it.
+      hyperparameters: values, which may be traced, in place of ``config.traced()``.
+
+    Raises:
+      TypeError: an argument that `config` needs is missing.
+    """
+    parts = config.parts
+    objective = with_traced(parts.objective, hyperparameters or {})
+    given = {"steps_per_epoch": steps_per_epoch, "num_images": num_images}
+    for name, why in objective.needs().items():
+        if given[name] is None:
+            raise TypeError(f"build_objective needs {name}: {why}")
+    # What is not needed is not read.
+    facts = Facts(config.epochs, steps_per_epoch or 0, num_images or 0)
+    return Loss(objective, parts.likelihood, parts.inputs, config.matmul_precision, facts)
+
+
+def loss_of(config: Any) -> Loss:
+    """The loss of a `jaxvae.Config` outside of a run: what its numbers are called, and what they mean."""
+    return build_objective(config, 0, 0)
+
+
+def measure_warning(config: Any) -> str | None:
+    """A line that says what the numbers of a configuration must not be taken for, if there is such a thing."""
+    loss = loss_of(config)
+    if not loss.has_bound or loss.measure != "density":
+        return None
+    return (
+        f"warning: --likelihood {config.likelihood} gives densities of discrete pixels, which have no upper bound: "
+        "they say nothing of the images' probability, on which --dequantize (with --inputs grey) makes them bounds"
+    )
+
+
+def selection_term(config: Any) -> tuple[str, bool]:
+    """The term of an evaluation to choose models of `config` by, and whether higher is better: `Loss.selection_term`."""
+    return loss_of(config).selection_term
+
+
+def selection_cost(config: Any, metrics: Mapping[str, float]) -> float | None:
+    """What `selection_term` names among the metrics of an evaluation, its sign such that lower is better; or None."""
+    term, higher = selection_term(config)
+    value = metrics.get(term)
+    return -value if higher and value is not None else value

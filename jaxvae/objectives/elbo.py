@@ -1,0 +1,118 @@
+"""The evidence lower bound, in nats per image."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax.numpy as jnp
+
+from jaxvae.errors import InputError
+from jaxvae.objectives.base import View
+from jaxvae.options import AT_LEAST_1, NOT_NEGATIVE, option
+from jaxvae.protocols import Objective
+from jaxvae.typing import Array, Batch, Terms
+
+
+@dataclass(frozen=True)
+class InNats(Objective):
+    """What all objectives in nats have in common: a KL term, whose weight may be warmed up."""
+
+    beta: float = option(1.0, NOT_NEGATIVE, traced=True)
+    """Weight of the KL term (beta-tc: of its total correlation alone)."""
+    kl_warmup_epochs: float = option(0.0, NOT_NEGATIVE)
+    """Epochs over which that weight grows from 0 to --beta (beta-tc: the rest of the KL term weighs 1 throughout)."""
+    kl_cycles: int = option(1, AT_LEAST_1)
+    """Warm-ups of the KL term's weight, evenly over the run: cyclical annealing."""
+
+    def check(self, config: Any) -> None:
+        """See `Component`."""
+        named = f"--objective {config.objective}"
+        if config.head == "relu":
+            raise InputError(
+                f"{named} needs --head linear, logvar or exp: it has no finite value at a standard deviation of 0"
+            )
+        if config.parts.network.layers > self.layers:
+            raise InputError(
+                f"--architecture {config.architecture} needs --objective elbo or iwae: the others look at one latent layer"
+            )
+        if self.kl_warmup_epochs > config.epochs / self.kl_cycles:
+            raise InputError(f"--kl-warmup-epochs {self.kl_warmup_epochs:g} is more than a cycle of the run has")
+
+    def idle(self, config: Any) -> Mapping[str, str]:
+        """See `Component`."""
+        return {} if self.kl_warmup_epochs else {"kl_cycles": "--kl-warmup-epochs"}
+
+    @property
+    def by_length(self) -> bool:
+        """See `Component`."""
+        return self.kl_cycles > 1
+
+    def needs(self) -> Mapping[str, str]:
+        """See `Objective`."""
+        return {"steps_per_epoch": "kl_warmup_epochs counts in epochs"} if self.kl_warmup_epochs else {}
+
+    def kl_weight(self, view: View) -> Array | float:
+        """The KL term's weight: beta, or on the way to it.
+
+        Linear warm-up (Sønderby et al., arXiv 1602.02282), repeated `kl_cycles` times (Fu et al., arXiv 1903.10145).
+        """
+        facts, warmup = view.loss.facts, self.kl_warmup_epochs
+        if view.step is None or not warmup:
+            return self.beta
+        cycle = facts.epochs * facts.steps_per_epoch / self.kl_cycles
+        inside = jnp.mod(view.step.astype(jnp.float32), jnp.float32(cycle))
+        return self.beta * jnp.minimum(inside / (warmup * facts.steps_per_epoch), 1.0)
+
+
+@dataclass(frozen=True)
+class Samples(Objective):
+    """An objective that may draw several latents for each image."""
+
+    samples: int = option(1, AT_LEAST_1)
+    """Latents drawn an image and step: the k of iwae and dreg."""
+
+    @property
+    def latents(self) -> int:
+        """See `Objective`."""
+        return self.samples
+
+
+@dataclass(frozen=True)
+class FreeBits(Objective):
+    """An objective with a closed KL term a dimension, of which some nats may be free."""
+
+    free_bits: float = option(0.0, NOT_NEGATIVE, traced=True)
+    """Nats a latent dimension may cost an image before its KL counts."""
+
+
+def free_bits_kl(kl: Array, free: Array | float) -> Array:
+    """KL per dimension [B, L] to its cost [B]: what a dimension costs below `free` nats counts as `free`.
+
+    Kingma et al. (arXiv 1606.04934), appendix C.8; per image rather than averaged over the minibatch first,
+    so that it does not depend on who shares the batch.
+    """
+    return jnp.maximum(kl, free).sum(axis=-1)
+
+
+@dataclass(frozen=True)
+class Elbo(InNats, FreeBits, Samples):
+    """The evidence lower bound: Kingma and Welling, arXiv 1312.6114. With `beta`, Higgins et al. (ICLR 2017)."""
+
+    layers = 2
+
+    def idle(self, config: Any) -> Mapping[str, str]:
+        """See `Component`."""
+        closed = config.parts.network.layers == 1
+        return {**super().idle(config), **({} if closed else {"free_bits": "--architecture mlp or conv"})}
+
+    def terms(self, view: View, batch: Batch, keys: Array) -> Terms:
+        """See `Objective`."""
+        weight = self.kl_weight(view)
+        drawn = view.draw(batch, keys, self.samples)
+        recon = view.nll(drawn.pixels, batch["image"]).mean(axis=1)
+        if drawn.kl is None:
+            estimate = -(drawn.log_prior - drawn.log_posterior).mean(axis=1)
+            return {"loss": recon + weight * estimate, "recon": recon, "kl": estimate, "bound": -(recon + estimate)}
+        kl = drawn.kl.sum(axis=-1)
+        cost = free_bits_kl(drawn.kl, self.free_bits)
+        return {"loss": recon + weight * cost, "recon": recon, "kl": kl, "bound": -(recon + kl)}

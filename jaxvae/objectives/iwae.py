@@ -1,0 +1,85 @@
+"""The importance-weighted bound, and the same with the doubly reparameterised gradient."""
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from jaxvae.models.priors import log_normal
+from jaxvae.objectives.base import View
+from jaxvae.objectives.elbo import InNats, Samples
+from jaxvae.typing import Array, Batch, Params, Terms
+
+
+def iwae_bound(log_weights: Array) -> Array:
+    """``log (1/S) sum_s exp(log_weights[:, s])``, a lower bound on log p(x): [B, S] to [B], nats.
+
+    Burda, Grosse and Salakhutdinov (arXiv 1509.00519), equation 8, where
+    ``log_weights = log p(x | z) + log p(z) - log q(z | x)``.
+    """
+    bound: Array = jax.nn.logsumexp(log_weights, axis=1) - math.log(log_weights.shape[1])
+    return bound
+
+
+@dataclass(frozen=True)
+class Iwae(InNats, Samples):
+    """The importance-weighted bound: Burda, Grosse and Salakhutdinov, arXiv 1509.00519."""
+
+    layers = 2
+    bound: ClassVar[str] = "iwae_bound"
+
+    def terms(self, view: View, batch: Batch, keys: Array) -> Terms:
+        """See `Objective`."""
+        weight = self.kl_weight(view)
+        drawn = view.draw(batch, keys, self.samples)
+        log_px = -view.nll(drawn.pixels, batch["image"])
+        log_ratio = drawn.log_prior - drawn.log_posterior
+        recon, estimate = -log_px.mean(axis=1), -log_ratio.mean(axis=1)
+        loss = -iwae_bound(log_px + weight * log_ratio)
+        return {"loss": loss, "recon": recon, "kl": estimate, "bound": iwae_bound(log_px + log_ratio)}
+
+
+@dataclass(frozen=True)
+class Dreg(InNats, Samples):
+    """IWAE with the doubly reparameterised gradient for the encoder: Tucker et al. (arXiv 1810.04152), equation 8.
+
+    The decoder's gradient is IWAE's. The encoder's flows through the latents alone. Each is the gradient of a
+    surrogate of its own; the value is the bound.
+
+    For a KL weight b the bound is ``log (1/S) sum_s w_s``, where
+    ``log w_s = log p(x | z_s) + b (log p(z_s) - log q(z_s | x))``. With v the normalised weights, its gradient by
+    the encoder's parameters f, through ``z_s(f)`` and q, is
+
+        sum_s v_s (d log w_s / dz_s  dz_s / df  -  b d log q(z_s | x) / df).
+
+    By reparameterisation, ``E_q[h(z) d log q(z | x) / df] = E[dh / dz  dz / df]`` for a function h that does not
+    depend on f. For h = v_s, whose derivative is ``(v_s - v_s^2) d log w_s / dz_s``, the second term becomes
+    ``-b (v_s - v_s^2)`` times the first's factors. Together the latents' weights are ``(1 - b) v + b v^2``, which
+    for b = 1 are the paper's squares.
+    """
+
+    bound: ClassVar[str] = "iwae_bound"
+
+    def terms(self, view: View, batch: Batch, keys: Array) -> Terms:
+        """See `Objective`."""
+        weight, x = self.kl_weight(view), batch["image"]
+        mean, std = view.apply(x, method="encode")
+        eps = jax.vmap(lambda key: jax.random.normal(key, (self.samples, mean.shape[-1]), mean.dtype))(keys)
+        latent = mean[:, None] + std[:, None] * eps
+        fixed_mean, fixed_std = (jax.lax.stop_gradient(a)[:, None] for a in (mean, std))
+
+        def log_weights(params: Params, z: Array) -> tuple[Array, Array, Array]:
+            log_px = -view.nll(view.apply(z, method="pixels", params=params), x)
+            log_ratio = view.apply(z, batch, method="log_prior", params=params) - log_normal(z, fixed_mean, fixed_std)
+            return log_px + weight * log_ratio, log_px, log_ratio
+
+        for_decoder, log_px, log_ratio = log_weights(view.params, jax.lax.stop_gradient(latent))
+        for_encoder, _, _ = log_weights(jax.lax.stop_gradient(view.params), latent)
+        normalised = jax.lax.stop_gradient(jax.nn.softmax(for_decoder, axis=1))
+        of_latents = (1 - weight) * normalised + weight * jnp.square(normalised)
+        surrogate = (normalised * for_decoder + of_latents * for_encoder).sum(axis=1)
+        bound = jax.lax.stop_gradient(iwae_bound(for_decoder) - surrogate) + surrogate
+        recon, kl = (jax.lax.stop_gradient(-a.mean(axis=1)) for a in (log_px, log_ratio))
+        return {"loss": -bound, "recon": recon, "kl": kl, "bound": iwae_bound(log_px + log_ratio)}

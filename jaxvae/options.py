@@ -1,0 +1,115 @@
+"""Options: the fields of components, which are flags of the command lines and keys of ``config.json`` as well.
+
+A component is a frozen dataclass. Each of its fields is declared by `option`, with its help text in a docstring below it.
+"""
+
+import ast
+import dataclasses
+import functools
+import inspect
+import math
+import textwrap
+import typing
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from jaxvae.errors import InputError
+
+
+class Range(NamedTuple):
+    """The values that an option takes: in words that follow "must be", and as a test."""
+
+    words: str
+    holds: Callable[[Any], bool]
+
+
+POSITIVE = Range("positive and finite", lambda value: math.isfinite(value) and value > 0)
+NOT_NEGATIVE = Range("finite and not negative", lambda value: math.isfinite(value) and value >= 0)
+FRACTION = Range("in [0, 1)", lambda value: 0 <= value < 1)
+COUNT = Range("at least 0", lambda value: value >= 0)
+AT_LEAST_1 = Range("at least 1", lambda value: value >= 1)
+
+
+def option(default: Any, must: Range | None = None, traced: bool = False) -> Any:
+    """A field of a component.
+
+    Args:
+      default: the value it has unless another is given.
+      must: the values it takes. None: all of its type.
+      traced: whether it is a number that changes no shape and no branch of the compiled program. Models that differ in
+        such options train in one program.
+    """
+    return dataclasses.field(default=default, metadata={"must": must, "traced": traced})
+
+
+class Option(NamedTuple):
+    """What is known of an option from its declaration. `help` is one line."""
+
+    name: str
+    annotation: Any
+    default: Any
+    help: str
+    must: Range | None
+    traced: bool
+
+    def check(self, value: Any) -> None:
+        """Raise `InputError` for a value out of range."""
+        if self.must is not None and not self.must.holds(value):
+            raise InputError(f"{flag(self.name)} must be {self.must.words}, not {value}")
+
+
+@functools.cache
+def options(kind: type) -> tuple[Option, ...]:
+    """The options of a component, in the order in which they are declared; of its base classes first."""
+    if not dataclasses.is_dataclass(kind):
+        return ()
+    hints, helps = typing.get_type_hints(kind), _helps(kind)
+    return tuple(
+        Option(
+            field.name,
+            hints[field.name],
+            field.default,
+            helps.get(field.name, ""),
+            field.metadata.get("must"),
+            field.metadata.get("traced", False),
+        )
+        for field in dataclasses.fields(kind)
+    )
+
+
+def _helps(kind: type) -> dict[str, str]:
+    """The docstrings below the fields of a class, on one line each."""
+    found: dict[str, str] = {}
+    for base in reversed(kind.__mro__):
+        try:
+            (tree,) = ast.parse(textwrap.dedent(inspect.getsource(base))).body
+        except (OSError, TypeError, SyntaxError, ValueError):  # A builtin, or made where no source is kept.
+            continue
+        body = tree.body if isinstance(tree, ast.ClassDef) else []
+        for field, doc in zip(body, body[1:], strict=False):
+            if (
+                isinstance(field, ast.AnnAssign)
+                and isinstance(field.target, ast.Name)
+                and isinstance(doc, ast.Expr)
+                and isinstance(doc.value, ast.Constant)
+            ):
+                found[field.target.id] = " ".join(str(doc.value.value).split())
+    return found
+
+
+def flag(name: str) -> str:
+    """The command-line flag of an option: "batch_size" is "--batch-size"."""
+    return "--" + name.replace("_", "-")
+
+
+def words(value: Any) -> str:
+    """An option's value as people write it: "512,256" for a tuple, "0.001" for 1e-3."""
+    if isinstance(value, tuple):
+        return ",".join(map(str, value)) or "none"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def one_of(choices: typing.Iterable[str]) -> str:
+    """Choices in words: "a", "a or b", "a, b or c"."""
+    *most, last = choices
+    return f"{', '.join(most)} or {last}" if most else last

@@ -1,0 +1,61 @@
+"""Components of the user's own: by the name of what a module on the path holds, or given from Python."""
+
+import importlib
+import sys
+from pathlib import Path
+from typing import Any
+
+from jaxvae.errors import InputError
+
+_given: dict[str, Any] = {}  # Objects that were passed from Python, by their names.
+
+
+def is_own(name: str | None) -> bool:
+    """Whether a name is that of a component of the user's own: ``package.module:Name``."""
+    return name is not None and ":" in name
+
+
+def name_of(thing: Any) -> str:
+    """``package.module:Name`` of a function or class, or of an object's class."""
+    kind = thing if hasattr(thing, "__qualname__") else type(thing)
+    return f"{kind.__module__}:{kind.__qualname__}"
+
+
+def give(thing: Any, name: str | None = None) -> str:
+    """Remember an object in this process, so that `resolve` finds it; the name by which it does."""
+    name = name or name_of(thing)
+    _given[name] = thing
+    return name
+
+
+def resolve(name: str, flag: str) -> Any:
+    """What ``package.module:Name`` names: what was given under that name, or what the module holds.
+
+    Args:
+      name: of the thing. The current directory is on the path.
+      flag: that names it, for messages.
+
+    Raises:
+      InputError: there is no such module, or it cannot be imported, or holds no such name.
+    """
+    if name in _given:
+        return _given[name]
+    module, _, attribute = name.partition(":")
+    if not module or not all(part.isidentifier() for part in (*module.split("."), *attribute.split("."))):
+        if "<" in attribute or module == "__main__":
+            raise InputError(f"{flag} {name}: it was given in Python, and is not to be had under this name")
+        raise InputError(f"{flag} {name}: must be package.module:Name")
+    here = str(Path.cwd())
+    if here not in sys.path and "" not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        found: Any = importlib.import_module(module)
+    except Exception as error:  # Whatever the user's module raises.
+        raise InputError(f"{flag} {name}: {module} cannot be imported: {type(error).__name__}: {error}") from error
+    for part in attribute.split("."):
+        if not hasattr(found, part):
+            if module == "__main__":
+                raise InputError(f"{flag} {name}: it was given in Python, and is not to be had under this name")
+            raise InputError(f"{flag} {name}: {module} holds no {attribute}")
+        found = getattr(found, part)
+    return found
