@@ -1,15 +1,21 @@
 """Train autoencoders and variational autoencoders on images, fast, with JAX and Flax."""
 
-from jaxvae.config import PRESETS
-from jaxvae.errors import InputError
-from jaxvae.models.autoencoder import AutoEncoder
-from jaxvae.models.build import build_model
-from jaxvae.models.vae import VAE, reparameterize
-from jaxvae.objectives.build import OBJECTIVES, build_objective
+from typing import TYPE_CHECKING, Any
+
+from jaxvae import models, objectives, protocols
+from jaxvae.config import PRESETS, Config
+from jaxvae.data import ImageData
+from jaxvae.errors import Diverged, InputError
+from jaxvae.models import VAE, AutoEncoder, TwoLayerVAE, build_model, reparameterize
+from jaxvae.objectives import OBJECTIVES, build_objective
 from jaxvae.optimizer import build_optimizer
-from jaxvae.protocols import Objective
+from jaxvae.options import option
 from jaxvae.train.evaluation import make_evaluate
 from jaxvae.train.step import TrainState, init_state, make_run_steps, make_train_step
+
+if TYPE_CHECKING:
+    from jaxvae.fitting import Fit, fit
+    from jaxvae.trained import TrainedRun, load
 
 __all__ = [
     "OBJECTIVES",
@@ -17,15 +23,36 @@ __all__ = [
     "VAE",
     "AutoEncoder",
     "Config",
+    "Diverged",
+    "Fit",
+    "ImageData",
     "InputError",
-    "Objective",
     "TrainState",
+    "TrainedRun",
+    "TwoLayerVAE",
     "build_model",
     "build_objective",
     "build_optimizer",
+    "fit",
     "init_state",
+    "load",
     "make_evaluate",
     "make_run_steps",
     "make_train_step",
+    "models",
+    "objectives",
+    "option",
+    "protocols",
     "reparameterize",
 ]
+
+# What brings in more than JAX, Flax and Optax is imported when it is first used.
+_LATER = {"Fit": "fitting", "fit": "fitting", "TrainedRun": "trained", "load": "trained"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATER:
+        raise AttributeError(f"module 'jaxvae' has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(f"jaxvae.{_LATER[name]}"), name)

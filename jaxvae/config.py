@@ -385,7 +385,7 @@ def changed(old: Config, new: Config) -> list[str]:
     """
     by_length = any(part.by_length for config in (old, new) for part in config.parts[:-1])
     olds, news = values_of(old), values_of(new)
-    defaults = {o.name: o.default for config in (old, new) for o in options_of(type(config))}  # type: ignore[arg-type]
+    defaults = {o.name: o.default for config in (old, new) for o in options_of(type(config))}
     return [
         name
         for name, default in defaults.items()

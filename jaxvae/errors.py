@@ -38,3 +38,7 @@ class JobError(RuntimeError):
 
     def __init__(self, message: str):
         super().__init__(one_line(message))
+
+
+class Diverged(RuntimeError):
+    """A loss or a parameter is NaN or infinite. The message is a single line that names the step."""

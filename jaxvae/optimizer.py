@@ -26,8 +26,8 @@ class Optimizer(Component, Protocol):
     ) -> optax.GradientTransformation:
         """The optimiser of a run of so many epochs, with values that may be traced in place of its own.
 
-        The state's structure does not depend on the arguments. Raises `TypeError` where `steps_per_epoch` is needed, and
-        None.
+        The state's structure does not depend on the arguments. Raises `TypeError` where `steps_per_epoch` is needed,
+        and None.
         """
         raise NotImplementedError
 

@@ -1,12 +1,14 @@
 """Options: the fields of components, which are flags of the command lines and keys of ``config.json`` as well.
 
-A component is a frozen dataclass. Each of its fields is declared by `option`, with its help text in a docstring below it.
+A component is a frozen dataclass. Each of its fields is declared by `option`, with its help text in a docstring below
+it.
 """
 
 import ast
 import dataclasses
 import functools
 import inspect
+import itertools
 import math
 import textwrap
 import typing
@@ -59,7 +61,7 @@ class Option(NamedTuple):
 
 
 @functools.cache
-def options(kind: type) -> tuple[Option, ...]:
+def options(kind: Any) -> tuple[Option, ...]:
     """The options of a component, in the order in which they are declared; of its base classes first."""
     if not dataclasses.is_dataclass(kind):
         return ()
@@ -86,7 +88,7 @@ def _helps(kind: type) -> dict[str, str]:
         except (OSError, TypeError, SyntaxError, ValueError):  # A builtin, or made where no source is kept.
             continue
         body = tree.body if isinstance(tree, ast.ClassDef) else []
-        for field, doc in zip(body, body[1:], strict=False):
+        for field, doc in itertools.pairwise(body):
             if (
                 isinstance(field, ast.AnnAssign)
                 and isinstance(field.target, ast.Name)

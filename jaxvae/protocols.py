@@ -23,7 +23,8 @@ Measure = Literal["probability", "density", "unnormalised"]
 - "probability": of discrete pixels, or a lower bound on it (`jaxvae.noise.dequantize`); at most 1.
 - "density": of a continuous distribution at discrete values. It grows without bound as the distribution narrows (Theis,
   van den Oord and Bethge, arXiv 1511.01844, section 3.1).
-- "unnormalised": of a Bernoulli at grey values, where nothing sums or integrates to 1 (Loaiza-Ganem and Cunningham, "The
+- "unnormalised": of a Bernoulli at grey values, where nothing sums or integrates to 1 (Loaiza-Ganem and Cunningham,
+"The
   continuous Bernoulli", arXiv 1907.06845).
 """
 
@@ -125,7 +126,7 @@ class PriorModule(Protocol):
         """log p(z) at latents [B, S, L] of a batch: [B, S], nats."""
 
     def sample(self, key: Array, shape: tuple[int, ...], batch: Batch | None = None) -> Array:
-        """Latents [*shape, L] drawn with one key; where it depends on the batch, `shape` is (B,), or () of one example."""
+        """Latents [*shape, L] drawn with one key. `shape` is (B,), or () of one example."""
 
     def kl(self, mean: Array, std: Array, batch: Batch) -> Array | None:
         """KL(N(mean, std^2) || p(z)) of each dimension, [B, L], nats; None where it has no closed form."""
@@ -150,7 +151,7 @@ class Network(Component, Protocol):
         raise NotImplementedError
 
     def decoder(self, image_shape: ImageShape, dtype: Any) -> nn.Module:
-        """A module from latents [B, L] to [B, *image_shape]; its C is that of the image times the likelihood's outputs."""
+        """A module from latents [B, L] to [B, *image_shape], whose C is that of the image times the outputs."""
         raise NotImplementedError
 
 

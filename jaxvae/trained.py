@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import optax
 from flax import linen as nn
 from numpy.typing import ArrayLike, NDArray
 
@@ -20,7 +21,6 @@ from jaxvae.keys import purpose_key
 from jaxvae.models.autoencoder import AutoEncoder
 from jaxvae.models.build import Model, build_model, can_sample, reconstruct, sample
 from jaxvae.models.vae import LatentModel
-from jaxvae.optimizer import AverageState, evaluated
 from jaxvae.own import give
 from jaxvae.run.checkpoint import Checkpoints
 from jaxvae.train.step import TrainState, as_batch, init_state
@@ -160,36 +160,31 @@ def load_run(run_dir: Path, best: bool = False) -> TrainedRun:
     with Checkpoints(run_dir / "checkpoints", read_only=True) as checkpoints:
         image_shape = checkpoints.image_shape()
         model = build_model(config, image_shape)
-        like = _used_of(config, model, image_shape, checkpoints.read_record().get("example", {}))
+        like = _used_of(config, model, example_of_run(image_shape, checkpoints.read_record()))
         saved = checkpoints.restore(like, best, partial=True)
         assert saved is not None  # Its record has just been read.
         state = saved.state
-        variables = {**evaluated(state.params, state.opt_state), **state.collections}
+        variables = {**(state.opt_state["average"] if config.ema else state.params), **state.collections}
         return TrainedRun(config, model, variables, saved.step, image_shape, saved.record)
 
 
-def _used_of(config: Config, model: Model, image_shape: ImageShape, others: Mapping[str, Any]) -> TrainState:
+def example_of_run(image_shape: ImageShape, record: Mapping[str, Any]) -> dict[str, Any]:
+    """A batch of one example, zeros, like those that a run was trained on, from a checkpoint's record."""
+    others = record.get("example", {})
+    forms = {name: np.zeros((1, *form["shape"]), form["dtype"]) for name, form in others.items()}
+    return {"image": np.zeros((1, *image_shape), np.float32), **forms}
+
+
+def _used_of(config: Config, model: Model, example: Mapping[str, Any]) -> TrainState:
     """The shapes and dtypes of the part of a state that a trained model needs: not the optimiser's, but the average."""
-    example = {"image": np.zeros((1, *image_shape), np.float32)}
-    example |= {name: np.zeros((1, *form["shape"]), form["dtype"]) for name, form in others.items()}
 
     def used() -> TrainState:
-        state = init_state(model, _NoOptimizer, purpose_key(0, "init"), example=example)
-        if not config.ema:
-            return state
-        average: Any = AverageState(None, state.params, None)  # type: ignore[arg-type]
+        state = init_state(model, optax.identity(), purpose_key(0, "init"), example=example)
+        average: Any = {"average": state.params} if config.ema else {}
         return state._replace(opt_state=average)
 
     found: TrainState = jax.eval_shape(used)
     return found
-
-
-class _NoOptimizer:
-    """Stands for an optimiser whose state is not looked at."""
-
-    @staticmethod
-    def init(params: Params) -> None:
-        del params
 
 
 def load(run_dir: str | Path, best: bool = False, model: nn.Module | None = None, objective: Any = None) -> TrainedRun:

@@ -1,5 +1,6 @@
 """Names and paths in, validated uint8 images out; and the noise on their pixels."""
 
+from jaxvae.data.arrays import from_arrays
 from jaxvae.data.images import ImageData, Images, Split, as_seen, binarized, digest, digests, prepared, with_validation
 from jaxvae.data.sources import DATASETS, IDX_DATASETS, load
 
@@ -13,6 +14,7 @@ __all__ = [
     "binarized",
     "digest",
     "digests",
+    "from_arrays",
     "load",
     "prepared",
     "with_validation",

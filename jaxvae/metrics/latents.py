@@ -35,7 +35,7 @@ class ActiveUnits(Metric):
         return bool(config.parts.objective.bound) and config.parts.model is None
 
     def measure(self, subject: Subject, images: Mapping[str, NDArray[Any]], key: jax.Array) -> Mapping[str, Measured]:
-        """See `Metric`: "active_units" of each layer, from the image up, and "kl_per_dimension", averaged over images."""
+        """See `Metric`: "active_units" of each layer, from the image up, and "kl_per_dimension"."""
         two_layers = isinstance(subject.model, TwoLayerVAE)
 
         def of_batch(variables: Params, batch: Batch, keys: Array) -> dict[str, Array]:

@@ -37,7 +37,7 @@ class Context(NamedTuple):
 
 
 class Facts(NamedTuple):
-    """What an objective may need of the run: its length, and the number of training images. 0 where nothing needs it."""
+    """What an objective may need of the run: its length, and its training images. 0 where nothing needs it."""
 
     epochs: int
     steps_per_epoch: int
@@ -131,9 +131,9 @@ class Loss(NamedTuple):
     ) -> tuple[Terms, Collections]:
         """The terms of a batch, [B] each, and the collections that go into the next step.
 
-        In evaluation (``context.step is None``) the loss holds no term that is of a batch rather than of an image. There
-        the terms also hold the bound on log p(x), higher is better, under the name of `bound_name`: with a KL weight of 1
-        and without free bits, so that it means the same whatever the weights in training were.
+        In evaluation (``context.step is None``) the loss holds no term that is of a batch rather than of an image.
+        There the terms also hold the bound on log p(x), higher is better, under the name of `bound_name`: with a KL
+        weight of 1 and without free bits, so that it means the same whatever the weights in training were.
 
         Args:
           model: whose terms they are.

@@ -68,7 +68,7 @@ def measure_warning(config: Any) -> str | None:
 
 
 def selection_term(config: Any) -> tuple[str, bool]:
-    """The term of an evaluation to choose models of `config` by, and whether higher is better: `Loss.selection_term`."""
+    """The term of an evaluation to choose models by, and whether higher is better: see `Loss.selection_term`."""
     return loss_of(config).selection_term
 
 

@@ -33,7 +33,7 @@ class InNats(Objective):
             )
         if config.parts.network.layers > self.layers:
             raise InputError(
-                f"--architecture {config.architecture} needs --objective elbo or iwae: the others look at one latent layer"
+                f"--architecture {config.architecture} needs --objective elbo or iwae: the others look at one layer"
             )
         if self.kl_warmup_epochs > config.epochs / self.kl_cycles:
             raise InputError(f"--kl-warmup-epochs {self.kl_warmup_epochs:g} is more than a cycle of the run has")

@@ -35,6 +35,7 @@ from jaxvae.run.step_files import (
     files_below,
     finite,
     make_checkpointer,
+    parts_with_arrays,
     read_record,
     read_step,
     reason,
@@ -166,7 +167,7 @@ class Checkpoints:
             if shutil.disk_usage(temporary).free < sum(leaf.nbytes for leaf in jax.tree.leaves(state)):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             with make_checkpointer() as checkpointer:
-                checkpointer.save(temporary / "state", args=ocp.args.PyTreeSave(state))
+                checkpointer.save(temporary / "state", args=ocp.args.PyTreeSave(parts_with_arrays(state)))
             files = {name: file_digest(temporary / name) for name in files_below(temporary)}
             content = {"format": FORMAT, "record": record, "arrays": array_digests(state), "files": files}
             write_record(temporary, content)

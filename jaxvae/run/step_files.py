@@ -8,7 +8,7 @@ import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar, cast
 
 import jax
 import numpy as np
@@ -28,7 +28,7 @@ class PrunedError(Exception):
 
 
 class State(Protocol):
-    """What can be saved: a tree of arrays that knows its step, such as a `TrainState`."""
+    """What can be saved: a `NamedTuple` of trees of arrays that knows its step, such as a `TrainState`."""
 
     @property
     def step(self) -> Any:
@@ -44,6 +44,11 @@ class Saved(NamedTuple, Generic[S]):
     step: int
     state: S
     record: dict[str, Any]
+
+
+def parts_with_arrays(state: Any) -> dict[str, Any]:
+    """The fields of a state that hold arrays. The others are not saved, so that a state may get new fields."""
+    return {name: part for name, part in state._asdict().items() if jax.tree.leaves(part)}
 
 
 def make_checkpointer() -> ocp.Checkpointer:
@@ -98,13 +103,14 @@ def read_step(path: Path, like: S, partial: bool = False) -> Saved[S]:
         )
     try:
         with make_checkpointer() as checkpointer:
-            arguments = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), like)
-            state: S = checkpointer.restore(
-                path / "state", args=ocp.args.PyTreeRestore(item=like, restore_args=arguments, partial_restore=partial)
+            item = parts_with_arrays(like)
+            arguments = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
+            restored = checkpointer.restore(
+                path / "state", args=ocp.args.PyTreeRestore(item=item, restore_args=arguments, partial_restore=partial)
             )
     except Exception as error:  # Orbax and TensorStore raise many kinds.
         raise DamagedError(reason(error)) from None
-    state = jax.tree.map(np.asarray, state)
+    state: S = cast(Any, like)._replace(**jax.tree.map(np.asarray, restored))
     for name, digests in array_digests(state).items():
         if digests != content["arrays"][name]:
             raise DamagedError(f"{name} is not as it was saved")

@@ -22,6 +22,7 @@ from jaxvae.options import flag
 from jaxvae.sweep.extract import extract
 from jaxvae.sweep.grid import AXES, FILE, Axes, Grid, load_sweep
 from jaxvae.sweep.loop import say, sweep
+from jaxvae.train.__main__ import arguments_of, peek, with_own
 
 DESCRIPTION = """Train many models at once, in one program: a grid of seeds and hyperparameters.
 
@@ -90,8 +91,9 @@ def parse(argv: Sequence[str]) -> tuple[Arguments, Axes]:
     tokens += ["--preset", known.preset] if known.preset else []
     tokens += ["--run-dir", str(known.run_dir)] if known.run_dir else []
     tokens += ["--resume"] if known.resume else []
-    default = Arguments(base, seeds=seeds)
-    arguments = cli.parse(Arguments, tokens, prog="python -m jaxvae.sweep", description=DESCRIPTION, default=default)
+    base = with_own(base, peek(tokens))
+    kind, default = arguments_of(Arguments, base), Arguments(base, seeds=seeds)
+    arguments = cli.parse(kind, tokens, prog="python -m jaxvae.sweep", description=DESCRIPTION, default=default)
     if arguments.seeds < 1:
         raise InputError(f"--seeds must be at least 1, not {arguments.seeds}")
     if known.resume:

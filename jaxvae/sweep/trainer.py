@@ -7,6 +7,7 @@ several would need are slower there than products one after the other, and one m
 """
 
 import math
+import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -57,7 +58,7 @@ class MembersState(NamedTuple):
     params: Params
     opt_state: optax.OptState
     diverged: Array
-    collections: Collections = {}
+    collections: Collections = types.MappingProxyType({})
 
     def member(self, index: int) -> TrainState:
         """One member's state, as a run of its own would hold it."""
@@ -72,10 +73,11 @@ def make_run_members(
     at_once: int,
     capacity: int | None = None,
 ) -> Callable[..., tuple[MembersState, Any]]:
-    """``run_members(state, examples, orders, noise_keys, hyperparameters, count) -> (state, metrics)``: a call of every member.
+    """``run_members(state, examples, orders, noise_keys, hyperparameters, count) -> (state, metrics)``: a call of
+    every member.
 
-    To be jitted. What each member computes is `jaxvae.train.programs.make_call`, with an order, a key and `hyperparameters` of
-    its own, [M] each; `metrics` are its terms at every step, [M, capacity].
+    To be jitted. What each member computes is `jaxvae.train.programs.make_call`, with an order, a key and
+    `hyperparameters` of its own, [M] each; `metrics` are its terms at every step, [M, capacity].
     """
 
     call = make_call(config, model, num_images, capacity)

@@ -11,7 +11,7 @@ from jaxvae import cli, config_file
 from jaxvae import config as configs
 from jaxvae.config import Config
 from jaxvae.distributed import job as distributed
-from jaxvae.errors import InputError
+from jaxvae.errors import Diverged, InputError
 from jaxvae.options import flag
 from jaxvae.own import is_own
 from jaxvae.train import loop
@@ -106,8 +106,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     devices = cli.device_count(arguments.devices)
     distributed.join(arguments.coordinator, arguments.num_processes, arguments.process_id, arguments.run_dir)
     try:
-        stopped_by = loop.train(arguments.config, arguments.run_dir, arguments.resume, devices)
-    except loop.Diverged as error:
+        _, stopped_by = loop.train(arguments.config, arguments.run_dir, arguments.resume, devices)
+    except Diverged as error:
         said = [str(error), *getattr(error, "__notes__", []), advice(arguments.config)]
         print(f"error: {'; '.join(said)}", file=sys.stderr)
         return cli.EXIT_DIVERGED

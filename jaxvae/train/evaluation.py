@@ -27,9 +27,9 @@ def make_evaluate(
 ) -> Callable[[Params, Batch | Array, Array, int | Array], Terms]:
     """``evaluate(variables, examples, key, first) -> terms``: the objective's terms of some images, [size] each.
 
-    To be jitted. `variables` are all of the model's, by collection. `examples` are arrays [N, ...] by name, among them the
-    images, uint8 [N, H, W, C]; or the images alone. Those from place `first` on are taken, `size` of them, and the
-    last one again in the places past it, which `joined` cuts off. Each image's noise is keyed by its place, so
+    To be jitted. `variables` are all of the model's, by collection. `examples` are arrays [N, ...] by name, among
+    them the images, uint8 [N, H, W, C]; or the images alone. Those from place `first` on are taken, `size` of them, and
+    the last one again in the places past it, which `joined` cuts off. Each image's noise is keyed by its place, so
     `size` does not matter (but for rounding). Terms are per example: the caller reduces. Float32
     products are float32, whatever the model was trained with.
 

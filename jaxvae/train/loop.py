@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -22,7 +22,7 @@ from jaxvae import config_file, data
 from jaxvae.config import Config
 from jaxvae.distributed import devices as parallel
 from jaxvae.distributed import job as distributed
-from jaxvae.errors import InputError, SaveError
+from jaxvae.errors import Diverged, InputError, SaveError
 from jaxvae.options import flag
 from jaxvae.run import directory as run_dirs
 from jaxvae.train.files import RUN_FILES, RunFiles
@@ -35,11 +35,25 @@ from jaxvae.train.trainer import Trainer
 Array = jax.Array
 
 
-class Diverged(RuntimeError):
-    """A loss or a parameter is NaN or infinite. The message names the step."""
+class Outcome(NamedTuple):
+    """How training ended.
+
+    Attributes:
+      run_dir: the run directory; None where this process of a job does not know it.
+      stopped_by: the number of the signal that stopped the run, whose state is saved then; None if all epochs are done.
+    """
+
+    run_dir: Path | None
+    stopped_by: int | None
 
 
-def train(config: Config, run_dir: Path | None = None, resume: bool = False, devices: int | None = None) -> int | None:
+def train(
+    config: Config,
+    run_dir: Path | None = None,
+    resume: bool = False,
+    devices: int | None = None,
+    images: data.ImageData | None = None,
+) -> Outcome:
     """Train as `config` says, into `run_dir`.
 
     Args:
@@ -49,10 +63,7 @@ def train(config: Config, run_dir: Path | None = None, resume: bool = False, dev
       resume: go on from the newest undamaged checkpoint of `run_dir`, with the configuration that
         is there but for the fields that may change.
       devices: of every process, to share each batch; None: all there are.
-
-    Returns:
-      None if all epochs are done, or the number of the signal that stopped the run; its state is
-      saved then.
+      images: in place of those that `config` names.
 
     Raises:
       InputError: bad input, found before anything is compiled; the run directory is as it was.
@@ -60,7 +71,7 @@ def train(config: Config, run_dir: Path | None = None, resume: bool = False, dev
       SaveError: a checkpoint could not be saved. Those before it are intact.
     """
     trainer, record = distributed.agreed(
-        lambda: _prepare(config, run_dir, resume, devices),
+        lambda: _prepare(config, run_dir, resume, devices, images),
         lambda prepared: {
             **asdict(prepared[0].config),
             **prepared[1],
@@ -71,15 +82,19 @@ def train(config: Config, run_dir: Path | None = None, resume: bool = False, dev
     )
     with ExitStack() as stack:
         files = distributed.on_lead(lambda: stack.enter_context(RunFiles(trainer, run_dir, resume, record)))
-        return _train(trainer, files)
+        stopped_by = _train(trainer, files)
+        return Outcome(run_dir if files is None else files.run_dir, stopped_by)
 
 
-def _prepare(config: Config, run_dir: Path | None, resume: bool, devices: int | None) -> tuple[Trainer, dict[str, Any]]:
+def _prepare(
+    config: Config, run_dir: Path | None, resume: bool, devices: int | None, given: data.ImageData | None
+) -> tuple[Trainer, dict[str, Any]]:
     """Check all that can be checked without writing, and read the images. Every process does."""
     if run_dir is not None:
         run_dirs.check(run_dir, resume, RUN_FILES)
-    images = data.load(config.dataset, config.data_dir)
-    config = with_absolute_paths(replace(config, dataset=images.name))
+    images = given or data.load(config.dataset, config.data_dir)
+    config = replace(config, dataset=images.name)
+    config = config if given else with_absolute_paths(config)
     images = data.prepared(images, config)
     if resume:
         assert run_dir is not None
@@ -91,6 +106,9 @@ def _prepare(config: Config, run_dir: Path | None, resume: bool, devices: int | 
         "steps_per_epoch": steps_per_epoch(config, len(images.train)),
         **data.digests(images),
     }
+    if others := {name: values for name, values in images.split("train").items() if name != "image"}:
+        forms = {name: {"shape": list(values.shape[1:]), "dtype": str(values.dtype)} for name, values in others.items()}
+        record["example"] = forms
     trainer = Trainer(config, images, parallel.data_parallel(parallel.select_devices(devices)))
     trainer.check_fits()
     return trainer, record

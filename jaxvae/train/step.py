@@ -3,6 +3,7 @@
 A step is a plain function of its arguments: `jit`, `vmap`, `pmap` and `shard_map` all take it.
 """
 
+import types
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
@@ -36,7 +37,7 @@ class TrainState(NamedTuple):
     step: Array
     params: Params
     opt_state: optax.OptState
-    collections: Collections = {}
+    collections: Collections = types.MappingProxyType({})
 
     @property
     def variables(self) -> dict[str, Any]:
@@ -190,8 +191,8 @@ def make_run_steps(
 
     To be jitted with the state donated. `examples` are arrays [N, ...] on the device by name, among them the images,
     uint8 [N, H, W, C]; or the images alone. `order` is the `epoch_order` of the epoch that ``state.step`` lies in. The
-    call takes the `count` steps that follow ``state.step``, which must not cross the end of the epoch. `metrics` hold the
-    value of every step, and zeros after those: [capacity].
+    call takes the `count` steps that follow ``state.step``, which must not cross the end of the epoch. `metrics` hold
+    the value of every step, and zeros after those: [capacity].
 
     Args:
       train_step: the step, as `make_train_step` makes it.

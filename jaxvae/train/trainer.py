@@ -207,7 +207,8 @@ class Trainer:
         return result
 
     def _pictures(self, variables: Params, keys: Mapping[Purpose, Array]) -> dict[str, Array]:
-        """Held-out images as the model sees them with their reconstructions, [2, N, H, W, C], and samples, [N, H, W, C].
+        """Held-out images as the model sees them with their reconstructions, [2, N, H, W, C], and samples, [N, H, W,
+        C].
 
         Either is left out where the model gives none.
         """

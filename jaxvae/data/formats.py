@@ -1,0 +1,196 @@
+"""Image files as arrays: IDX, NumPy's, and folders of pictures. Everything read is untrusted."""
+
+import contextlib
+import io
+import math
+import os
+import struct
+import warnings
+import zipfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from jaxvae.data.arrays import paired, require_image_shape, split_off_test, to_uint8
+from jaxvae.data.images import ImageData, Images
+from jaxvae.errors import InputError
+
+_IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
+_IDX_MAGIC = 0x00000803  # unsigned bytes, three dimensions
+_DEFLATE_MAX_RATIO = 1032  # the most that deflate can expand, in bytes per compressed byte
+_CHUNK = 1 << 20  # bytes per read
+
+
+@contextlib.contextmanager
+def blaming(label: object) -> Iterator[None]:
+    """Turns whatever a decoder raises on damaged input into an `InputError` that names the file.
+
+    Every kind of exception, since the decoders of zlib, zipfile, NumPy and Pillow raise many on hostile
+    bytes (struct.error, SyntaxError, RecursionError, ...) and document few.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        text = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
+        raise InputError(f"{label}: cannot be read: {' '.join(text.split())[:200]}") from error
+
+
+def _read_exactly(file: IO[bytes] | io.BufferedIOBase, size: int, label: object) -> bytearray:
+    """Reads the `size` bytes that remain, in pieces: memory follows what is there, not what is claimed."""
+    data = bytearray()
+    with blaming(label):
+        while len(data) < size and (piece := file.read(min(_CHUNK, size - len(data)))):
+            data += piece
+        # Reading past the end is also what makes gzip and zip verify their checksums.
+        more = file.read(1)
+    if len(data) < size:
+        raise InputError(f"{label}: truncated: the header claims {size} bytes, only {len(data)} follow")
+    if more:
+        raise InputError(f"{label}: trailing bytes after the {size} that the header claims")
+    return data
+
+
+def read_idx(path: Path) -> Images:
+    """Reads an IDX file of images, gzipped or not, as uint8 ``[N, H, W, 1]``."""
+    import gzip
+
+    with blaming(path), path.open("rb") as raw:
+        # By content, not by name: browsers unpack what they download and keep the .gz.
+        gzipped = raw.read(2) == b"\x1f\x8b"
+        raw.seek(0)
+        with gzip.open(raw) if gzipped else contextlib.nullcontext(raw) as file:
+            header = file.read(16)
+            if len(header) < 16:
+                raise InputError(f"{path}: truncated: an IDX header takes 16 bytes, there are {len(header)}")
+            magic, *shape = struct.unpack(">4I", header)
+            if magic != _IDX_MAGIC:
+                raise InputError(f"{path}: not IDX images: magic number 0x{magic:08x}, not 0x{_IDX_MAGIC:08x}")
+            if 0 in shape:
+                raise InputError(f"{path}: empty: shape {shape}")
+            data = _read_exactly(file, math.prod(shape), path)
+    return np.frombuffer(data, np.uint8).reshape(*shape, 1)
+
+
+def npy_file(name: str, path: Path) -> ImageData:
+    """The images of a .npy file. Raises `InputError`."""
+    with blaming(path), path.open("rb") as file:
+        array = _read_npy(file, os.fstat(file.fileno()).st_size, path)
+    return split_off_test(name, f"NumPy file {path}", to_uint8(array, path))
+
+
+def npz_file(name: str, path: Path) -> ImageData:
+    """The images of a .npz file. Raises `InputError`."""
+    source = f"NumPy file {path}"
+    with blaming(path), zipfile.ZipFile(path) as archive:
+        arrays = [info for info in archive.infolist() if info.filename.endswith(".npy")]
+        members = {info.filename.removesuffix(".npy"): info for info in arrays}
+        for pair in (("x_train", "x_test"), ("train", "test")):
+            if members.keys() >= set(pair):
+                train, test = (_read_member(archive, members[key], f"{path}: {key}") for key in pair)
+                return paired(name, source, train, test)
+        if len(members) == 1:
+            [(key, member)] = members.items()
+            return split_off_test(name, source, _read_member(archive, member, f"{path}: {key!r}"))
+    found = ", ".join(repr(key) for key in sorted(members)[:20]) or "no arrays"
+    raise InputError(f"{path}: needs x_train and x_test, or train and test, or a single array; found {found}")
+
+
+def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, label: str) -> Images:
+    if member.file_size > _DEFLATE_MAX_RATIO * member.compress_size:
+        sizes = f"{member.compress_size} bytes to {member.file_size}"
+        raise InputError(f"{label}: claims to unpack from {sizes}, more than deflate can")
+    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise InputError(f"{label}: compressed in a way that NumPy does not write")
+    with archive.open(member) as file:
+        return to_uint8(_read_npy(file, member.file_size, label), label)
+
+
+def _read_npy(file: IO[bytes], size: int, label: object) -> np.ndarray[Any, Any]:
+    """Reads the .npy content of `size` bytes that `file` is at the start of; never unpickles."""
+    # NumPy warns when it has to mend a header that Python 2 wrote; it is mended, so nobody needs to know.
+    with blaming(label), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        version = np.lib.format.read_magic(file)
+        if version == (1, 0):
+            shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
+        elif version == (2, 0):
+            shape, fortran, dtype = np.lib.format.read_array_header_2_0(file)
+        else:  # 3.0 is for names of fields, which images do not have
+            raise InputError(f"{label}: .npy version {version[0]}.{version[1]} does not hold images")
+    if dtype.hasobject:
+        raise InputError(f"{label}: holds pickled Python objects, refused because unpickling runs code")
+    if dtype.kind not in "buif" or dtype.itemsize > 8:
+        raise InputError(f"{label}: dtype {str(dtype)[:50]} is not uint8, bool, float16/32/64 or an integer")
+    shape = tuple(int(n) for n in shape)  # a header may say True for 1
+    if any(n < 1 for n in shape):
+        raise InputError(f"{label}: empty: shape {list(shape)[:8]}")
+    claimed = math.prod(shape) * dtype.itemsize
+    if claimed != size - file.tell():
+        state = "truncated" if claimed > size - file.tell() else "trailing bytes"
+        raise InputError(f"{label}: {state}: the header claims {claimed} bytes, {size - file.tell()} follow")
+    require_image_shape(shape, label)
+    flat = np.frombuffer(_read_exactly(file, claimed, label), dtype)
+    return flat.reshape(shape, order="F" if fortran else "C")
+
+
+def folder_of_pictures(name: str, folder: Path) -> ImageData:
+    """The images of a folder of PNG and JPEG files. Raises `InputError`."""
+    parts = [folder / "train", folder / "test"]
+    with blaming(folder):
+        split_already = all(part.is_dir() for part in parts)
+    groups = [_picture_files(part) for part in (parts if split_already else [folder])]
+    images = _read_pictures([path for group in groups for path in group])
+    source = f"pictures in {folder}"
+    if split_already:
+        n = len(groups[0])
+        return paired(name, source, images[:n], images[n:])
+    return split_off_test(name, source, images)
+
+
+def _picture_files(folder: Path) -> list[Path]:
+    with blaming(folder):
+        found = [p for p in folder.rglob("*") if p.suffix.lower() in _IMAGE_SUFFIXES and not p.is_dir()]
+    if not found:
+        raise InputError(f"{folder}: no PNG or JPEG files in or below this folder")
+    return sorted(found, key=lambda p: p.relative_to(folder).as_posix())
+
+
+def _read_pictures(paths: Sequence[Path]) -> Images:
+    """Reads picture files of one size as uint8 ``[N, H, W, C]``, C = 1 if all are grey, else 3."""
+    from PIL import Image
+
+    images: list[Images] = []
+    with warnings.catch_warnings():
+        # Nobody needs to know that metadata or a palette is odd, as long as the pixels can be read.
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        for path in paths:
+            image = _read_picture(path)
+            if images and image.shape[:2] != images[0].shape[:2]:
+                (h, w), (first_h, first_w) = image.shape[:2], images[0].shape[:2]
+                raise InputError(
+                    f"{path}: {w}x{h} pixels, but {paths[0]} has {first_w}x{first_h}; all must have one size"
+                )
+            images.append(image)
+    channels = max(image.shape[2] for image in images)
+    return np.stack([np.broadcast_to(image, (*image.shape[:2], channels)) for image in images])
+
+
+def _read_picture(path: Path) -> Images:
+    """Reads one picture, over white, as uint8 ``[H, W, 1]`` if its mode is grey, else ``[H, W, 3]``."""
+    from PIL import Image, ImageOps
+
+    with blaming(path), Image.open(path, formats=("PNG", "JPEG")) as image:
+        if image.mode.startswith(("I", "F")):
+            # Pillow would clip these to 255 instead of scaling them.
+            raise InputError(f"{path}: has more than 8 bits per pixel; convert it to 8 bits")
+        grey = image.mode in ("1", "L", "LA")
+        upright = ImageOps.exif_transpose(image)
+        if upright.has_transparency_data:
+            rgba = upright.convert("RGBA")
+            upright = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
+        return np.atleast_3d(np.asarray(upright.convert("L" if grey else "RGB")))

@@ -1,0 +1,160 @@
+"""Training from Python: `fit`, with a model, a loss, an optimiser and data of the user's own."""
+
+import contextlib
+import dataclasses
+import re
+import signal
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import optax
+from flax import linen as nn
+from numpy.typing import NDArray
+
+from jaxvae import config_file, data
+from jaxvae.config import Config
+from jaxvae.errors import InputError
+from jaxvae.models.build import build_model
+from jaxvae.optimizer import build_optimizer
+from jaxvae.own import give
+from jaxvae.run import records
+from jaxvae.run.checkpoint import Checkpoints
+from jaxvae.train import loop
+from jaxvae.train.step import TrainState, abstract_state
+from jaxvae.trained import TrainedRun, example_of_run, load_run
+
+PRESET = "vae"  # Where no configuration is given.
+
+
+class Fit(NamedTuple):
+    """What `fit` returns.
+
+    Attributes:
+      run_dir: the run directory, which every command line takes.
+      metrics: the lines of ``metrics.jsonl`` by split, as arrays: ``metrics["train"]["loss"]``, ``["step"]``, ...
+      state: the final train state, on the host.
+      run: the trained model, to be used on images.
+    """
+
+    run_dir: Path
+    metrics: dict[str, dict[str, NDArray[Any]]]
+    state: TrainState
+    run: TrainedRun
+
+    def __repr__(self) -> str:
+        """The run directory, and the last metrics of each split."""
+        lines = [f"Fit({str(self.run_dir)!r}, step {int(self.state.step):,}"]
+        for split, columns in self.metrics.items():
+            last = {name: values[-1] for name, values in columns.items() if name not in ("step", "epoch")}
+            lines.append(f"    {split}: {records.words(last)}")
+        return "\n".join(lines) + ")"
+
+
+def fit(
+    config: Config | str | None = None,
+    *,
+    data: Any = None,
+    model: nn.Module | None = None,
+    objective: Any = None,
+    optimizer: optax.GradientTransformation | None = None,
+    run_dir: str | Path | None = None,
+    resume: bool = False,
+    devices: int | None = None,
+    **options: Any,
+) -> Fit:
+    """Train a model, with compiled epochs, logs, pictures and checkpoints, as ``python -m jaxvae.train`` does.
+
+    Args:
+      config: a `jaxvae.Config`, or the name of a preset. Default: the preset "vae".
+      data: what to train on, in place of the dataset of `config`: a name or path that ``--dataset`` takes; images
+        [N, H, W, C] or [N, H, W], uint8 or floats in [0, 1]; a mapping with "image" and whatever else the model or the
+        loss reads, arrays with one first axis; a pair of any of these, for training and testing; an iterable of batches
+        of images or of such mappings, which is read once, to its end; or a `jaxvae.ImageData`. Of what comes without
+        test images every tenth is held out.
+      model: a Flax module. Its ``__call__`` gets the images of a batch, float32 [B, H, W, C] in [0, 1], or the whole
+        batch if its first parameter is called `batch`; and, by their names, `train` (or `deterministic`) and `key`.
+        Mutable collections and random streams work. Default: that of `config`.
+      objective: a function ``objective(output, batch) -> terms`` of what the model returns and the batch, a mapping, to
+        named values [B], among them "loss"; or a `jaxvae.protocols.Objective`. Default: that of `config`.
+      optimizer: of optax. Default: that of `config`.
+      run_dir: a directory that holds no run yet; default: a new one, runs/PRESET-DATE-TIME.
+      resume: go on with what `run_dir` holds, given the same arguments; the end is that of a run never stopped.
+      devices: how many share each batch. Default: all there are.
+      options: changes of `config`, such as ``epochs=5``.
+
+    Raises:
+      InputError: bad input, found before anything is compiled; a `ValueError`.
+      jaxvae.Diverged: a loss or a parameter is not finite.
+      KeyboardInterrupt: of Ctrl-C, once the state is saved.
+    """
+    with _arguments_named():
+        base = Config(preset=config or PRESET) if not isinstance(config, Config) else config
+        given = {"model": model, "objective": objective, "optimizer": optimizer}
+        own = {name: give(thing) for name, thing in given.items() if thing is not None}
+        images = None
+        if isinstance(data, str | Path):
+            options["dataset"] = str(data)
+        elif data is not None:
+            images = image_data(data)
+        full = dataclasses.replace(base, **own, **options)
+        path = None if run_dir is None else Path(run_dir)
+        outcome = loop.train(full, path, resume, devices, images)
+        if outcome.stopped_by == signal.SIGINT:
+            raise KeyboardInterrupt(f"saved; go on with fit(..., run_dir={str(outcome.run_dir)!r}, resume=True)")
+        if outcome.stopped_by is not None:
+            raise SystemExit(128 + outcome.stopped_by)
+        assert outcome.run_dir is not None
+        return _result(outcome.run_dir)
+
+
+def _result(run_dir: Path) -> Fit:
+    run = load_run(run_dir)
+    config = config_file.load(run_dir / "config.json")
+    example = example_of_run(run.image_shape, run.record)
+    like = abstract_state(build_model(config, run.image_shape), build_optimizer(config, 1), example)
+    with Checkpoints(run_dir / "checkpoints", read_only=True) as checkpoints:
+        saved = checkpoints.restore(like)
+    assert saved is not None
+    lines = records.read_records(run_dir / "metrics.jsonl")
+    metrics = {}
+    for split in dict.fromkeys(line["split"] for line in lines):
+        own = [line for line in lines if line["split"] == split]
+        names = ("step", "epoch", *records.terms_of(own))
+        metrics[split] = {name: np.array([line[name] for line in own]) for name in names}
+    return Fit(run_dir, metrics, saved.state, run)
+
+
+@contextlib.contextmanager
+def _arguments_named() -> Iterator[None]:
+    """In messages, names arguments where the command lines name flags."""
+    try:
+        yield
+    except InputError as error:
+        said = re.sub(r"--([a-z][a-z0-9-]*)", lambda found: found[1].replace("-", "_"), str(error))
+        raise InputError(said) from error
+
+
+def image_data(given: Any) -> data.ImageData:
+    """Data as `fit` takes it. Raises `InputError`."""
+    if isinstance(given, data.ImageData):
+        return given
+    train, test = given if isinstance(given, tuple) and len(given) == 2 else (given, None)
+    return data.from_arrays(_columns(train), None if test is None else _columns(test))
+
+
+def _columns(given: Any) -> dict[str, NDArray[Any]]:
+    """Examples by what they hold, arrays with one first axis."""
+    if isinstance(given, Mapping):
+        return {str(name): np.asarray(values) for name, values in given.items()}
+    if hasattr(given, "__array__"):
+        return {"image": np.asarray(given)}
+    if not isinstance(given, Iterable):
+        raise InputError(f"data must be images, a mapping, a pair of these, or an iterable, not {type(given).__name__}")
+    batches = [_columns(batch) if isinstance(batch, Mapping) else {"image": np.asarray(batch)} for batch in given]
+    if not batches:
+        raise InputError("data is an iterable of no batches")
+    if any(batch.keys() != batches[0].keys() for batch in batches):
+        raise InputError(f"data: a batch does not hold what the first does: {', '.join(batches[0])}")
+    return {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
