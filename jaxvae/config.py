@@ -187,16 +187,19 @@ def parts_of(values: Mapping[str, Any]) -> Parts:
     return Parts(*(*built, model))
 
 
-class _Config:
+class _Made(type):
+    """Makes a `Config` of a class that has the options of components of the user's own as well, where it names any."""
+
+    def __call__(cls, preset: str = _Fields.preset, **values: Any) -> Any:
+        return type.__call__(config_type({**overrides(preset), **values}), preset, **values)
+
+
+class _Config(metaclass=_Made):
     """What is trained, on what, and how. What is not given takes the preset's value.
 
     Raises:
       InputError: a value is out of range, does not go with another, or has no effect.
     """
-
-    def __new__(cls, preset: str = _Fields.preset, **values: Any) -> Any:
-        """A `Config` whose class has the options of components of the user's own as well."""
-        return object.__new__(config_type({**overrides(preset), **values}))
 
     def __post_init__(self) -> None:
         for declared in options_of(type(self)):
@@ -275,7 +278,8 @@ def _config_type(own: tuple[tuple[str, str], ...]) -> type:
         fields.append(
             (o.name, Annotated[o.annotation, Doc(o.help)], dataclasses.field(default=o.default, metadata=metadata))
         )
-    kind = dataclasses.make_dataclass("Config", fields, bases=(_Config,), frozen=True)
+    base = _config_type(()) if own else _Config
+    kind = dataclasses.make_dataclass("Config", fields, bases=(base,), frozen=True)
     kind.__module__, kind.__doc__ = __name__, _Config.__doc__
     return _from_preset(kind)  # type: ignore[no-any-return]
 

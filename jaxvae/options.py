@@ -60,9 +60,13 @@ class Option(NamedTuple):
             raise InputError(f"{flag(self.name)} must be {self.must.words}, not {value}")
 
 
-@functools.cache
 def options(kind: Any) -> tuple[Option, ...]:
     """The options of a component, in the order in which they are declared; of its base classes first."""
+    return _options(kind)
+
+
+@functools.cache
+def _options(kind: Any) -> tuple[Option, ...]:
     if not dataclasses.is_dataclass(kind):
         return ()
     hints, helps = typing.get_type_hints(kind), _helps(kind)
@@ -79,7 +83,7 @@ def options(kind: Any) -> tuple[Option, ...]:
     )
 
 
-def _helps(kind: type) -> dict[str, str]:
+def _helps(kind: Any) -> dict[str, str]:
     """The docstrings below the fields of a class, on one line each."""
     found: dict[str, str] = {}
     for base in reversed(kind.__mro__):

@@ -15,16 +15,17 @@ from PIL import Image
 from runs import SMALL, train
 from scipy import stats
 
-from jaxvae import cli, data, evaluate, models
+from jaxvae import cli, data, evaluate
 from jaxvae.config import PRESETS, Config
 from jaxvae.errors import InputError
 from jaxvae.keys import example_keys, purpose_key
-from jaxvae.models.build import build_model
+from jaxvae.models.build import build_model, reconstruct
 from jaxvae.noise import binarize
 from jaxvae.objectives.base import LIKELIHOOD_NAMES
 from jaxvae.objectives.build import build_objective
 from jaxvae.optimizer import build_optimizer
 from jaxvae.run import checkpoint, plots
+
 pass
 from jaxvae.train.step import init_state, make_train_step
 
@@ -338,7 +339,7 @@ def test_pictures_show_what_the_model_sees(base: list[str], tmp_path: Path) -> N
     key = purpose_key(0, "reconstructions")
     seen = binarize(x, example_keys(key, 0, len(shown)))
     expected = plots.reconstruction_grid(
-        np.asarray(seen), np.asarray(models.reconstruct(found.model, found.state.params, seen, key))
+        np.asarray(seen), np.asarray(reconstruct(found.model, found.state.params, seen, key))
     )
     assert np.abs(picture.astype(int) - expected[..., 0]).max() <= 1
     assert not np.array_equal(np.asarray(seen), np.asarray(x))

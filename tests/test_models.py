@@ -7,11 +7,14 @@ import pytest
 from numpy.typing import NDArray
 from scipy import stats
 
-from jaxvae import models
 from jaxvae.config import PRESETS
-from jaxvae.models.autoencoder import AutoEncoder
-from jaxvae.models.build import build_model
-from jaxvae.models.vae import VAE, reparameterize
+from jaxvae.models.autoencoder import AutoEncoder, Head
+from jaxvae.models.build import build_model, reconstruct, sample, with_output_bias
+from jaxvae.models.layers import ACTIVATIONS
+from jaxvae.models.priors import log_normal
+from jaxvae.models.two_layer import TwoLayerVAE
+from jaxvae.models.vae import LOGVAR_BOUND, VAE, reparameterize
+from jaxvae.protocols import Likelihood
 
 pytestmark = pytest.mark.unoptimized
 
@@ -33,9 +36,7 @@ def forward(params: dict, side: str, x: NDArray[np.float64], layers: int) -> NDA
 
 @pytest.mark.parametrize("head", ["relu", "linear"])
 @pytest.mark.parametrize(("shape", "hidden"), [((28, 28, 1), (256, 64)), ((7, 5, 3), (11,)), ((4, 4, 1), ())])
-def test_autoencoder_is_the_mlp_written_out(
-    head: models.Head, shape: tuple[int, int, int], hidden: tuple[int, ...]
-) -> None:
+def test_autoencoder_is_the_mlp_written_out(head: Head, shape: tuple[int, int, int], hidden: tuple[int, ...]) -> None:
     model = AutoEncoder(shape, hidden, latent_size=6, head=head)
     x = jax.random.uniform(KEY, (3, *shape))
     params = model.init(KEY, x)
@@ -49,7 +50,7 @@ def test_autoencoder_is_the_mlp_written_out(
 
 
 @pytest.mark.parametrize("head", ["relu", "linear"])
-def test_vae_encode_is_the_head_written_out(head: models.Head) -> None:
+def test_vae_encode_is_the_head_written_out(head: Head) -> None:
     model = VAE((4, 4, 1), (9,), latent_size=3, head=head)
     x = jax.random.uniform(KEY, (5, 4, 4, 1))
     params = model.init(KEY, x, KEY)
@@ -67,13 +68,13 @@ def test_vae_encode_is_the_head_written_out(head: models.Head) -> None:
 def test_log_normal_is_scipys() -> None:
     z, mean = np.random.default_rng(0).normal(size=(2, 4, 5, 3))
     std = np.random.default_rng(1).uniform(0.2, 3, (4, 5, 3))
-    np.testing.assert_allclose(models.log_normal(jnp.float32(z)), stats.norm.logpdf(z).sum(-1), rtol=1e-5)
-    got = models.log_normal(*map(jnp.float32, (z, mean, std)))
+    np.testing.assert_allclose(log_normal(jnp.float32(z)), stats.norm.logpdf(z).sum(-1), rtol=1e-5)
+    got = log_normal(*map(jnp.float32, (z, mean, std)))
     np.testing.assert_allclose(got, stats.norm.logpdf(z, mean, std).sum(-1), rtol=1e-4)
 
 
 @pytest.mark.parametrize("likelihood", ["gaussian-pixel", "logistic"])
-def test_scales_are_bounded_and_start_at_an_eighth_of_the_range(likelihood: models.Likelihood) -> None:
+def test_scales_are_bounded_and_start_at_an_eighth_of_the_range(likelihood: Likelihood) -> None:
     model = VAE((2, 2, 1), (), latent_size=2, likelihood=likelihood)
     params = model.init(KEY, jnp.zeros((1, 2, 2, 1)), KEY)
     layer = params["params"]["decoder"]["mlp"]["dense_0"]
@@ -99,7 +100,7 @@ def test_linear_head_stays_finite_for_any_features() -> None:
     params = jax.tree.map(lambda p: 1e30 * jnp.ones_like(p), model.init(KEY, x, KEY))
     for sign in (1.0, -1.0):
         _, std = model.apply(jax.tree.map(lambda p: sign * p, params), x, method="encode")  # noqa: B023
-        np.testing.assert_allclose(std, np.exp(sign * models.LOGVAR_BOUND / 2), rtol=1e-5)
+        np.testing.assert_allclose(std, np.exp(sign * LOGVAR_BOUND / 2), rtol=1e-5)
 
 
 def test_presets_have_the_notes_widths() -> None:
@@ -164,8 +165,8 @@ def test_reconstruct_and_sample() -> None:
     model = VAE((4, 5, 2), (9,), latent_size=3)
     x = jax.random.uniform(KEY, (6, 4, 5, 2))
     params = model.init(KEY, x, KEY)
-    np.testing.assert_array_equal(models.reconstruct(model, params, x, KEY), model.apply(params, x, KEY).x_hat)
-    drawn = models.sample(model, params, KEY, 7)
+    np.testing.assert_array_equal(reconstruct(model, params, x, KEY), model.apply(params, x, KEY).x_hat)
+    drawn = sample(model, params, KEY, 7)
     latent = jax.random.normal(KEY, (7, 3))
     expected = jax.nn.sigmoid(model.apply(params, latent, method="decode"))
     np.testing.assert_array_equal(drawn, expected)
@@ -175,7 +176,7 @@ def test_reconstruct_and_sample() -> None:
 @pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian-pixel"])
 @pytest.mark.parametrize(("shape", "channels"), [((28, 28, 1), (4, 6)), ((7, 5, 3), (4,)), ((9, 1, 2), (3, 4, 5))])
 def test_convolutions_take_images_of_any_size(
-    shape: tuple[int, int, int], channels: tuple[int, ...], likelihood: models.Likelihood
+    shape: tuple[int, int, int], channels: tuple[int, ...], likelihood: Likelihood
 ) -> None:
     model = VAE(shape, channels, latent_size=3, conv=True, likelihood=likelihood)
     x = jax.random.uniform(KEY, (2, *shape))
@@ -192,13 +193,13 @@ def test_convolutions_take_images_of_any_size(
 
 @pytest.mark.parametrize("conv", [False, True])
 @pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian", "logistic"])
-def test_a_decoder_starts_out_from_the_mean_image(conv: bool, likelihood: models.Likelihood) -> None:
+def test_a_decoder_starts_out_from_the_mean_image(conv: bool, likelihood: Likelihood) -> None:
     shape = (6, 4, 2)
     mean = jnp.float32(np.random.default_rng(0).uniform(0.05, 0.95, shape)).at[0, 0, 0].set(0.0)
     model = VAE(shape, (8,), latent_size=3, conv=conv, likelihood=likelihood, glorot=True)
     params = model.init(KEY, jnp.zeros((1, *shape)), KEY)
     before = jax.tree.map(np.asarray, params)
-    biased = models.with_output_bias(params, model, mean)
+    biased = with_output_bias(params, model, mean)
     jax.tree.map(np.testing.assert_array_equal, params, before)  # The old ones are as they were.
     kernels = jax.tree.map(lambda a: 0 * a if a.ndim > 1 else a, biased)
     drawn = np.asarray(jax.nn.sigmoid(model.apply(kernels, jnp.zeros((1, 3)), method="decode")))[0]
@@ -206,14 +207,14 @@ def test_a_decoder_starts_out_from_the_mean_image(conv: bool, likelihood: models
     np.testing.assert_allclose(drawn, np.clip(expected, 1e-3 if likelihood != "gaussian" else 1e-5, 1), rtol=1e-4)
 
 
-@pytest.mark.parametrize("activation", models.ACTIVATIONS)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_every_activation_lies_between_the_layers(activation: str) -> None:
     model = AutoEncoder((2, 2, 1), (5,), latent_size=3, activation=activation)
     x = jax.random.uniform(KEY, (4, 2, 2, 1))
     params = model.init(KEY, x)
     code = model.apply(params, x, method="encode")
     (k0, b0), (k1, b1) = (dense(params, "encoder", i) for i in range(2))
-    hidden = np.asarray(models.ACTIVATIONS[activation](jnp.float32(np.asarray(x).reshape(4, -1) @ k0 + b0)))
+    hidden = np.asarray(ACTIVATIONS[activation](jnp.float32(np.asarray(x).reshape(4, -1) @ k0 + b0)))
     np.testing.assert_allclose(code, np.maximum(hidden @ k1 + b1, 0), rtol=1e-4, atol=1e-6)
 
 
@@ -221,7 +222,7 @@ def test_bfloat16_keeps_losses_and_noise_in_float32() -> None:
     for model in (
         VAE((4, 4, 1), (8,), 3, dtype=jnp.bfloat16),
         VAE((4, 4, 1), (8,), 3, dtype=jnp.bfloat16, conv=True),
-        models.TwoLayerVAE((4, 4, 1), (8, 6), 3, dtype=jnp.bfloat16),
+        TwoLayerVAE((4, 4, 1), (8, 6), 3, dtype=jnp.bfloat16),
     ):
         x = jax.random.uniform(KEY, (2, 4, 4, 1))
         params = jax.jit(model.init)(KEY, x, KEY)

@@ -7,7 +7,6 @@ several would need are slower there than products one after the other, and one m
 """
 
 import math
-import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -58,7 +57,7 @@ class MembersState(NamedTuple):
     params: Params
     opt_state: optax.OptState
     diverged: Array
-    collections: Collections = types.MappingProxyType({})
+    collections: Collections = {}  # noqa: RUF012
 
     def member(self, index: int) -> TrainState:
         """One member's state, as a run of its own would hold it."""

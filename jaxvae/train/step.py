@@ -3,7 +3,6 @@
 A step is a plain function of its arguments: `jit`, `vmap`, `pmap` and `shard_map` all take it.
 """
 
-import types
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
@@ -37,7 +36,7 @@ class TrainState(NamedTuple):
     step: Array
     params: Params
     opt_state: optax.OptState
-    collections: Collections = types.MappingProxyType({})
+    collections: Collections = {}  # noqa: RUF012
 
     @property
     def variables(self) -> dict[str, Any]:
