@@ -19,8 +19,11 @@ from jaxvae.keys import example_keys, fold_in_each
 from jaxvae.models.build import build_model, reconstruct
 from jaxvae.models.likelihoods import discretized_logistic_nll, gaussian_nll
 from jaxvae.noise import binarize, corrupt, dequantize
-from jaxvae.objectives.base import Context
-from jaxvae.objectives.build import build_objective
+from jaxvae.objectives.base import Context, View
+from jaxvae.objectives.beta_tc import total_correlation
+from jaxvae.objectives.build import build_objective, loss_of, measure_warning, selection_cost, selection_term
+from jaxvae.objectives.info import mmd
+from jaxvae.objectives.iwae import iwae_bound
 from jaxvae.optimizer import build_optimizer
 from jaxvae.protocols import PixelDistribution
 from jaxvae.run import records
@@ -120,7 +123,7 @@ def test_the_likelihood_of_pixels_is_scipys(likelihood: str, dequantize: bool) -
         std = 0.2 if scale is None else np.exp(scale)
         expected = stats.norm.logpdf(shown, location, std) - (math.log(256) if dequantize else 0)
     pixels = PixelDistribution(jnp.float32(location), None if scale is None else jnp.float32(scale))
-    got = variational.pixel_nll(pixels, jnp.float32(levels / 255), config)
+    got = loss_of(config).nll(pixels, jnp.float32(levels / 255))
     np.testing.assert_allclose(got, -expected.sum(axis=(2, 3, 4)), rtol=1e-4)
 
 
@@ -129,16 +132,16 @@ def test_the_likelihood_of_many_draws_is_that_of_each(likelihood: str) -> None:
     config = config_of("elbo", likelihood=likelihood)
     model, params = model_and_params(config)
     x = jnp.round(255 * images(5)) / 255
-    draws = model.apply(params, x, keys_of(0, 5), 4, method="draw")
-    nll = variational.pixel_nll(draws.pixels, x, config)
+    draws = model.apply(params, {"image": x}, keys_of(0, 5), 4, method="draw")
+    nll = loss_of(config).nll(draws.pixels, x)
     assert nll.shape == (5, 4)
     for s in range(4):
         one = model.apply(params, draws.latent[:, s], method="pixels")
-        np.testing.assert_allclose(nll[:, s], variational.pixel_nll(one, x, config), rtol=1e-5)
+        np.testing.assert_allclose(nll[:, s], loss_of(config).nll(one, x), rtol=1e-5)
         np.testing.assert_allclose(draws.log_prior[:, s], stats.norm.logpdf(draws.latent[:, s]).sum(-1), rtol=1e-5)
         log_q = stats.norm.logpdf(draws.latent[:, s], draws.mean, draws.std).sum(-1)
         np.testing.assert_allclose(draws.log_posterior[:, s], log_q, rtol=1e-4, atol=1e-5)
-    shown = reconstruct(model, params, x, jax.random.key(0))
+    shown = reconstruct(model, params, {"image": x}, jax.random.key(0))
     assert shown.shape == x.shape and float(shown.min()) >= 0 and float(shown.max()) <= 1
 
 
@@ -186,7 +189,7 @@ def test_a_dequantized_density_bounds_the_probability_of_the_levels(std: float, 
     mean = np.float32((LEVELS + 0.8) / 256)
     x = dequantize(jnp.broadcast_to(jnp.float32(LEVELS / 255), (4000, *SHAPE)), keys_of(0, 4000))
     location = jnp.broadcast_to(jnp.asarray(mean), x.shape)
-    bounds = -np.float64(variational.pixel_nll(PixelDistribution(location, None), x, config))
+    bounds = -np.float64(loss_of(config).nll(PixelDistribution(location, None), x))
     exact = np.log(np.diff(stats.norm(mean[..., None], std).cdf((LEVELS[..., None] + np.array([0, 1])) / 256))).sum()
     error = bounds.std() / len(bounds) ** 0.5
     assert exact - 12 * gap - 4 * error < bounds.mean() < exact + 4 * error + 1e-4
@@ -246,14 +249,14 @@ def terms_of(
     """The objective's terms, [B] each: those of step 0 unless told otherwise."""
     context = Context(jnp.int32(0)) if context is None else context
     objective = build_objective(config, 1, 100)
-    return jax.jit(lambda p, x, k: objective.of(model, p, x, k, context))(params, x, keys)
+    return jax.jit(lambda p, x, k: objective.of(model, p, {"image": x}, k, context)[0])(params, x, keys)
 
 
 def many(config: Config, params: Any, model: Any, x: jax.Array, repeats: int) -> dict[str, NDArray[np.float64]]:
     """The objective's terms for the images, with `repeats` independent sets of keys: [repeats, B] each."""
     objective = build_objective(config)
     keys = jax.vmap(lambda k: example_keys(k, 0, x.shape[0]))(jax.random.split(jax.random.key(3), repeats))
-    terms = jax.jit(jax.vmap(lambda k: objective.of(model, params, x, k, Context())))(keys)
+    terms = jax.jit(jax.vmap(lambda k: objective.of(model, params, {"image": x}, k, Context())[0]))(keys)
     return {name: np.asarray(values, np.float64) for name, values in terms.items()}
 
 
@@ -275,7 +278,7 @@ def test_iwae_bound_is_log_mean_exp() -> None:
     log_w = rng.normal(size=(6, 9)) * 5 + np.array([[500], [-500], [0], [0], [0], [0]])
     peak = log_w.max(axis=1, keepdims=True)
     expected = np.log(np.exp(log_w - peak).mean(axis=1)) + peak[:, 0]
-    np.testing.assert_allclose(variational.iwae_bound(jnp.float32(log_w)), expected, rtol=1e-5)
+    np.testing.assert_allclose(iwae_bound(jnp.float32(log_w)), expected, rtol=1e-5)
 
 
 def gradients(config: Config, params: Any, model: Any, x: jax.Array, repeats: int) -> Any:
@@ -283,7 +286,11 @@ def gradients(config: Config, params: Any, model: Any, x: jax.Array, repeats: in
     keys = jax.vmap(lambda k: example_keys(k, 0, x.shape[0]))(jax.random.split(jax.random.key(4), repeats))
 
     def gradient(keys: jax.Array) -> Any:
-        return jax.grad(lambda p: objective.of(model, p, x, keys, Context(jnp.int32(0)))["loss"].mean())(params)
+        def mean_loss(params: Any) -> jax.Array:
+            terms, _ = objective.of(model, params, {"image": x}, keys, Context(jnp.int32(0)))
+            return terms["loss"].mean()
+
+        return jax.grad(mean_loss)(params)
 
     return jax.jit(lambda keys: jax.lax.map(gradient, keys, batch_size=200))(keys)
 
@@ -325,7 +332,7 @@ def test_two_layers_weights_are_the_densities_written_out() -> None:
     config = config_of("iwae", architecture="two-layer", hidden=(8, 6), samples=3)
     model, params = model_and_params(config)
     x, keys = images(5), keys_of(0, 5)
-    draws = jax.jit(lambda p: model.apply(p, x, keys, 3, method="draw"))(params)
+    draws = jax.jit(lambda p: model.apply(p, {"image": x}, keys, 3, method="draw"))(params)
     eps = jax.vmap(lambda k: jax.random.normal(k, (3, 9)))(keys)
     mean, std = jax.jit(lambda p: model.apply(p, x, method="encode"))(params)
     h1 = mean[:, None] + std[:, None] * eps[..., :6]
@@ -364,24 +371,24 @@ def test_a_bound_is_named_for_what_it_bounds(
 ) -> None:
     pixels = {"dequantize": True} if inputs == "dequantized" else {"inputs": inputs}
     config = config_of(objective, likelihood=likelihood, **pixels)
-    warning = variational.measure_warning(config)
+    warning = measure_warning(config)
     assert ("--dequantize" in (warning or "")) == (warning is not None) == (prefix == "density_")
-    assert variational.bound_name(config) == prefix + bound
-    assert variational.likelihood_name(config) == log_p
-    assert variational.selection_term(config) == (prefix + bound, True)
-    assert prefix + bound in records.BOUNDS
+    assert loss_of(config).bound_name == prefix + bound
+    assert loss_of(config).likelihood_name == log_p
+    assert selection_term(config) == (prefix + bound, True)
+    assert prefix + bound in records.FIRST
 
 
 @pytest.mark.parametrize("preset", ["notes-ae", "notes-vae"])
 def test_the_notes_models_are_chosen_by_their_loss(preset: str) -> None:
-    assert variational.selection_term(PRESETS[preset]) == ("loss", False)
-    assert variational.selection_cost(PRESETS[preset], {"loss": 0.5, "elbo": 9.0}) == 0.5
+    assert selection_term(PRESETS[preset]) == ("loss", False)
+    assert selection_cost(PRESETS[preset], {"loss": 0.5, "elbo": 9.0}) == 0.5
 
 
 def test_of_what_models_are_chosen_by_the_lower_cost_is_better() -> None:
     config = config_of(inputs="dynamic")
-    assert variational.selection_cost(config, {"loss": 0.5, "elbo": -9.0}) == 9.0
-    assert variational.selection_cost(config, {"loss": 0.5}) is None
+    assert selection_cost(config, {"loss": 0.5, "elbo": -9.0}) == 9.0
+    assert selection_cost(config, {"loss": 0.5}) is None
 
 
 @pytest.mark.parametrize(
@@ -404,11 +411,11 @@ def test_the_bound_is_the_same_for_all_weights(changes: dict[str, Any]) -> None:
     model, params = model_and_params(config, scale=2.0)
     rng = np.random.default_rng(0)
     x, keys = jnp.float32(rng.uniform(size=(6, *SHAPE))), keys_of(0, 6)
-    name = variational.bound_name(config)
+    name = loss_of(config).bound_name
     terms = terms_of(config, model, params, x, keys, Context())
     assert name not in terms_of(config, model, params, x, keys)
-    draws = model.apply(params, x, keys, config.samples, method="draw")
-    log_px = -np.float64(variational.pixel_nll(draws.pixels, x, config))
+    draws = model.apply(params, {"image": x}, keys, config.samples, method="draw")
+    log_px = -np.float64(loss_of(config).nll(draws.pixels, x))
     if name.endswith("iwae_bound"):
         expected = np.log(np.exp(log_px + draws.log_prior - draws.log_posterior).mean(axis=1))
     elif config.architecture == "two-layer":
@@ -595,23 +602,21 @@ def stratified(z: Any, mean: Any, std: Any, num_images: int) -> NDArray[np.float
 
 def test_mmd_is_the_double_sum() -> None:
     a, b = np.random.default_rng(0).normal(size=(2, 7, 3))
-    assert float(jax.jit(variational.mmd)(jnp.float32(a), jnp.float32(b))) == pytest.approx(
-        double_sum(a, b), rel=1e-4, abs=1e-6
-    )
+    assert float(jax.jit(mmd)(jnp.float32(a), jnp.float32(b))) == pytest.approx(double_sum(a, b), rel=1e-4, abs=1e-6)
 
 
 def test_mmd_tells_samples_apart() -> None:
     rng = np.random.default_rng(0)
     same, other = rng.normal(size=(2, 800, 3)), rng.normal(size=(800, 3)) + 1
-    assert abs(float(variational.mmd(*jnp.float32(same)))) < 0.01
-    assert float(variational.mmd(jnp.float32(same[0]), jnp.float32(other))) > 0.1
+    assert abs(float(mmd(*jnp.float32(same)))) < 0.01
+    assert float(mmd(jnp.float32(same[0]), jnp.float32(other))) > 0.1
 
 
 def test_total_correlation_is_stratified_sampling_written_out() -> None:
     rng = np.random.default_rng(0)
     z, mean = rng.normal(size=(2, 6, 3))
     std = rng.uniform(0.3, 1, (6, 3))
-    got = jax.jit(variational.total_correlation, static_argnums=3)(*map(jnp.float32, (z, mean, std)), 100)
+    got = jax.jit(total_correlation, static_argnums=3)(*map(jnp.float32, (z, mean, std)), 100)
     np.testing.assert_allclose(got, stratified(z, mean, std, 100), rtol=1e-4)
 
 
@@ -620,8 +625,10 @@ def test_total_correlation_is_stratified_sampling_written_out() -> None:
 
 def test_kl_warmup_is_linear_and_repeats_and_is_over_in_evaluation() -> None:
     def weights(**changes: Any) -> list[float]:
-        objective: Any = build_objective(config_of("elbo", beta=2.0, epochs=8, **changes), steps_per_epoch=10)
-        return [float(objective.kl_weight(jnp.int32(step))) for step in (0, 5, 10, 20, 39, 40, 45, 79)]
+        loss = build_objective(config_of("elbo", beta=2.0, epochs=8, **changes), steps_per_epoch=10)
+        elbo: Any = loss.objective
+        steps = [Context(jnp.int32(step)) for step in (0, 5, 10, 20, 39, 40, 45, 79)]
+        return [float(elbo.kl_weight(View(None, {}, {}, loss, context))) for context in steps]
 
     assert weights() == [2.0] * 8
     np.testing.assert_allclose(weights(kl_warmup_epochs=2.0), [0, 0.5, 1, 2, 2, 2, 2, 2])
@@ -629,9 +636,9 @@ def test_kl_warmup_is_linear_and_repeats_and_is_over_in_evaluation() -> None:
     config = config_of("elbo", beta=2.0, kl_warmup_epochs=2.0)
     model, params = model_and_params(config)
     x, keys, objective = images(3), keys_of(0, 3), build_objective(config, steps_per_epoch=10)
-    first = objective.of(model, params, x, keys, Context(jnp.int32(0)))
+    first, _ = objective.of(model, params, {"image": x}, keys, Context(jnp.int32(0)))
     np.testing.assert_allclose(first["loss"], first["recon"], rtol=1e-6)
-    evaluated = objective.of(model, params, x, keys, Context())
+    evaluated, _ = objective.of(model, params, {"image": x}, keys, Context())
     np.testing.assert_allclose(evaluated["loss"], evaluated["recon"] + 2 * evaluated["kl"], rtol=1e-6)
 
 
@@ -640,7 +647,7 @@ def test_total_correlation_of_the_whole_training_set_is_exact() -> None:
     z, mean = rng.normal(size=(2, 6, 3))
     std = rng.uniform(0.3, 1, (6, 3))
     q = np.array([[stats.norm.pdf(z[i], mean[j], std[j]) for j in range(6)] for i in range(6)])
-    got = variational.total_correlation(*map(jnp.float32, (z, mean, std)), 6)
+    got = total_correlation(*map(jnp.float32, (z, mean, std)), 6)
     np.testing.assert_allclose(got, np.log(q.prod(-1).mean(1)) - np.log(q.mean(1)).sum(-1), rtol=1e-4)
 
 
@@ -654,7 +661,7 @@ def test_total_correlation_is_that_of_gaussians(latents: int, std: float, slack:
     exact = -0.5 * np.linalg.slogdet(means + std**2 * np.eye(latents))[1]
     mean = rng.multivariate_normal(np.zeros(latents), means, batches * batch).reshape(batches, batch, latents)
     arrays = mean + std * rng.normal(size=mean.shape), mean, np.full_like(mean, std)
-    estimate = jax.jit(jax.vmap(lambda z, m, s: variational.total_correlation(z, m, s, count).mean()))
+    estimate = jax.jit(jax.vmap(lambda z, m, s: total_correlation(z, m, s, count).mean()))
     values = np.asarray(estimate(*map(jnp.float32, arrays)), np.float64)
     error = values.std() / batches**0.5
     assert error < 0.1
@@ -682,7 +689,7 @@ def test_terms_of_a_batch_are_of_the_global_batch(objective: str) -> None:
 
 
 def test_stages_are_those_of_the_paper() -> None:
-    fraction = rate_schedule(PRESETS["iwae"], steps_per_epoch=3000)
+    fraction = PRESETS["iwae"].parts.optimizer.rate_schedule(3280, steps_per_epoch=3000)
     first = 0
     for stage in range(8):
         for step in (first, first + 3**stage * 3000 - 1):
@@ -693,7 +700,7 @@ def test_stages_are_those_of_the_paper() -> None:
 
 def test_cosine_and_warmup() -> None:
     config = config_of("elbo", schedule="cosine", epochs=10, warmup_epochs=1.0)
-    fraction = rate_schedule(config, steps_per_epoch=10)
+    fraction = config.parts.optimizer.rate_schedule(10, steps_per_epoch=10)
     got = [float(fraction(jnp.int32(step))) for step in (0, 4, 9, 10, 55, 100)]
     np.testing.assert_allclose(got, [0.1, 0.5, 1, 1, 0.5, 0], atol=1e-6)
 
@@ -719,8 +726,11 @@ def test_decay_and_clipping_are_optaxs() -> None:
     ("changes", "words"),
     [
         ({"head": "relu"}, "--objective elbo needs --head linear, logvar or exp"),
-        ({"objective": "beta-tc", "samples": 2}, "--objective beta-tc .*--samples 1"),
-        ({"objective": "dreg", "architecture": "two-layer"}, "--architecture two-layer needs --objective elbo or iwae"),
+        ({"objective": "beta-tc", "samples": 2}, "--samples 2 .*--objective elbo, iwae or dreg"),
+        (
+            {"objective": "dreg", "architecture": "two-layer", "hidden": (8, 6)},
+            "--architecture two-layer needs --objective elbo or iwae",
+        ),
         ({"architecture": "two-layer", "hidden": (3,)}, "needs two --hidden widths"),
         ({"mmd_weight": 1.0}, "--mmd-weight 1 .*--objective info"),
         ({"corruption": 0.5}, "--corruption 0.5 .*--objective mse"),
@@ -729,7 +739,7 @@ def test_decay_and_clipping_are_optaxs() -> None:
         ({"kl_cycles": 3}, "--kl-cycles 3 .*--kl-warmup-epochs"),
         ({"dequantize": True}, "--dequantize needs a gaussian --likelihood"),
         ({"dequantize": True, "likelihood": "logistic"}, "--dequantize needs a gaussian --likelihood"),
-        ({"dequantize": True, "likelihood": "gaussian", "inputs": "static"}, "--dequantize needs .* --inputs grey"),
+        ({"dequantize": True, "likelihood": "gaussian", "inputs": "static"}, "--dequantize .* needs --inputs grey"),
         ({"dequantize": True, "objective": "notes-elbo"}, "--dequantize needs"),
         ({"free_bits": -1.0}, "--free-bits must be finite and not negative"),
         ({"adam_b1": 1.0}, r"--adam-b1 must be in \[0, 1\)"),
