@@ -15,19 +15,20 @@ from PIL import Image
 from runs import SMALL, train
 from scipy import stats
 
-from jaxvae import cli, data, evaluate
+from jaxvae import chunks, cli, data, evaluate
 from jaxvae.config import PRESETS, Config
 from jaxvae.errors import InputError
 from jaxvae.keys import example_keys, purpose_key
+from jaxvae.metrics import ActiveUnits, LogLikelihood, Subject
+from jaxvae.metrics.likelihood import bits_per_dimension, error_of_mean, log_likelihood
+from jaxvae.metrics.subject import mean_and_error
 from jaxvae.models.build import build_model, reconstruct
 from jaxvae.noise import binarize
-from jaxvae.objectives.base import LIKELIHOOD_NAMES
-from jaxvae.objectives.build import build_objective
+from jaxvae.objectives.build import build_objective, loss_of
 from jaxvae.optimizer import build_optimizer
-from jaxvae.run import checkpoint, plots
-
-pass
+from jaxvae.run import plots
 from jaxvae.train.step import init_state, make_train_step
+from jaxvae.trained import load_run
 
 pytestmark = pytest.mark.unoptimized
 
@@ -63,6 +64,10 @@ def linear_vae(weights: Floats, offset: Floats, wrong: float = 0.0) -> tuple[Any
     return model, {"params": {"encoder": encoder, "decoder": decoder}}
 
 
+def subject_of(config: Config, model: Any, params: Any) -> Subject:
+    return Subject(config, model, params, loss_of(config), {})
+
+
 def orthogonal_weights(rng: np.random.Generator) -> Floats:
     columns, _ = np.linalg.qr(rng.normal(size=(PIXELS, LATENT)))
     return columns * np.array([1.5, 0.8, 0.4])
@@ -85,8 +90,8 @@ def test_with_the_exact_posterior_any_number_of_samples_gives_the_exact_likeliho
     weights, offset, x, exact = linear
     model, params = linear_vae(weights, offset)
     for pixels_at_once in (2**22, 5 * PIXELS):  # All at once, and in chunks that do not divide.
-        monkeypatch.setattr(evaluate, "PIXELS_AT_ONCE", pixels_at_once)
-        estimate, error = evaluate.log_likelihood(model, LINEAR, params, x, jax.random.key(0), samples)
+        monkeypatch.setattr(chunks, "PIXELS_AT_ONCE", pixels_at_once)
+        estimate, error = log_likelihood(subject_of(LINEAR, model, params), {"image": x}, jax.random.key(0), samples)
         np.testing.assert_allclose(estimate, exact, atol=2e-3)
         assert error.max() < 2e-3
 
@@ -96,13 +101,13 @@ def test_with_another_posterior_it_is_right_within_its_standard_error(linear: An
     model, params = linear_vae(weights, offset, wrong=0.3)
     errors = []
     for samples in (200, 20_000):
-        estimate, error = evaluate.log_likelihood(model, LINEAR, params, x, jax.random.key(0), samples)
+        estimate, error = log_likelihood(subject_of(LINEAR, model, params), {"image": x}, jax.random.key(0), samples)
         z = (estimate - exact) / error
         assert np.abs(z).max() < 5 and abs(z.mean()) < 1
         errors.append(error.mean())
     assert errors[1] == pytest.approx(errors[0] / 10, rel=0.3)  # It falls as one over the root of K.
     # One sample is the ELBO in expectation: lower by the KL from the true posterior.
-    one, _ = evaluate.log_likelihood(model, LINEAR, params, x, jax.random.key(1), 1)
+    one, _ = log_likelihood(subject_of(LINEAR, model, params), {"image": x}, jax.random.key(1), 1)
     assert one.mean() < exact.mean() - 0.1
 
 
@@ -110,14 +115,14 @@ def test_exactly_k_samples_count(linear: Any, monkeypatch: pytest.MonkeyPatch) -
     """Chunks of 5 for K = 12: log-mean-exp of the first 12 weights, computed by hand."""
     weights, offset, x, _ = linear
     model, params = linear_vae(weights, offset, wrong=0.5)
-    monkeypatch.setattr(evaluate, "PIXELS_AT_ONCE", 5 * PIXELS)
-    estimate, error = evaluate.log_likelihood(model, LINEAR, params, x, jax.random.key(2), 12)
+    monkeypatch.setattr(chunks, "PIXELS_AT_ONCE", 5 * PIXELS)
+    estimate, error = log_likelihood(subject_of(LINEAR, model, params), {"image": x}, jax.random.key(2), 12)
 
     @jax.jit
     def weights_from(first: int) -> Any:
         keys = jax.vmap(lambda k: jax.random.fold_in(k, first))(example_keys(jax.random.key(2), 0, len(x)))
-        draws = model.apply(params, jnp.asarray(x), keys, 5, method="draw")
-        return draws.log_prior - draws.log_posterior - pixel_nll(draws.pixels, jnp.asarray(x), LINEAR)
+        draws = model.apply(params, {"image": jnp.asarray(x)}, keys, 5, method="draw")
+        return draws.log_prior - draws.log_posterior - loss_of(LINEAR).nll(draws.pixels, jnp.asarray(x))
 
     log_w = [weights_from(first) for first in (0, 5, 10)]
     expected = np.float64(np.concatenate(log_w, axis=1))[:, :12]
@@ -129,12 +134,17 @@ def test_exactly_k_samples_count(linear: Any, monkeypatch: pytest.MonkeyPatch) -
 
 def test_errors_and_bits_are_those_of_their_definitions() -> None:
     values = np.random.default_rng(0).normal(size=(2, 50))
-    errors = evaluate.standard_errors({"a": values[0], "b": values[1, :1]})
-    assert errors == {"a_standard_error": pytest.approx(stats.sem(values[0]), rel=0.01)}  # Three digits.
+    assert mean_and_error(values[0]) == (pytest.approx(values[0].mean()), pytest.approx(stats.sem(values[0])))
+    assert mean_and_error(values[1, :1]) == (values[1, 0], None)
     sums = np.random.default_rng(1).normal(0, [0.1, 0.2, 0.7], (100_000, 3)).mean(axis=1)
-    assert evaluate.error_of_mean(np.array([0.1, 0.2, 0.7])) == pytest.approx(sums.std(), rel=0.02)
+    assert error_of_mean(np.array([0.1, 0.2, 0.7])) == pytest.approx(sums.std(), rel=0.02)
     # 12 values of 256 levels, all as probable: 8 bits each.
-    assert evaluate.bits_per_dimension(12 * math.log(1 / 256), (2, 2, 3)) == pytest.approx(8)
+    log_p = 12 * math.log(1 / 256)
+    assert bits_per_dimension(log_p, 12) == pytest.approx(8)
+    config = dataclasses.replace(PRESETS["vae"], inputs="dynamic")
+    subject = subject_of(config, None, {})._replace(terms={"elbo": log_p})
+    found = LogLikelihood().measure(subject, {"image": np.zeros((1, 2, 2, 3), np.uint8)}, jax.random.key(0))
+    assert found["bits_per_dimension"].value == pytest.approx(8)
 
 
 @pytest.mark.parametrize("inputs", ["grey", "dynamic"])
@@ -151,11 +161,12 @@ def test_posterior_statistics_are_those_of_the_posterior(inputs: str) -> None:
     kernel[:, :3] *= np.sqrt([0.0115, 0.0085, 0.0]) / (flat @ kernel[:, :3]).std(axis=0)
     bias = np.random.default_rng(2).uniform(-0.5, 0.5, 6)
     params = {"params": {"encoder": {"mlp": {"dense_0": {"kernel": jnp.float32(kernel), "bias": jnp.float32(bias)}}}}}
-    statistics = evaluate.posterior_statistics(model, config, params, images, key)
+    found = ActiveUnits().measure(subject_of(config, model, params), {"image": images}, key)
     mean, log_std = np.split(flat @ kernel + bias, 2, axis=1)
     expected = (0.5 * (mean**2 + np.exp(2 * log_std) - 1) - log_std).mean(axis=0)
-    np.testing.assert_allclose(statistics.pop("kl_per_dimension"), expected, rtol=1e-4)
-    assert statistics == {"active_units": [1], "latent_sizes": [3]}
+    np.testing.assert_allclose(found["kl_per_dimension"].value, expected, rtol=1e-4)
+    assert found["active_units"].value == [1] and found["active_units"].extra == {"latent_sizes": [3]}
+    assert found.keys() == {"kl_per_dimension", "active_units"}
 
 
 def test_active_units_of_both_layers() -> None:
@@ -179,8 +190,9 @@ def test_active_units_of_both_layers() -> None:
     ):
         for unit, weight in enumerate(weights):
             layer["kernel"][unit, unit] = weight
-    statistics = evaluate.posterior_statistics(model, config, params, images, jax.random.key(1))
-    assert statistics == {"active_units": [1, 1], "latent_sizes": [4, 2]}
+    found = ActiveUnits().measure(subject_of(config, model, params), {"image": images}, jax.random.key(1))
+    assert found["active_units"].value == [1, 1] and found["active_units"].extra == {"latent_sizes": [4, 2]}
+    assert found.keys() == {"active_units"}
 
 
 @pytest.mark.slow
@@ -211,13 +223,18 @@ def test_training_reaches_probabilistic_pca() -> None:
 
     state, terms = run(state)
     assert -float(terms["loss"][-500:].mean()) == pytest.approx(optimum, abs=0.03)
-    estimate, _ = evaluate.log_likelihood(model, config, state.params, np.asarray(batch), jax.random.key(2), 500)
+    estimate, _ = log_likelihood(
+        subject_of(config, model, state.params), {"image": np.asarray(batch)}, jax.random.key(2), 500
+    )
     assert estimate.mean() == pytest.approx(optimum, abs=0.02)
     learned = np.asarray(state.params["params"]["decoder"]["mlp"]["dense_0"]["kernel"], np.float64).T
     np.testing.assert_allclose(learned @ learned.T, best @ best.T, atol=0.05)
 
 
 # --- Runs ----------------------------------------------------------------------------------------------------
+
+
+BOUNDS_AND_LIKELIHOODS = ("elbo", "iwae_bound", "log_likelihood", "log_density")  # Or with a measure before them.
 
 
 @pytest.fixture
@@ -238,7 +255,7 @@ def test_the_figures_of_a_run(inputs: str, base: list[str], tmp_path: Path, caps
     capsys.readouterr()
     figures = evaluated(run, tmp_path / "figures.json", "--samples", "300")
     shown = capsys.readouterr().out
-    found = checkpoint.load_run(run)
+    found = load_run(run)
     test = data.load(found.config.dataset).test
     if inputs == "static":
         test = data.binarized(data.load(found.config.dataset), 0).test
@@ -247,12 +264,13 @@ def test_the_figures_of_a_run(inputs: str, base: list[str], tmp_path: Path, caps
     keys = example_keys(purpose_key(0, "test-noise"), 0, len(test))
     if inputs == "dynamic":
         x = binarize(x, keys)
-    mean, std = (np.asarray(a, np.float64) for a in found.model.apply(found.state.params, x, method="encode"))
-    output = found.model.apply(found.state.params, x, keys)
+    mean, std = (np.asarray(a, np.float64) for a in found.model.apply(found.variables, x, method="encode"))
+    output = found.model.apply(found.variables, x, keys)
     assert figures["mse"] == pytest.approx(float(jnp.square(output.x_hat - x).mean()), rel=1e-4)
     kl = 0.5 * (mean**2 + std**2 - 1) - np.log(std)
     np.testing.assert_allclose(figures["kl_per_dimension"], kl.mean(0), rtol=1e-3, atol=1e-6)
     assert figures["kl"] == pytest.approx(kl.sum(1).mean(), rel=1e-4)
+    assert figures["kl_standard_error"] == pytest.approx(stats.sem(kl.sum(1)), rel=0.01)  # Three digits.
     assert (figures["active_units"], figures["latent_sizes"]) == ([int((mean.var(0) > 0.01).sum())], [4])
     # The loss is what was minimised; the ELBO is the model's, whatever the weights were.
     kind = "unnormalised_" if inputs == "grey" else ""
@@ -295,7 +313,7 @@ def test_every_kind_of_model_is_evaluated(
     for term in ("loss", bound):
         assert figures[term] == pytest.approx(last[term], rel=1e-5)
     assert math.isfinite(figures[log_p])
-    assert {bound, log_p} == {name for name in figures if name in (*BOUNDS, *LIKELIHOOD_NAMES.values())}
+    assert {bound, log_p} == {name for name in figures if name.endswith(BOUNDS_AND_LIKELIHOODS)}
     if log_p == "log_likelihood":
         assert figures["bits_per_dimension"] == pytest.approx(-figures[log_p] / 30 / math.log(2), rel=1e-5)
     else:
@@ -307,10 +325,10 @@ def test_the_notes_scale_has_no_likelihood(base: list[str], tmp_path: Path, caps
     assert train(*base, "--run-dir", str(run)) == 0
     figures = evaluated(run, tmp_path / "figures.json")
     assert figures["mse"] == pytest.approx(figures["recon"], rel=1e-4)
-    assert not {*BOUNDS, *LIKELIHOOD_NAMES.values()} & figures.keys()
+    assert not any(name.endswith(BOUNDS_AND_LIKELIHOODS) for name in figures)
     capsys.readouterr()
     assert cli.run(lambda: evaluate.main([str(run), "--samples", "10"])) == 2
-    assert "notes-elbo, which is no likelihood" in capsys.readouterr().err
+    assert "notes-elbo, which has no likelihood" in capsys.readouterr().err
     with pytest.raises(InputError, match="--samples must not be negative"):
         evaluate.main([str(run), "--samples", "-1"])
 
@@ -333,13 +351,13 @@ def test_pictures_show_what_the_model_sees(base: list[str], tmp_path: Path) -> N
     assert train("--preset", "vae", *base, "--inputs", "dynamic", "--run-dir", str(run)) == 0
     with Image.open(run / "images" / "reconstructions_epoch_0002.png") as file:
         picture = np.asarray(file)[::2, ::2]
-    found = checkpoint.load_run(run)
+    found = load_run(run)
     shown = data.prepared(data.load(found.config.dataset), found.config).validation
     x = jnp.asarray(shown, jnp.float32) / 255
     key = purpose_key(0, "reconstructions")
     seen = binarize(x, example_keys(key, 0, len(shown)))
     expected = plots.reconstruction_grid(
-        np.asarray(seen), np.asarray(reconstruct(found.model, found.state.params, seen, key))
+        np.asarray(seen), np.asarray(reconstruct(found.model, found.variables, {"image": seen}, key))
     )
     assert np.abs(picture.astype(int) - expected[..., 0]).max() <= 1
     assert not np.array_equal(np.asarray(seen), np.asarray(x))
