@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from jaxvae import config as configs
 from jaxvae import data
-from jaxvae.config import TRACED, Config
+from jaxvae.config import Config
 from jaxvae.distributed import devices as parallel
 from jaxvae.errors import InputError, SaveError, one_line
 from jaxvae.objectives.build import measure_warning, selection_term
@@ -23,7 +23,18 @@ from jaxvae.run import directory as run_dirs
 from jaxvae.run.checkpoint import Checkpoints
 from jaxvae.run.lock import RunLock
 from jaxvae.sweep import tables
-from jaxvae.sweep.grid import AXES, DIVERGED, FILE, PROGRAMS, SWEEP_FILES, Grid, cell, load_sweep, programs_of, to_json
+from jaxvae.sweep.grid import (
+    DIVERGED,
+    FILE,
+    PROGRAMS,
+    SWEEP_FILES,
+    Grid,
+    axes_of,
+    cell,
+    load_sweep,
+    programs_of,
+    to_json,
+)
 from jaxvae.sweep.room import Room, room
 from jaxvae.sweep.trainer import MembersState, MembersTrainer, common_config
 from jaxvae.train.computer import splits
@@ -172,7 +183,7 @@ class _Program:
         own = [members[number] for number in numbers]
         self._directory, self._title, self._members, self._numbers = directory, title, members, numbers
         self._config = common_config(own)
-        swept = {name: [getattr(member, name) for member in own] for name in TRACED}
+        swept = {name: [getattr(member, name) for member in own] for name in self._config.traced()}
         seeds = [member.seed for member in own]
         self._trainer = MembersTrainer(self._config, images, seeds, swept, devices)
         self._record = {
@@ -363,7 +374,7 @@ class _Log:
 def _words(member: Config) -> str:
     """A member's seed and numbers, where they are not the preset's."""
     base = configs.PRESETS[member.preset]
-    changed = [name for name in AXES if getattr(member, name) != getattr(base, name)]
+    changed = [name for name in axes_of(type(member)) if getattr(member, name) != getattr(base, name, None)]
     return ", ".join([f"{name} {cell(getattr(member, name))}" for name in changed] + [f"seed {member.seed}"])
 
 
