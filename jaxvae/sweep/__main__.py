@@ -21,7 +21,8 @@ from jaxvae.errors import InputError
 from jaxvae.options import flag
 from jaxvae.sweep.extract import extract
 from jaxvae.sweep.grid import FILE, OUTER, Axes, Grid, axes_of, load_sweep
-from jaxvae.sweep.loop import say, sweep
+from jaxvae.sweep.log import say
+from jaxvae.sweep.loop import sweep
 from jaxvae.train.__main__ import arguments_of, peek, with_own
 
 DESCRIPTION = """Train many models at once, in one program: a grid of seeds and hyperparameters.
