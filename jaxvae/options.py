@@ -86,9 +86,8 @@ def _options(kind: Any) -> tuple[Option, ...]:
 def _helps(kind: Any) -> dict[str, str]:
     """The docstrings below the fields of a dataclass and of those it inherits from, on one line each."""
     found: dict[str, str] = {}
-    base: Any
     for base in reversed(kind.__mro__):
-        if dataclasses.is_dataclass(base):
+        if "__dataclass_fields__" in base.__dict__:
             found |= _helps_of_module(base.__module__).get(base.__name__, {})
     return found
 
