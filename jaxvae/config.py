@@ -6,7 +6,6 @@ Every field is a flag of ``python -m jaxvae.train`` (``batch_size`` is ``--batch
 
 import dataclasses
 import functools
-import math
 import types
 import typing
 from collections.abc import Collection, Iterator, Mapping
@@ -17,25 +16,19 @@ from flax import linen as nn
 from typing_extensions import Doc
 
 from jaxvae.errors import InputError, suggestion
-from jaxvae.models.autoencoder import Head
+from jaxvae.fields import HELD_OUT, Fields
 from jaxvae.models.layers import Precision
 from jaxvae.models.likelihoods import LIKELIHOODS
-from jaxvae.models.networks import MAX_WIDTH, NETWORKS
+from jaxvae.models.networks import NETWORKS
 from jaxvae.models.priors import PRIORS
 from jaxvae.noise import INPUTS
 from jaxvae.objectives.base import FunctionObjective
 from jaxvae.objectives.build import OBJECTIVES
 from jaxvae.optimizer import OPTIMIZERS, GivenOptimizer, Optimizer
 from jaxvae.options import (
-    AT_LEAST_1,
-    COUNT,
-    FRACTION,
-    NOT_NEGATIVE,
     Option,
-    Range,
     flag,
     one_of,
-    option,
     options,
     words,
 )
@@ -78,76 +71,6 @@ class Parts(NamedTuple):
     model: nn.Module | None
 
 
-_SEED = Range("at least 0 and below 2^32", lambda value: 0 <= value < 2**32)
-_HELD_OUT = Range("below 1 or a whole number", lambda value: math.isfinite(value) and (value <= 1 or not value % 1))
-
-
-@dataclasses.dataclass(frozen=True)
-class _Fields:
-    """What is no component's. Below each field that names a component, `Config` has the options of all of them."""
-
-    preset: str = option("notes-vae")
-    """notes-ae, notes-vae: the notes' models to the letter; vae: a usual VAE; iwae: after Burda et al."""
-
-    # Data.
-    dataset: str = option("auto", Range("a name or a path, not empty", bool))
-    """auto (mnist, or digits if offline), mnist, fashion_mnist, kmnist, digits, a .npy/.npz file, image folders."""
-    data_dir: str | None = option(None)
-    """Directory of IDX files (.gz or not). Without it they are downloaded once, checksums verified."""
-    validation: float = option(0.0, NOT_NEGATIVE)
-    """Training images to hold out, to choose the best checkpoint by: a fraction below 1, or a number; 0: none."""
-    validation_seed: int = option(0, COUNT)
-    """Draws which training images are held out."""
-    inputs: str = option("grey")
-    """Pixels. dynamic: 0 or 1, drawn anew each time an image is seen; static: drawn once, by --static-seed."""
-
-    # Model.
-    model: str | None = option(None)
-    """package.module:Name of a Flax module of your own, in place of all that describes a model."""
-    architecture: str = option("mlp")
-    """mlp: dense; conv: stride-2 convolutions, any image size; two-layer: two stochastic layers of dense ones."""
-    latent_size: int = option(10, Range(f"from 1 to {MAX_WIDTH}", lambda value: 1 <= value <= MAX_WIDTH))
-    """Latent dimensions; for an autoencoder, the width of its code."""
-    head: Head = option("relu")
-    """Beside the mean: deviation (relu), log-variance within +-10 (linear) or free (logvar), log-deviation (exp)."""
-    compute_dtype: Literal["float32", "bfloat16"] = option("float32")
-    """Arithmetic of the layers' products; parameters, losses and updates are always float32."""
-    matmul_precision: Precision = option("highest")
-    """Of float32 products in training. highest: float32; high, default: TF32 (GPU); 3 passes, 1 of bfloat16 (TPU)."""
-
-    # Objective.
-    objective: str = option("notes-elbo")
-    """mse (autoencoder), notes-elbo (VAE): the notes', per pixel; the others in nats/image."""
-    likelihood: str = option("bernoulli")
-    """Distribution of a pixel, for the objectives in nats/image."""
-    prior: str = option("normal")
-    """Distribution of the latents, for the objectives in nats/image."""
-
-    # Training.
-    optimizer: str = option("adam")
-    """What makes the updates; or package.module:Name of an optax optimiser of your own."""
-    ema: float = option(0.0, FRACTION)
-    """Evaluate, draw and export an exponential moving average of the weights with this decay; 0: the weights."""
-    batch_size: int = option(32, AT_LEAST_1)
-    """Images a step. The last, incomplete batch of an epoch is dropped."""
-    epochs: int = option(20, AT_LEAST_1)
-    """Passes over the training images; the notes train for 1000."""
-    seed: int = option(0, _SEED)
-    """Everything random follows from it: initial weights, order of the images, noise."""
-
-    # Cadence: what is written and when. It does not change what is trained.
-    log_every: int = option(0, COUNT)
-    """Steps that a train line of metrics.jsonl averages over; 0: all of an epoch."""
-    image_every: int = option(1, COUNT)
-    """Epochs between pictures; 0: only at the end."""
-    checkpoint_every: int = option(5, COUNT)
-    """Epochs between checkpoints; 0: only at the end."""
-    keep_checkpoints: int = option(3, AT_LEAST_1)
-    """Newest checkpoints to keep."""
-    keep_best_checkpoints: int = option(1, COUNT)
-    """Best checkpoints by the validation images to keep besides, of those saved. None without --validation."""
-
-
 def kind_of(slot: str, name: str) -> Any:
     """The component that a field names: its class; or what the user gave, which may be an object ready for use.
 
@@ -181,17 +104,22 @@ def parts_of(values: Mapping[str, Any]) -> Parts:
         if not is_own(model):
             raise InputError(f"--model {model}: must be package.module:Name")
         found = resolve(model, "--model")
+        if not isinstance(found, nn.Module) and not (isinstance(found, type) and issubclass(found, nn.Module)):
+            raise InputError(f"--model {model}: must be a flax.linen.Module")
         model = found if isinstance(found, nn.Module) else found()
-        if not isinstance(model, nn.Module):
-            raise InputError(f"--model {values['model']}: is no flax.linen.Module")
     return Parts(*(*built, model))
 
 
 class _Made(type):
     """Makes a `Config` of a class that has the options of components of the user's own as well, where it names any."""
 
-    def __call__(cls, preset: str = _Fields.preset, **values: Any) -> Any:
-        return type.__call__(config_type({**overrides(preset), **values}), preset, **values)
+    def __call__(cls, preset: str = Fields.preset, **values: Any) -> Any:
+        kind: Any = config_type({**overrides(preset), **values})
+        # Where a component is replaced by one of another kind, its options go with it.
+        for gone in cls.__dict__.get("__dataclass_fields__", {}).keys() - kind.__dataclass_fields__.keys():
+            if gone in values and values.pop(gone) != cls.__dataclass_fields__[gone].default:  # type: ignore[attr-defined]
+                raise InputError(f"{flag(gone)} has no effect: nothing that is chosen reads it")
+        return type.__call__(kind, preset, **values)
 
 
 class _Config(metaclass=_Made):
@@ -204,8 +132,8 @@ class _Config(metaclass=_Made):
     def __post_init__(self) -> None:
         for declared in options_of(type(self)):
             declared.check(getattr(self, declared.name))
-        if not _HELD_OUT.holds(self.validation):  # type: ignore[attr-defined]
-            raise InputError(f"--validation must be {_HELD_OUT.words}, not {self.validation}")  # type: ignore[attr-defined]
+        if not HELD_OUT.holds(self.validation):  # type: ignore[attr-defined]
+            raise InputError(f"--validation must be {HELD_OUT.words}, not {self.validation}")  # type: ignore[attr-defined]
         for part in self.parts[:-1]:
             part.check(self)
         self._check_layers()
@@ -248,7 +176,7 @@ def values_of(config: Any) -> dict[str, Any]:
 def _declared(own: Mapping[str, tuple[str, ...]]) -> Iterator[Option]:
     """The options of `Config`, in order: those of components follow the field that names them."""
     seen: dict[str, Option] = {}
-    for declared in options(_Fields):
+    for declared in options(Fields):
         if declared.name in SLOTS:
             names = (*SLOTS[declared.name], *own.get(declared.name, ()))
             declared = declared._replace(annotation=Literal[names])
@@ -270,7 +198,7 @@ def _from_preset(kind: Any) -> Any:
     init = kind.__init__
 
     @functools.wraps(init)
-    def filled(self: Any, preset: str = _Fields.preset, **given: Any) -> None:
+    def filled(self: Any, preset: str = Fields.preset, **given: Any) -> None:
         init(self, preset, **{**overrides(preset), **given})
 
     kind.__init__ = filled
@@ -326,8 +254,13 @@ if TYPE_CHECKING:
 else:
     Config = _config_type(())
 
-# What may differ between models that are trained in one program.
-TRACED = tuple(o.name for o in options_of(Config) if o.traced)
+
+def traced_of(kind: Any) -> tuple[str, ...]:
+    """The options of a class of configurations that may differ between models trained in one program."""
+    return tuple(o.name for o in options_of(kind) if o.traced)
+
+
+TRACED = traced_of(Config)
 
 
 def preset(name: str) -> Config:

@@ -106,10 +106,11 @@ def fit(
         if outcome.stopped_by is not None:
             raise SystemExit(128 + outcome.stopped_by)
         assert outcome.run_dir is not None
-        return _result(outcome.run_dir)
+        return result_of(outcome.run_dir)
 
 
-def _result(run_dir: Path) -> Fit:
+def result_of(run_dir: Path) -> Fit:
+    """What `fit` returned for the run in a directory. Raises `InputError` where none can be read."""
     run = load_run(run_dir)
     config = config_file.load(run_dir / "config.json")
     example = example_of_run(run.image_shape, run.record)

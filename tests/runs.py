@@ -16,10 +16,10 @@ import numpy as np
 from jaxvae import cli, data
 from jaxvae.config import PRESETS
 from jaxvae.distributed import devices as parallel
+from jaxvae.fitting import result_of
 from jaxvae.models.build import build_model
 from jaxvae.objectives.build import build_objective
 from jaxvae.optimizer import build_optimizer
-from jaxvae.run import checkpoint
 from jaxvae.train import __main__ as command
 from jaxvae.train.step import init_state, make_train_step
 
@@ -34,7 +34,7 @@ def train(*args: str) -> int:
 
 
 def state_of(run_dir: Path) -> Any:
-    return checkpoint.load_run(run_dir).state
+    return result_of(run_dir).state
 
 
 def assert_same_run(a: Path, b: Path) -> None:

@@ -54,7 +54,9 @@ def call_arguments(model: Model, batch: Batch, keys: Array, train: bool) -> tupl
 def init_variables(model: Model, key: Array, example: Mapping[str, Any]) -> dict[str, Any]:
     """The first variables of a model, by collection, from a batch of one example."""
     batch = {name: jnp.asarray(value) for name, value in example.items()}
-    # Built-in models take a single key; what they draw does not change their parameters.
+    if isinstance(model, LatentModel):
+        # Not by a call, which does not look at the prior. What is drawn does not change the variables.
+        return dict(model.init(key, batch, jax.random.split(key, 1), 1, method="draw"))
     arguments, named = call_arguments(model, batch, jax.random.fold_in(key, 0), train=False)
     variables: dict[str, Any] = dict(model.init(key, *arguments, **named))
     return variables

@@ -16,12 +16,13 @@ import jax
 
 from jaxvae import cli
 from jaxvae import config as configs
-from jaxvae.config import TRACED, Config
+from jaxvae.config import Config
 from jaxvae.errors import InputError
 from jaxvae.options import flag
 from jaxvae.sweep.extract import extract
-from jaxvae.sweep.grid import AXES, FILE, Axes, Grid, load_sweep
-from jaxvae.sweep.loop import say, sweep
+from jaxvae.sweep.grid import FILE, OUTER, Axes, Grid, axes_of, load_sweep
+from jaxvae.sweep.log import say
+from jaxvae.sweep.loop import sweep
 from jaxvae.train.__main__ import arguments_of, peek, with_own
 
 DESCRIPTION = """Train many models at once, in one program: a grid of seeds and hyperparameters.
@@ -63,14 +64,15 @@ def parse(argv: Sequence[str]) -> tuple[Arguments, Axes]:
     parser.add_argument("--preset")
     parser.add_argument("--run-dir", "--run_dir", type=Path)
     parser.add_argument("--resume", action="store_true")
-    for name in AXES:
+    names = axes_of(type(with_own(configs.PRESETS[Config.preset], peek(argv))))
+    for name in names:
         parser.add_argument(flag(name), f"--{name}", dest=name, nargs="+")
     try:
         known, rest = parser.parse_known_args(argv)
     except argparse.ArgumentError as error:
         raise InputError(str(error)) from None
-    base, axes = configs.preset(known.preset or Config.preset), {}
-    given = {name: values for name in AXES if (values := getattr(known, name)) is not None}
+    base, axes = configs.preset(known.preset or Config.preset), dict[str, Any]()
+    given = {name: values for name in names if (values := getattr(known, name)) is not None}
     seeds = 1
     if known.resume:
         if known.run_dir is None:
@@ -91,7 +93,7 @@ def parse(argv: Sequence[str]) -> tuple[Arguments, Axes]:
     tokens += ["--preset", known.preset] if known.preset else []
     tokens += ["--run-dir", str(known.run_dir)] if known.run_dir else []
     tokens += ["--resume"] if known.resume else []
-    base = with_own(base, peek(tokens))
+    base = with_own(base, peek(argv))
     kind, default = arguments_of(Arguments, base), Arguments(base, seeds=seeds)
     arguments = cli.parse(kind, tokens, prog="python -m jaxvae.sweep", description=DESCRIPTION, default=default)
     if arguments.seeds < 1:
@@ -116,9 +118,11 @@ def _value(name: str, text: str) -> Any:
     try:
         if name == "hidden":
             return tuple(int(width) for width in text.split(",") if width)
-        return float(text) if name in TRACED else int(text)
+        return float(text) if name not in OUTER else int(text)
     except ValueError:
-        raise InputError(f"{flag(name)}: {text} is not {'a number' if name in TRACED else 'a whole number'}") from None
+        raise InputError(
+            f"{flag(name)}: {text} is not {'a number' if name not in OUTER else 'a whole number'}"
+        ) from None
 
 
 def use_every_core() -> None:

@@ -8,17 +8,21 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxvae import config_file
-from jaxvae.config import TRACED, Config
+from jaxvae.config import Config, traced_of, values_of
 from jaxvae.errors import InputError
 
 OUTER = ("latent_size", "hidden", "batch_size", "samples")
-AXES = (*TRACED, *OUTER)
 FILE = "sweep.json"
 PROGRAMS = "programs"
 SWEEP_FILES = (FILE, "config.json", "checkpoints", PROGRAMS)
 DIVERGED = "diverged"
 
 Axes = dict[str, list[Any]]
+
+
+def axes_of(kind: Any) -> tuple[str, ...]:
+    """What a sweep of configurations of a class can take several values of."""
+    return (*traced_of(kind), *OUTER)
 
 
 class Grid(NamedTuple):
@@ -44,7 +48,8 @@ class Grid(NamedTuple):
 
 def shape_of(config: Config) -> tuple[Any, ...]:
     """What a member must have in common with the others of its program: all but its seed and numbers."""
-    common = [value for name, value in dataclasses.asdict(config).items() if name not in (*TRACED, "seed")]
+    traced = traced_of(type(config))
+    common = [value for name, value in values_of(config).items() if name not in (*traced, "seed")]
     # Without decay the optimiser's state has another structure.
     return (*common, config.weight_decay > 0)
 
@@ -84,7 +89,10 @@ def load_sweep(run_dir: Path) -> tuple[Grid, list[list[int]]]:
     try:
         content = json.loads(text)
         config = config_file.from_json(json.dumps(content["config"]), str(path))
-        axes = {str(name): [_value(name, value, path) for value in values] for name, values in content["axes"].items()}
+        axes = {
+            str(name): [_value(name, value, path, type(config)) for value in values]
+            for name, values in content["axes"].items()
+        }
         seeds, programs = list(content["seeds"]), [list(numbers) for numbers in content["programs"]]
         whole = not any(type(number) is not int for numbers in (seeds, *programs) for number in numbers)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -105,11 +113,11 @@ def load_sweep(run_dir: Path) -> tuple[Grid, list[list[int]]]:
     return grid, programs
 
 
-def _value(name: str, value: Any, path: Path) -> Any:
+def _value(name: str, value: Any, path: Path, kind: type) -> Any:
     """A value of an axis, from JSON. Raises `InputError`."""
-    if name not in AXES:
+    if name not in axes_of(kind):
         raise InputError(f"{path} has an axis this version does not know: {name}")
-    return config_file.from_field(name, value, str(path))
+    return config_file.from_field(name, value, str(path), kind)
 
 
 def cell(value: Any) -> Any:

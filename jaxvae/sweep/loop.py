@@ -1,8 +1,6 @@
 """The one place of a sweep with effects: its programs one after the other, figures, checkpoints, signals."""
 
 import dataclasses
-import os
-import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -14,16 +12,26 @@ from numpy.typing import NDArray
 
 from jaxvae import config as configs
 from jaxvae import data
-from jaxvae.config import TRACED, Config
+from jaxvae.config import Config
 from jaxvae.distributed import devices as parallel
-from jaxvae.errors import InputError, SaveError, one_line
+from jaxvae.errors import InputError, SaveError
 from jaxvae.objectives.build import measure_warning, selection_term
 from jaxvae.run import console, records
 from jaxvae.run import directory as run_dirs
 from jaxvae.run.checkpoint import Checkpoints
 from jaxvae.run.lock import RunLock
 from jaxvae.sweep import tables
-from jaxvae.sweep.grid import AXES, DIVERGED, FILE, PROGRAMS, SWEEP_FILES, Grid, cell, load_sweep, programs_of, to_json
+from jaxvae.sweep.grid import (
+    DIVERGED,
+    FILE,
+    PROGRAMS,
+    SWEEP_FILES,
+    Grid,
+    load_sweep,
+    programs_of,
+    to_json,
+)
+from jaxvae.sweep.log import ProgramLog, member_words, say
 from jaxvae.sweep.room import Room, room
 from jaxvae.sweep.trainer import MembersState, MembersTrainer, common_config
 from jaxvae.train.computer import splits
@@ -172,7 +180,7 @@ class _Program:
         own = [members[number] for number in numbers]
         self._directory, self._title, self._members, self._numbers = directory, title, members, numbers
         self._config = common_config(own)
-        swept = {name: [getattr(member, name) for member in own] for name in TRACED}
+        swept = {name: [getattr(member, name) for member in own] for name in self._config.traced()}
         seeds = [member.seed for member in own]
         self._trainer = MembersTrainer(self._config, images, seeds, swept, devices)
         self._record = {
@@ -214,7 +222,7 @@ class _Program:
                 say(f"warning: {warning}")
             window = record.get("window")
             self._windows = records.Windows(config.log_every, trainer.steps_per_epoch, window)
-            self._log = stack.enter_context(_Log(self._directory, kept))
+            self._log = stack.enter_context(ProgramLog(self._directory, kept))
             self._console = stack.enter_context(console.Console(config.epochs, total, step, trainer.unit))
             devices = trainer.mesh.size
             self._console.say(
@@ -294,7 +302,7 @@ class _Program:
         unit = self._trainer.unit
         for index in np.flatnonzero((diverged > 0) & ~self._dead).tolist():
             number, at = self._numbers[index], int(diverged[index])
-            self._console.say(f"member {number} ({_words(self._members[number])}) diverged at step {at:,}")
+            self._console.say(f"member {number} ({member_words(self._members[number])}) diverged at step {at:,}")
             self._write(index, {"step": at, "epoch": self._epoch(at), "split": DIVERGED, "unit": unit, "at": at})
         self._dead |= diverged > 0
 
@@ -324,49 +332,8 @@ class _Program:
             )
             if split == "validation":  # Nothing is chosen by the test images.
                 number = self._numbers[(max if higher else min)(values, key=lambda index: values[index])]
-                said += f", best: member {number} ({_words(self._members[number])})"
+                said += f", best: member {number} ({member_words(self._members[number])})"
         self._console.say(
             f"{self._title}  epoch {self._epoch(step)}/{self._config.epochs}  step {step:,}  {said}  "
             f"{console.speed_words(self._speed)}"
         )
-
-
-class _Log:
-    """The JSONL files of a program: of the figures there are, `kept` stay, and new lines follow."""
-
-    def __init__(self, directory: Path, kept: Sequence[records.Record]):
-        path = directory / "metrics.jsonl"
-        run_dirs.write_whole(path, "".join(records.json_line(line) for line in kept))
-        self._metrics = path.open("a", encoding="utf-8")
-        self._timing = (directory / "timing.jsonl").open("a", encoding="utf-8")
-
-    def __enter__(self) -> "_Log":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._metrics.close()
-        self._timing.close()
-
-    def write(self, member: int, line: records.Record) -> None:
-        self._metrics.write(records.json_line({"member": member, **line}))
-        self._metrics.flush()
-
-    def sync(self) -> None:
-        """Have the figures on the disk before the checkpoint that goes with them, should the power fail."""
-        os.fsync(self._metrics.fileno())
-
-    def time(self, event: str, **values: float) -> None:
-        self._timing.write(records.json_line({"event": event, **values}))
-        self._timing.flush()
-
-
-def _words(member: Config) -> str:
-    """A member's seed and numbers, where they are not the preset's."""
-    base = configs.PRESETS[member.preset]
-    changed = [name for name in AXES if getattr(member, name) != getattr(base, name)]
-    return ", ".join([f"{name} {cell(getattr(member, name))}" for name in changed] + [f"seed {member.seed}"])
-
-
-def say(text: str) -> None:
-    """Tell the person watching."""
-    print(one_line(text), file=sys.stderr, flush=True)

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from numpy.typing import NDArray
 
-from jaxvae.config import TRACED, Config
+from jaxvae.config import Config, traced_of
 from jaxvae.data.images import ImageData, prepared
 from jaxvae.errors import InputError
 from jaxvae.options import flag
@@ -37,8 +37,10 @@ def member_configs(
     """The configuration of a run of its own for each of M members. Raises `InputError` as `train_members` does."""
     hyperparameters = hyperparameters or {}
     for name, values in hyperparameters.items():
-        if name not in TRACED:
-            raise InputError(f"{name} cannot differ between members; what can: seed, {', '.join(TRACED)}")
+        if name not in traced_of(type(config)):
+            raise InputError(
+                f"{name} cannot differ between members; what can: seed, {', '.join(traced_of(type(config)))}"
+            )
         if len(values) != len(seeds):
             raise InputError(f"{flag(name)} has {len(values)} values for {len(seeds)} members")
     if not len(seeds):

@@ -1,0 +1,75 @@
+"""Components as a user would write them, for the tests: a module with dropout, batch statistics and a random stream."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+
+from jaxvae.options import POSITIVE, option
+from jaxvae.protocols import Likelihood
+
+
+class Net(nn.Module):
+    """An autoencoder with all that a module of the user's own may have."""
+
+    @nn.compact
+    def __call__(self, x: Any, train: bool) -> Any:
+        h = nn.BatchNorm(use_running_average=not train, momentum=0.9)(nn.Dense(16)(x.reshape(len(x), -1)))
+        h = nn.Dropout(0.2, deterministic=not train)(nn.relu(h))
+        mean = nn.Dense(3)(h)
+        z = mean + 0.1 * jax.random.normal(self.make_rng("latent"), mean.shape)
+        return {"x_hat": nn.sigmoid(nn.Dense(x[0].size)(z)).reshape(x.shape), "mean": mean}
+
+
+def loss(output: Any, batch: Any) -> Any:
+    recon = jnp.square(output["x_hat"] - batch["image"]).sum((1, 2, 3))
+    sparsity = jnp.abs(output["mean"]).sum(-1)
+    return {"loss": recon + 0.1 * sparsity, "recon": recon, "sparsity": sparsity}
+
+
+class Labelled(nn.Module):
+    """A decoder of labels: images from what the label is, and nothing else."""
+
+    @nn.compact
+    def __call__(self, batch: Any) -> Any:
+        shape = batch["image"].shape
+        return nn.sigmoid(nn.Dense(batch["image"][0].size)(jax.nn.one_hot(batch["label"], 4))).reshape(shape)
+
+    def sample(self, count: int) -> Any:
+        label = jax.random.randint(self.make_rng("labels"), (count,), 0, 4)
+        return self({"image": jnp.zeros((count, 6, 5, 1)), "label": label})
+
+
+def label_loss(output: Any, batch: Any) -> Any:
+    return {"loss": jnp.square(output - batch["image"]).mean((1, 2, 3)), "labels": batch["label"].astype(jnp.float32)}
+
+
+def not_a_loss(output: Any, batch: Any) -> Any:
+    return {"recon": jnp.zeros(len(batch["image"]))}
+
+
+@dataclass(frozen=True)
+class Cauchy(Likelihood):
+    """A Cauchy distribution a pixel."""
+
+    cauchy_scale: float = option(0.1, POSITIVE, traced=True)
+    """Its scale."""
+
+    continuous = True
+
+    def nll(self, pixels: Any, x: Any) -> Any:
+        standard = (x - pixels.location) / self.cauchy_scale
+        return (jnp.log1p(jnp.square(standard)) + jnp.log(jnp.pi * self.cauchy_scale)).sum(-1)
+
+
+@dataclass(frozen=True)
+class Clashing(Likelihood):
+    """One of whose options has another default than the built-in one of that name."""
+
+    beta: float = option(3.0)
+
+
+lion = optax.lion(1e-3)

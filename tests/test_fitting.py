@@ -1,0 +1,249 @@
+"""`jaxvae.fit` with a model, a loss, an optimiser and data of the user's own."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+import own_parts
+import pytest
+from numpy.typing import NDArray
+from runs import assert_same_run, environment
+
+import jaxvae
+from jaxvae import fitting, own
+from jaxvae.errors import InputError
+from jaxvae.fitting import fit, image_data
+
+pytestmark = pytest.mark.unoptimized
+
+OWN: dict[str, Any] = {"model": own_parts.Net(), "objective": own_parts.loss, "optimizer": optax.lion(1e-3)}
+SMALL: dict[str, Any] = {"batch_size": 16, "epochs": 3, "checkpoint_every": 1, "devices": 1}
+
+
+def test_all_that_a_run_has_comes_with_a_model_of_ones_own(images: NDArray[np.uint8], tmp_path: Path) -> None:
+    run = fit(data=images, run_dir=tmp_path / "run", **OWN, **SMALL)
+    assert run.run_dir == tmp_path / "run"
+    assert {"config.json", "metrics.jsonl", "checkpoints", "images", "tensorboard"} <= set(os.listdir(run.run_dir))
+    assert set(run.metrics["train"]) == {"step", "epoch", "loss", "recon", "sparsity"}
+    loss, recon, sparsity = (run.metrics["train"][name] for name in ("loss", "recon", "sparsity"))
+    np.testing.assert_allclose(loss, recon + 0.1 * sparsity, rtol=1e-5)
+    assert int(run.state.step) == 15  # Of 96 images 9 are for testing, and 7 for validation.
+    assert set(run.state.collections) == {"batch_stats"}
+    assert run.run.reconstruct(images[:5]).shape == (5, 6, 5, 1)
+    assert "sparsity" in repr(run) and str(run.run_dir) in repr(run)
+
+
+def test_a_step_is_that_of_plain_flax_and_optax(images: NDArray[np.uint8], tmp_path: Path) -> None:
+    """Without noise: batch statistics and parameters after an epoch, against a loop written out."""
+    model, optimizer = Plain(), optax.sgd(0.01, momentum=0.9)
+    run = fit(
+        data=(images[:80], images[80:]), model=model, objective=squares, optimizer=optimizer, run_dir=tmp_path / "run",
+        **{**SMALL, "epochs": 1, "validation": 0.0},
+    )  # fmt: skip
+    from jaxvae.keys import purpose_key
+    from jaxvae.train.step import epoch_order
+
+    order = np.asarray(epoch_order(purpose_key(0, "shuffle"), 0, 80))
+    variables = model.init(purpose_key(0, "init"), np.zeros((1, 6, 5, 1), np.float32), train=False)
+    params, stats = variables["params"], variables["batch_stats"]
+    state = optimizer.init(params)
+    for step in range(5):
+        x = images[order[16 * step : 16 * step + 16]] / np.float32(255)
+
+        def mean_loss(params: Any, x: Any = x, stats: Any = stats) -> Any:
+            output, changed = model.apply(
+                {"params": params, "batch_stats": stats}, x, train=True, mutable=["batch_stats"]
+            )
+            return squares(output, {"image": x})["loss"].mean(), changed["batch_stats"]
+
+        grads, stats = jax.grad(mean_loss, has_aux=True)(params)
+        updates, state = optimizer.update(grads, state, params)
+        params = optax.apply_updates(params, updates)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
+        (run.state.params["params"], run.state.collections["batch_stats"]),
+        (params, stats),
+    )
+
+
+class Plain(own_parts.nn.Module):
+    @own_parts.nn.compact
+    def __call__(self, x: Any, train: bool) -> Any:
+        nn = own_parts.nn
+        h = nn.relu(nn.BatchNorm(use_running_average=not train)(nn.Dense(8)(x.reshape(len(x), -1))))
+        return nn.sigmoid(nn.Dense(x[0].size)(h)).reshape(x.shape)
+
+
+def squares(output: Any, batch: Any) -> Any:
+    return {"loss": jax.numpy.square(output - batch["image"]).sum((1, 2, 3))}
+
+
+SCRIPT = """
+import sys, numpy as np, optax, jaxvae, own_parts
+images, run_dir, epochs, resume = np.load(sys.argv[1]), sys.argv[2], int(sys.argv[3]), len(sys.argv) > 4
+jaxvae.fit(model=own_parts.Net(), objective=own_parts.loss, optimizer=optax.lion(1e-3), data=images, ema=0.9,
+           batch_size=16, epochs=epochs, checkpoint_every=1, run_dir=run_dir, resume=resume, devices=1)
+"""
+
+
+def test_a_run_that_is_killed_goes_on_to_the_same_bytes(images: NDArray[np.uint8], tmp_path: Path) -> None:
+    np.save(tmp_path / "images.npy", images)
+
+    def script(name: str, epochs: int, *resume: str) -> "subprocess.Popen[bytes]":
+        args = [str(tmp_path / "images.npy"), str(tmp_path / name), str(epochs), *resume]
+        path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+        return subprocess.Popen([sys.executable, "-c", SCRIPT, *args], env={**environment(), "PYTHONPATH": path})
+
+    assert script("whole", 300).wait() == 0
+    killed = script("cut", 300)
+    while not list((tmp_path / "cut").glob("checkpoints/[0-9]*")):
+        assert killed.poll() is None
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    assert script("cut", 300, "resume").wait() == 0
+    assert_same_run(tmp_path / "whole", tmp_path / "cut")
+
+
+@pytest.mark.parametrize("devices", [2, 4])
+def test_any_number_of_devices_computes_what_one_does(devices: int, images: NDArray[np.uint8], tmp_path: Path) -> None:
+    """With batch statistics and dropout, which are of the whole batch. (Lion takes signs, and multiplies rounding.)"""
+    options = {**OWN, **SMALL, "optimizer": optax.sgd(0.01), "epochs": 1}
+    found = [fit(data=images, run_dir=tmp_path / str(n), **{**options, "devices": n}) for n in (1, devices)]
+    one, many = (run.metrics["train"]["loss"] for run in found)
+    np.testing.assert_allclose(one, many, rtol=1e-5)
+    stats = [run.state.collections for run in found]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), *stats)
+
+
+def test_what_else_an_example_holds_reaches_the_model_and_the_loss(images: NDArray[np.uint8], tmp_path: Path) -> None:
+    label = np.arange(96, dtype=np.int32) % 4
+    run = fit(
+        data={"image": images, "label": label}, model=own_parts.Labelled(), objective=own_parts.label_loss,
+        run_dir=tmp_path / "run", **{**SMALL, "epochs": 1, "validation": 0.0},
+    )  # fmt: skip
+    assert run.metrics["test"]["labels"] == pytest.approx(np.mean(label[9::10]))
+    assert run.run.sample(7).shape == (7, 6, 5, 1)
+    assert len(np.unique(run.run.sample(40), axis=0)) == 4
+    assert run.run.reconstruct(images[:3], label=label[:3]).shape == (3, 6, 5, 1)
+    record = json.loads(next((run.run_dir / "checkpoints").glob("*/record.json")).read_text())["record"]
+    assert record["example"] == {"label": {"shape": [], "dtype": "int32"}}
+    assert "train_label_sha256" in record
+
+
+def test_an_interrupt_saves_and_is_raised(images: NDArray[np.uint8], tmp_path: Path) -> None:
+    """A loop around `fit` ends with it."""
+    from jaxvae.train.trainer import Trainer
+
+    whole = Trainer.run_steps
+
+    def interrupted(self: Trainer, state: Any, step: int, count: int) -> Any:
+        if step == 5:
+            os.kill(os.getpid(), signal.SIGINT)
+        return whole(self, state, step, count)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Trainer, "run_steps", interrupted)
+        with pytest.raises(KeyboardInterrupt, match="resume"):
+            fit(data=images, run_dir=tmp_path / "run", **OWN, **SMALL)
+    again = fit(data=images, run_dir=tmp_path / "run", resume=True, **OWN, **SMALL)
+    whole_run = fit(data=images, run_dir=tmp_path / "whole", **OWN, **SMALL)
+    jax.tree.map(np.testing.assert_array_equal, again.state, whole_run.state)
+
+
+def test_data_of_any_kind_is_the_same(images: NDArray[np.uint8]) -> None:
+    expected = image_data(images)
+    assert len(expected.test) == 9 and len(expected.train) == 87
+    floats = images / np.float32(255)
+    kinds = (images[..., 0], floats, {"image": images}, [images[:50], images[50:]], iter([{"image": floats}]))
+    for given in kinds:
+        found = image_data(given)
+        np.testing.assert_array_equal(found.train, expected.train)
+        np.testing.assert_array_equal(found.test, expected.test)
+    pair = image_data((images[:80], images[80:]))
+    assert (len(pair.train), len(pair.test)) == (80, 16)
+    assert image_data(pair) is pair
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (np.zeros((20, 5), np.uint8), "shape"),
+        (np.full((20, 5, 5), 300), "300"),
+        (np.full((20, 5, 5), np.nan), "finite"),
+        ({"label": np.zeros(20)}, "image"),
+        ({"image": np.zeros((20, 5, 5), np.uint8), "label": np.zeros(19)}, "label"),
+        ({"image": np.zeros((20, 5, 5), np.uint8), "name": np.full(20, "x")}, "name"),
+        (({"image": np.zeros((20, 5, 5), np.uint8), "label": np.zeros(20)}, np.zeros((2, 5, 5), np.uint8)), "label"),
+        (7, "int"),
+        ([], "no batches"),
+        ([{"image": np.zeros((4, 5, 5))}, {"image": np.zeros((4, 5, 5)), "label": np.zeros(4)}], "batch"),
+        (np.zeros((4, 5, 5), np.uint8), "10"),
+    ],
+)
+def test_data_that_cannot_be_used_is_refused(data: Any, said: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=said):
+        fit(data=data, run_dir=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_errors_name_arguments(images: NDArray[np.uint8], tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="^batch_size") as told:
+        fit(data=images, batch_size=1000, run_dir=tmp_path / "run")
+    assert "--" not in str(told.value)
+    with pytest.raises(InputError, match="latent_size 3 has no effect: it needs no model"):
+        fit(data=images, model=own_parts.Net(), objective=own_parts.loss, latent_size=3)
+    with pytest.raises(TypeError, match="not_a_loss must return a mapping of terms, among them loss"):
+        fit(data=images, model=own_parts.Net(), objective=own_parts.not_a_loss, run_dir=tmp_path / "run", **SMALL)
+
+
+def test_other_arguments_than_the_runs_are_refused_on_resume(images: NDArray[np.uint8], tmp_path: Path) -> None:
+    fit(data=images, run_dir=tmp_path / "run", **OWN, **{**SMALL, "epochs": 1})
+    for other, named in (({"objective": squares}, "objective"), ({"batch_size": 8}, "batch_size")):
+        with pytest.raises(InputError, match=named):
+            fit(data=images, run_dir=tmp_path / "run", resume=True, **{**OWN, **SMALL, **other})
+    with pytest.raises(InputError, match="images"):
+        fit(data=images[::-1], run_dir=tmp_path / "run", resume=True, **OWN, **SMALL)
+
+
+def test_a_preset_is_fitted_by_its_name(images: NDArray[np.uint8], tmp_path: Path) -> None:
+    run = fit("notes-ae", data=images, hidden=(8,), latent_size=3, run_dir=tmp_path / "run", **SMALL)
+    assert run.run.config.preset == "notes-ae" and run.run.encode(images[:4]).shape == (4, 3)
+
+
+def test_a_run_of_objects_is_loaded_with_them(images: NDArray[np.uint8], tmp_path: Path) -> None:
+    """A process that cannot import them is told so; one that gives them can use the model."""
+    fit(data=images, run_dir=tmp_path / "run", model=Plain(), objective=local_loss(), **{**SMALL, "epochs": 1})
+    own._given.clear()
+    with pytest.raises(InputError, match="--objective .*given in Python"):
+        jaxvae.load(tmp_path / "run")
+    run = jaxvae.load(tmp_path / "run", model=Plain(), objective=local_loss())
+    assert run.reconstruct(images[:2]).dtype == np.uint8
+
+
+def local_loss() -> Any:
+    return lambda output, batch: squares(output, batch)
+
+
+def test_what_is_fitted_is_what_the_command_line_trains(image_file: Path, tmp_path: Path) -> None:
+    from runs import train
+
+    args = ["--preset", "vae", "--dataset", str(image_file), "--hidden", "8", "--latent-size", "2"]
+    args += ["--batch-size", "16"]
+    assert train(*args, "--epochs", "2", "--run-dir", str(tmp_path / "command")) == 0
+    options: dict[str, Any] = {"hidden": (8,), "latent_size": 2, "batch_size": 16, "epochs": 2, "devices": 1}
+    fit("vae", data=str(image_file), run_dir=tmp_path / "fit", **options)
+    assert_same_run(tmp_path / "command", tmp_path / "fit")
+
+
+def test_names_of_the_module_are_exported() -> None:
+    assert jaxvae.fit is fitting.fit and jaxvae.Fit is fitting.Fit
+    assert all(hasattr(jaxvae, name) for name in jaxvae.__all__)
+    with pytest.raises(AttributeError, match="nothing"):
+        _ = jaxvae.nothing  # type: ignore[attr-defined]

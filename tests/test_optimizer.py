@@ -1,0 +1,73 @@
+"""The optimisers: the average of the weights against NumPy, and what is evaluated with it."""
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from runs import train
+
+from jaxvae import config_file, load
+from jaxvae.config import PRESETS
+from jaxvae.errors import InputError
+from jaxvae.optimizer import AverageState, build_optimizer, evaluated, with_average
+
+pytestmark = pytest.mark.unoptimized
+
+
+def test_the_average_is_that_of_numpy() -> None:
+    rng = np.random.default_rng(0)
+    params = {"w": jnp.float32(rng.normal(size=3))}
+    optimizer = with_average(optax.sgd(0.1), 0.9)
+    state = optimizer.init(params)
+    average, weights = np.float64(params["w"]), np.float64(params["w"])
+    for t in range(200):
+        gradient = rng.normal(size=3)
+        updates, state = optimizer.update({"w": jnp.float32(gradient)}, state, params)
+        params = optax.apply_updates(params, updates)
+        weights = weights - 0.1 * gradient
+        decay = min(0.9, (1 + t) / (10 + t))
+        average = decay * average + (1 - decay) * weights
+    np.testing.assert_allclose(params["w"], weights, rtol=1e-4)
+    np.testing.assert_allclose(evaluated(params, state)["w"], average, rtol=1e-4)
+
+
+def test_the_updates_are_those_without_an_average() -> None:
+    config = dataclasses.replace(PRESETS["vae"], clip_norm=1.0)
+    averaged = build_optimizer(dataclasses.replace(config, ema=0.99))
+    plain = build_optimizer(config)
+    params = {"w": jnp.arange(3.0)}
+    grads = {"w": jnp.array([3.0, -1.0, 2.0])}
+    ours, _ = averaged.update(grads, averaged.init(params), params)
+    theirs, _ = plain.update(grads, plain.init(params), params)
+    np.testing.assert_array_equal(ours["w"], theirs["w"])
+    assert evaluated(params, plain.init(params)) is params
+
+
+@pytest.mark.parametrize("decay", ["-0.1", "1", "nan"])
+def test_a_decay_out_of_range_is_refused(decay: str) -> None:
+    with pytest.raises(InputError, match="--ema"):
+        dataclasses.replace(PRESETS["vae"], ema=float(decay))
+
+
+def test_a_run_evaluates_and_exports_the_average(image_file: Path, tmp_path: Path) -> None:
+    """The line of the test images is that of the average, which is neither the first nor the last weights."""
+    args = ["--preset", "notes-ae", "--dataset", str(image_file), "--hidden", "8", "--latent-size", "3"]
+    args += ["--batch-size", "16", "--epochs", "3", "--learning-rate", "0.01"]
+    assert train(*args, "--ema", "0.5", "--run-dir", str(tmp_path / "run")) == 0
+    run = load(tmp_path / "run")
+    from jaxvae.fitting import result_of
+
+    state = result_of(tmp_path / "run").state
+    assert isinstance(state.opt_state, AverageState)
+    jax.tree.map(np.testing.assert_array_equal, run.variables["params"], state.opt_state.average["params"])
+    moved = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), run.variables["params"], state.params["params"])
+    assert max(jax.tree.leaves(moved)) > 1e-4
+    images = np.load(image_file)["test"]
+    error = np.square(run.reconstruct(images / 255.0) - images / 255.0).mean()
+    lines = result_of(tmp_path / "run").metrics["test"]["loss"]
+    assert lines[-1] == pytest.approx(error, rel=1e-4)
+    assert config_file.load(tmp_path / "run" / "config.json").ema == 0.5
