@@ -121,7 +121,7 @@ def test_exported_weights_compute_the_same_in_numpy(
     key = jax.random.key(1)
     eps = np.asarray(jax.random.normal(key, (8, 10)))
     expected = numpy_reconstruct(load_weights(tmp_path / f"w{suffix}"), images, eps)
-    found = reconstruct(notes_model(preset), states[preset].params, jnp.asarray(images), key)
+    found = reconstruct(notes_model(preset), states[preset].params, {"image": jnp.asarray(images)}, key)
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
 
@@ -142,7 +142,7 @@ def test_exported_weights_compute_the_same_in_pytorch(
             expected, _ = module(x, torch.tensor(np.asarray(jax.random.normal(key, (8, 10)))))
         else:
             expected = module(x)
-    found = reconstruct(notes_model(preset), states[preset].params, jnp.asarray(images), key)
+    found = reconstruct(notes_model(preset), states[preset].params, {"image": jnp.asarray(images)}, key)
     np.testing.assert_allclose(found, expected.permute(0, 2, 3, 1).numpy(), rtol=1e-5, atol=1e-6)
 
 
