@@ -136,9 +136,17 @@ class _Config(metaclass=_Made):
             raise InputError(f"--validation must be {HELD_OUT.words}, not {self.validation}")  # type: ignore[attr-defined]
         for part in self.parts[:-1]:
             part.check(self)
+        self._check_layers()
         for name in unread(self):
             value = words(getattr(self, name))
             raise InputError(f"{flag(name)} {value} has no effect: it needs {unmet(self, name)}")
+
+    def _check_layers(self) -> None:
+        layers = self.parts.network.layers
+        if self.parts.model is None and layers > self.parts.objective.layers:
+            able = one_of([key for key, kind in OBJECTIVES.items() if kind.layers >= layers] or ["of your own"])
+            named = f"--architecture {self.architecture}"  # type: ignore[attr-defined]
+            raise InputError(f"{named} needs --objective {able}: the others look at fewer layers than its {layers}")
 
     @functools.cached_property
     def parts(self) -> Parts:
