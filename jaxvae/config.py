@@ -104,9 +104,9 @@ def parts_of(values: Mapping[str, Any]) -> Parts:
         if not is_own(model):
             raise InputError(f"--model {model}: must be package.module:Name")
         found = resolve(model, "--model")
+        if not isinstance(found, nn.Module) and not (isinstance(found, type) and issubclass(found, nn.Module)):
+            raise InputError(f"--model {model}: must be a flax.linen.Module")
         model = found if isinstance(found, nn.Module) else found()
-        if not isinstance(model, nn.Module):
-            raise InputError(f"--model {values['model']}: is no flax.linen.Module")
     return Parts(*(*built, model))
 
 
@@ -114,7 +114,12 @@ class _Made(type):
     """Makes a `Config` of a class that has the options of components of the user's own as well, where it names any."""
 
     def __call__(cls, preset: str = Fields.preset, **values: Any) -> Any:
-        return type.__call__(config_type({**overrides(preset), **values}), preset, **values)
+        kind: Any = config_type({**overrides(preset), **values})
+        # Where a component is replaced by one of another kind, its options go with it.
+        for gone in cls.__dict__.get("__dataclass_fields__", {}).keys() - kind.__dataclass_fields__.keys():
+            if gone in values and values.pop(gone) != cls.__dataclass_fields__[gone].default:  # type: ignore[attr-defined]
+                raise InputError(f"{flag(gone)} has no effect: nothing that is chosen reads it")
+        return type.__call__(kind, preset, **values)
 
 
 class _Config(metaclass=_Made):
@@ -131,9 +136,17 @@ class _Config(metaclass=_Made):
             raise InputError(f"--validation must be {HELD_OUT.words}, not {self.validation}")  # type: ignore[attr-defined]
         for part in self.parts[:-1]:
             part.check(self)
+        self._check_layers()
         for name in unread(self):
             value = words(getattr(self, name))
             raise InputError(f"{flag(name)} {value} has no effect: it needs {unmet(self, name)}")
+
+    def _check_layers(self) -> None:
+        layers = self.parts.network.layers
+        if self.parts.model is None and layers > self.parts.objective.layers:
+            able = one_of([key for key, kind in OBJECTIVES.items() if kind.layers >= layers] or ["of your own"])
+            named = f"--architecture {self.architecture}"  # type: ignore[attr-defined]
+            raise InputError(f"{named} needs --objective {able}: the others look at fewer layers than its {layers}")
 
     @functools.cached_property
     def parts(self) -> Parts:

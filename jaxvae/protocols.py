@@ -181,6 +181,7 @@ class Objective(Component, Protocol):
       latent_model: whether it trains a model with a distribution of latents, rather than an autoencoder.
       layers: the most layers of latents that it can train.
       bound: the name of the lower bound on log p(x) that `terms` holds in evaluation; "" where there is none.
+      tightens: whether the bound is tighter with more latents an image, so that it compares for one number alone.
     """
 
     unit: ClassVar[str] = "nats/image"
@@ -188,6 +189,7 @@ class Objective(Component, Protocol):
     latent_model: ClassVar[bool] = True
     layers: ClassVar[int] = 1
     bound: ClassVar[str] = "elbo"
+    tightens: ClassVar[bool] = False
 
     @property
     def latents(self) -> int:

@@ -249,7 +249,8 @@ def test_arrays_are_compared_by_digest_too(tmp_path: Path, monkeypatch: pytest.M
 
     def wrong(*args: Any, **options: Any) -> Any:
         state = whole(*args, **options)
-        state.params["params"]["kernel"] = -state.params["params"]["kernel"]
+        params = state["params"]["params"]
+        params["kernel"] = -params["kernel"]
         return state
 
     monkeypatch.setattr(step_files.ocp.Checkpointer, "restore", wrong)

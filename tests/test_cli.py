@@ -15,6 +15,11 @@ import tyro
 from jaxvae import cli
 from jaxvae.errors import InputError, SaveError
 
+COMMANDS = [
+    *("jaxvae.train.__main__", "jaxvae.sweep.__main__"),
+    *("jaxvae.evaluate", "jaxvae.generate", "jaxvae.benchmark", "jaxvae.torch_weights"),
+]
+
 
 @dataclasses.dataclass(frozen=True)
 class Inner:
@@ -104,10 +109,10 @@ def test_nothing_is_suggested_where_nothing_is_near(word: str) -> None:
     assert "?" not in str(refused.value)
 
 
-@pytest.mark.parametrize("module", ["train", "sweep", "evaluate", "generate", "benchmark", "torch_weights"])
+@pytest.mark.parametrize("module", COMMANDS)
 def test_every_command_tells_its_versions(module: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
-        importlib.import_module(f"jaxvae.{module}").main(["--version"])
+        importlib.import_module(module).main(["--version"])
     assert not stop.value.code
     (line,) = capsys.readouterr().out.splitlines()
     assert line.startswith("jaxvae ") and f"jax {jax.__version__}  jaxlib " in line

@@ -11,17 +11,22 @@ from typing import Any
 
 import jax
 import numpy as np
+import optax
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxvae import config
+from jaxvae import config, config_file, own, presets
 from jaxvae.config import PRESETS, Config
 from jaxvae.errors import InputError
 from jaxvae.keys import purpose_key
 from jaxvae.models.build import build_model
+from jaxvae.models.networks import Mlp
+from jaxvae.models.priors import StandardNormalModule, log_normal
+from jaxvae.models.vae import VAE
 from jaxvae.objectives.build import build_objective
 from jaxvae.optimizer import build_optimizer
+from jaxvae.protocols import Prior
 from jaxvae.sweep import grid
 from jaxvae.train.step import init_state, make_train_step
 
@@ -40,7 +45,7 @@ configs = st.builds(
 
 @given(configs)
 def test_json_round_trip_is_exact(original: Config) -> None:
-    assert config.from_json(config.to_json(original)) == original
+    assert config_file.from_json(config_file.to_json(original)) == original
 
 
 def test_notes_presets_are_the_notes() -> None:
@@ -61,7 +66,7 @@ def test_a_presets_name_stands_for_its_values(name: str) -> None:
 
 
 def test_what_is_given_comes_before_the_presets_value() -> None:
-    back = {name: getattr(PRESETS["notes-vae"], name) for name in config.OVERRIDES["vae"]}
+    back = {name: getattr(PRESETS["notes-vae"], name) for name in presets.OVERRIDES["vae"]}
     assert Config(preset="vae", **back) == dataclasses.replace(PRESETS["notes-vae"], preset="vae")
 
 
@@ -89,6 +94,9 @@ def test_presets_are_named_after_themselves() -> None:
     assert {name: preset.preset for name, preset in PRESETS.items()} == {name: name for name in PRESETS}
 
 
+TWO_LAYERS = {"head": "linear", "architecture": "two-layer"}
+
+
 @pytest.mark.parametrize(
     ("changes", "flag"),
     [
@@ -111,6 +119,11 @@ def test_presets_are_named_after_themselves() -> None:
         ({"objective": "elbo"}, "--objective elbo"),
         ({"preset": "notes-ae", "head": "exp"}, "--objective mse"),
         ({"preset": "vae", "objective": "info"}, "--objective info"),
+        *(
+            ({**TWO_LAYERS, "objective": objective}, "--architecture two-layer")
+            for objective in ("mse", "notes-elbo", "dreg", "beta-tc")
+        ),
+        ({**TWO_LAYERS, "objective": "info", "mmd_weight": 1.0}, "--architecture two-layer"),
         ({"preset": "vea"}, "--preset vea"),
     ],
 )
@@ -161,18 +174,18 @@ def test_a_flag_without_effect_is_refused_with_what_would_read_it(changes: dict[
         ('{"data_dir": 3}', "data_dir"),
         ('{"epochs": 0}', "--epochs"),
         ('{"preset": "nope"}', "--preset nope"),
-        ('{"format": 3}', "format 3"),
+        ('{"format": 4}', "format 4"),
         ('{"format": 0}', "format"),
         ('{"format": true}', "format"),
         ('{"format": "2"}', "format"),
         ('{"steps_per_call": 0}', "steps"),
         ('{"steps_per_call": "2000"}', "steps_per_call"),
-        ('{"format": 2, "static_seed": 1}', "--static-seed 1"),
+        ('{"format": 3, "static_seed": 1}', "--static-seed 1"),
     ],
 )
 def test_bad_json_is_refused_by_name(text: str, name: str) -> None:
     with pytest.raises(InputError, match=f"^c.json.*{name}" if name != "c.json" else "^c.json"):
-        config.from_json(text, "c.json")
+        config_file.from_json(text, "c.json")
 
 
 field_names = st.sampled_from([field.name for field in dataclasses.fields(Config)])
@@ -185,7 +198,7 @@ any_json = st.recursive(
 @given(any_json)
 def test_any_json_is_a_config_or_an_input_error(value: Any) -> None:
     try:
-        loaded = config.from_json(json.dumps(value))
+        loaded = config_file.from_json(json.dumps(value))
     except InputError:
         return
     assert isinstance(loaded, Config)
@@ -212,7 +225,10 @@ FORMAT_1_PRESETS: dict[str, dict[str, Any]] = {
         "adam_eps": 5e-06, "image_every": 50, "checkpoint_every": 50,
     },
 }  # fmt: skip
-ADDED_SINCE = {"validation": 0, "validation_seed": 0, "dequantize": False, "matmul_precision": "default"}
+ADDED_SINCE = {
+    "validation": 0, "validation_seed": 0, "dequantize": False, "matmul_precision": "default",
+    "model": None, "prior": "normal", "optimizer": "adam", "ema": 0.0,
+}  # fmt: skip
 
 
 def format_1(preset: str) -> dict[str, Any]:
@@ -223,7 +239,7 @@ def format_1(preset: str) -> dict[str, Any]:
 @pytest.mark.parametrize("preset", FORMAT_1_PRESETS)
 def test_a_file_of_format_1_means_what_it_meant(preset: str) -> None:
     written = format_1(preset)
-    loaded = dataclasses.asdict(config.from_json(json.dumps(written)))
+    loaded = dataclasses.asdict(config_file.from_json(json.dumps(written)))
     assert loaded.keys() <= written.keys() | ADDED_SINCE.keys()
     for name, value in loaded.items():
         expected = {**ADDED_SINCE, **written}[name]
@@ -233,30 +249,30 @@ def test_a_file_of_format_1_means_what_it_meant(preset: str) -> None:
 @pytest.mark.parametrize("preset", FORMAT_1_PRESETS)
 def test_a_field_that_a_file_of_format_1_lacks_takes_the_value_it_had_then(preset: str) -> None:
     written = format_1(preset)
-    whole = config.from_json(json.dumps(written))
+    whole = config_file.from_json(json.dumps(written))
     for name in written.keys() - {"preset"}:
         rest = {other: value for other, value in written.items() if other != name}
-        assert config.from_json(json.dumps(rest)) == whole, name
-    assert config.from_json(json.dumps({"preset": preset})) == whole
+        assert config_file.from_json(json.dumps(rest)) == whole, name
+    assert config_file.from_json(json.dumps({"preset": preset})) == whole
 
 
 def test_a_presets_value_of_today_is_not_that_of_an_older_file(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        config, "OVERRIDES", {**config.OVERRIDES, "vae": {**config.OVERRIDES["vae"], "latent_size": 99}}
+        presets, "OVERRIDES", {**presets.OVERRIDES, "vae": {**presets.OVERRIDES["vae"], "latent_size": 99}}
     )
-    monkeypatch.setattr(config, "FORMERLY", {1: {None: {"batch_size": 7, "gone": 1}, "vae": {"latent_size": 20}}})
-    old, new = (config.from_json(f'{{"format": {number}, "preset": "vae"}}') for number in (1, 2))
+    monkeypatch.setattr(config_file, "FORMERLY", {1: {None: {"batch_size": 7, "gone": 1}, "vae": {"latent_size": 20}}})
+    old, new = (config_file.from_json(f'{{"format": {number}, "preset": "vae"}}') for number in (1, 2))
     assert (old.latent_size, old.batch_size) == (20, 7)
     assert (new.latent_size, new.batch_size) == (99, 128)
-    assert config.from_json('{"preset": "vae", "latent_size": 3}').latent_size == 3
+    assert config_file.from_json('{"preset": "vae", "latent_size": 3}').latent_size == 3
 
 
 def test_a_field_that_there_is_no_more_is_left_out_where_that_is_harmless(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(config, "DROPPED", {1: {"gone": lambda value: value == 3}})
-    assert config.from_json('{"gone": 3, "epochs": 4}') == config.from_json('{"epochs": 4}')
+    monkeypatch.setattr(config_file, "DROPPED", {1: {"gone": lambda value: value == 3}})
+    assert config_file.from_json('{"gone": 3, "epochs": 4}') == config_file.from_json('{"epochs": 4}')
     for text in ('{"gone": 4}', '{"format": 2, "gone": 3}'):
         with pytest.raises(InputError, match="^c.json.*gone"):
-            config.from_json(text, "c.json")
+            config_file.from_json(text, "c.json")
 
 
 @pytest.mark.parametrize(
@@ -271,10 +287,26 @@ def test_a_field_that_there_is_no_more_is_left_out_where_that_is_harmless(monkey
 def test_what_had_no_effect_in_format_1_still_loads_and_has_none(
     values: dict[str, Any], changes: dict[str, Any]
 ) -> None:
-    base = config.from_json(json.dumps({"preset": values["preset"]}))
-    assert config.from_json(json.dumps(values)) == dataclasses.replace(base, **changes)
+    base = config_file.from_json(json.dumps({"preset": values["preset"]}))
+    assert config_file.from_json(json.dumps(values)) == dataclasses.replace(base, **changes)
     with pytest.raises(InputError):
-        config.from_json(json.dumps({"format": 2, **values}))
+        config_file.from_json(json.dumps({"format": config_file.FORMAT, **values}))
+
+
+@pytest.mark.parametrize("preset", FORMAT_1_PRESETS)
+def test_a_file_of_format_2_means_what_it_meant(preset: str) -> None:
+    written = {name: value for name, value in format_1(preset).items() if name != "steps_per_call"}
+    held_out = 1 / 12 if preset in ("vae", "iwae") else 0.0
+    written |= {"validation": held_out, "validation_seed": 0, "dequantize": False, "matmul_precision": "highest"}
+    assert config_file.from_json(json.dumps({"format": 2, **written})) == PRESETS[preset]
+
+
+def test_what_format_2_asked_for_and_nothing_reads_today_still_loads() -> None:
+    values = {"preset": "iwae", "objective": "info", "samples": 1, "mmd_weight": 2.0}
+    loaded = config_file.from_json(json.dumps({"format": 2, **values}))
+    assert loaded == Config(preset="iwae", objective="info", mmd_weight=2.0)
+    with pytest.raises(InputError, match="--samples 1 has no effect"):
+        config_file.from_json(json.dumps({"format": 3, **values}))
 
 
 def test_the_configuration_in_a_sweep_has_a_format_too(tmp_path: Path) -> None:
@@ -282,9 +314,9 @@ def test_the_configuration_in_a_sweep_has_a_format_too(tmp_path: Path) -> None:
     written = grid.Grid(PRESETS["vae"], {"beta": [1.0, 2.0]}, [0])
     path.write_text(grid.to_json(written, [[0, 1]]))
     content = json.loads(path.read_text())
-    assert content["config"]["format"] == config.FORMAT and grid.load_sweep(tmp_path)[0] == written
+    assert content["config"]["format"] == config_file.FORMAT and grid.load_sweep(tmp_path)[0] == written
     path.write_text(json.dumps({**content, "config": format_1("vae")}))
-    assert grid.load_sweep(tmp_path)[0].config == config.from_json(json.dumps(format_1("vae")))
+    assert grid.load_sweep(tmp_path)[0].config == config_file.from_json(json.dumps(format_1("vae")))
     path.write_text(json.dumps({**content, "config": {"format": 99}}))
     with pytest.raises(InputError, match="sweep.json is of format 99"):
         grid.load_sweep(tmp_path)
@@ -292,10 +324,10 @@ def test_the_configuration_in_a_sweep_has_a_format_too(tmp_path: Path) -> None:
 
 def test_load_names_a_file_it_cannot_read(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="config.json cannot be read: No such file"):
-        config.load(tmp_path / "config.json")
+        config_file.load(tmp_path / "config.json")
     (tmp_path / "config.json").write_bytes(b"\xff\xfe")
     with pytest.raises(InputError, match="config.json cannot be read"):
-        config.load(tmp_path / "config.json")
+        config_file.load(tmp_path / "config.json")
 
 
 def test_differences_leave_out_what_may_change_on_resume() -> None:
@@ -324,18 +356,48 @@ OUTSIDE = {
     "validation_seed",
 } | config.RESUMABLE_FIELDS - {"epochs"}
 
+# What has no effect in some configurations.
+CONDITIONAL = {
+    *("validation_seed", "keep_best_checkpoints", "static_seed", "dequantize", "corruption", "activation", "init"),
+    *("likelihood", "likelihood_std", "prior", "samples", "beta", "kl_warmup_epochs", "kl_cycles", "free_bits"),
+    *("mmd_weight", "learning_rate", "schedule", "warmup_epochs", "weight_decay", "clip_norm"),
+    *("adam_b1", "adam_b2", "adam_eps", "architecture", "hidden", "latent_size", "head", "compute_dtype"),
+}
+# Components of the user's own, where there is but one other choice, or none.
+OWN = {"model": "own:model", "prior": "own:Prior", "optimizer": "own:sgd"}
+
+
+class OwnPriorModule(StandardNormalModule):
+    def log_density(self, latent: Any, batch: Any) -> Any:
+        return log_normal(latent, 0.5)
+
+    def kl(self, mean: Any, std: Any, batch: Any) -> Any:
+        return None
+
+
+class OwnPrior(Prior):
+    def module(self, latent_size: int) -> Any:
+        return OwnPriorModule(latent_size)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _own_components() -> None:
+    for thing, name in ((VAE(SHAPE, Mlp((5,)), 3), "model"), (OwnPrior, "prior"), (optax.sgd(0.1), "optimizer")):
+        own.give(thing, OWN[name])
+
 
 def choices(name: str) -> tuple[Any, ...]:
     return typing.get_args(typing.get_type_hints(Config)[name])
 
 
 def combinations() -> list[Config]:
-    """Every preset with every objective and architecture, and one with every other choice."""
-    needed: dict[str, dict[str, Any]] = {"info": {"mmd_weight": 1.0, "samples": 1}, "beta-tc": {"samples": 1}}
+    """Every preset with every objective and architecture; one with every other choice, with the user's own."""
+    needed: dict[str, dict[str, Any]] = {"info": {"mmd_weight": 1.0}}
     vae: list[dict[str, Any]] = [
         {name: value} for name in ("likelihood", "inputs", "schedule") for value in choices(name)
     ]
     vae += [{"kl_warmup_epochs": 1.0}, {"warmup_epochs": 1.0}, {"hidden": ()}]
+    vae += [{"optimizer": OWN["optimizer"]}, {"prior": OWN["prior"]}]
     every = [{"preset": "vae", **changes} for changes in vae]
     every += [
         {"preset": preset, "objective": objective, "architecture": architecture, **needed.get(objective, {})}
@@ -348,11 +410,13 @@ def combinations() -> list[Config]:
         with contextlib.suppress(InputError):  # Two-layer models have a few objectives only.
             found.append(Config(**{**TINY, **values}))
     assert len(found) == len(vae) + len(PRESETS) * 16
-    return found
+    # A model of the user's own has all of its shape itself.
+    return [*found, Config(preset="vae", model=OWN["model"], batch_size=3, epochs=4)]
 
 
 def unchecked(original: Config, **changes: Any) -> Config:
     changed = copy.copy(original)
+    vars(changed).pop("parts", None)  # Those of the original.
     for name, value in changes.items():
         object.__setattr__(changed, name, value)
     return changed
@@ -361,6 +425,9 @@ def unchecked(original: Config, **changes: Any) -> Config:
 def another(original: Config, name: str) -> Any:
     """Another value of a field, in range or not."""
     value = getattr(original, name)
+    if name in OWN:
+        built_in = None if name == "model" else choices(name)[0]
+        return OWN[name] if value == built_in else built_in
     if isinstance(value, bool):
         return not value
     if isinstance(value, str):
@@ -391,13 +458,13 @@ def _traced(config: Config) -> str:
 
 
 def test_what_the_rule_calls_unread_changes_nothing_that_is_trained() -> None:
-    seen = set()
+    seen = set[str]()
     for one in combinations():
         unread = {field.name for field in dataclasses.fields(Config) if config.unmet(one, field.name)}
         seen |= unread
         changed = unchecked(one, **{name: another(one, name) for name in unread})
         assert traced(one) == traced(changed), (one, unread)
-    assert seen == {key if isinstance(key, str) else key[0] for key in config.READ_WHEN}
+    assert seen == CONDITIONAL
 
 
 @pytest.mark.parametrize("name", sorted({field.name for field in dataclasses.fields(Config)} - OUTSIDE))

@@ -97,16 +97,9 @@ def test_a_run_that_is_killed_goes_on_to_the_same_bytes(images: NDArray[np.uint8
     np.save(tmp_path / "images.npy", images)
 
     def script(name: str, epochs: int, *resume: str) -> "subprocess.Popen[bytes]":
-        command = [
-            sys.executable,
-            "-c",
-            SCRIPT,
-            str(tmp_path / "images.npy"),
-            str(tmp_path / name),
-            str(epochs),
-            *resume,
-        ]
-        return subprocess.Popen(command, env=environment())
+        args = [str(tmp_path / "images.npy"), str(tmp_path / name), str(epochs), *resume]
+        path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+        return subprocess.Popen([sys.executable, "-c", SCRIPT, *args], env={**environment(), "PYTHONPATH": path})
 
     assert script("whole", 300).wait() == 0
     killed = script("cut", 300)

@@ -118,14 +118,7 @@ def test_members_are_the_same_however_they_are_shared_out(
     images_ = ImageData("digits", "a test", images[:64], images[64:])
     seeds, rates, betas = zip(*GRID, strict=True)
     numbers = {**{name: [value] * 5 for name, value in config.traced().items()}, "learning_rate": rates, "beta": betas}
-    trainer = MembersTrainer(
-        config,
-        images_,
-        seeds,
-        numbers,
-        jax.devices()[:devices],
-        at_once,  # type: ignore[arg-type]
-    )
+    trainer = MembersTrainer(config, images_, seeds, numbers, jax.devices()[:devices], at_once)
     assert trainer.mesh.size == min(devices, 5)
     state, calls = advance(trainer, trainer.start(None), 0, 8)
     (_, terms) = calls[-1]
@@ -180,10 +173,10 @@ def test_weight_decay_may_be_none_for_some(images: NDArray[np.uint8]) -> None:
 
 
 @pytest.mark.parametrize(("seeds", "numbers", "message"), [
-    ([0], {"hidden": [3]}, "hidden cannot differ between members; what can: seed, learning_rate, beta"),
+    ([0], {"hidden": [3]}, f"hidden cannot differ between members; what can: seed, {', '.join(TRACED)}$"),
     ([0, 1], {"beta": [1.0]}, "--beta has 1 values for 2 members"),
     ([0], {"learning_rate": [-1.0]}, "--learning-rate must be positive and finite, not -1.0"),
-    ([2**32], {}, "--seed must be below"),
+    ([2**32], {}, "--seed must be .* below 2.32"),
     ([], {}, "no members"),
 ])  # fmt: skip
 def test_what_cannot_be_trained(seeds: list[int], numbers: Any, message: str, images: NDArray[np.uint8]) -> None:
@@ -210,6 +203,7 @@ def test_members_of_binarised_images_are_runs_on_them(images: NDArray[np.uint8])
 
 def test_every_swept_number_is_known_to_the_config() -> None:
     assert set(TRACED) <= {field.name for field in dataclasses.fields(Config)}
+    assert set(TRACED) == {"learning_rate", "weight_decay", "beta", "free_bits", "mmd_weight"}
 
 
 @pytest.mark.unoptimized
@@ -223,8 +217,9 @@ def test_evaluation_takes_no_more_memory_for_more_samples() -> None:
         numbers = {name: [value] for name, value in config.traced().items()}
         trainer = MembersTrainer(config, images, [0], numbers, jax.devices()[:1])
         state = trainer.start(None)
-        arguments = state.params, trainer._held_out["test"], trainer._keys["test-noise"], trainer._numbers_placed
-        program = trainer._evaluate["test"].lower(*arguments, np.int32(0)).compile()
+        held_out, keys = trainer._held_out["test"], trainer._keys["test-noise"]
+        arguments = members.variables_of(state), held_out, keys, trainer._hyperparameters_placed, np.int32(0)
+        program = trainer._evaluate["test"].lower(*arguments).compile()
         return int(program.memory_analysis().temp_size_in_bytes)
 
     assert evaluation_bytes(64) < 1.5 * evaluation_bytes(1)

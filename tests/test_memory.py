@@ -117,7 +117,8 @@ def test_an_allocation_that_fails_is_told_in_one_line(allocate: Any, capsys: pyt
 LIMITED = """
 import resource, sys
 from pathlib import Path
-from jaxvae import cli, memory, train
+from jaxvae import cli, memory
+from jaxvae.train import __main__ as train
 used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + 2**32, used + 2**32))
 sys.exit(cli.run(lambda: train.main(sys.argv[1:])))

@@ -13,9 +13,9 @@ import numpy as np
 import optax
 import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
-from runs import COMPARED, assert_same_curve, assert_same_training, float64_steps, train
+from runs import COMPARED, assert_same_curve, assert_same_training, float64_steps, state_of, train
 
-from jaxvae import data
+from jaxvae import config_file, data
 from jaxvae.config import PRESETS
 from jaxvae.distributed import devices as parallel
 from jaxvae.distributed import job as distributed
@@ -25,7 +25,6 @@ from jaxvae.models.build import build_model
 from jaxvae.objectives.base import Context
 from jaxvae.objectives.build import build_objective
 from jaxvae.optimizer import build_optimizer
-from jaxvae.run import checkpoint
 from jaxvae.train.computer import advance
 from jaxvae.train.step import init_state, intensities, make_train_step
 from jaxvae.train.trainer import Trainer
@@ -173,7 +172,7 @@ def batch_gradient(objective: str, way: str) -> Any:
     """The gradient of an objective with a term of the batch, on one device ("plain") or on four; float64."""
     config = dataclasses.replace(
         PRESETS["vae"],
-        objective=objective,  # type: ignore[arg-type]
+        objective=objective,
         hidden=(8,),
         latent_size=3,
         batch_size=16,
@@ -277,7 +276,7 @@ def test_evaluation_takes_every_image_once_on_any_number_of_devices(count: int) 
     for place in (0, count - 1):
         key = jax.random.fold_in(purpose_key(0, "test-noise"), place)
         x = intensities(jnp.asarray(images.test[place : place + 1]))
-        loss = build_objective(config).of(model, params, x, key[None], Context())["loss"]
+        loss = build_objective(config).of(model, params, {"image": x}, key[None], Context())[0]["loss"]
         np.testing.assert_allclose(got[0][place], loss[0], rtol=1e-5)
 
 
@@ -286,17 +285,17 @@ def test_a_checkpoint_of_eight_devices_starts_on_fewer_bit_for_bit(devices: int,
     run_dir = tmp_path / "run"
     cadence = ["--image-every", "0", "--epochs", "1"]
     assert train("--dataset", "digits", "--devices", "8", "--run-dir", str(run_dir), *cadence) == 0
-    saved = checkpoint.load_run(run_dir)
+    saved, config = state_of(run_dir), config_file.load(run_dir / "config.json")
     images = data.load("digits")
     placement = parallel.data_parallel(parallel.select_devices(devices))
-    trainer = Trainer(saved.config, images, placement)
-    state = trainer.start(saved.state)
-    for leaf, expected in zip(jax.tree.leaves(state), jax.tree.leaves(saved.state), strict=True):
+    trainer = Trainer(config, images, placement)
+    state = trainer.start(saved)
+    for leaf, expected in zip(jax.tree.leaves(state), jax.tree.leaves(saved), strict=True):
         assert len(leaf.addressable_shards) == devices
         for shard in leaf.addressable_shards:
             assert np.asarray(shard.data).tobytes() == np.asarray(expected).tobytes()
     assert train("--resume", "--run-dir", str(run_dir), "--epochs", "2", "--devices", str(devices)) == 0
-    assert checkpoint.load_run(run_dir).state.step == 2 * saved.state.step
+    assert state_of(run_dir).step == 2 * saved.step
 
 
 @pytest.mark.parametrize("preset", ["notes-vae", "vae"])

@@ -18,20 +18,20 @@ import matplotlib.axes
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from runs import SMALL, assert_same_run, environment, train
+from runs import SMALL, assert_same_run, environment, state_of, train
 
 from jaxvae import cli
 from jaxvae.config import PRESETS
 from jaxvae.errors import InputError
 from jaxvae.evaluate import evaluate_run
 from jaxvae.generate import main as generate
-from jaxvae.run import checkpoint
 from jaxvae.sweep import __main__ as command
 from jaxvae.sweep.__main__ import parse
 from jaxvae.sweep.extract import extract, restore
 from jaxvae.sweep.grid import Grid, load_sweep, programs_of, to_json
 from jaxvae.sweep.tables import best, draw, summary, summary_lines, table, write_tables
 from jaxvae.train import pipeline
+from jaxvae.trained import load_run
 
 
 def sweep(*args: str) -> int:
@@ -111,7 +111,7 @@ def test_the_best_member_is_extracted_as_a_run(
     assert "best: beta 1.0" in capsys.readouterr().err
     assert sweep("--run-dir", str(out), "--extract", "best", "--to", str(run)) == 0
     assert "member 1 of" in capsys.readouterr().err
-    best_run = checkpoint.load_run(run, best=True)
+    best_run = load_run(run, best=True)
     assert best_run.config.beta == 1 and best_run.record["validation_cost"] == -bounds[1]
     assert generate([str(run), "--out", str(tmp_path / "samples.png")]) == 0
     assert train("--resume", "--run-dir", str(run), "--epochs", "12") == 0
@@ -137,7 +137,7 @@ def test_a_member_is_extracted_in_the_middle_of_an_epoch(
         patch.setattr(pipeline.Pipeline, "_stopping", stopping)
         assert sweep(*args, "--beta", "1", "4", "--run-dir", str(out)) == 143
     assert extract(out, 1, run) == 1
-    assert checkpoint.load_run(run).state.step % 8
+    assert state_of(run).step % 8
     assert train("--resume", "--run-dir", str(run)) == 0
     assert train(*args, "--beta", "4", "--run-dir", str(one)) == 0
     assert_same_run(run, one)
@@ -213,6 +213,7 @@ def test_the_grid() -> None:
     }
     grid = Grid(arguments.config, axes, [5, 6])
     found = grid.members()
+    assert list(axes) == ["learning_rate", "beta", "latent_size", "hidden"]  # However they are given.
     assert len(found) == len(set(found)) == 16
     assert found[0] == dataclasses.replace(
         PRESETS["vae"], seed=5, beta=2.0, learning_rate=1e-3, latent_size=2, hidden=(512, 256)

@@ -27,9 +27,10 @@ from jaxvae import (
 from jaxvae.errors import InputError
 from jaxvae.models.autoencoder import AutoEncoder
 from jaxvae.models.build import reconstruct
+from jaxvae.models.networks import Mlp
 from jaxvae.models.vae import VAE
-from jaxvae.run import checkpoint
 from jaxvae.torch_weights import StateDict, export_run, load_weights, params_from_torch, save_weights, torch_from_params
+from jaxvae.trained import load_run
 
 pytestmark = pytest.mark.unoptimized
 
@@ -120,7 +121,7 @@ def test_exported_weights_compute_the_same_in_numpy(
     key = jax.random.key(1)
     eps = np.asarray(jax.random.normal(key, (8, 10)))
     expected = numpy_reconstruct(load_weights(tmp_path / f"w{suffix}"), images, eps)
-    found = reconstruct(notes_model(preset), states[preset].params, jnp.asarray(images), key)
+    found = reconstruct(notes_model(preset), states[preset].params, {"image": jnp.asarray(images)}, key)
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
 
@@ -141,7 +142,7 @@ def test_exported_weights_compute_the_same_in_pytorch(
             expected, _ = module(x, torch.tensor(np.asarray(jax.random.normal(key, (8, 10)))))
         else:
             expected = module(x)
-    found = reconstruct(notes_model(preset), states[preset].params, jnp.asarray(images), key)
+    found = reconstruct(notes_model(preset), states[preset].params, {"image": jnp.asarray(images)}, key)
     np.testing.assert_allclose(found, expected.permute(0, 2, 3, 1).numpy(), rtol=1e-5, atol=1e-6)
 
 
@@ -172,7 +173,7 @@ def test_bfloat16_safetensors_from_pytorch_are_read(tmp_path: Path) -> None:
 
 
 def test_layers_of_other_widths_travel_too() -> None:
-    model = VAE((2, 3, 1), hidden=(5, 4, 3, 2), latent_size=2)
+    model = VAE((2, 3, 1), Mlp((5, 4, 3, 2)), latent_size=2)
     params = init_state(model, build_optimizer(PRESETS["vae"]), jax.random.key(0)).params
     weights = torch_from_params(params)
     assert weights["decoder.8.weight"].shape == (6, 5)
@@ -226,7 +227,7 @@ def test_an_imported_model_computes_what_pytorch_computes(
     weights = spread(torch_from_params(params), low, high)
     torch.save({name: torch.tensor(values) for name, values in weights.items()}, tmp_path / "w.pt")
     assert run("import", tmp_path / "w.pt", tmp_path / "run", "--preset", preset) == cli.EXIT_OK
-    imported = checkpoint.load_run(tmp_path / "run")
+    imported = load_run(tmp_path / "run")
 
     activation, head = IN_PYTORCH[preset]
     encoder, decoder = sequentials(weights, getattr(torch.nn, activation)())
@@ -234,12 +235,12 @@ def test_an_imported_model_computes_what_pytorch_computes(
         expected = head(encoder(torch.tensor(images).reshape(8, 784)))
         assert expected[-1].min() < 0.01 and expected[-1].max() > 4
         x_hat = decoder(expected[0]).sigmoid().reshape(images.shape)
-    found: Any = imported.model.apply(imported.state.params, images, method="encode")
+    found: Any = imported.model.apply(imported.variables, images, method="encode")
     found = found if isinstance(found, tuple) else (found,)
     for ours, theirs in zip(found, expected, strict=True):
         np.testing.assert_allclose(ours, theirs.numpy(), rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(found[-1], expected[-1].numpy(), rtol=1e-5, atol=1e-9)  # Small deviations, too.
-    logits = imported.model.apply(imported.state.params, found[0], method="decode")
+    logits = imported.model.apply(imported.variables, found[0], method="decode")
     np.testing.assert_allclose(jax.nn.sigmoid(logits), x_hat.numpy(), atol=1e-5)
 
 
@@ -463,8 +464,8 @@ def test_import_then_export(
 
     from jaxvae import evaluate, generate
 
-    loaded = checkpoint.load_run(run_dir)
-    assert int(loaded.state.step) == 0
+    loaded = load_run(run_dir)
+    assert loaded.step == 0
     assert loaded.config.preset == "notes-vae" and loaded.config.dataset == "mnist"
     figures = evaluate.evaluate_run(run_dir)
     assert figures["images"] == 20 and 0 < figures["recon"] < figures["loss"]
@@ -512,7 +513,7 @@ def test_export_says_what_pytorch_must_compute(tmp_path: Path, capsys: pytest.Ca
     assert train("--preset", "vae", *flags, "--run-dir", str(tmp_path / "run")) == 0
     capsys.readouterr()
     assert run("export", tmp_path / "run", tmp_path / "w.npz") == cli.EXIT_OK
-    config = checkpoint.load_run(tmp_path / "run").config
+    config = load_run(tmp_path / "run").config
     assert config.head == "linear"
     assert torch_weights.torch_code(config) in capsys.readouterr().out
 

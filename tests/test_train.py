@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
-from runs import SMALL, assert_same_run, train
+from runs import SMALL, assert_same_run, state_of, train
 
 from jaxvae import cli, evaluate, generate
 from jaxvae.config import PRESETS
 from jaxvae.errors import InputError
-from jaxvae.objectives.build import OBJECTIVES
-from jaxvae.run import checkpoint, records
+from jaxvae.objectives.notes import NotesElbo
 from jaxvae.run import directory as run_dir
+from jaxvae.run import records
 from jaxvae.train import loop, programs, trainer
 
 
@@ -58,7 +58,7 @@ def test_a_run_writes_what_it_promises(preset: str, base: list[str], tmp_path: P
         rows = 4 if watched == "test" else 1  # Of the 32 or 5 images, 8 a row.
         assert picture.size == (2 * (8 * 7 + 2), 2 * (2 * rows * 8 + 2))
     assert list((run / "tensorboard").glob("events.*"))
-    assert checkpoint.load_run(run).state.step == 3 * steps
+    assert state_of(run).step == 3 * steps
 
 
 def test_two_runs_of_one_configuration_write_the_same_bytes(base: list[str], tmp_path: Path) -> None:
@@ -166,7 +166,7 @@ def test_a_signal_saves_and_stops_and_the_run_goes_on(
         assert signal.getsignal(number) is signal.default_int_handler
     finally:
         signal.signal(number, before)
-    assert 16 <= int(checkpoint.load_run(cut).state.step) < 40
+    assert 16 <= int(state_of(cut).step) < 40
     monkeypatch.undo()
     assert train("--resume", "--run-dir", str(cut)) == 0
     assert_same_run(whole, cut)
@@ -397,18 +397,16 @@ def test_a_run_traces_each_of_its_programs_once(
         return counted
 
     monkeypatch.setattr(programs, "make_train_step", counting)
-    objective = OBJECTIVES["notes-elbo"]
+    terms = NotesElbo.terms
 
-    def counted_losses(*args: Any) -> Any:
-        traces.append("losses")
-        return objective.losses(*args)
+    def counted_terms(*args: Any) -> Any:
+        traces.append("terms")
+        return terms(*args)
 
-    counted = objective._replace(losses=counted_losses)
-    for module in (programs, trainer):
-        monkeypatch.setattr(module, "build_objective", lambda *_: counted)
+    monkeypatch.setattr(NotesElbo, "terms", counted_terms)
     assert train(*base, "--epochs", "4", "--run-dir", str(tmp_path / "run")) == 0
     assert traces.count("train") == 2  # The first time for the shapes of its values alone.
-    assert traces.count("losses") == 3  # Twice in the train step, and in the evaluation.
+    assert traces.count("terms") == 3  # Twice in the train step, and in the evaluation.
 
 
 @pytest.mark.slow

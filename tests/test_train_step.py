@@ -63,7 +63,7 @@ def test_step_is_the_gradient_step_written_out(preset: str, images: NDArray[np.u
 
     @jax.jit
     def terms(params: Any) -> Any:
-        return objective.of(model, params, x, keys, Context(jnp.int32(0)))
+        return objective.of(model, params, {"image": x}, keys, Context(jnp.int32(0)))[0]
 
     expected = terms(state.params)
     assert {"loss"} <= metrics.keys() <= expected.keys()
@@ -132,8 +132,8 @@ def order_of(epoch: int) -> jax.Array:
 def test_an_epoch_takes_every_image_once_in_a_new_order(images: NDArray[np.uint8]) -> None:
     seen: list[NDArray[np.uint8]] = []
 
-    def record(state: TrainState, batch: jax.Array, key: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
-        jax.debug.callback(lambda b: seen.append(np.asarray(b)), batch, ordered=True)
+    def record(state: TrainState, batch: Any, key: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
+        jax.debug.callback(lambda b: seen.append(np.asarray(b)), batch["image"], ordered=True)
         return state._replace(step=state.step + 1), {"loss": jnp.zeros(())}
 
     state = TrainState(jnp.zeros((), jnp.int32), {}, ())
@@ -242,7 +242,7 @@ def test_evaluate_takes_every_image_once_whatever_the_size(preset: str, size: in
     got = joined([evaluate(state.params, test, key, first) for first in range(0, 32, size)], 32)
     x = intensities(test)
     keys = example_keys(key, 0, 32)
-    expected = jax.jit(lambda p: objective.of(model, p, x, keys, Context()))(state.params)
+    expected = jax.jit(lambda p: objective.of(model, p, {"image": x}, keys, Context())[0])(state.params)
     assert got.keys() == expected.keys()
     for name, value in got.items():
         # A KL that is estimated from one latent may be near 0, as a difference of larger numbers.
@@ -267,7 +267,7 @@ def test_evaluation_takes_no_more_memory_for_more_samples(objective: str) -> Non
 
 
 def _evaluation_bytes(objective: str, samples: int) -> int:
-    config = dataclasses.replace(PRESETS["vae"], objective=objective, samples=samples, hidden=(8,), latent_size=2)  # type: ignore[arg-type]
+    config = dataclasses.replace(PRESETS["vae"], objective=objective, samples=samples, hidden=(8,), latent_size=2)
     model = build_model(config, (16, 16, 1))
     params = jax.eval_shape(lambda: init_state(model, build_optimizer(config), jax.random.key(0))).params
     images = jax.ShapeDtypeStruct((5000, 16, 16, 1), jnp.uint8)

@@ -11,6 +11,7 @@ from flax import linen as nn
 from jaxvae.models.autoencoder import AutoEncoder
 from jaxvae.models.layers import float32_products
 from jaxvae.models.likelihoods import Bernoulli
+from jaxvae.models.priors import StandardNormal
 from jaxvae.models.two_layer import TwoLayerVAE
 from jaxvae.models.vae import VAE, LatentModel
 from jaxvae.typing import Array, Batch, ImageShape, Params
@@ -29,7 +30,10 @@ def build_model(config: Any, image_shape: ImageShape) -> Model:
     if not parts.objective.latent_model:
         return AutoEncoder(image_shape, parts.network, config.latent_size, config.head, dtype)
     kind = TwoLayerVAE if parts.network.layers == 2 else VAE
-    return kind(image_shape, parts.network, config.latent_size, config.head, parts.likelihood, parts.prior, dtype)
+    uses = parts.objective.uses
+    likelihood = parts.likelihood if "likelihood" in uses else Bernoulli()  # The notes' decoders end in logits.
+    prior = parts.prior if "prior" in uses else StandardNormal()
+    return kind(image_shape, parts.network, config.latent_size, config.head, likelihood, prior, dtype)
 
 
 def call_arguments(model: Model, batch: Batch, keys: Array, train: bool) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -31,10 +31,6 @@ class InNats(Objective):
             raise InputError(
                 f"{named} needs --head linear, logvar or exp: it has no finite value at a standard deviation of 0"
             )
-        if config.parts.network.layers > self.layers:
-            raise InputError(
-                f"--architecture {config.architecture} needs --objective elbo or iwae: the others look at one layer"
-            )
         if self.kl_warmup_epochs > config.epochs / self.kl_cycles:
             raise InputError(f"--kl-warmup-epochs {self.kl_warmup_epochs:g} is more than a cycle of the run has")
 

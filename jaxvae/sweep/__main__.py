@@ -1,7 +1,7 @@
 """Train a grid of models at once: ``python -m jaxvae.sweep``.
 
-Members that differ in seed and in numbers (`jaxvae.config.SWEPT`) train in one program; `OUTER` fields, which
-change shapes, make several, run one after the other.
+Members that differ in seed and in traced hyperparameters (`jaxvae.config.TRACED`) train in one program; `OUTER`
+fields, which change shapes, make several, run one after the other.
 """
 
 import argparse

@@ -11,6 +11,7 @@ from jaxvae import config_file
 from jaxvae.config import Config, traced_of, values_of
 from jaxvae.errors import InputError
 
+FIRST = ("learning_rate", "beta")
 OUTER = ("latent_size", "hidden", "batch_size", "samples")
 FILE = "sweep.json"
 PROGRAMS = "programs"
@@ -21,8 +22,10 @@ Axes = dict[str, list[Any]]
 
 
 def axes_of(kind: Any) -> tuple[str, ...]:
-    """What a sweep of configurations of a class can take several values of."""
-    return (*traced_of(kind), *OUTER)
+    """What a sweep of configurations of a class can take several values of, in the order in which members count."""
+    traced = traced_of(kind)
+    first = tuple(name for name in FIRST if name in traced)
+    return (*first, *(name for name in traced if name not in first), *OUTER)
 
 
 class Grid(NamedTuple):

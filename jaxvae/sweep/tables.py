@@ -128,7 +128,7 @@ def best(grid: Grid, rows: Sequence[Row], statistic: str = "") -> tuple[str, Row
     """
     if not grid.config.validation:
         raise InputError("this sweep holds no images out to choose by (--validation 0)")
-    if grid.config.objective in ("iwae", "dreg") and "samples" in grid.varied():
+    if grid.config.parts.objective.tightens and "samples" in grid.varied():
         raise InputError("IWAE bounds of different --samples cannot be compared")
     term, higher = selection_term(grid.config)
     column = f"validation_{term}{statistic}"

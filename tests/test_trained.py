@@ -1,0 +1,100 @@
+"""`jaxvae.load`: a trained model on images as people have them."""
+
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from runs import train
+
+import jaxvae
+from jaxvae import chunks, trained
+from jaxvae.errors import InputError
+
+pytestmark = pytest.mark.unoptimized
+
+MODELS = {
+    "vae": ["--preset", "vae"],
+    "notes-ae": ["--preset", "notes-ae"],
+    "conv": ["--preset", "vae", "--architecture", "conv", "--likelihood", "logistic"],
+    "two-layer": ["--preset", "iwae", "--architecture", "two-layer", "--samples", "2"],
+    "gaussian": ["--preset", "vae", "--likelihood", "gaussian-global"],
+}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory, images: NDArray[np.uint8]) -> Path:
+    directory = tmp_path_factory.mktemp("trained")
+    np.savez(directory / "images.npz", train=images[:64], test=images[64:])
+    return directory
+
+
+def loaded(runs: Path, name: str) -> trained.TrainedRun:
+    if not (runs / name).exists():
+        args = ["--dataset", str(runs / "images.npz"), "--hidden", "8", "4", "--latent-size", "2", "--batch-size", "16"]
+        assert train(*MODELS[name], *args, "--epochs", "1", "--run-dir", str(runs / name)) == 0
+    return jaxvae.load(runs / name)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_images_go_in_and_images_come_out(name: str, runs: Path, images: NDArray[np.uint8]) -> None:
+    run = loaded(runs, name)
+    latents = run.encode(images[:5])
+    assert latents.shape == (5, 4 if name == "two-layer" else 2) and latents.dtype == np.float32
+    back = run.reconstruct(images[:5])
+    assert back.shape == (5, 6, 5, 1) and back.dtype == np.uint8
+    floats = run.reconstruct(images[:5] / 255.0)
+    assert floats.dtype == np.float32 and floats.min() >= 0 and floats.max() <= 1
+    np.testing.assert_array_equal(back, np.round(255 * floats))
+    np.testing.assert_array_equal(run.encode(images[:5, ..., 0]), latents)
+    decoded = run.decode(latents)
+    assert decoded.shape == (5, 6, 5, 1) and decoded.min() >= 0 and decoded.max() <= 1
+    between = run.interpolate(images[0], images[1], steps=5)
+    assert between.shape == (5, 6, 5, 1) and between.dtype == np.uint8
+    np.testing.assert_allclose(between[[0, -1]] / 255, decoded[:2], atol=0.51 / 255)
+    if name == "notes-ae":
+        with pytest.raises(TypeError, match="prior"):
+            run.sample(3)
+    else:
+        assert run.sample(3).shape == (3, 6, 5, 1)
+        np.testing.assert_array_equal(run.sample(3, seed=4), run.sample(3, seed=4))
+        assert np.abs(run.sample(3, seed=4) - run.sample(3, seed=5)).max() > 0
+
+
+def test_what_is_computed_is_what_the_module_computes(runs: Path, images: NDArray[np.uint8]) -> None:
+    run = loaded(runs, "vae")
+    x = images[:7] / np.float32(255)
+    mean, _ = run.model.apply(run.variables, x, method="encode")
+    np.testing.assert_allclose(run.encode(images[:7]), mean, rtol=1e-5, atol=1e-6)
+    logits = run.model.apply(run.variables, mean, method="decode")
+    np.testing.assert_allclose(run.decode(mean), jax.nn.sigmoid(logits), rtol=1e-5)
+
+
+def test_chunks_change_nothing(runs: Path, images: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch) -> None:
+    run = loaded(runs, "vae")
+    whole = run.encode(images), run.reconstruct(images)
+    monkeypatch.setattr(trained, "PIXELS_AT_ONCE", 30 * 7)
+    again = jaxvae.load(runs / "vae")
+    np.testing.assert_allclose(again.encode(images), whole[0], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(again.reconstruct(images).astype(int), whole[1].astype(int), atol=1)
+    assert len(images) * 30 < chunks.PIXELS_AT_ONCE
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (np.zeros((2, 5, 6, 1), np.uint8), r"\[N, 6, 5, 1\]"),
+        (np.zeros((6, 5), np.uint8), r"\[N, 6, 5, 1\]"),
+        (np.full((2, 6, 5, 1), 200.0), r"\[0, 1\]"),
+        (np.full((2, 6, 5, 1), np.nan), r"\[0, 1\]"),
+    ],
+)
+def test_images_of_another_shape_or_scale_are_refused(wrong: NDArray[np.float64], said: str, runs: Path) -> None:
+    with pytest.raises(ValueError, match=said):
+        loaded(runs, "vae").encode(wrong)
+
+
+def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=str(tmp_path)):
+        jaxvae.load(str(tmp_path))
