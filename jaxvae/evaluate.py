@@ -11,7 +11,7 @@ import tyro
 
 from jaxvae import cli, data
 from jaxvae.config import describe
-from jaxvae.errors import InputError, SaveError
+from jaxvae.errors import InputError, SaveError, say
 from jaxvae.keys import purpose_key
 from jaxvae.metrics import METRICS, LogLikelihood, Subject
 from jaxvae.metrics.subject import mean_and_error
@@ -92,7 +92,7 @@ def _measured(
     likelihood = LogLikelihood(samples)
     likelihood.check(config)
     if (warning := measure_warning(config)) is not None:
-        print(warning, file=sys.stderr)
+        say(warning)
     images = data.as_seen(data.load(dataset or config.dataset, data_dir or config.data_dir), config)
     # Weights that were imported know of no images.
     digest = run.record.get("test_images_sha256")
@@ -128,7 +128,7 @@ def _measured(
 
 
 def _rounded(value: Any, digits: int) -> Any:
-    return value if isinstance(value, list) else float(f"{value:.{digits}g}")
+    return value if isinstance(value, list) else records.rounded(value, digits)
 
 
 def metrics_of(names: Sequence[str]) -> list[Metric]:
