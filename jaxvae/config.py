@@ -9,22 +9,15 @@ import functools
 import types
 import typing
 from collections.abc import Collection, Iterator, Mapping
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-import optax
-from flax import linen as nn
 from typing_extensions import Doc
 
-from jaxvae.errors import InputError, suggestion
+from jaxvae.components import SLOTS, Parts, kind_of, parts_of
+from jaxvae.errors import InputError
 from jaxvae.fields import HELD_OUT, Fields
 from jaxvae.models.layers import Precision
-from jaxvae.models.likelihoods import LIKELIHOODS
-from jaxvae.models.networks import NETWORKS
-from jaxvae.models.priors import PRIORS
-from jaxvae.noise import INPUTS
-from jaxvae.objectives.base import FunctionObjective
 from jaxvae.objectives.build import OBJECTIVES
-from jaxvae.optimizer import OPTIMIZERS, GivenOptimizer
 from jaxvae.options import (
     Option,
     flag,
@@ -32,21 +25,8 @@ from jaxvae.options import (
     options,
     words,
 )
-from jaxvae.own import is_own, resolve
+from jaxvae.own import is_own
 from jaxvae.presets import OVERRIDES, overrides
-from jaxvae.protocols import Inputs, Likelihood, Network, Objective, Optimizer, Prior
-
-# The components of a run by the field that names them, each among the built-in ones or the user's own.
-SLOTS: Mapping[str, Mapping[str, type]] = types.MappingProxyType(
-    {
-        "inputs": INPUTS,
-        "architecture": NETWORKS,
-        "objective": OBJECTIVES,
-        "likelihood": LIKELIHOODS,
-        "prior": PRIORS,
-        "optimizer": OPTIMIZERS,
-    }
-)
 
 # What a model of the user's own has no use for: it is a whole model.
 _NOT_WITH_MODEL = ("architecture", "prior", "latent_size", "head", "compute_dtype")
@@ -59,55 +39,11 @@ RESUMABLE_FIELDS = frozenset(
 )
 
 
-class Parts(NamedTuple):
-    """The components of a run, with their options; `model` is the user's own, or None."""
-
-    inputs: Inputs
-    network: Network
-    objective: Objective
-    likelihood: Likelihood
-    prior: Prior
-    optimizer: Optimizer
-    model: nn.Module | None
-
-
-def kind_of(slot: str, name: str) -> Any:
-    """The component that a field names: its class; or what the user gave, which may be an object ready for use.
-
-    Raises:
-      InputError: there is none of this name.
-    """
-    if name in SLOTS[slot]:
-        return SLOTS[slot][name]
-    if not is_own(name):
-        near = suggestion(name, SLOTS[slot])
-        raise InputError(f"{flag(slot)} {name}: unknown; choose from {', '.join(SLOTS[slot])}{near}")
-    found = resolve(name, flag(slot))
-    if slot == "optimizer" and isinstance(found, optax.GradientTransformation):
-        return GivenOptimizer(found)
-    if slot == "objective" and isinstance(found, types.FunctionType):
-        return FunctionObjective(found)
-    protocol = typing.get_type_hints(Parts)["network" if slot == "architecture" else slot]
-    if protocol not in (found if isinstance(found, type) else type(found)).__mro__:
-        raise InputError(f"{flag(slot)} {name}: must inherit from {protocol.__module__}.{protocol.__name__}")
-    return found
-
-
-def parts_of(values: Mapping[str, Any]) -> Parts:
-    """The components that the values of all fields describe. Raises `InputError`."""
-    built: list[Any] = []
-    for slot in SLOTS:
-        kind = kind_of(slot, values[slot])
-        built.append(kind(**{o.name: values[o.name] for o in options(kind)}) if isinstance(kind, type) else kind)
-    model = values["model"]
-    if model is not None:
-        if not is_own(model):
-            raise InputError(f"--model {model}: must be package.module:Name")
-        found = resolve(model, "--model")
-        if not isinstance(found, nn.Module) and not (isinstance(found, type) and issubclass(found, nn.Module)):
-            raise InputError(f"--model {model}: must be a flax.linen.Module")
-        model = found if isinstance(found, nn.Module) else found()
-    return Parts(*(*built, model))
+# Flags of the command lines that train, which no option may be called.
+_COMMAND_FLAGS = frozenset(
+    {"config", "run_dir", "resume", "devices", "coordinator", "num_processes", "process_id"}
+    | {"seeds", "members_per_program", "extract", "to", "help", "version"}
+)
 
 
 class _Made(type):
@@ -137,6 +73,8 @@ class _Config(metaclass=_Made):
         for part in self.parts[:-1]:
             part.check(self)
         self._check_layers()
+        if self.parts.model is not None and self.parts.objective.uses and not hasattr(self.parts.model, "draw"):
+            raise InputError("--model needs --objective module:name, a loss of your own: it has no method draw")
         for name in unread(self):
             value = words(getattr(self, name))
             raise InputError(f"{flag(name)} {value} has no effect: it needs {unmet(self, name)}")
@@ -155,7 +93,7 @@ class _Config(metaclass=_Made):
 
     def traced(self) -> dict[str, float]:
         """The traced hyperparameters: the options that are numbers to the compiled program, and may be swept in one."""
-        return {o.name: getattr(self, o.name) for part in self.parts[:-1] for o in options(type(part)) if o.traced}
+        return {o.name: getattr(part, o.name) for part in self.parts[:-1] for o in options(type(part)) if o.traced}
 
     @property
     def in_nats(self) -> bool:
@@ -186,11 +124,13 @@ def _declared(own: Mapping[str, tuple[str, ...]]) -> Iterator[Option]:
                 kind = kind_of(declared.name, name)
                 found += options(kind) if isinstance(kind, type) else ()
         for each in found:
+            if each.name in _COMMAND_FLAGS:
+                raise InputError(f"{flag(each.name)} is a flag of the command lines: call the option otherwise")
             if each.name not in seen:
                 seen[each.name] = each
                 yield each
             elif each.annotation != seen[each.name].annotation or each.default != seen[each.name].default:
-                raise InputError(f"{flag(each.name)} is declared twice, with another type or default")
+                raise InputError(f"{flag(each.name)} of a component is declared twice, with another type or default")
 
 
 def _from_preset(kind: Any) -> Any:
@@ -206,8 +146,8 @@ def _from_preset(kind: Any) -> Any:
 
 
 @functools.cache
-def _config_type(own: tuple[tuple[str, str], ...]) -> type:
-    by_slot = {slot: tuple(name for s, name in own if s == slot) for slot, _ in own}
+def _config_type(own: tuple[tuple[str, str, Any], ...]) -> type:
+    by_slot = {slot: tuple(name for s, name, _ in own if s == slot) for slot, _, _ in own}
     fields = []
     for o in _declared(by_slot):
         metadata = {"must": o.must, "traced": o.traced}
@@ -221,8 +161,15 @@ def _config_type(own: tuple[tuple[str, str], ...]) -> type:
 
 
 def config_type(values: Mapping[str, Any]) -> type:
-    """The class of configurations whose fields have these values: `Config`, or one with more options, see `_Config`."""
-    return _config_type(tuple((slot, values[slot]) for slot in SLOTS if is_own(values.get(slot))))
+    """The class of configurations whose fields have these values: `Config`, or one with more options, see `_Made`."""
+    own = []
+    for slot in SLOTS:
+        name = values.get(slot)
+        if isinstance(name, str) and is_own(name):
+            kind = kind_of(slot, name)
+            # A name may come to mean something else, where it was given in Python.
+            own.append((slot, name, options(kind) if isinstance(kind, type) else ()))
+    return _config_type(tuple(own))
 
 
 def options_of(kind: Any) -> tuple[Option, ...]:

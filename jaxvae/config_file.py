@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from jaxvae.config import Config, config_type, parts_of, unread, values_of
+from jaxvae.components import parts_of
+from jaxvae.config import Config, config_type, unread, values_of
 from jaxvae.errors import InputError, suggestion
 from jaxvae.own import is_own
 from jaxvae.presets import overrides

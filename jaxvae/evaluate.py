@@ -54,6 +54,7 @@ def evaluate_run(
     best: bool = False,
     samples: int = 0,
     metrics: Sequence[Metric] = (),
+    images: data.ImageData | None = None,
 ) -> dict[str, Any]:
     """The test metrics of a run's newest checkpoint (or its best): a record of ``metrics.jsonl``, and more.
 
@@ -65,6 +66,7 @@ def evaluate_run(
       best: the best checkpoint by the validation images.
       samples: latents an image for an estimate of log p(x); 0: none.
       metrics: to report besides those of `jaxvae.metrics.METRICS`.
+      images: what the run was trained and tested on, where that was given in Python: `jaxvae.fitting.image_data`.
 
     Returns:
       A record of ``metrics.jsonl`` with standard errors over the images, and what each metric found.
@@ -73,7 +75,7 @@ def evaluate_run(
       InputError: no run, an unreadable checkpoint, other test images than the run's, or `samples` for
         a model that has no likelihood.
     """
-    return _measured(run_dir, dataset, data_dir, best, samples, metrics).result
+    return _measured(run_dir, dataset, data_dir, best, samples, metrics, images).result
 
 
 class _Evaluation(NamedTuple):
@@ -85,7 +87,13 @@ class _Evaluation(NamedTuple):
 
 
 def _measured(
-    run_dir: Path, dataset: str | None, data_dir: str | None, best: bool, samples: int, metrics: Sequence[Metric]
+    run_dir: Path,
+    dataset: str | None,
+    data_dir: str | None,
+    best: bool,
+    samples: int,
+    metrics: Sequence[Metric],
+    images: data.ImageData | None = None,
 ) -> "_Evaluation":
     run = load_run(run_dir, best)
     config = run.config
@@ -93,7 +101,14 @@ def _measured(
     likelihood.check(config)
     if (warning := measure_warning(config)) is not None:
         say(warning)
-    images = data.as_seen(data.load(dataset or config.dataset, data_dir or config.data_dir), config)
+    if images is None:
+        if dataset is None and config.dataset == data.GIVEN:
+            raise InputError(
+                f"{run_dir} was trained on data given in Python: name a --dataset with the same test images, "
+                "or give it to jaxvae.evaluate.evaluate_run(images=...)"
+            )
+        images = data.load(dataset or config.dataset, data_dir or config.data_dir)
+    images = data.as_seen(images, config)
     # Weights that were imported know of no images.
     digest = run.record.get("test_images_sha256")
     if list(images.image_shape) != run.record["image_shape"] or digest not in (None, data.digest(images.test)):

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import re
 import signal
+import types
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,11 +15,12 @@ from flax import linen as nn
 from numpy.typing import NDArray
 
 from jaxvae import config_file, data
-from jaxvae.config import Config
-from jaxvae.errors import InputError
+from jaxvae.components import SLOTS
+from jaxvae.config import Config, config_type, values_of
+from jaxvae.errors import InputError, suggestion
 from jaxvae.models.build import build_model
 from jaxvae.optimizer import build_optimizer
-from jaxvae.own import give
+from jaxvae.own import GIVEN, give
 from jaxvae.run import records
 from jaxvae.run.checkpoint import Checkpoints
 from jaxvae.train import loop
@@ -56,9 +58,9 @@ def fit(
     config: Config | str | None = None,
     *,
     data: Any = None,
-    model: nn.Module | None = None,
+    model: nn.Module | str | None = None,
     objective: Any = None,
-    optimizer: optax.GradientTransformation | None = None,
+    optimizer: Any = None,
     run_dir: str | Path | None = None,
     resume: bool = False,
     devices: int | None = None,
@@ -69,30 +71,39 @@ def fit(
     Args:
       config: a `jaxvae.Config`, or the name of a preset. Default: the preset "vae".
       data: what to train on, in place of the dataset of `config`: a name or path that ``--dataset`` takes; images
-        [N, H, W, C] or [N, H, W], uint8 or floats in [0, 1]; a mapping with "image" and whatever else the model or the
-        loss reads, arrays with one first axis; a pair of any of these, for training and testing; an iterable of batches
-        of images or of such mappings, which is read once, to its end; or a `jaxvae.ImageData`. Of what comes without
-        test images every tenth is held out.
+        [N, H, W, C] or [N, H, W], integers from 0 to 255 or floats in [0, 1]; a mapping with "image" and whatever else
+        the model or the loss reads, arrays with one first axis; a pair of any of these, for training and testing; an
+        iterable of batches of images or of such mappings, which is read once, to its end; or a `jaxvae.ImageData`. Of
+        what comes without test images every tenth is held out.
       model: a Flax module. Its ``__call__`` gets the images of a batch, float32 [B, H, W, C] in [0, 1], or the whole
         batch if its first parameter is called `batch`; and, by their names, `train` (or `deterministic`) and `key`.
         Mutable collections and random streams work. Default: that of `config`.
       objective: a function ``objective(output, batch) -> terms`` of what the model returns and the batch, a mapping, to
-        named values [B], among them "loss"; or a `jaxvae.protocols.Objective`. Default: that of `config`.
-      optimizer: of optax. Default: that of `config`.
+        named values [B], or [] of the batch as a whole, among them "loss"; or a `jaxvae.protocols.Objective`; or the
+        name of one. Default: that of `config`.
+      optimizer: of optax, or a name. Default: that of `config`.
       run_dir: a directory that holds no run yet; default: a new one, runs/PRESET-DATE-TIME.
       resume: go on with what `run_dir` holds, given the same arguments; the end is that of a run never stopped.
       devices: how many share each batch. Default: all there are.
-      options: changes of `config`, such as ``epochs=5``.
+      options: changes of `config`, such as ``epochs=5``, and components: ``likelihood="logistic"``, a name
+        ``"module:Name"``, or an object, ``likelihood=StudentT(freedom=3.0)``.
+
+    What it cannot tell on resume is a function or an optimiser of the same name that computes something else.
 
     Raises:
-      InputError: bad input, found before anything is compiled; a `ValueError`.
+      InputError: bad input, found before a step is taken; a `ValueError`.
       jaxvae.Diverged: a loss or a parameter is not finite.
       KeyboardInterrupt: of Ctrl-C, once the state is saved.
     """
     with _arguments_named():
         base = Config(preset=config or PRESET) if not isinstance(config, Config) else config
         given = {"model": model, "objective": objective, "optimizer": optimizer}
-        own = {name: give(thing) for name, thing in given.items() if thing is not None}
+        options |= {name: thing for name, thing in given.items() if thing is not None}
+        own = {name: _named(name, options.pop(name)) for name in (*SLOTS, "model") if name in options}
+        kind: Any = config_type({**values_of(base), **own})
+        for name in options:
+            if name not in kind.__dataclass_fields__:
+                raise InputError(f"{name}: there is no such option{suggestion(name, kind.__dataclass_fields__)}")
         images = None
         if isinstance(data, str | Path):
             options["dataset"] = str(data)
@@ -107,6 +118,17 @@ def fit(
             raise SystemExit(128 + outcome.stopped_by)
         assert outcome.run_dir is not None
         return result_of(outcome.run_dir)
+
+
+def _named(slot: str, thing: Any) -> str:
+    """The name of a component or a model that was given, by a name or as it is."""
+    if isinstance(thing, str):
+        return thing
+    if isinstance(thing, optax.GradientTransformation):
+        return give(thing, f"{GIVEN}:{slot}")  # Its class says nothing of it.
+    if isinstance(thing, type | types.FunctionType | nn.Module):
+        return give(thing)
+    return give(thing, f"{GIVEN}:{type(thing).__name__}")  # Its options are its own.
 
 
 def result_of(run_dir: Path) -> Fit:
@@ -153,7 +175,14 @@ def _columns(given: Any) -> dict[str, NDArray[Any]]:
         return {"image": np.asarray(given)}
     if not isinstance(given, Iterable):
         raise InputError(f"data must be images, a mapping, a pair of these, or an iterable, not {type(given).__name__}")
-    batches = [_columns(batch) if isinstance(batch, Mapping) else {"image": np.asarray(batch)} for batch in given]
+    batches = []
+    for batch in given:
+        if isinstance(batch, tuple) or (not isinstance(batch, Mapping) and np.ndim(batch) < 3):
+            raise InputError(
+                'data: a batch must be images [N, H, W] or [N, H, W, C], or a mapping such as {"image": x, "label": y}'
+                f", not {type(batch).__name__}"
+            )
+        batches.append(_columns(batch) if isinstance(batch, Mapping) else {"image": np.asarray(batch)})
     if not batches:
         raise InputError("data is an iterable of no batches")
     if any(batch.keys() != batches[0].keys() for batch in batches):

@@ -44,7 +44,8 @@ def generate(run_dir: Path, n: int, seed: int = 0, best: bool = False) -> NDArra
     """
     run = trained.load_run(run_dir, best)
     if not can_sample(run.model):
-        raise InputError(f"{run_dir} holds a model that has no prior to draw from, such as an autoencoder")
+        why = "no method sample(count)" if run.config.model else "no prior to draw from: it is an autoencoder"
+        raise InputError(f"{run_dir}: the model has {why}")
     return run.sample(n, seed)
 
 

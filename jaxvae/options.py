@@ -113,6 +113,12 @@ def _field_docs(node: ast.ClassDef) -> dict[str, str]:
     }
 
 
+def with_traced(component: Any, hyperparameters: typing.Mapping[str, Any]) -> Any:
+    """A component with values, which may be traced, in place of those of its options that are named."""
+    own = {name: value for name, value in hyperparameters.items() if name in getattr(component, "__dict__", {})}
+    return dataclasses.replace(component, **own) if own else component
+
+
 def flag(name: str) -> str:
     """The command-line flag of an option: "batch_size" is "--batch-size"."""
     return "--" + name.replace("_", "-")

@@ -7,6 +7,8 @@ from typing import Any
 
 from jaxvae.errors import InputError
 
+GIVEN = "given"  # In place of a module, of what has no name that could be imported.
+
 _given: dict[str, Any] = {}  # Objects that were passed from Python, by their names.
 
 
@@ -42,9 +44,11 @@ def resolve(name: str, flag: str) -> Any:
         return _given[name]
     module, _, attribute = name.partition(":")
     if not module or not all(part.isidentifier() for part in (*module.split("."), *attribute.split("."))):
-        if "<" in attribute or module == "__main__":
-            raise InputError(f"{flag} {name}: it was given in Python, and is not to be had under this name")
+        if "<" in attribute:
+            raise InputError(_given_in_python(flag, name))
         raise InputError(f"{flag} {name}: must be package.module:Name")
+    if module == GIVEN:
+        raise InputError(_given_in_python(flag, name))
     here = str(Path.cwd())
     if here not in sys.path and "" not in sys.path:
         sys.path.insert(0, here)
@@ -55,7 +59,11 @@ def resolve(name: str, flag: str) -> Any:
     for part in attribute.split("."):
         if not hasattr(found, part):
             if module == "__main__":
-                raise InputError(f"{flag} {name}: it was given in Python, and is not to be had under this name")
+                raise InputError(_given_in_python(flag, name))
             raise InputError(f"{flag} {name}: {module} holds no {attribute}")
         found = getattr(found, part)
     return found
+
+
+def _given_in_python(flag: str, name: str) -> str:
+    return f"{flag} {name}: it was given in Python, and has no name to import: jaxvae.load takes it as an argument"

@@ -84,7 +84,7 @@ class Likelihood(Component, Protocol):
     """
 
     outputs: ClassVar[int] = 1
-    continuous: ClassVar[bool] = False
+    continuous: ClassVar[bool]
 
     def parameters(self) -> Mapping[str, float]:
         """Parameters of the distribution that are learnt, [] each: their names in the model, and their first values."""

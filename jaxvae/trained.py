@@ -16,10 +16,10 @@ from numpy.typing import ArrayLike, NDArray
 from jaxvae import config_file
 from jaxvae.chunks import PIXELS_AT_ONCE, in_chunks
 from jaxvae.config import Config
-from jaxvae.errors import InputError
+from jaxvae.errors import InputError, suggestion
 from jaxvae.keys import purpose_key
 from jaxvae.models.autoencoder import AutoEncoder
-from jaxvae.models.build import Model, build_model, can_sample, reconstruct, sample
+from jaxvae.models.build import Examples, Model, build_model, can_sample, reconstruct, sample
 from jaxvae.models.vae import LatentModel
 from jaxvae.own import give
 from jaxvae.run.checkpoint import Checkpoints
@@ -70,11 +70,15 @@ class TrainedRun:
         images: NDArray[np.float32] = self._map(self._decode, {"latent": np.asarray(latents, np.float32)})
         return images
 
-    def sample(self, count: int, seed: int = 0) -> NDArray[np.float32]:
-        """Images drawn from the model, [count, H, W, C]. Raises `TypeError` for a model that cannot, an autoencoder."""
+    def sample(self, count: int, seed: int = 0, **others: ArrayLike) -> NDArray[np.float32]:
+        """Images drawn from the model, [count, H, W, C]. Raises `TypeError` for a model that cannot, an autoencoder.
+
+        `others` are what a prior that depends on the batch reads of it, such as ``label=...``, [count, ...] each.
+        """
         if not can_sample(self.model):
             raise TypeError("the model has no prior to draw from")
-        return np.asarray(sample(self.model, self.variables, purpose_key(seed, "generate"), count), np.float32)
+        key, batch = purpose_key(seed, "generate"), self._others(others, count)
+        return np.asarray(sample(self.model, self.variables, key, count, Examples(batch)), np.float32)
 
     def interpolate(self, start: ArrayLike, end: ArrayLike, steps: int = 8) -> NDArray[Any]:
         """Images between two images, [steps, H, W, C]: decoded from the straight line between their latents.
@@ -101,7 +105,17 @@ class TrainedRun:
             array = array.astype(np.float32)
             if array.size and not (array.min() >= 0 and array.max() <= 1):
                 raise ValueError("images must be uint8, or floats in [0, 1]")
-        return {"image": array, **{name: np.asarray(values) for name, values in others.items()}}
+        return {"image": array, **self._others(others, len(array))}
+
+    def _others(self, given: Mapping[str, ArrayLike], count: int) -> dict[str, Any]:
+        """What examples hold besides images. Raises `ValueError` for a name or a length that is wrong."""
+        known = self.record.get("example", {})
+        for name, values in given.items():
+            if name not in known:
+                raise ValueError(f"{name}: the model was trained on examples without it{suggestion(name, known)}")
+            if np.shape(values)[:1] != (count,):
+                raise ValueError(f"{name} must have {count} entries, not shape {list(np.shape(values))}")
+        return {name: np.asarray(values, known[name]["dtype"]) for name, values in given.items()}
 
     @functools.cached_property
     def _encode(self) -> Any:

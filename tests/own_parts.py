@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 
-from jaxvae.options import POSITIVE, option
-from jaxvae.protocols import Likelihood
+from jaxvae.models.priors import log_normal
+from jaxvae.options import NOT_NEGATIVE, POSITIVE, option
+from jaxvae.protocols import Likelihood, Prior
 
 
 class Net(nn.Module):
@@ -70,6 +71,87 @@ class Clashing(Likelihood):
     """One of whose options has another default than the built-in one of that name."""
 
     beta: float = option(3.0)
+    continuous = True
+
+    def nll(self, pixels: Any, x: Any) -> Any:
+        return jnp.zeros(len(x))
+
+
+@dataclass(frozen=True)
+class Wrong(Clashing):
+    """Whose values are of pixels, not of images."""
+
+    beta: float = option(1.0, NOT_NEGATIVE, traced=True)
+
+    def nll(self, pixels: Any, x: Any) -> Any:
+        return jnp.square(x - pixels.location)
+
+
+@dataclass(frozen=True)
+class Taken(Wrong):
+    """One of whose options is called like a flag of the command lines."""
+
+    resume: int = option(0)
+
+
+@dataclass(frozen=True)
+class Without(Likelihood):
+    """That says nothing of what it is."""
+
+    continuous = True
+
+
+class NoDataclass(Cauchy):
+    """A class that is no dataclass itself."""
+
+
+class WideModule(nn.Module):
+    latent_size: int
+    width: Any
+
+    def log_density(self, latent: Any, batch: Any) -> Any:
+        return log_normal(latent, 0.0, jnp.broadcast_to(self.width, latent.shape))
+
+    def sample(self, key: Any, shape: Any, batch: Any = None) -> Any:
+        return self.width * jax.random.normal(key, (*shape, self.latent_size))
+
+    def kl(self, mean: Any, std: Any, batch: Any) -> Any:
+        return None
+
+
+@dataclass(frozen=True)
+class Wide(Prior):
+    """N(0, prior_width^2), whose KL term is estimated."""
+
+    prior_width: float = option(1.0, POSITIVE, traced=True)
+    """Its deviation."""
+
+    def module(self, latent_size: int) -> Any:
+        return WideModule(latent_size, self.prior_width)
+
+
+class OfLabelModule(nn.Module):
+    latent_size: int
+
+    def setup(self) -> None:
+        self.means = self.param("means", nn.initializers.normal(1.0), (4, self.latent_size))
+
+    def log_density(self, latent: Any, batch: Any) -> Any:
+        return log_normal(latent, self.means[batch["label"]][:, None])
+
+    def sample(self, key: Any, shape: Any, batch: Any = None) -> Any:
+        return self.means[batch["label"]] + 0.01 * jax.random.normal(key, (*shape, self.latent_size))
+
+    def kl(self, mean: Any, std: Any, batch: Any) -> Any:
+        return None
+
+
+@dataclass(frozen=True)
+class OfLabel(Prior):
+    """A Gaussian whose mean is the label's."""
+
+    def module(self, latent_size: int) -> Any:
+        return OfLabelModule(latent_size)
 
 
 lion = optax.lion(1e-3)

@@ -17,7 +17,7 @@ FLOORS = (
     ("options", "protocols"),
     ("noise", "models"),
     ("objectives", "optimizer"),
-    ("fields", "config", "config_file"),
+    ("components", "fields", "config", "config_file"),
     ("data", "distributed", "cli"),
     ("run",),
     ("train", "chunks"),

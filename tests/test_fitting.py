@@ -108,7 +108,13 @@ def test_a_run_that_is_killed_goes_on_to_the_same_bytes(images: NDArray[np.uint8
     killed.send_signal(signal.SIGKILL)
     killed.wait()
     assert script("cut", 300, "resume").wait() == 0
-    assert_same_run(tmp_path / "whole", tmp_path / "cut")
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert (whole / "metrics.jsonl").read_bytes() == (cut / "metrics.jsonl").read_bytes()
+    newest = [
+        sorted(run.glob("checkpoints/*/record.json"), key=lambda p: int(p.parent.name))[-1] for run in (whole, cut)
+    ]
+    one, other = (json.loads(path.read_text())["arrays"] for path in newest)
+    assert one == other
 
 
 @pytest.mark.parametrize("devices", [2, 4])
@@ -183,6 +189,8 @@ def test_data_of_any_kind_is_the_same(images: NDArray[np.uint8]) -> None:
         (({"image": np.zeros((20, 5, 5), np.uint8), "label": np.zeros(20)}, np.zeros((2, 5, 5), np.uint8)), "label"),
         (7, "int"),
         ([], "no batches"),
+        ([1, 2, 3], "batch"),
+        ([(np.zeros((4, 5, 5)), np.zeros(4))], "tuple"),
         ([{"image": np.zeros((4, 5, 5))}, {"image": np.zeros((4, 5, 5)), "label": np.zeros(4)}], "batch"),
         (np.zeros((4, 5, 5), np.uint8), "10"),
     ],
@@ -199,8 +207,66 @@ def test_errors_name_arguments(images: NDArray[np.uint8], tmp_path: Path) -> Non
     assert "--" not in str(told.value)
     with pytest.raises(InputError, match="latent_size 3 has no effect: it needs no model"):
         fit(data=images, model=own_parts.Net(), objective=own_parts.loss, latent_size=3)
-    with pytest.raises(TypeError, match="not_a_loss must return a mapping of terms, among them loss"):
+    with pytest.raises(InputError, match="hiden: there is no such option; did you mean hidden"):
+        fit(data=images, hiden=(3,))
+
+
+def test_a_failed_start_leaves_nothing(images: NDArray[np.uint8], tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="not_a_loss must return a mapping of terms, among them loss, not recon"):
         fit(data=images, model=own_parts.Net(), objective=own_parts.not_a_loss, run_dir=tmp_path / "run", **SMALL)
+    assert os.listdir(tmp_path / "run") == []
+    fit(data=images, run_dir=tmp_path / "run", **OWN, **{**SMALL, "epochs": 1})
+
+
+@pytest.mark.parametrize("name", ["step", "unit"])
+def test_terms_are_not_called_as_what_a_line_holds(name: str, images: NDArray[np.uint8], tmp_path: Path) -> None:
+    def loss(output: Any, batch: Any) -> Any:
+        return {**squares(output, batch), name: squares(output, batch)["loss"]}
+
+    with pytest.raises(InputError, match=f"must not be called {name}"):
+        fit(data=images, model=Plain(), objective=loss, run_dir=tmp_path / "run", **SMALL)
+
+
+def test_a_term_that_is_not_finite_ends_a_run(images: NDArray[np.uint8], tmp_path: Path) -> None:
+    def loss(output: Any, batch: Any) -> Any:
+        return {**squares(output, batch), "bound": jax.numpy.log(-1 - jax.numpy.abs(output).sum((1, 2, 3)))}
+
+    with pytest.raises(jaxvae.Diverged, match="the bound is nan at step 1"):
+        fit(data=images, model=Plain(), objective=loss, run_dir=tmp_path / "run", **SMALL)
+
+
+def test_components_are_given_by_name_or_as_objects(images: NDArray[np.uint8], tmp_path: Path) -> None:
+    small: dict[str, Any] = {**SMALL, "epochs": 1, "hidden": (8,), "latent_size": 2, "data": images}
+    named = fit(likelihood="own_parts:Cauchy", cauchy_scale=0.3, objective="iwae", run_dir=tmp_path / "a", **small)
+    given = fit(likelihood=own_parts.Cauchy(0.3), objective="iwae", run_dir=tmp_path / "b", **small)
+    np.testing.assert_array_equal(named.metrics["test"]["loss"], given.metrics["test"]["loss"])
+
+
+def test_a_prior_that_depends_on_the_label(images: NDArray[np.uint8], tmp_path: Path) -> None:
+    """Pictures and samples of a label are drawn, and a label that is misspelt or missing is refused."""
+    data = {"image": images, "label": np.arange(96) % 4}
+    small: dict[str, Any] = {**SMALL, "epochs": 1, "hidden": (8,), "latent_size": 2}
+    run = fit(data=data, prior=own_parts.OfLabel(), run_dir=tmp_path / "run", **small).run
+    assert (tmp_path / "run" / "images" / "samples_epoch_0001.png").exists()
+    means = np.asarray(run.variables["params"]["p_z"]["means"])
+    label = np.array([3, 1, 1])
+    np.testing.assert_allclose(run.sample(3, label=label), run.decode(means[label]), atol=0.02)
+    with pytest.raises(ValueError, match="lable.*did you mean label"):
+        run.sample(3, lable=label)
+    with pytest.raises(ValueError, match="label must have 3 entries"):
+        run.reconstruct(images[:3], label=label[:2])
+    with pytest.raises(InputError, match="holds no label"):
+        run.sample(3)
+
+
+def test_a_run_of_given_data_is_evaluated_with_it(images: NDArray[np.uint8], tmp_path: Path) -> None:
+    from jaxvae.evaluate import evaluate_run
+
+    run = fit(data=images, run_dir=tmp_path / "run", **OWN, **{**SMALL, "epochs": 1})
+    with pytest.raises(InputError, match="given in Python"):
+        evaluate_run(tmp_path / "run")
+    found = evaluate_run(tmp_path / "run", images=image_data(images))
+    assert found["sparsity"] == pytest.approx(run.metrics["test"]["sparsity"][-1], rel=1e-5)
 
 
 def test_other_arguments_than_the_runs_are_refused_on_resume(images: NDArray[np.uint8], tmp_path: Path) -> None:

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from jaxvae import cli, config_file
-from jaxvae.config import PRESETS, SLOTS, TRACED, Config, options_of, traced_of
+from jaxvae.components import SLOTS
+from jaxvae.config import PRESETS, TRACED, Config, options_of, traced_of
 from jaxvae.errors import InputError
 from jaxvae.options import AT_LEAST_1, FRACTION, NOT_NEGATIVE, POSITIVE, flag, one_of, option, options, words
 from jaxvae.train.__main__ import parse
@@ -108,9 +109,13 @@ def test_the_command_line_has_the_options_of_ones_own(capsys: pytest.CaptureFixt
         (["--likelihood", "own_parts:Nothing"], "own_parts holds no Nothing"),
         (["--likelihood", "no_such_module:Name"], "no_such_module cannot be imported"),
         (["--likelihood", "own_parts:Net"], "must inherit from jaxvae.protocols.Likelihood"),
-        (["--likelihood", "own_parts:Clashing"], "--beta is declared twice"),
+        (["--likelihood", "own_parts:Clashing"], "--beta of a component is declared twice"),
         (["--likelihood", "own parts:Net"], "must be package.module:Name"),
         (["--likelihood", "bernouli"], "did you mean bernoulli"),
+        (["--likelihood", "own_parts:Without"], "own_parts:Without: must define nll"),
+        (["--likelihood", "own_parts:NoDataclass"], "must be a dataclass(frozen=True)"),
+        (["--likelihood", "own_parts:Taken"], "--resume is a flag of the command lines"),
+        (["--model", "own_parts:Net"], "--model needs --objective"),
         (["--prior", "own_parts:Cauchy"], "must inherit from jaxvae.protocols.Prior"),
         (["--model", "own_parts"], "--model own_parts: must be package.module:Name"),
         (["--model", "own_parts:loss"], "--model"),
@@ -128,6 +133,26 @@ def test_what_cannot_be_used_is_one_line(
     told = capsys.readouterr().err
     assert said in told and told.count("\n") == 1
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.unoptimized
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["--likelihood", "own_parts:Wrong", "--dataset", "digits"], "Wrong.nll must return a value for each image"),
+        (["--model", "own_parts:Net", "--objective", "own_parts:not_a_loss", "--dataset", "digits"], "among them loss"),
+        (["--prior", "own_parts:OfLabel", "--dataset", "digits"], "the data holds no label"),
+    ],
+)
+def test_what_breaks_its_contract_is_told_before_a_step(
+    args: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from runs import train
+
+    assert train("--preset", "vae", *args, "--run-dir", str(tmp_path / "run")) == cli.EXIT_BAD_INPUT
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("error: ") and said in last
+    assert not list((tmp_path).glob("run/*"))
 
 
 def test_words() -> None:

@@ -25,6 +25,7 @@ from jaxvae.config import PRESETS
 from jaxvae.errors import InputError
 from jaxvae.evaluate import evaluate_run
 from jaxvae.generate import main as generate
+from jaxvae.run.records import read_records
 from jaxvae.sweep import __main__ as command
 from jaxvae.sweep.__main__ import parse
 from jaxvae.sweep.extract import extract, restore
@@ -469,3 +470,30 @@ def test_a_damaged_sweep_is_refused_in_one_line(change: dict[str, Any], tmp_path
         else:
             with pytest.raises(InputError, match="sweep.json"):
                 load_sweep(tmp_path)
+
+
+@pytest.mark.unoptimized
+@pytest.mark.parametrize(
+    ("flags", "name"), [("--likelihood own_parts:Cauchy", "cauchy_scale"), ("--prior own_parts:Wide", "prior_width")]
+)
+def test_options_of_ones_own_are_swept(flags: str, name: str, base: list[str], tmp_path: Path) -> None:
+    """Every member is the single run with its value, of a likelihood and of a prior."""
+    flag, one = f"--{name.replace('_', '-')}", tmp_path / "sweep"
+    args = ["--preset", "vae", *flags.split(), *base, "--epochs", "2"]
+    assert sweep(*args, flag, "0.3", "2", "--run-dir", str(one)) == 0
+    lines = read_records(one / "programs" / "0" / "metrics.jsonl", ("member",))
+    for member, value in enumerate(("0.3", "2")):
+        alone = tmp_path / value
+        assert train(*args, flag, value, "--run-dir", str(alone)) == 0
+        expected = [line["loss"] for line in read_records(alone / "metrics.jsonl")]
+        found = [line["loss"] for line in lines if line["member"] == member]
+        np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_an_option_that_is_not_swept_is_named(
+    base: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args = [*base, "--preset", "vae", "--likelihood-std", "0.1", "0.2", "--run-dir", str(tmp_path / "sweep")]
+    assert sweep(*args) == 2
+    told = capsys.readouterr().err
+    assert "--likelihood-std takes one value" in told and told.count("\n") == 1

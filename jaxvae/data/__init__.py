@@ -1,11 +1,12 @@
 """Names and paths in, validated uint8 images out; and the noise on their pixels."""
 
-from jaxvae.data.arrays import from_arrays
+from jaxvae.data.arrays import GIVEN, from_arrays
 from jaxvae.data.images import ImageData, Images, Split, as_seen, binarized, digest, digests, prepared, with_validation
 from jaxvae.data.sources import DATASETS, IDX_DATASETS, load
 
 __all__ = [
     "DATASETS",
+    "GIVEN",
     "IDX_DATASETS",
     "ImageData",
     "Images",

@@ -9,6 +9,7 @@ import numpy as np
 from jaxvae.data.images import ImageData, Images, Split
 from jaxvae.errors import InputError
 
+GIVEN = "given"  # The name of a dataset that was given in Python.
 _HOLD_OUT = 10  # every tenth image of a set that has no test set of its own
 
 
@@ -71,7 +72,7 @@ def from_arrays(train: Split, test: Split | None = None) -> ImageData:
     source = "arrays given in Python"
     if test is None:
         whole = found["train"]
-        images = split_off_test("given", source, whole["image"])
+        images = split_off_test(GIVEN, source, whole["image"])
         taken = np.s_[_HOLD_OUT - 1 :: _HOLD_OUT]
         found = {
             "train": {name: np.delete(values, taken, axis=0) for name, values in whole.items()},
@@ -80,7 +81,7 @@ def from_arrays(train: Split, test: Split | None = None) -> ImageData:
     else:
         if differ := found["train"].keys() ^ found["test"].keys():
             raise InputError(f"data: the training and the test examples do not both hold {', '.join(sorted(differ))}")
-        images = paired("given", source, found["train"]["image"], found["test"]["image"])
+        images = paired(GIVEN, source, found["train"]["image"], found["test"]["image"])
     others = {split: {name: v for name, v in values.items() if name != "image"} for split, values in found.items()}
     return dataclasses.replace(images, others=others)
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxvae import errors
 from jaxvae.data import download
-from jaxvae.data.arrays import paired
+from jaxvae.data.arrays import GIVEN, paired
 from jaxvae.data.formats import blaming, folder_of_pictures, npy_file, npz_file, read_idx
 from jaxvae.data.images import ImageData
 from jaxvae.errors import InputError, suggestion
@@ -76,6 +76,8 @@ def load(
         return _idx_dataset(dataset, data_dir)
     if dataset == "digits":
         return _digits()
+    if dataset == GIVEN:
+        raise InputError(f"--dataset {GIVEN}: the run was trained on data given in Python: go on with it by jaxvae.fit")
     path = Path(dataset)
     with blaming(f"--dataset {dataset!r}"):
         is_folder, is_file = path.is_dir() and dataset != "", path.is_file()

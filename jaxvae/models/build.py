@@ -8,16 +8,25 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from jaxvae.errors import InputError
 from jaxvae.models.autoencoder import AutoEncoder
 from jaxvae.models.layers import float32_products
 from jaxvae.models.likelihoods import Bernoulli
 from jaxvae.models.priors import StandardNormal
 from jaxvae.models.two_layer import TwoLayerVAE
 from jaxvae.models.vae import VAE, LatentModel
+from jaxvae.options import with_traced
 from jaxvae.typing import Array, Batch, ImageShape, Params
 
 Model: TypeAlias = nn.Module
 """An `AutoEncoder`, a `VAE`, a `TwoLayerVAE` or a module of the user's own, whose call `call_arguments` describes."""
+
+
+class Examples(dict[str, Array]):
+    """A batch as models and losses see it: it says what it holds where something else is asked for."""
+
+    def __missing__(self, name: str) -> Array:
+        raise InputError(f"the data holds no {name}, which the model or the loss reads: it holds {', '.join(self)}")
 
 
 def build_model(config: Any, image_shape: ImageShape) -> Model:
@@ -34,6 +43,18 @@ def build_model(config: Any, image_shape: ImageShape) -> Model:
     likelihood = parts.likelihood if "likelihood" in uses else Bernoulli()  # The notes' decoders end in logits.
     prior = parts.prior if "prior" in uses else StandardNormal()
     return kind(image_shape, parts.network, config.latent_size, config.head, likelihood, prior, dtype)
+
+
+def with_traced_parts(model: Model, hyperparameters: Mapping[str, Any]) -> Model:
+    """A model whose components have values, which may be traced, in place of those of their traced options."""
+    if not isinstance(model, LatentModel | AutoEncoder):
+        return model
+    parts = {name: getattr(model, name) for name in ("network", "likelihood", "prior") if hasattr(model, name)}
+    changed = {name: with_traced(part, hyperparameters) for name, part in parts.items()}
+    if all(changed[name] is part for name, part in parts.items()):
+        return model
+    clone: Model = model.clone(**changed)
+    return clone
 
 
 def call_arguments(model: Model, batch: Batch, keys: Array, train: bool) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -53,7 +74,7 @@ def call_arguments(model: Model, batch: Batch, keys: Array, train: bool) -> tupl
 
 def init_variables(model: Model, key: Array, example: Mapping[str, Any]) -> dict[str, Any]:
     """The first variables of a model, by collection, from a batch of one example."""
-    batch = {name: jnp.asarray(value) for name, value in example.items()}
+    batch = Examples({name: jnp.asarray(value) for name, value in example.items()})
     if isinstance(model, LatentModel):
         # Not by a call, which does not look at the prior. What is drawn does not change the variables.
         return dict(model.init(key, batch, jax.random.split(key, 1), 1, method="draw"))

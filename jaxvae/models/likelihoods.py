@@ -108,6 +108,8 @@ def split_scale(decoded: Array) -> PixelDistribution:
 class Bernoulli(Likelihood):
     """A Bernoulli a pixel, by its logit."""
 
+    continuous: ClassVar[bool] = False
+
     def nll(self, pixels: PixelDistribution, x: Array) -> Array:
         """See `Likelihood`."""
         return bernoulli_nll(pixels.location, x)
@@ -183,6 +185,7 @@ class Logistic(Likelihood):
     """A logistic distribution cut into 256 levels a pixel: its mean by the logit, and a scale of its own."""
 
     outputs: ClassVar[int] = 2
+    continuous: ClassVar[bool] = False
 
     def check(self, config: Any) -> None:
         """See `Component`."""

@@ -2,13 +2,13 @@
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from jaxvae.models.build import Model, call_arguments
+from jaxvae.errors import InputError
+from jaxvae.models.build import Examples, Model, call_arguments
 from jaxvae.models.layers import Precision
 from jaxvae.protocols import Inputs, Likelihood, Measure, Objective, PixelDistribution, PosteriorSamples
 from jaxvae.typing import Array, Batch, Collections, Params, Terms
@@ -19,6 +19,10 @@ LIKELIHOOD_NAMES: Mapping[Measure, str] = {
     "density": "log_density",
     "unnormalised": "unnormalised_log_likelihood",
 }
+
+
+# What lines of metrics.jsonl hold besides terms.
+RESERVED = ("step", "epoch", "split", "unit", "member", "at")
 
 
 class Context(NamedTuple):
@@ -145,10 +149,13 @@ class Loss(NamedTuple):
         """
         view = View(model, params, collections or {}, self, context)
         seen = {**batch, "image": self.inputs.observe(batch["image"], keys)}
-        terms = self.objective.terms(view, seen, keys)
-        bound = terms.pop("bound", None)
-        if bound is not None and context.step is None:
-            terms[self.bound_name] = bound
+        terms = dict(self.objective.terms(view, Examples(seen), keys))
+        if self.has_bound:
+            bound = terms.pop("bound")
+            if context.step is None:
+                terms[self.bound_name] = bound
+        if reserved := [name for name in RESERVED if name in terms]:
+            raise InputError(f"a term of a loss must not be called {reserved[0]}: metrics.jsonl holds that already")
         return terms, view.collections
 
     def nll(self, pixels: PixelDistribution, x: Array) -> Array:
@@ -170,6 +177,9 @@ class Loss(NamedTuple):
         if scale is not None and scale.ndim:
             scale = scale.reshape(flat.shape)
         nll = self.likelihood.nll(PixelDistribution(flat, scale), target)
+        if jnp.shape(nll) != (len(flat),):
+            name, shape = type(self.likelihood).__name__, list(jnp.shape(nll))
+            raise InputError(f"{name}.nll must return a value for each image, [{len(flat)}], not {shape}")
         if self.inputs.pixels == "continuous":
             nll = nll + size * math.log(256)  # From a density of intensities to one of levels.
         return nll.reshape(lead)
@@ -226,23 +236,18 @@ class FunctionObjective(Objective):
 
         def one(example: Batch, key: Array) -> Terms:
             alone, its_key = jax.tree.map(lambda a: a[None], (example, key))
-            found = self._checked(self.function(view.output(alone, its_key), alone), 1)
+            found = self._checked(self.function(view.output(Examples(alone), its_key), Examples(alone)), 1)
             return {name: value[0] for name, value in found.items()}
 
         return jax.vmap(one)(dict(batch), keys)
 
     def _checked(self, terms: Mapping[str, Array], size: int) -> Terms:
-        """The terms, all [B]. Raises `TypeError`."""
+        """The terms, all [B]. Raises `InputError`."""
         name = getattr(self.function, "__name__", "the loss function")
         if not isinstance(terms, Mapping) or "loss" not in terms:
-            raise TypeError(f"{name} must return a mapping of terms, among them loss")
+            said = f"{', '.join(map(str, terms))}" if isinstance(terms, Mapping) else type(terms).__name__
+            raise InputError(f"{name} must return a mapping of terms, among them loss, not {said or 'an empty one'}")
         for term, value in terms.items():
             if jnp.shape(value) not in ((), (size,)):
-                raise TypeError(f"{name}: the term {term} has shape {jnp.shape(value)}, and must have () or ({size},)")
+                raise InputError(f"{name}: the term {term} has shape {jnp.shape(value)}, and must have () or ({size},)")
         return {term: jnp.broadcast_to(value, (size,)) for term, value in terms.items()}
-
-
-def with_traced(component: Any, hyperparameters: Mapping[str, Any]) -> Any:
-    """A component with values, which may be traced, in place of those of its options that are named."""
-    own = {name: value for name, value in hyperparameters.items() if name in getattr(component, "__dict__", {})}
-    return replace(component, **own) if own else component

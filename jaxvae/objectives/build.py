@@ -3,12 +3,13 @@
 from collections.abc import Mapping
 from typing import Any
 
-from jaxvae.objectives.base import Facts, Loss, with_traced
+from jaxvae.objectives.base import Facts, Loss
 from jaxvae.objectives.beta_tc import BetaTc
 from jaxvae.objectives.elbo import Elbo
 from jaxvae.objectives.info import Info
 from jaxvae.objectives.iwae import Dreg, Iwae
 from jaxvae.objectives.notes import Mse, NotesElbo
+from jaxvae.options import with_traced
 from jaxvae.protocols import Objective
 from jaxvae.typing import Array
 
@@ -40,15 +41,15 @@ def build_objective(
     Raises:
       TypeError: an argument that `config` needs is missing.
     """
-    parts = config.parts
-    objective = with_traced(parts.objective, hyperparameters or {})
+    parts, traced = config.parts, hyperparameters or {}
+    objective, likelihood = with_traced(parts.objective, traced), with_traced(parts.likelihood, traced)
     given = {"steps_per_epoch": steps_per_epoch, "num_images": num_images}
     for name, why in objective.needs().items():
         if given[name] is None:
             raise TypeError(f"build_objective needs {name}: {why}")
     # What is not needed is not read.
     facts = Facts(config.epochs, steps_per_epoch or 0, num_images or 0)
-    return Loss(objective, parts.likelihood, parts.inputs, config.matmul_precision, facts)
+    return Loss(objective, likelihood, parts.inputs, config.matmul_precision, facts)
 
 
 def loss_of(config: Any) -> Loss:

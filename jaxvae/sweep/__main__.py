@@ -6,6 +6,7 @@ fields, which change shapes, make several, run one after the other.
 
 import argparse
 import dataclasses
+import itertools
 import os
 import sys
 from collections.abc import Sequence
@@ -63,7 +64,9 @@ def parse(argv: Sequence[str]) -> tuple[Arguments, Axes]:
     parser.add_argument("--preset")
     parser.add_argument("--run-dir", "--run_dir", type=Path)
     parser.add_argument("--resume", action="store_true")
-    names = axes_of(type(with_own(configs.PRESETS[Config.preset], peek(argv))))
+    kind = type(with_own(configs.PRESETS[Config.preset], peek(argv)))
+    names = axes_of(kind)
+    _refuse_untraced(argv, kind, names)
     for name in names:
         parser.add_argument(flag(name), f"--{name}", dest=name, nargs="+")
     try:
@@ -93,8 +96,10 @@ def parse(argv: Sequence[str]) -> tuple[Arguments, Axes]:
     tokens += ["--run-dir", str(known.run_dir)] if known.run_dir else []
     tokens += ["--resume"] if known.resume else []
     base = with_own(base, peek(argv))
-    kind, default = arguments_of(Arguments, base), Arguments(base, seeds=seeds)
-    arguments = cli.parse(kind, tokens, prog="python -m jaxvae.sweep", description=DESCRIPTION, default=default)
+    default = Arguments(base, seeds=seeds)
+    arguments = cli.parse(
+        arguments_of(Arguments, base), tokens, prog="python -m jaxvae.sweep", description=DESCRIPTION, default=default
+    )
     if arguments.seeds < 1:
         raise InputError(f"--seeds must be at least 1, not {arguments.seeds}")
     if known.resume:
@@ -103,6 +108,16 @@ def parse(argv: Sequence[str]) -> tuple[Arguments, Axes]:
         if arguments.seeds != seeds:
             raise InputError(f"--resume: {known.run_dir} has {seeds} seeds, not {arguments.seeds}")
     return arguments, axes
+
+
+def _refuse_untraced(argv: Sequence[str], kind: Any, axes: Sequence[str]) -> None:
+    """Raise `InputError` for several values of an option that takes one alone."""
+    options = {flag(o.name): o for o in configs.options_of(kind) if o.name not in axes and o.annotation is not bool}
+    for at, word in enumerate(argv[:-2]):
+        values = list(itertools.takewhile(lambda value: not value.startswith("--"), argv[at + 1 :]))
+        if word in options and len(values) > 1:
+            swept = ", ".join(map(flag, axes))
+            raise InputError(f"{word} takes one value: it is not among the options that are swept: {swept}")
 
 
 def _settings(name: str, values: Sequence[str]) -> list[str]:

@@ -284,7 +284,7 @@ class _Program:
     ) -> None:
         """See `jaxvae.train.pipeline.Sink`."""
         # The next training step would most likely find out too, but there may be none.
-        finite = [np.isfinite(values["loss"]).all(axis=1) for values in evaluations.values()]
+        finite = [np.isfinite(v).all(axis=1) for values in evaluations.values() for v in values.values()]
         self._note_diverged(np.where(np.all(finite, axis=0), 0, step))
         for split, values in evaluations.items():
             lines = {}

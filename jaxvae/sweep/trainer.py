@@ -23,7 +23,7 @@ from jaxvae.config import Config
 from jaxvae.data.images import ImageData
 from jaxvae.distributed import devices as parallel
 from jaxvae.keys import Purpose, key_of, purpose_key
-from jaxvae.models.build import Model, build_model
+from jaxvae.models.build import Model, build_model, with_traced_parts
 from jaxvae.objectives.build import build_objective
 from jaxvae.optimizer import build_optimizer
 from jaxvae.protocols import Hyperparameters
@@ -299,7 +299,7 @@ class MembersTrainer:
         def one(member: Any) -> Any:
             variables, key, hyperparameters = member
             objective = build_objective(self.config, self.steps_per_epoch, len(self.images.train), hyperparameters)
-            evaluate = make_evaluate(self.model, objective, size)
+            evaluate = make_evaluate(with_traced_parts(self.model, hyperparameters), objective, size)
             return evaluate(variables, examples, key, first)
 
         return map_members(one, (variables, keys, dict(hyperparameters)), self.at_once)

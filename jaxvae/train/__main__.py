@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from jaxvae import cli, config_file
 from jaxvae import config as configs
+from jaxvae.components import SLOTS
 from jaxvae.config import Config
 from jaxvae.distributed import job as distributed
 from jaxvae.errors import Diverged, InputError, say
@@ -64,7 +65,7 @@ def peek(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--preset")
     parser.add_argument("--run-dir", "--run_dir", type=Path)
     parser.add_argument("--resume", action="store_true")
-    for slot in configs.SLOTS:
+    for slot in SLOTS:
         parser.add_argument(flag(slot))
     try:
         known, _ = parser.parse_known_args(argv)
@@ -75,7 +76,7 @@ def peek(argv: Sequence[str]) -> argparse.Namespace:
 
 def with_own(base: Config, known: argparse.Namespace) -> Config:
     """`base`, with the options of the user's own components among what `peek` found, at their defaults."""
-    own = {slot: name for slot in configs.SLOTS if is_own(name := getattr(known, slot))}
+    own = {slot: name for slot in SLOTS if is_own(name := getattr(known, slot))}
     if not own:
         return base
     kind = configs.config_type({**configs.values_of(base), **own})

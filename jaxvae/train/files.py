@@ -1,5 +1,6 @@
 """The host's side of a run: its files, and the person watching."""
 
+import shutil
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -12,12 +13,12 @@ from jax import Array
 
 from jaxvae import config as configs
 from jaxvae import config_file
-from jaxvae.errors import InputError, SaveError
+from jaxvae.errors import Diverged, InputError, SaveError
 from jaxvae.objectives.build import measure_warning, selection_cost
 from jaxvae.run import console, plots, records
 from jaxvae.run import directory as run_dirs
 from jaxvae.run.checkpoint import Checkpoints
-from jaxvae.run.lock import RunLock
+from jaxvae.run.lock import NAME, RunLock
 from jaxvae.run.step_files import Saved
 from jaxvae.train.computer import splits
 from jaxvae.train.pipeline import Span, Values
@@ -49,6 +50,7 @@ class RunFiles:
         self._hardware = _hardware(trainer.placement.batch.mesh.size)
         self._versions, self._warnings = run_versions(), list[str]()
         self._watched, *_ = splits(len(self._images.validation) > 0, last=False)
+        self._written = False  # Whether a step was taken.
         self._epoch_speed: Span | None = None  # Of the spans that ended in this epoch.
 
     def __enter__(self) -> Self:
@@ -91,8 +93,14 @@ class RunFiles:
             self.say(f"going on from step {step:,}" if self.saved else "no checkpoint was saved: starting anew")
         return self
 
-    def __exit__(self, *error: Any) -> None:
-        self._stack.__exit__(*error)
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+        self._stack.__exit__(kind, error, trace)
+        begun = self._resume or self._written or isinstance(error, Diverged | SaveError)
+        if error is not None and not begun:
+            # What is wrong was found before a step was taken: the directory is as it was.
+            for name in (*RUN_FILES, NAME):
+                path = self.run_dir / name
+                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
     def _restore(self) -> Saved[TrainState] | None:
         with Checkpoints(self.run_dir / "checkpoints") as checkpoints:
@@ -137,6 +145,7 @@ class RunFiles:
 
     def write_steps(self, step: int, values: Values, speed: Span | None) -> None:
         """Write the averages that the steps up to `step` complete, and show how far the run has come."""
+        self._written = True
         self._checkpoints.check()
         for end, means in self._windows.add(step, values):
             self.log.write(records.record(end, self._epoch(end), "train", self._unit, means))

@@ -192,10 +192,11 @@ class _RunSink:
 
     def steps(self, step: int, values: Values, speed: Span | None) -> None:
         """Raises `Diverged` in every process alike, and `SaveError` as `_write` does."""
-        bad = np.flatnonzero(~np.isfinite(values["loss"]))
-        if bad.size:
-            first = step - len(values["loss"])
-            raise Diverged(f"the loss is {values['loss'][bad[0]]} at step {first + int(bad[0]) + 1:,}")
+        for name in sorted(values, key=lambda name: name != "loss"):
+            bad = np.flatnonzero(~np.isfinite(values[name]))
+            if bad.size:
+                first = step - len(values[name])
+                raise Diverged(f"the {name} is {values[name][bad[0]]} at step {first + int(bad[0]) + 1:,}")
         self._write(lambda files: files.write_steps(step, values, speed))
 
     def epoch(
@@ -207,8 +208,9 @@ class _RunSink:
     ) -> None:
         """Raises as `steps` does."""
         for split, values in evaluations.items():
-            if not np.isfinite(values["loss"]).all():
-                raise Diverged(f"the {split} loss is not finite at step {step:,}")
+            for name in sorted(values, key=lambda name: name != "loss"):
+                if not np.isfinite(values[name]).all():
+                    raise Diverged(f"the {split} {name} is not finite at step {step:,}")
         if checkpoint is not None:
             _check_finite(checkpoint, step)
         self._write(lambda files: files.write_epoch(step, evaluations, pictures, checkpoint))

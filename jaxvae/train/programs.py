@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxvae.config import Config
 from jaxvae.errors import InputError
-from jaxvae.models.build import Model
+from jaxvae.models.build import Model, with_traced_parts
 from jaxvae.objectives.build import build_objective
 from jaxvae.optimizer import build_optimizer
 from jaxvae.train.step import (
@@ -123,11 +123,13 @@ def make_call(
     ) -> tuple[TrainState, Metrics]:
         objective = build_objective(config, steps, num_images, hyperparameters)
         optimizer = build_optimizer(config, steps, hyperparameters)
+        traced_model = with_traced_parts(model, hyperparameters)
         if batch_sharding is None or not shares_batches(config):
             # Where a model looks at the batch as a whole, the compiler shares out the work.
-            step: Any = make_train_step(model, objective, optimizer)
+            step: Any = make_train_step(traced_model, objective, optimizer)
         else:
-            step = on_every_device(make_train_step(model, objective, optimizer, batch_sharding.spec[0]), batch_sharding)
+            shared = make_train_step(traced_model, objective, optimizer, batch_sharding.spec[0])
+            step = on_every_device(shared, batch_sharding)
         run = make_run_steps(step, config.batch_size, steps, capacity, batch_sharding)
         return run(state, examples, order, noise_key, count)
 

@@ -218,7 +218,9 @@ class Trainer:
         drawn = reconstruct(self.model, variables, {**batch, "image": x}, key)
         pictures = {} if drawn is None else {"reconstructions": jnp.stack([x, drawn])}
         if can_sample(self.model):
-            pictures["samples"] = sample(self.model, variables, keys["samples"], SAMPLED)
+            # A prior that depends on the batch gets one: the images shown, over and over.
+            given = {name: values[np.arange(SAMPLED) % len(values)] for name, values in batch.items()}
+            pictures["samples"] = sample(self.model, variables, keys["samples"], SAMPLED, given)
         return pictures
 
 

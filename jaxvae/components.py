@@ -1,0 +1,107 @@
+"""The components of a run by their names: the built-in ones, and the user's own."""
+
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import optax
+from flax import linen as nn
+
+from jaxvae.errors import InputError, suggestion
+from jaxvae.models.likelihoods import LIKELIHOODS
+from jaxvae.models.networks import NETWORKS
+from jaxvae.models.priors import PRIORS
+from jaxvae.noise import INPUTS
+from jaxvae.objectives.base import FunctionObjective
+from jaxvae.objectives.build import OBJECTIVES
+from jaxvae.optimizer import OPTIMIZERS, GivenOptimizer
+from jaxvae.options import (
+    flag,
+    options,
+)
+from jaxvae.own import is_own, resolve
+from jaxvae.protocols import Inputs, Likelihood, Network, Objective, Optimizer, Prior
+
+# The components of a run by the field that names them, each among the built-in ones or the user's own.
+SLOTS: Mapping[str, Mapping[str, type]] = types.MappingProxyType(
+    {
+        "inputs": INPUTS,
+        "architecture": NETWORKS,
+        "objective": OBJECTIVES,
+        "likelihood": LIKELIHOODS,
+        "prior": PRIORS,
+        "optimizer": OPTIMIZERS,
+    }
+)
+
+
+class Parts(NamedTuple):
+    """The components of a run, with their options; `model` is the user's own, or None."""
+
+    inputs: Inputs
+    network: Network
+    objective: Objective
+    likelihood: Likelihood
+    prior: Prior
+    optimizer: Optimizer
+    model: nn.Module | None
+
+
+def kind_of(slot: str, name: str) -> Any:
+    """The component that a field names: its class; or what the user gave, which may be an object ready for use.
+
+    Raises:
+      InputError: there is none of this name.
+    """
+    if name in SLOTS[slot]:
+        return SLOTS[slot][name]
+    if not is_own(name):
+        near = suggestion(name, SLOTS[slot])
+        raise InputError(f"{flag(slot)} {name}: unknown; choose from {', '.join(SLOTS[slot])}{near}")
+    found = resolve(name, flag(slot))
+    if slot == "optimizer" and isinstance(found, optax.GradientTransformation):
+        return GivenOptimizer(found)
+    if slot == "objective" and isinstance(found, types.FunctionType):
+        return FunctionObjective(found)
+    protocol = typing.get_type_hints(Parts)["network" if slot == "architecture" else slot]
+    _check_component(found if isinstance(found, type) else type(found), protocol, f"{flag(slot)} {name}")
+    return found
+
+
+# What a component must define itself, by its protocol.
+_REQUIRED: Mapping[str, tuple[str, ...]] = {
+    "Inputs": ("pixels", "observe"),
+    "Network": ("encoder", "decoder"),
+    "Objective": ("terms",),
+    "Likelihood": ("nll", "continuous"),
+    "Prior": ("module",),
+    "Optimizer": ("build",),
+}
+
+
+def _check_component(kind: Any, protocol: Any, named: str) -> None:
+    if protocol not in kind.__mro__:
+        raise InputError(f"{named}: must inherit from {protocol.__module__}.{protocol.__name__}")
+    if "__dataclass_fields__" not in kind.__dict__ or not kind.__dataclass_params__.frozen:
+        raise InputError(f"{named}: must be a dataclass(frozen=True)")
+    for method in _REQUIRED[protocol.__name__]:
+        if getattr(kind, method, None) is getattr(protocol, method, None):
+            raise InputError(f"{named}: must define {method}")
+
+
+def parts_of(values: Mapping[str, Any]) -> Parts:
+    """The components that the values of all fields describe. Raises `InputError`."""
+    built: list[Any] = []
+    for slot in SLOTS:
+        kind = kind_of(slot, values[slot])
+        built.append(kind(**{o.name: values[o.name] for o in options(kind)}) if isinstance(kind, type) else kind)
+    model = values["model"]
+    if model is not None:
+        if not is_own(model):
+            raise InputError(f"--model {model}: must be package.module:Name")
+        found = resolve(model, "--model")
+        if not isinstance(found, nn.Module) and not (isinstance(found, type) and issubclass(found, nn.Module)):
+            raise InputError(f"--model {model}: must be a flax.linen.Module")
+        model = found if isinstance(found, nn.Module) else found()
+    return Parts(*(*built, model))
