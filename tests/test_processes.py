@@ -112,17 +112,20 @@ STATE_OF_A_JOB = """
 import hashlib, sys
 from pathlib import Path
 import jax, numpy as np
-from jaxvae import data, trained
+from jaxvae import config_file, data
 from jaxvae.distributed import devices as parallel, job as distributed
+from jaxvae.run.checkpoint import Checkpoints
 from jaxvae.train.trainer import Trainer
 run_dir, address, process, file = sys.argv[1:]
 distributed.join(address, 2, int(process))
-run = trained.load_run(Path(run_dir))
-images = data.load(run.config.dataset)
+config = config_file.load(Path(run_dir) / "config.json")
+images = data.load(config.dataset)
 placement = parallel.data_parallel(parallel.select_devices())
-trainer = Trainer(run.config, images, placement)
+trainer = Trainer(config, images, placement)
+with Checkpoints(Path(run_dir) / "checkpoints", read_only=True) as checkpoints:
+    saved = checkpoints.restore(trainer.abstract_state()).state
 zeros = jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), trainer.abstract_state())
-state = trainer.start(distributed.from_lead(run.state if distributed.is_lead() else zeros))
+state = trainer.start(distributed.from_lead(saved if distributed.is_lead() else zeros))
 for leaf in jax.tree.leaves(state):
     assert len(leaf.addressable_shards) == 2 and len(leaf.sharding.device_set) == 4
     digests = {hashlib.sha256(np.asarray(s.data).tobytes()).hexdigest() for s in leaf.addressable_shards}
