@@ -37,7 +37,7 @@ from jaxvae.train.trainer import Trainer
 
 DESCRIPTION = """Measure training on this machine: steps per second, memory, and how near the machine's limit that is.
 
-Every figure is the median over rounds of compiled calls on real images, each waited for, warm-up apart; in
+Every number is the median over rounds of compiled calls on real images, each waited for, warm-up apart; in
 every round the machine's own matrix products are timed just before, so that drift hits both alike."""
 
 IMAGES = 60_000  # Images in the timed epochs; a smaller set is repeated.
@@ -142,7 +142,7 @@ def matmul_timer(dtype: str, precision: Precision) -> Callable[[], float]:
 
 
 def measure(config: configs.Config, images: data.ImageData, devices: int, rounds: int) -> dict[str, Any]:
-    """One configuration's figures, as a result of the ``--json`` file. Raises `InputError`."""
+    """One configuration's numbers, as a result of the ``--json`` file. Raises `InputError`."""
     placement = parallel.data_parallel(parallel.select_devices(devices))
     trainer = Trainer(config, images, placement)
     state, step, steps = trainer.start(None), 0, trainer.steps_per_epoch
@@ -228,7 +228,7 @@ def _text(path: Path) -> str:
 
 
 def machine() -> dict[str, Any]:
-    """What the figures hold for: hardware, versions, date."""
+    """What the numbers hold for: hardware, versions, date."""
     lines = _text(Path("/proc/cpuinfo")).splitlines()
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return {
@@ -249,7 +249,7 @@ def _cores() -> int:
 
 
 def distortions(load: float, environment: Mapping[str, str]) -> list[str]:
-    """What makes the figures other than those of the bare machine, a sentence each.
+    """What makes the numbers other than those of the bare machine, a sentence each.
 
     Args:
       load: the machine's load average before the benchmark.
@@ -257,7 +257,7 @@ def distortions(load: float, environment: Mapping[str, str]) -> list[str]:
     """
     found = []
     if load > 0.3:
-        found.append(f"other work is running on this machine (load average {load:.1f}): figures are too low")
+        found.append(f"other work is running on this machine (load average {load:.1f}): the numbers are too low")
     if jax.default_backend() == "cpu" and jax.device_count() > 1:
         found.append(f"{jax.device_count()} emulated CPU devices share these cores")
     if _cores() < (os.cpu_count() or 1):

@@ -25,7 +25,7 @@ import tyro
 from jaxvae import memory
 from jaxvae.distributed import job as distributed
 from jaxvae.distributed.watch import EXIT_JOB
-from jaxvae.errors import InputError, JobError, SaveError, one_line, suggestion
+from jaxvae.errors import InputError, JobError, SaveError, say, suggestion
 from jaxvae.versions import package_versions
 
 T = TypeVar("T")
@@ -261,5 +261,5 @@ def _tell(error: BaseException) -> int | None:
         line, code = "interrupted", 128 + signal.SIGINT
     else:
         return None
-    print(one_line(line), file=sys.stderr)
+    say(line)
     return code

@@ -24,7 +24,7 @@ from jaxvae.models.priors import PRIORS
 from jaxvae.noise import INPUTS
 from jaxvae.objectives.base import FunctionObjective
 from jaxvae.objectives.build import OBJECTIVES
-from jaxvae.optimizer import OPTIMIZERS, GivenOptimizer, Optimizer
+from jaxvae.optimizer import OPTIMIZERS, GivenOptimizer
 from jaxvae.options import (
     Option,
     flag,
@@ -34,7 +34,7 @@ from jaxvae.options import (
 )
 from jaxvae.own import is_own, resolve
 from jaxvae.presets import OVERRIDES, overrides
-from jaxvae.protocols import Inputs, Likelihood, Network, Objective, Prior
+from jaxvae.protocols import Inputs, Likelihood, Network, Objective, Optimizer, Prior
 
 # The components of a run by the field that names them, each among the built-in ones or the user's own.
 SLOTS: Mapping[str, Mapping[str, type]] = types.MappingProxyType(

@@ -1,12 +1,23 @@
 """The exceptions that are told to the user in one line, and the exit code of each in `jaxvae.cli`."""
 
 import difflib
+import sys
 from collections.abc import Iterable
 
 
 def one_line(text: str) -> str:
     """`text` without a character that controls a terminal, whatever a file or a flag had put into it."""
     return "".join(c if c.isprintable() else " " if c.isspace() else repr(c)[1:-1] for c in text)
+
+
+def say(text: str) -> None:
+    """Tell the person watching: one line on stderr."""
+    print(one_line(text), file=sys.stderr, flush=True)
+
+
+def warn(text: str) -> None:
+    """Warn the person watching: one line on stderr."""
+    say(f"warning: {text}")
 
 
 def suggestion(word: str, known: Iterable[str], prefix: str = "") -> str:

@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
-import numpy as np
 import tyro
 
 from jaxvae import cli, data
 from jaxvae.config import describe
-from jaxvae.errors import InputError, SaveError
+from jaxvae.errors import InputError, SaveError, say
 from jaxvae.keys import purpose_key
 from jaxvae.metrics import METRICS, LogLikelihood, Subject
+from jaxvae.metrics.subject import mean_and_error
 from jaxvae.objectives.build import build_objective, measure_warning
 from jaxvae.own import resolve
 from jaxvae.protocols import Measured, Metric
@@ -92,7 +92,7 @@ def _measured(
     likelihood = LogLikelihood(samples)
     likelihood.check(config)
     if (warning := measure_warning(config)) is not None:
-        print(warning, file=sys.stderr)
+        say(warning)
     images = data.as_seen(data.load(dataset or config.dataset, data_dir or config.data_dir), config)
     # Weights that were imported know of no images.
     digest = run.record.get("test_images_sha256")
@@ -110,10 +110,9 @@ def _measured(
         **records.record(run.step, -(-run.step // steps_per_epoch), "test", loss.unit, terms),
     }
     for name, values in terms.items():
-        if len(values) > 1:
-            result[f"{name}_standard_error"] = _rounded(
-                np.std(values, ddof=1, dtype=np.float64) / len(values) ** 0.5, 3
-            )
+        _, standard_error = mean_and_error(values)
+        if standard_error is not None:
+            result[f"{name}_standard_error"] = _rounded(standard_error, 3)
     subject = Subject(config, run.model, run.variables, loss, {name: result[name] for name in terms})
     built_in = [likelihood if kind is LogLikelihood else kind() for kind in METRICS.values()]
     found: dict[str, Measured] = {}
@@ -129,7 +128,7 @@ def _measured(
 
 
 def _rounded(value: Any, digits: int) -> Any:
-    return value if isinstance(value, list) else float(f"{value:.{digits}g}")
+    return value if isinstance(value, list) else records.rounded(value, digits)
 
 
 def metrics_of(names: Sequence[str]) -> list[Metric]:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,25 +11,10 @@ import optax
 
 from jaxvae.errors import InputError
 from jaxvae.options import FRACTION, NOT_NEGATIVE, POSITIVE, option
-from jaxvae.protocols import Component
+from jaxvae.protocols import Hyperparameters, Optimizer
 from jaxvae.typing import Array, Params
 
 STAGES = 8  # Of the rate, in the schedule of that name.
-Hyperparameters = Mapping[str, Array | float]
-
-
-class Optimizer(Component, Protocol):
-    """What makes the updates of a step."""
-
-    def build(
-        self, epochs: int, steps_per_epoch: int | None, hyperparameters: Hyperparameters
-    ) -> optax.GradientTransformation:
-        """The optimiser of a run of so many epochs, with values that may be traced in place of its own.
-
-        The state's structure does not depend on the arguments. Raises `TypeError` where `steps_per_epoch` is needed,
-        and None.
-        """
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)

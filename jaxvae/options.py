@@ -10,7 +10,7 @@ import functools
 import inspect
 import itertools
 import math
-import textwrap
+import sys
 import typing
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -84,23 +84,33 @@ def _options(kind: Any) -> tuple[Option, ...]:
 
 
 def _helps(kind: Any) -> dict[str, str]:
-    """The docstrings below the fields of a class, on one line each."""
+    """The docstrings below the fields of a dataclass and of those it inherits from, on one line each."""
     found: dict[str, str] = {}
     for base in reversed(kind.__mro__):
-        try:
-            (tree,) = ast.parse(textwrap.dedent(inspect.getsource(base))).body
-        except (OSError, TypeError, SyntaxError, ValueError):  # A builtin, or made where no source is kept.
-            continue
-        body = tree.body if isinstance(tree, ast.ClassDef) else []
-        for field, doc in itertools.pairwise(body):
-            if (
-                isinstance(field, ast.AnnAssign)
-                and isinstance(field.target, ast.Name)
-                and isinstance(doc, ast.Expr)
-                and isinstance(doc.value, ast.Constant)
-            ):
-                found[field.target.id] = " ".join(str(doc.value.value).split())
+        if "__dataclass_fields__" in base.__dict__:
+            found |= _helps_of_module(base.__module__).get(base.__name__, {})
     return found
+
+
+@functools.cache
+def _helps_of_module(module: str) -> dict[str, dict[str, str]]:
+    """The docstrings below the fields of every class of a module, by the name of the class."""
+    try:
+        tree = ast.parse(inspect.getsource(sys.modules[module]))
+    except (OSError, TypeError, SyntaxError, KeyError):  # Made where no source is kept.
+        return {}
+    return {node.name: _field_docs(node) for node in ast.walk(tree) if isinstance(node, ast.ClassDef)}
+
+
+def _field_docs(node: ast.ClassDef) -> dict[str, str]:
+    return {
+        field.target.id: " ".join(str(doc.value.value).split())
+        for field, doc in itertools.pairwise(node.body)
+        if isinstance(field, ast.AnnAssign)
+        and isinstance(field.target, ast.Name)
+        and isinstance(doc, ast.Expr)
+        and isinstance(doc.value, ast.Constant)
+    }
 
 
 def flag(name: str) -> str:

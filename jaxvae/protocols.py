@@ -7,9 +7,10 @@ Shapes: B images [H, W, C]; S latents an image; L latent dimensions.
 """
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import jax
+import optax
 from flax import linen as nn
 from numpy.typing import NDArray
 
@@ -27,6 +28,10 @@ Measure = Literal["probability", "density", "unnormalised"]
 "The
   continuous Bernoulli", arXiv 1907.06845).
 """
+
+
+Hyperparameters: TypeAlias = Mapping[str, Array | float]
+"""Values, which may be traced, by the names of the options that they take the place of."""
 
 
 class Component(Protocol):
@@ -181,6 +186,7 @@ class Objective(Component, Protocol):
       latent_model: whether it trains a model with a distribution of latents, rather than an autoencoder.
       layers: the most layers of latents that it can train.
       bound: the name of the lower bound on log p(x) that `terms` holds in evaluation; "" where there is none.
+      tightens: whether the bound is tighter with more latents an image, so that it compares for one number alone.
     """
 
     unit: ClassVar[str] = "nats/image"
@@ -188,6 +194,7 @@ class Objective(Component, Protocol):
     latent_model: ClassVar[bool] = True
     layers: ClassVar[int] = 1
     bound: ClassVar[str] = "elbo"
+    tightens: ClassVar[bool] = False
 
     @property
     def latents(self) -> int:
@@ -205,6 +212,20 @@ class Objective(Component, Protocol):
           view: the model at its present weights, and the step: a `jaxvae.objectives.base.View`.
           batch: its images are intensities in [0, 1], as the model sees them.
           keys: [B], of each image's noise.
+        """
+        raise NotImplementedError
+
+
+class Optimizer(Component, Protocol):
+    """What makes the updates of a step."""
+
+    def build(
+        self, epochs: int, steps_per_epoch: int | None, hyperparameters: Hyperparameters
+    ) -> optax.GradientTransformation:
+        """The optimiser of a run of so many epochs, with values that may be traced in place of its own.
+
+        The state's structure does not depend on the arguments. Raises `TypeError` where `steps_per_epoch` is needed,
+        and None.
         """
         raise NotImplementedError
 

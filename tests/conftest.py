@@ -35,6 +35,18 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         jax.clear_caches()  # The setting is not part of what a compiled program is found by.
 
 
+# The files that take longest go first, so that no worker is left alone with one of them in the end.
+LONGEST = (
+    *("survival", "processes", "members", "mutations", "sweep", "train", "evaluate", "parallel", "fitting"),
+    *("extending", "benchmark", "torch_weights", "trained", "trainer"),
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    order = {f"test_{name}": number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(order)))
+
+
 @pytest.fixture(scope="session")
 def images() -> NDArray[np.uint8]:
     """[96, 6, 5, 1]: bright blobs at random places, so that there is something to learn."""

@@ -58,7 +58,7 @@ def test_adam_takes_the_authors_steps_once_their_second_moments_have_forgotten_t
 
 
 def test_the_rate_is_theirs_within_what_they_round() -> None:
-    fraction = rate_schedule(IWAE, EPOCH)
+    fraction = IWAE.parts.optimizer.rate_schedule(IWAE.epochs, EPOCH)
     first = 0
     for i in range(8):
         theirs = round(10.0 ** (1 - i / 7), 1) / 10

@@ -1,3 +1,5 @@
+"""Models: their layers written out in NumPy, their first weights, reconstructions and samples."""
+
 from functools import partial
 
 import jax
@@ -5,16 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from scipy import stats
 
 from jaxvae.config import PRESETS
 from jaxvae.models.autoencoder import AutoEncoder, Head
 from jaxvae.models.build import build_model, reconstruct, sample, with_output_bias
-from jaxvae.models.layers import ACTIVATIONS
-from jaxvae.models.priors import log_normal
+from jaxvae.models.layers import ACTIVATIONS, Activation
+from jaxvae.models.likelihoods import LIKELIHOODS
+from jaxvae.models.networks import Conv, Mlp, TwoLayer
 from jaxvae.models.two_layer import TwoLayerVAE
 from jaxvae.models.vae import LOGVAR_BOUND, VAE, reparameterize
-from jaxvae.protocols import Likelihood
 
 pytestmark = pytest.mark.unoptimized
 
@@ -37,7 +38,7 @@ def forward(params: dict, side: str, x: NDArray[np.float64], layers: int) -> NDA
 @pytest.mark.parametrize("head", ["relu", "linear"])
 @pytest.mark.parametrize(("shape", "hidden"), [((28, 28, 1), (256, 64)), ((7, 5, 3), (11,)), ((4, 4, 1), ())])
 def test_autoencoder_is_the_mlp_written_out(head: Head, shape: tuple[int, int, int], hidden: tuple[int, ...]) -> None:
-    model = AutoEncoder(shape, hidden, latent_size=6, head=head)
+    model = AutoEncoder(shape, Mlp(hidden), latent_size=6, head=head)
     x = jax.random.uniform(KEY, (3, *shape))
     params = model.init(KEY, x)
     output = model.apply(params, x)
@@ -51,7 +52,7 @@ def test_autoencoder_is_the_mlp_written_out(head: Head, shape: tuple[int, int, i
 
 @pytest.mark.parametrize("head", ["relu", "linear"])
 def test_vae_encode_is_the_head_written_out(head: Head) -> None:
-    model = VAE((4, 4, 1), (9,), latent_size=3, head=head)
+    model = VAE((4, 4, 1), Mlp((9,)), latent_size=3, head=head)
     x = jax.random.uniform(KEY, (5, 4, 4, 1))
     params = model.init(KEY, x, KEY)
     mean, std = model.apply(params, x, method="encode")
@@ -65,28 +66,8 @@ def test_vae_encode_is_the_head_written_out(head: Head) -> None:
     np.testing.assert_allclose(std, expected_std, rtol=1e-4, atol=1e-6)
 
 
-def test_log_normal_is_scipys() -> None:
-    z, mean = np.random.default_rng(0).normal(size=(2, 4, 5, 3))
-    std = np.random.default_rng(1).uniform(0.2, 3, (4, 5, 3))
-    np.testing.assert_allclose(log_normal(jnp.float32(z)), stats.norm.logpdf(z).sum(-1), rtol=1e-5)
-    got = log_normal(*map(jnp.float32, (z, mean, std)))
-    np.testing.assert_allclose(got, stats.norm.logpdf(z, mean, std).sum(-1), rtol=1e-4)
-
-
-@pytest.mark.parametrize("likelihood", ["gaussian-pixel", "logistic"])
-def test_scales_are_bounded_and_start_at_an_eighth_of_the_range(likelihood: Likelihood) -> None:
-    model = VAE((2, 2, 1), (), latent_size=2, likelihood=likelihood)
-    params = model.init(KEY, jnp.zeros((1, 2, 2, 1)), KEY)
-    layer = params["params"]["decoder"]["mlp"]["dense_0"]
-    for raw in (0.0, 1.5, -100.0, 100.0):
-        layer["kernel"], layer["bias"] = 0 * layer["kernel"], jnp.float32([0.3, raw] * 4)
-        pixels = model.apply(params, jnp.zeros((1, 2)), method="pixels")
-        np.testing.assert_allclose(pixels.location, 0.3 * np.ones((1, 2, 2, 1)), rtol=1e-6)
-        np.testing.assert_allclose(pixels.log_scale, (5 * np.tanh(raw / 5) - 2) * np.ones((1, 2, 2, 1)), rtol=1e-5)
-
-
 def test_vae_decodes_the_latent_it_reports() -> None:
-    model = VAE((4, 4, 1), (9,), latent_size=3)
+    model = VAE((4, 4, 1), Mlp((9,)), latent_size=3)
     x = jax.random.uniform(KEY, (5, 4, 4, 1))
     params = model.init(KEY, x, KEY)
     output = model.apply(params, x, KEY)
@@ -95,7 +76,7 @@ def test_vae_decodes_the_latent_it_reports() -> None:
 
 
 def test_linear_head_stays_finite_for_any_features() -> None:
-    model = VAE((2, 2, 1), (), latent_size=2)
+    model = VAE((2, 2, 1), Mlp(()), latent_size=2)
     x = jnp.ones((1, 2, 2, 1))
     params = jax.tree.map(lambda p: 1e30 * jnp.ones_like(p), model.init(KEY, x, KEY))
     for sign in (1.0, -1.0):
@@ -162,10 +143,10 @@ def test_bfloat16_computes_in_it_and_returns_float32(preset: str) -> None:
 
 
 def test_reconstruct_and_sample() -> None:
-    model = VAE((4, 5, 2), (9,), latent_size=3)
+    model = VAE((4, 5, 2), Mlp((9,)), latent_size=3)
     x = jax.random.uniform(KEY, (6, 4, 5, 2))
     params = model.init(KEY, x, KEY)
-    np.testing.assert_array_equal(reconstruct(model, params, x, KEY), model.apply(params, x, KEY).x_hat)
+    np.testing.assert_array_equal(reconstruct(model, params, {"image": x}, KEY), model.apply(params, x, KEY).x_hat)
     drawn = sample(model, params, KEY, 7)
     latent = jax.random.normal(KEY, (7, 3))
     expected = jax.nn.sigmoid(model.apply(params, latent, method="decode"))
@@ -176,15 +157,15 @@ def test_reconstruct_and_sample() -> None:
 @pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian-pixel"])
 @pytest.mark.parametrize(("shape", "channels"), [((28, 28, 1), (4, 6)), ((7, 5, 3), (4,)), ((9, 1, 2), (3, 4, 5))])
 def test_convolutions_take_images_of_any_size(
-    shape: tuple[int, int, int], channels: tuple[int, ...], likelihood: Likelihood
+    shape: tuple[int, int, int], channels: tuple[int, ...], likelihood: str
 ) -> None:
-    model = VAE(shape, channels, latent_size=3, conv=True, likelihood=likelihood)
+    model = VAE(shape, Conv(channels), latent_size=3, likelihood=LIKELIHOODS[likelihood]())
     x = jax.random.uniform(KEY, (2, *shape))
     params = model.init(KEY, x, KEY)
     output = model.apply(params, x, KEY)
     assert output.logits.shape == x.shape
     assert output.mean.shape == (2, 3)
-    # PixelDistribution are seen, at the edges too.
+    # Pixels are seen, at the edges too.
     seen = jax.grad(lambda x: model.apply(params, x, method="encode")[0].sum())(x)
     assert (np.asarray(seen) != 0).mean() > 0.5  # But where a ReLU is off.
     bias = params["params"]["decoder"]["out" if channels else "in"]["bias"]
@@ -193,10 +174,11 @@ def test_convolutions_take_images_of_any_size(
 
 @pytest.mark.parametrize("conv", [False, True])
 @pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian", "logistic"])
-def test_a_decoder_starts_out_from_the_mean_image(conv: bool, likelihood: Likelihood) -> None:
+def test_a_decoder_starts_out_from_the_mean_image(conv: bool, likelihood: str) -> None:
     shape = (6, 4, 2)
     mean = jnp.float32(np.random.default_rng(0).uniform(0.05, 0.95, shape)).at[0, 0, 0].set(0.0)
-    model = VAE(shape, (8,), latent_size=3, conv=conv, likelihood=likelihood, glorot=True)
+    network = Conv((8,)) if conv else Mlp((8,), init="glorot")
+    model = VAE(shape, network, latent_size=3, likelihood=LIKELIHOODS[likelihood]())
     params = model.init(KEY, jnp.zeros((1, *shape)), KEY)
     before = jax.tree.map(np.asarray, params)
     biased = with_output_bias(params, model, mean)
@@ -208,8 +190,8 @@ def test_a_decoder_starts_out_from_the_mean_image(conv: bool, likelihood: Likeli
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_every_activation_lies_between_the_layers(activation: str) -> None:
-    model = AutoEncoder((2, 2, 1), (5,), latent_size=3, activation=activation)
+def test_every_activation_lies_between_the_layers(activation: Activation) -> None:
+    model = AutoEncoder((2, 2, 1), Mlp((5,), activation), latent_size=3)
     x = jax.random.uniform(KEY, (4, 2, 2, 1))
     params = model.init(KEY, x)
     code = model.apply(params, x, method="encode")
@@ -220,13 +202,13 @@ def test_every_activation_lies_between_the_layers(activation: str) -> None:
 
 def test_bfloat16_keeps_losses_and_noise_in_float32() -> None:
     for model in (
-        VAE((4, 4, 1), (8,), 3, dtype=jnp.bfloat16),
-        VAE((4, 4, 1), (8,), 3, dtype=jnp.bfloat16, conv=True),
-        TwoLayerVAE((4, 4, 1), (8, 6), 3, dtype=jnp.bfloat16),
+        VAE((4, 4, 1), Mlp((8,)), 3, dtype=jnp.bfloat16),
+        VAE((4, 4, 1), Conv((8,)), 3, dtype=jnp.bfloat16),
+        TwoLayerVAE((4, 4, 1), TwoLayer((8, 6)), 3, dtype=jnp.bfloat16),
     ):
         x = jax.random.uniform(KEY, (2, 4, 4, 1))
         params = jax.jit(model.init)(KEY, x, KEY)
         assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
         keys = jax.random.split(KEY, 2)
-        draws = jax.jit(partial(model.apply, method="draw"), static_argnums=3)(params, x, keys, 3)
+        draws = jax.jit(partial(model.apply, method="draw"), static_argnums=3)(params, {"image": x}, keys, 3)
         assert {leaf.dtype for leaf in jax.tree.leaves(draws)} == {jnp.dtype("float32")}

@@ -1,54 +1,119 @@
-"""Closed forms, NumPy in float64 and Monte Carlo. The notes' formulas have tests of their own in test_parity."""
+"""What holds of every objective: names of bounds, what models are chosen by, what is refused."""
 
+import dataclasses
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from small import SMALL, config_of
 
-from jaxvae import objectives
-from jaxvae.models.autoencoder import AutoEncoderOutput
+from jaxvae.config import PRESETS, Config
+from jaxvae.errors import InputError
+from jaxvae.models.build import build_model, init_variables
 from jaxvae.models.likelihoods import bernoulli_nll
-from jaxvae.models.vae import VAEOutput
-from jaxvae.objectives.build import OBJECTIVES
+from jaxvae.models.priors import gaussian_kl_per_dimension
+from jaxvae.objectives.base import Context
+from jaxvae.objectives.build import (
+    OBJECTIVES,
+    build_objective,
+    loss_of,
+    measure_warning,
+    selection_cost,
+    selection_term,
+)
 from jaxvae.objectives.notes import mse, notes_kld
+from jaxvae.run import records
+
+pytestmark = pytest.mark.unoptimized
 
 
-def test_bernoulli_nll_is_minus_log_probability() -> None:
-    rng = np.random.default_rng(3)
-    logits, x = rng.normal(size=(5, 4, 3, 2)) * 3, rng.uniform(size=(5, 4, 3, 2))
-    p = 1 / (1 + np.exp(-logits))
-    expected = -(x * np.log(p) + (1 - x) * np.log1p(-p)).sum(axis=(1, 2, 3))
-    got = bernoulli_nll(jnp.float32(logits), jnp.float32(x))
-    np.testing.assert_allclose(got, expected, rtol=1e-5)
+@pytest.mark.parametrize(
+    ("likelihood", "inputs", "prefix", "log_p"),
+    [
+        ("bernoulli", "dynamic", "", "log_likelihood"),
+        ("bernoulli", "static", "", "log_likelihood"),
+        ("logistic", "grey", "", "log_likelihood"),
+        ("bernoulli", "grey", "unnormalised_", "unnormalised_log_likelihood"),
+        ("gaussian", "grey", "density_", "log_density"),
+        ("gaussian-global", "grey", "density_", "log_density"),
+        ("gaussian-pixel", "dynamic", "density_", "log_density"),
+        ("gaussian", "dequantized", "", "log_likelihood"),
+        ("gaussian-global", "dequantized", "", "log_likelihood"),
+    ],
+)
+@pytest.mark.parametrize(("objective", "bound"), [("elbo", "elbo"), ("info", "elbo"), ("beta-tc", "elbo"),
+                                                  ("iwae", "iwae_bound"), ("dreg", "iwae_bound")])  # fmt: skip
+def test_a_bound_is_named_for_what_it_bounds(
+    objective: str, bound: str, likelihood: str, inputs: str, prefix: str, log_p: str
+) -> None:
+    pixels = {"dequantize": True} if inputs == "dequantized" else {"inputs": inputs}
+    config = config_of(objective, likelihood=likelihood, **pixels)
+    warning = measure_warning(config)
+    assert ("--dequantize" in (warning or "")) == (warning is not None) == (prefix == "density_")
+    assert loss_of(config).bound_name == prefix + bound
+    assert loss_of(config).likelihood_name == log_p
+    assert selection_term(config) == (prefix + bound, True)
+    assert prefix + bound in records.FIRST
 
 
-def test_bernoulli_nll_is_exact_for_logits_that_would_overflow() -> None:
-    logits = jnp.array([[1e4], [-1e4], [1e4], [-1e4]])
-    x = jnp.array([[1.0], [0.0], [0.0], [1.0]])
-    np.testing.assert_array_equal(bernoulli_nll(logits, x), [0, 0, 1e4, 1e4])
-    small = bernoulli_nll(jnp.array([[15.0], [-80.0]]), jnp.array([[1.0], [0.0]]))
-    np.testing.assert_allclose(small, np.log1p(np.exp([-15.0, -80.0])), rtol=1e-6)
-    slope = jax.grad(lambda v: bernoulli_nll(v, x).sum())(logits)
-    np.testing.assert_array_equal(slope, [[0], [0], [1], [-1]])
+@pytest.mark.parametrize("preset", ["notes-ae", "notes-vae"])
+def test_the_notes_models_are_chosen_by_their_loss(preset: str) -> None:
+    assert selection_term(PRESETS[preset]) == ("loss", False)
+    assert selection_cost(PRESETS[preset], {"loss": 0.5, "elbo": 9.0}) == 0.5
 
 
-def test_gaussian_kl_against_monte_carlo() -> None:
-    rng = np.random.default_rng(3)
-    mean, std = rng.normal(size=3), rng.uniform(0.3, 2, size=3)
-    z = mean + std * rng.normal(size=(400_000, 3))
-    log_ratio = (-0.5 * ((z - mean) / std) ** 2 - np.log(std) + 0.5 * z**2).sum(axis=1)
-    error = log_ratio.std() / len(z) ** 0.5
-    got = objectives.gaussian_kl(jnp.float32(mean)[None], jnp.float32(std)[None])[0]
-    assert abs(float(got) - log_ratio.mean()) < 4 * error
+def test_of_what_models_are_chosen_by_the_lower_cost_is_better() -> None:
+    config = config_of(inputs="dynamic")
+    assert selection_cost(config, {"loss": 0.5, "elbo": -9.0}) == 9.0
+    assert selection_cost(config, {"loss": 0.5}) is None
 
 
-def test_gaussian_kl_is_zero_for_the_prior_alone() -> None:
-    zeros, ones = jnp.zeros((2, 5)), jnp.ones((2, 5))
-    np.testing.assert_array_equal(objectives.gaussian_kl(zeros, ones), [0, 0])
-    assert float(objectives.gaussian_kl(zeros, 1.01 * ones)[0]) > 0
-    assert float(objectives.gaussian_kl(zeros + 0.01, ones)[0]) > 0
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"head": "relu"}, "--objective elbo needs --head linear, logvar or exp"),
+        ({"objective": "beta-tc", "samples": 2}, "--samples 2 .*--objective elbo, iwae or dreg"),
+        (
+            {"objective": "dreg", "architecture": "two-layer", "hidden": (8, 6)},
+            "--architecture two-layer needs --objective elbo or iwae",
+        ),
+        ({"architecture": "two-layer", "hidden": (3,)}, "needs two --hidden widths"),
+        ({"mmd_weight": 1.0}, "--mmd-weight 1 .*--objective info"),
+        ({"corruption": 0.5}, "--corruption 0.5 .*--objective mse"),
+        ({"objective": "notes-elbo", "beta": 2.0}, "--beta 2 .*--objective elbo, iwae"),
+        ({"likelihood": "logistic", "inputs": "dynamic"}, "--likelihood logistic needs --inputs grey"),
+        ({"kl_cycles": 3}, "--kl-cycles 3 .*--kl-warmup-epochs"),
+        ({"dequantize": True}, "--dequantize needs a gaussian --likelihood"),
+        ({"dequantize": True, "likelihood": "logistic"}, "--dequantize needs a gaussian --likelihood"),
+        ({"dequantize": True, "likelihood": "gaussian", "inputs": "static"}, "--dequantize .* needs --inputs grey"),
+        ({"dequantize": True, "objective": "notes-elbo"}, "--dequantize needs"),
+        ({"free_bits": -1.0}, "--free-bits must be finite and not negative"),
+        ({"adam_b1": 1.0}, r"--adam-b1 must be in \[0, 1\)"),
+        ({"likelihood_std": 0.0}, "--likelihood-std must be positive"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        dataclasses.replace(SMALL, **changes)
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_an_evaluation_of_one_example_is_that_in_company(name: str) -> None:
+    latents = OBJECTIVES[name].latent_model
+    needed = {"mmd_weight": 1.0} if name == "info" else {}
+    config = Config("vae", objective=name, hidden=(4,), latent_size=5, **needed)
+    model, loss = build_model(config, (4, 3, 2)), build_objective(config, 1, 100)
+    x = jnp.float32(np.random.default_rng(3).uniform(size=(6, 4, 3, 2)))
+    variables = jax.jit(lambda key: init_variables(model, key, {"image": x[:1]}))(jax.random.key(0))
+    of = jax.jit(lambda x, keys: loss.of(model, variables, {"image": x}, keys, Context())[0])
+    keys = jax.random.split(jax.random.key(1), 6)
+    terms = of(x, keys)
+    assert {v.shape for v in terms.values()} == {(6,)}
+    assert len(terms) == (1 if not latents else 4 if OBJECTIVES[name].bound else 3)
+    for term, value in of(x[2:3], keys[2:3]).items():
+        np.testing.assert_allclose(value[0], terms[term][2], rtol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -56,44 +121,10 @@ def test_gaussian_kl_is_zero_for_the_prior_alone() -> None:
     [
         lambda a, b: mse(a, b),
         lambda a, b: bernoulli_nll(a, b),
-        lambda a, b: objectives.gaussian_kl(a, b),
+        lambda a, b: gaussian_kl_per_dimension(a, b),
         lambda a, b: notes_kld(a, b, 784),
     ],
 )
 def test_shapes_that_would_broadcast_are_refused(call: Any) -> None:
     with pytest.raises(ValueError, match=r"shapes must agree: .*\(4, 3\).*\(4, 1\)"):
         call(jnp.ones((4, 3)), jnp.ones((4, 1)))
-
-
-def outputs(name: str) -> tuple[Any, jax.Array]:
-    rng = np.random.default_rng(3)
-    logits = jnp.float32(rng.normal(size=(6, 4, 3, 2)))
-    x = jnp.float32(rng.uniform(size=logits.shape))
-    latent, mean = jnp.float32(rng.normal(size=(2, 6, 5)))
-    std = jnp.float32(rng.uniform(0.1, 2, size=(6, 5)))
-    output = AutoEncoderOutput(logits, latent) if name == "mse" else VAEOutput(logits, latent, mean, std)
-    return output, x
-
-
-@pytest.mark.parametrize("name", OBJECTIVES)
-def test_terms_are_per_example_and_add_up(name: str) -> None:
-    output, x = outputs(name)
-    losses = OBJECTIVES[name].losses(output, x)
-    assert {v.shape for v in losses.values()} == {(6,)}
-    if name != "mse":
-        np.testing.assert_allclose(losses["loss"], losses["recon"] + losses["kl"], rtol=1e-6)
-    # One example alone gives what it gives in company.
-    alone = OBJECTIVES[name].losses(jax.tree.map(lambda a: a[2:3], output), x[2:3])
-    for term, value in alone.items():
-        np.testing.assert_allclose(value[0], losses[term][2], rtol=1e-6)
-
-
-def test_notes_elbo_is_a_gaussian_elbo_of_variance_one_half_over_pixels() -> None:
-    output, x = outputs("notes-elbo")
-    losses = OBJECTIVES["notes-elbo"].losses(output, x)
-    pixels = x[0].size
-    squared = (np.asarray(output.x_hat, np.float64) - np.asarray(x, np.float64)) ** 2
-    nll = (squared + 0.5 * np.log(np.pi)).reshape(6, -1).sum(1)  # -log N(x; x_hat, 1/2), summed
-    elbo_loss = nll + np.asarray(objectives.gaussian_kl(output.mean, output.std), np.float64)
-    constant = 0.5 * np.log(np.pi) * pixels
-    np.testing.assert_allclose(np.asarray(losses["loss"]) * pixels, elbo_loss - constant, rtol=1e-5)

@@ -1,4 +1,4 @@
-"""The optimisers: the average of the weights against NumPy, and what is evaluated with it."""
+"""The optimisers: rates, decay and clipping; the average of the weights, and what is evaluated with it."""
 
 import dataclasses
 from pathlib import Path
@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 from runs import train
+from small import config_of
 
 from jaxvae import config_file, load
 from jaxvae.config import PRESETS
@@ -16,6 +17,40 @@ from jaxvae.errors import InputError
 from jaxvae.optimizer import AverageState, build_optimizer, evaluated, with_average
 
 pytestmark = pytest.mark.unoptimized
+
+
+def test_stages_are_those_of_the_paper() -> None:
+    fraction = PRESETS["iwae"].parts.optimizer.rate_schedule(3280, steps_per_epoch=3000)
+    first = 0
+    for stage in range(8):
+        for step in (first, first + 3**stage * 3000 - 1):
+            assert float(fraction(jnp.int32(step))) == pytest.approx(10 ** (-stage / 7), rel=1e-5)
+        first += 3**stage * 3000
+    assert first == 3280 * 3000
+
+
+def test_cosine_and_warmup() -> None:
+    config = config_of("elbo", schedule="cosine", epochs=10, warmup_epochs=1.0)
+    fraction = config.parts.optimizer.rate_schedule(10, steps_per_epoch=10)
+    got = [float(fraction(jnp.int32(step))) for step in (0, 4, 9, 10, 55, 100)]
+    np.testing.assert_allclose(got, [0.1, 0.5, 1, 1, 0.5, 0], atol=1e-6)
+
+
+def test_decay_and_clipping_are_optaxs() -> None:
+    rng = np.random.default_rng(5)
+    config = config_of("elbo", weight_decay=0.1, clip_norm=0.5, learning_rate=1e-2)
+    params = {"a": jnp.float32(rng.normal(size=(3, 4)))}
+    grads = [{"a": jnp.float32(rng.normal(size=(3, 4)) * scale)} for scale in (0.01, 10, 1)]
+    expected, ours = params, params
+    reference = optax.chain(optax.clip_by_global_norm(0.5), optax.adamw(1e-2, weight_decay=0.1))
+    states = [reference.init(params), build_optimizer(config).init(params)]
+    for grad in grads:
+        with jax.numpy_dtype_promotion("standard"):
+            updates, states[0] = reference.update(grad, states[0], expected)
+        expected = optax.apply_updates(expected, updates)
+        updates, states[1] = build_optimizer(config).update(grad, states[1], ours)
+        ours = optax.apply_updates(ours, updates)
+    np.testing.assert_allclose(ours["a"], expected["a"], rtol=2e-4)
 
 
 def test_the_average_is_that_of_numpy() -> None:

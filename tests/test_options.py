@@ -115,7 +115,7 @@ def test_the_command_line_has_the_options_of_ones_own(capsys: pytest.CaptureFixt
         (["--model", "own_parts"], "--model own_parts: must be package.module:Name"),
         (["--model", "own_parts:loss"], "--model"),
         (["--model", "own_parts:lion"], "--model"),
-        (["--optimizer", "own_parts:loss"], "must inherit from jaxvae.optimizer.Optimizer"),
+        (["--optimizer", "own_parts:loss"], "must inherit from jaxvae.protocols.Optimizer"),
         (["--optimizer", "own_parts:lion", "--learning-rate", "0.1"], "--learning-rate 0.1 has no effect"),
     ],
 )

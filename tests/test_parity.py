@@ -18,12 +18,13 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from small import Given
 
 from jaxvae import (
-    OBJECTIVES,
     PRESETS,
     TrainState,
     build_model,
+    build_objective,
     build_optimizer,
     init_state,
     make_train_step,
@@ -32,7 +33,7 @@ from jaxvae import (
 from jaxvae.models.autoencoder import AutoEncoder, AutoEncoderOutput
 from jaxvae.models.build import reconstruct, sample
 from jaxvae.models.vae import VAE, VAEOutput
-from jaxvae.objectives.notes import mse, notes_kld
+from jaxvae.objectives.notes import Mse, NotesElbo, mse, notes_kld
 from jaxvae.torch_weights import params_from_torch, torch_from_params
 from jaxvae.typing import Params
 
@@ -138,8 +139,9 @@ def test_objectives_are_the_notes_losses(dtype: Dtype) -> None:
     mean, sigma = np.minimum(mean, 3), np.minimum(sigma, 3)
     with jax.enable_x64(dtype == "float64"):
         given = [jnp.asarray(a, dtype) for a in (logits, x, mean, sigma)]
-        ae = OBJECTIVES["mse"].losses(AutoEncoderOutput(given[0], given[2]), given[1])
-        vae = OBJECTIVES["notes-elbo"].losses(VAEOutput(given[0], given[2], *given[2:]), given[1])
+        batch, keys = {"image": given[1]}, jax.random.split(jax.random.key(0), 3)
+        ae = Mse().terms(Given(AutoEncoderOutput(given[0], given[2])), batch, keys)
+        vae = NotesElbo().terms(Given(VAEOutput(given[0], given[2], *given[2:])), batch, keys)
     errors = (1 / (1 + np.exp(-logits)) - x) ** 2
     recon = errors.reshape(3, -1).sum(axis=1) / 784
     m, s = mean.astype(np.float64), sigma.astype(np.float64)
@@ -207,7 +209,7 @@ def test_reconstructions_and_samples_are_those_of_the_notes(preset: str) -> None
         code = code[:, :10] + code[:, 10:] * eps
     expected = sigmoid(numpy_stack(weights, "decoder", code)).reshape(images.shape)
     close = {"rtol": 1e-5, "atol": 1e-6}
-    np.testing.assert_allclose(reconstruct(model, params, jnp.asarray(images), key), expected, **close)
+    np.testing.assert_allclose(reconstruct(model, params, {"image": jnp.asarray(images)}, key), expected, **close)
     if isinstance(model, VAE):
         drawn = sigmoid(numpy_stack(weights, "decoder", eps)).reshape(images.shape)
         np.testing.assert_allclose(sample(model, params, key, 8), drawn, **close)
@@ -295,7 +297,7 @@ def start(
     model = notes_model(preset, dtype)
     params = params_from_torch(reference.initial_weights(preset), model, np.dtype(dtype))
     state = TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
-    return state, make_train_step(model, OBJECTIVES[PRESETS[preset].objective], optimizer)
+    return state, make_train_step(model, build_objective(PRESETS[preset]), optimizer)
 
 
 def as_batches(images: NDArray[np.uint8], dtype: Dtype) -> Any:

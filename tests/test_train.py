@@ -466,7 +466,7 @@ class TestResumeIsRefused:
         path = run / "metrics.jsonl"
         path.write_text(line + "\n" + path.read_text())
         assert train("--resume", "--epochs", "2", "--run-dir", str(run)) == 2
-        assert capsys.readouterr().err == f"error: {path}, line 1: not a record of figures\n"
+        assert capsys.readouterr().err == f"error: {path}, line 1: not a record of metrics\n"
 
 
 @pytest.mark.slow

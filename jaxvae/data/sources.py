@@ -5,12 +5,12 @@ Everything read is untrusted: no pickles, no allocation on a header's word alone
 """
 
 import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
+from jaxvae import errors
 from jaxvae.data import download
 from jaxvae.data.arrays import paired
 from jaxvae.data.formats import blaming, folder_of_pictures, npy_file, npz_file, read_idx
@@ -25,15 +25,11 @@ DATASETS = ("auto", *IDX_DATASETS, "digits")
 _IDX_STEMS = ("train-images", "t10k-images")
 
 
-def _warn_on_stderr(message: str) -> None:
-    print(f"warning: {message}", file=sys.stderr, flush=True)
-
-
 def load(
     dataset: str,
     data_dir: str | os.PathLike[str] | None = None,
     *,
-    warn: Callable[[str], None] = _warn_on_stderr,
+    warn: Callable[[str], None] = errors.warn,
 ) -> ImageData:
     """Loads a dataset by name or by path.
 

@@ -9,13 +9,12 @@ import errno
 import json
 import os
 import socket
-import sys
 import threading
 import time
 from contextlib import ExitStack
 from typing import Any, NamedTuple
 
-from jaxvae.errors import InputError, one_line
+from jaxvae.errors import InputError, one_line, say
 
 LONGEST = 10_000  # Characters of a message.
 KEEPALIVE_SECONDS = 2  # Between two questions of the kernel whether the other side's kernel is still there.
@@ -115,11 +114,6 @@ def keep_alive(connection: socket.socket) -> None:
     for name, value in options.items():
         if hasattr(socket, name):
             connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
-
-
-def say(text: str) -> None:
-    """Tell the person watching this process."""
-    print(one_line(text), file=sys.stderr, flush=True)
 
 
 def meet(name: str, address: str, own: Peer, num_processes: int, timeout: float) -> list[Link]:

@@ -13,6 +13,7 @@ from jaxvae.metrics.subject import Subject
 from jaxvae.models.two_layer import TwoLayerVAE
 from jaxvae.models.vae import VAE
 from jaxvae.protocols import Measured, Metric
+from jaxvae.run.records import rounded
 from jaxvae.train.step import as_batch
 from jaxvae.typing import Array, Batch, Params
 
@@ -67,4 +68,4 @@ class ActiveUnits(Metric):
 def _per_dimension(kl: NDArray[np.float64]) -> Measured:
     highest = sorted(kl.tolist(), reverse=True)
     shown = " ".join(f"{value:.2f}" for value in highest[:10]) + (" ..." if len(highest) > 10 else "")
-    return Measured([float(f"{value:.6g}") for value in kl], note=f"{shown} (nats, highest first)")
+    return Measured([rounded(value, 6) for value in kl], note=f"{shown} (nats, highest first)")

@@ -15,6 +15,7 @@ from jaxvae.errors import InputError
 from jaxvae.metrics.subject import Subject, mean_and_error
 from jaxvae.options import COUNT, option
 from jaxvae.protocols import Measured, Metric
+from jaxvae.run.records import rounded
 from jaxvae.train.step import as_batch
 from jaxvae.typing import Array, Batch, Params
 
@@ -120,7 +121,7 @@ class LogLikelihood(Metric):
                 "nats/image",
                 standard_error,
                 f"; +- {sampling:.2g} from {self.samples:,} latents an image",
-                {"samples": self.samples, f"{name}_sampling_error": float(f"{sampling:.3g}")},
+                {"samples": self.samples, f"{name}_sampling_error": rounded(sampling, 3)},
             )
         if loss.measure == "probability":
             size = math.prod(images["image"].shape[1:])

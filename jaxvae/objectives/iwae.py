@@ -29,6 +29,7 @@ class Iwae(InNats, Samples):
 
     layers = 2
     bound: ClassVar[str] = "iwae_bound"
+    tightens: ClassVar[bool] = True
 
     def terms(self, view: View, batch: Batch, keys: Array) -> Terms:
         """See `Objective`."""
@@ -61,6 +62,7 @@ class Dreg(InNats, Samples):
     """
 
     bound: ClassVar[str] = "iwae_bound"
+    tightens: ClassVar[bool] = True
 
     def terms(self, view: View, batch: Batch, keys: Array) -> Terms:
         """See `Objective`."""

@@ -12,7 +12,6 @@ import logging
 import math
 import os
 import shutil
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -22,6 +21,7 @@ from typing import Any, Self, TypeVar
 import jax
 import orbax.checkpoint as ocp
 
+from jaxvae import errors
 from jaxvae.errors import InputError, SaveError
 from jaxvae.run.step_files import (
     FORMAT,
@@ -53,11 +53,6 @@ TRIES = 20  # To read a step before the run that is writing deletes it.
 T = TypeVar("T")
 
 
-def say_on_stderr(warning: str) -> None:
-    """Print a warning."""
-    print(f"warning: {warning}", file=sys.stderr)
-
-
 class Checkpoints:
     """The checkpoints of one run. A context manager: leaving it waits for the save under way.
 
@@ -81,7 +76,7 @@ class Checkpoints:
         keep: int = 3,
         keep_best: int = 0,
         read_only: bool = False,
-        warn: Callable[[str], None] = say_on_stderr,
+        warn: Callable[[str], None] = errors.warn,
     ):
         self.directory = directory.absolute()
         self._keep, self._keep_best, self._read_only, self._warn = keep, keep_best, read_only, warn

@@ -19,7 +19,7 @@ class Console:
       epochs: of the whole run.
       steps: of the whole run.
       step: the step the run starts or resumes from.
-      unit: of the figures.
+      unit: of the metrics.
     """
 
     def __init__(self, epochs: int, steps: int, step: int, unit: str):
@@ -63,14 +63,14 @@ class Console:
         return f"{_duration(seconds)} left"
 
     def progress(self, train: Record, steps_per_second: float) -> None:
-        """Move the bar to the step of a train record, with its figures: all of them, or the loss where it is narrow."""
+        """Move the bar to the step of a train record, with its metrics: all of them, or the loss where it is narrow."""
         step, wide = train["step"], self._rich.width >= 110
         epoch = min(train["epoch"] + (step * self._epochs % self._steps == 0), self._epochs)
-        figures = f"{words(train)} ({self._unit})" if wide else f"loss {train['loss']:.4g} {self._unit}"
+        shown = f"{words(train)} ({self._unit})" if wide else f"loss {train['loss']:.4g} {self._unit}"
         speed = f"{speed_words(steps_per_second)} {self._left(step)}"
-        self._bar.update(self._task, completed=step, description=f"{epoch}/{self._epochs} {figures}", speed=speed)
+        self._bar.update(self._task, completed=step, description=f"{epoch}/{self._epochs} {shown}", speed=speed)
         if self._bar.disable and time.perf_counter() - self._said > QUIET_SECONDS:
-            self.say(f"epoch {epoch}/{self._epochs}  step {step:,}/{self._steps:,}  {figures}  {speed}")
+            self.say(f"epoch {epoch}/{self._epochs}  step {step:,}/{self._steps:,}  {shown}  {speed}")
 
     def epoch(self, lines: Sequence[Record], steps_per_second: float | None) -> None:
         """Print the line of a finished epoch, with the records of each split and the speed, where one was measured."""

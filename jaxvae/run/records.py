@@ -31,6 +31,11 @@ FIRST = (
 )
 
 
+def rounded(value: Any, digits: int) -> float:
+    """A number to so many significant digits, as records and tables hold it."""
+    return float(f"{float(value):.{digits}g}")
+
+
 def ordered(names: Iterable[str]) -> list[str]:
     """Names of terms in the order in which they are read: `FIRST`, then the others as they come, each once."""
     found = list(dict.fromkeys(names))
@@ -47,7 +52,7 @@ def record(step: int, epoch: int, split: str, unit: str, values: Mapping[str, ND
 
     The mean is taken in float64, and 9 digits tell any two float32 values apart.
     """
-    means = {term: float(f"{np.mean(values[term], dtype=np.float64):.9g}") for term in ordered(values)}
+    means = {term: rounded(np.mean(values[term], dtype=np.float64), 9) for term in ordered(values)}
     return {"step": step, "epoch": epoch, "split": split, "unit": unit, **means}
 
 
@@ -132,7 +137,7 @@ def read_records(path: Path, integers: Sequence[str] = ()) -> list[Record]:
             try:
                 records.append(_checked(json.loads(line), ("step", "epoch", *integers)))
             except (ValueError, TypeError, KeyError, RecursionError):
-                raise InputError(f"{path}, line {number}: not a record of figures") from None
+                raise InputError(f"{path}, line {number}: not a record of metrics") from None
     return records
 
 

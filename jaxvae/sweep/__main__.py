@@ -17,11 +17,10 @@ import jax
 from jaxvae import cli
 from jaxvae import config as configs
 from jaxvae.config import Config
-from jaxvae.errors import InputError
+from jaxvae.errors import InputError, say
 from jaxvae.options import flag
 from jaxvae.sweep.extract import extract
 from jaxvae.sweep.grid import FILE, OUTER, Axes, Grid, axes_of, load_sweep
-from jaxvae.sweep.log import say
 from jaxvae.sweep.loop import sweep
 from jaxvae.train.__main__ import arguments_of, peek, with_own
 

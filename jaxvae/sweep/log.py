@@ -1,13 +1,11 @@
 """The JSONL files of a sweep's program, and what is said of its members."""
 
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from jaxvae import config as configs
 from jaxvae.config import Config
-from jaxvae.errors import one_line
 from jaxvae.run import directory as run_dirs
 from jaxvae.run import records
 from jaxvae.sweep.grid import (
@@ -17,7 +15,7 @@ from jaxvae.sweep.grid import (
 
 
 class ProgramLog:
-    """The JSONL files of a program: of the figures there are, `kept` stay, and new lines follow."""
+    """The JSONL files of a program: of the metrics there are, `kept` stay, and new lines follow."""
 
     def __init__(self, directory: Path, kept: Sequence[records.Record]):
         path = directory / "metrics.jsonl"
@@ -37,7 +35,7 @@ class ProgramLog:
         self._metrics.flush()
 
     def sync(self) -> None:
-        """Have the figures on the disk before the checkpoint that goes with them, should the power fail."""
+        """Have the metrics on the disk before the checkpoint that goes with them, should the power fail."""
         os.fsync(self._metrics.fileno())
 
     def time(self, event: str, **values: float) -> None:
@@ -50,8 +48,3 @@ def member_words(member: Config) -> str:
     base = configs.PRESETS[member.preset]
     changed = [name for name in axes_of(type(member)) if getattr(member, name) != getattr(base, name, None)]
     return ", ".join([f"{name} {cell(getattr(member, name))}" for name in changed] + [f"seed {member.seed}"])
-
-
-def say(text: str) -> None:
-    """Tell the person watching."""
-    print(one_line(text), file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""The one place of a sweep with effects: its programs one after the other, figures, checkpoints, signals."""
+"""The one place of a sweep with effects: its programs one after the other, metrics, checkpoints, signals."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ from jaxvae import config as configs
 from jaxvae import data
 from jaxvae.config import Config
 from jaxvae.distributed import devices as parallel
-from jaxvae.errors import InputError, SaveError
+from jaxvae.errors import InputError, SaveError, say
 from jaxvae.objectives.build import measure_warning, selection_term
 from jaxvae.run import console, records
 from jaxvae.run import directory as run_dirs
@@ -31,7 +31,7 @@ from jaxvae.sweep.grid import (
     programs_of,
     to_json,
 )
-from jaxvae.sweep.log import ProgramLog, member_words, say
+from jaxvae.sweep.log import ProgramLog, member_words
 from jaxvae.sweep.room import Room, room
 from jaxvae.sweep.trainer import MembersState, MembersTrainer, common_config
 from jaxvae.train.computer import splits

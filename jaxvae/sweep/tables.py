@@ -94,7 +94,9 @@ def summary(grid: Grid, rows: Sequence[Row]) -> list[Row]:
                 continue
             numbers = [row[name] for row in same if row.get(name) is not None]
             spread: dict[str, Any] = {"mean": np.mean, "std": _deviation, "min": np.min, "max": np.max}
-            line |= {f"{name}_{what}": _digits(of(numbers)) if numbers else None for what, of in spread.items()}
+            line |= {
+                f"{name}_{what}": records.rounded(of(numbers), 6) if numbers else None for what, of in spread.items()
+            }
         found.append(line)
     return found
 
@@ -107,10 +109,6 @@ def _terms(rows: Sequence[Row], split: str) -> list[str]:
 
 def _deviation(numbers: Sequence[float]) -> Any:
     return np.std(numbers, ddof=1) if len(numbers) > 1 else 0.0
-
-
-def _digits(number: Any) -> float:
-    return float(f"{float(number):.6g}")
 
 
 def best(grid: Grid, rows: Sequence[Row], statistic: str = "") -> tuple[str, Row]:
@@ -128,7 +126,7 @@ def best(grid: Grid, rows: Sequence[Row], statistic: str = "") -> tuple[str, Row
     """
     if not grid.config.validation:
         raise InputError("this sweep holds no images out to choose by (--validation 0)")
-    if grid.config.objective in ("iwae", "dreg") and "samples" in grid.varied():
+    if grid.config.parts.objective.tightens and "samples" in grid.varied():
         raise InputError("IWAE bounds of different --samples cannot be compared")
     term, higher = selection_term(grid.config)
     column = f"validation_{term}{statistic}"

@@ -25,7 +25,8 @@ from jaxvae.distributed import devices as parallel
 from jaxvae.keys import Purpose, key_of, purpose_key
 from jaxvae.models.build import Model, build_model
 from jaxvae.objectives.build import build_objective
-from jaxvae.optimizer import Hyperparameters, build_optimizer
+from jaxvae.optimizer import build_optimizer
+from jaxvae.protocols import Hyperparameters
 from jaxvae.train.computer import PART_BATCHES, due, splits
 from jaxvae.train.evaluation import PIXELS_AT_ONCE, joined, make_evaluate
 from jaxvae.train.programs import StepPrograms, make_call, steps_per_epoch

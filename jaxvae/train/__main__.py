@@ -11,7 +11,7 @@ from jaxvae import cli, config_file
 from jaxvae import config as configs
 from jaxvae.config import Config
 from jaxvae.distributed import job as distributed
-from jaxvae.errors import Diverged, InputError
+from jaxvae.errors import Diverged, InputError, say
 from jaxvae.options import flag
 from jaxvae.own import is_own
 from jaxvae.train import loop
@@ -109,7 +109,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _, stopped_by = loop.train(arguments.config, arguments.run_dir, arguments.resume, devices)
     except Diverged as error:
         said = [str(error), *getattr(error, "__notes__", []), advice(arguments.config)]
-        print(f"error: {'; '.join(said)}", file=sys.stderr)
+        say(f"error: {'; '.join(said)}")
         return cli.EXIT_DIVERGED
     return cli.EXIT_OK if stopped_by is None else 128 + stopped_by
 

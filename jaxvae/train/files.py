@@ -189,7 +189,7 @@ class RunFiles:
             self.log.write_picture(name, grid, step)
 
     def draw_curves(self) -> None:
-        """Draw the run's figures so far."""
+        """Draw the run's metrics so far."""
         if self.log.records:
             title = configs.describe(self._config)
             plots.save_curves(self.run_dir / "images" / "curves.png", self.log.records, title)

@@ -4,7 +4,7 @@ The device is kept busy: a compiled call is dispatched, and while it runs the ho
 and draws what the call before it left.
 
 In a job of several processes all of them compute, and come to the same decisions from the same
-figures; process 0 alone has files and a voice.
+metrics; process 0 alone has files and a voice.
 """
 
 import os

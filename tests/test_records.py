@@ -1,6 +1,6 @@
-import io
+"""The records of a run: lines, windows, and the files they are written to."""
+
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from jaxvae.errors import InputError
 from jaxvae.run import records
-from jaxvae.run.console import Console
 from jaxvae.run.records import RunLog, record
 
 
@@ -137,44 +136,3 @@ def test_what_is_no_record_is_refused(bad: str, tmp_path: Path) -> None:
     path.write_text(json.dumps(line(1)) + "\n" + bad + "\n")
     with pytest.raises(InputError, match="metrics.jsonl, line 2: not a record"):
         records.read_records(path)
-
-
-def test_console_prints_plain_lines_when_it_is_no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    err = io.StringIO()
-    monkeypatch.setattr("sys.stderr", err)
-    monkeypatch.setenv("FORCE_COLOR", "1")
-    with Console(epochs=3, steps=300, step=0, unit="per pixel") as console:
-        console.say("[bold]brackets stay[/bold]")
-        console.say("runs/a\nb\x1b[31m")
-        console.progress(line(50), 100.0)
-        console.epoch([line(300), {**line(300), "split": "test"}], steps_per_second=1000 / 7)
-    assert err.getvalue().splitlines() == [
-        "[bold]brackets stay[/bold]",
-        r"runs/a b\x1b[31m",
-        "epoch 1/3  step 300  train loss 42.86  test loss 42.86  (per pixel)  143 steps/s",
-    ]
-
-
-@pytest.mark.parametrize(
-    ("columns", "shown", "hidden"),
-    [
-        (80, ["501/1000 loss 12.34 nats/image", "50%", "12,345 steps/s", "left"], "kl"),
-        (120, ["501/1000 loss 12.34  recon 12.34  kl 12.34 (nats/image)", "50%", "12,345 steps/s", "left"], "…"),
-    ],
-)
-def test_console_draws_a_bar_that_fits_the_terminal(
-    columns: int, shown: list[str], hidden: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    err = io.StringIO()
-    monkeypatch.setattr(err, "isatty", lambda: True)
-    monkeypatch.setattr("sys.stderr", err)
-    monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setenv("COLUMNS", str(columns))
-    with Console(epochs=1000, steps=300_000, step=0, unit="nats/image") as console:
-        values = np.float32([12.34])
-        full = record(150_000, 500, "train", "nats/image", {"loss": values, "recon": values, "kl": values})
-        console.progress(full, 12345.0)
-    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", err.getvalue())
-    for part in shown:
-        assert part in text
-    assert hidden not in text
