@@ -22,7 +22,8 @@ from runs import SMALL, assert_same_run, environment, state_of, train, train_com
 from jaxvae import cli, evaluate, generate
 from jaxvae.config import PRESETS
 from jaxvae.data.images import ImageData
-from jaxvae.run import checkpoint, plots, records
+from jaxvae.errors import SaveError
+from jaxvae.run import plots, records
 from jaxvae.run.checkpoint import Checkpoints
 from jaxvae.run.step_files import read_step
 from jaxvae.train import loop, pipeline, programs
@@ -433,7 +434,7 @@ def test_a_save_that_fails_ends_the_run_with_its_own_code(
     run = tmp_path / "run"
 
     def fail() -> None:
-        raise checkpoint.SaveError("checkpoint could not be saved: the disk is on fire")
+        raise SaveError("checkpoint could not be saved: the disk is on fire")
 
     at_nth_call(monkeypatch, "save", at, fail)
     assert train(*base, *BUSY, "--epochs", "3", "--run-dir", str(run)) == cli.EXIT_NOT_SAVED
