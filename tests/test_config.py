@@ -375,6 +375,7 @@ class OwnPriorModule(StandardNormalModule):
         return None
 
 
+@dataclasses.dataclass(frozen=True)
 class OwnPrior(Prior):
     def module(self, latent_size: int) -> Any:
         return OwnPriorModule(latent_size)

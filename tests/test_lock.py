@@ -14,7 +14,7 @@ from jaxvae.run.lock import RunLock, check_free
 HOLD = """
 import sys
 from pathlib import Path
-from jaxvae.lock import RunLock
+from jaxvae.run.lock import RunLock
 with RunLock(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()
