@@ -74,7 +74,10 @@ class _Config(metaclass=_Made):
             part.check(self)
         self._check_layers()
         if self.parts.model is not None and self.parts.objective.uses and not hasattr(self.parts.model, "draw"):
-            raise InputError("--model needs --objective module:name, a loss of your own: it has no method draw")
+            raise InputError(
+                f"--model {self.model} has no method draw, which --objective {self.objective} calls: "  # type: ignore[attr-defined]
+                "name a loss of your own, --objective module:function"
+            )
         for name in unread(self):
             value = words(getattr(self, name))
             raise InputError(f"{flag(name)} {value} has no effect: it needs {unmet(self, name)}")
@@ -94,11 +97,6 @@ class _Config(metaclass=_Made):
     def traced(self) -> dict[str, float]:
         """The traced hyperparameters: the options that are numbers to the compiled program, and may be swept in one."""
         return {o.name: getattr(part, o.name) for part in self.parts[:-1] for o in options(type(part)) if o.traced}
-
-    @property
-    def in_nats(self) -> bool:
-        """Whether metrics are in nats per image, with a likelihood, rather than in the notes' scale, per pixel."""
-        return bool(self.parts.objective.bound)
 
     @property
     def is_vae(self) -> bool:

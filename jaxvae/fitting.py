@@ -25,7 +25,7 @@ from jaxvae.run import records
 from jaxvae.run.checkpoint import Checkpoints
 from jaxvae.train import loop
 from jaxvae.train.step import TrainState, abstract_state
-from jaxvae.trained import TrainedRun, example_of_run, load_run
+from jaxvae.trained import TrainedRun, example_of_run
 
 PRESET = "vae"  # Where no configuration is given.
 
@@ -88,7 +88,7 @@ def fit(
       options: changes of `config`, such as ``epochs=5``, and components: ``likelihood="logistic"``, a name
         ``"module:Name"``, or an object, ``likelihood=StudentT(freedom=3.0)``.
 
-    What it cannot tell on resume is a function or an optimiser of the same name that computes something else.
+    On resume, `fit` does not notice a function or an optimiser that has the same name and computes something else.
 
     Raises:
       InputError: bad input, found before a step is taken; a `ValueError`.
@@ -133,13 +133,14 @@ def _named(slot: str, thing: Any) -> str:
 
 def result_of(run_dir: Path) -> Fit:
     """What `fit` returned for the run in a directory. Raises `InputError` where none can be read."""
-    run = load_run(run_dir)
     config = config_file.load(run_dir / "config.json")
-    example = example_of_run(run.image_shape, run.record)
-    like = abstract_state(build_model(config, run.image_shape), build_optimizer(config, 1), example)
     with Checkpoints(run_dir / "checkpoints", read_only=True) as checkpoints:
-        saved = checkpoints.restore(like)
-    assert saved is not None
+        shape = checkpoints.image_shape()
+        model = build_model(config, shape)
+        example = example_of_run(shape, checkpoints.read_record())
+        saved = checkpoints.restore(abstract_state(model, build_optimizer(config, 1), example))
+    assert saved is not None  # Its record has just been read.
+    run = TrainedRun(config, model, saved.state.variables, saved.step, shape, saved.record)
     lines = records.read_records(run_dir / "metrics.jsonl")
     metrics = {}
     for split in dict.fromkeys(line["split"] for line in lines):

@@ -1,4 +1,4 @@
-"""Components of the user's own: by the name of what a module on the path holds, or given from Python."""
+"""The user's own components: imported by name, or passed in from Python."""
 
 import importlib
 import sys
@@ -66,4 +66,4 @@ def resolve(name: str, flag: str) -> Any:
 
 
 def _given_in_python(flag: str, name: str) -> str:
-    return f"{flag} {name}: it was given in Python, and has no name to import: jaxvae.load takes it as an argument"
+    return f"{flag} {name}: it was given in Python and cannot be imported: pass it to jaxvae.load or jaxvae.fit"

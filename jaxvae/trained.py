@@ -34,6 +34,9 @@ class TrainedRun:
     Images are arrays [N, H, W, C], or [N, H, W] where C is 1: uint8, or floats in [0, 1]. What comes out for images has
     their dtype; what comes out for latents is float32 in [0, 1]. All methods work on chunks, so N may be large.
 
+    The model sees pixels as in training: binarised with ``inputs="dynamic"``, noised with `dequantize`. Give a model of
+    ``inputs="static"`` binary images; training drew its own once.
+
     Attributes:
       config: of the run.
       model: the Flax module.
@@ -120,9 +123,8 @@ class TrainedRun:
     @functools.cached_property
     def _encode(self) -> Any:
         def encode(variables: Params, batch: Batch, keys: Array) -> Array:
-            found: Any = self.model.apply(
-                variables, as_batch(batch)["image"], method="encode", rngs={"params": keys[0]}
-            )
+            x = self._seen(batch, keys)["image"]
+            found: Any = self.model.apply(variables, x, method="encode", rngs={"params": keys[0]})
             code: Array = found[0] if isinstance(found, tuple) else found
             return code
 
@@ -131,7 +133,7 @@ class TrainedRun:
     @functools.cached_property
     def _reconstruct(self) -> Any:
         def run(variables: Params, batch: Batch, keys: Array) -> Array:
-            found = reconstruct(self.model, variables, as_batch(batch), keys)
+            found = reconstruct(self.model, variables, self._seen(batch, keys), keys)
             if found is None:
                 raise TypeError(f"the model {type(self.model).__name__} returns no x_hat")
             return found
@@ -146,6 +148,10 @@ class TrainedRun:
             return images
 
         return jax.jit(decode)
+
+    def _seen(self, batch: Batch, keys: Array) -> dict[str, Array]:
+        seen = as_batch(batch)
+        return {**seen, "image": self.config.parts.inputs.observe(seen["image"], keys)}
 
     def _map(self, run: Any, batch: Mapping[str, NDArray[Any]], seed: int = 0) -> Any:
         count = len(next(iter(batch.values())))

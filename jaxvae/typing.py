@@ -16,3 +16,5 @@ Collections: TypeAlias = Mapping[str, Any]
 """The other variables of a model, by collection: batch statistics, codebooks. Empty for models that have none."""
 ImageShape: TypeAlias = tuple[int, int, int]
 """(H, W, C)."""
+RECORD_FIELDS = ("step", "epoch", "split", "unit", "member", "at")
+"""What a line of ``metrics.jsonl`` holds besides terms, so that no term is called so."""

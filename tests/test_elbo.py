@@ -18,7 +18,7 @@ def test_kl_warmup_is_linear_and_repeats_and_is_over_in_evaluation() -> None:
         loss = build_objective(config_of("elbo", beta=2.0, epochs=8, **changes), steps_per_epoch=10)
         elbo: Any = loss.objective
         steps = [Context(jnp.int32(step)) for step in (0, 5, 10, 20, 39, 40, 45, 79)]
-        return [float(elbo.kl_weight(View(None, {}, {}, loss, context))) for context in steps]
+        return [float(elbo.kl_weight(View(None, {"params": {}}, loss, context))) for context in steps]
 
     assert weights() == [2.0] * 8
     np.testing.assert_allclose(weights(kl_warmup_epochs=2.0), [0, 0.5, 1, 2, 2, 2, 2, 2])

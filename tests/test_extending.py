@@ -1,13 +1,16 @@
 """`docs/extending.md`, run as it stands: its files are written, its commands are run."""
 
+import json
 import re
 import runpy
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 
 import jax
 import pytest
+from runs import environment
 
 from jaxvae import cli, evaluate, generate
 from jaxvae.sweep import __main__ as sweep
@@ -23,7 +26,9 @@ def run(command: str) -> int:
     python, *args = shlex.split(command)
     assert python == "python"
     if args[0] != "-m":
-        runpy.run_path(args[0], run_name="__main__")
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(sys, "argv", args)
+            runpy.run_path(args[0], run_name="__main__")
         return 0
     main = COMMANDS[args[1].removeprefix("jaxvae.")]
     devices = [] if main in (evaluate.main, generate.main) else ["--devices", "1"]
@@ -57,3 +62,34 @@ def test_the_page_runs(
         jax.config.update("jax_numpy_rank_promotion", "raise")
     for name, _ in files:
         sys.modules.pop(name.removesuffix(".py"), None)
+
+
+def test_the_script_of_the_page_goes_on_to_the_same_bytes_when_killed(tmp_path: Path) -> None:
+    """As it stands but for the number of epochs, so that there is time to kill it."""
+    (text,) = re.findall(r"^```python\n# file: mine.py\n(.*?)^```", PAGE, flags=re.MULTILINE | re.DOTALL)
+    assert len([line for line in text.splitlines() if line.strip()]) <= 20
+    assert "epochs=10" in text
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+
+    def steps(directory: Path) -> list[int]:
+        saved = (directory / "runs" / "mine" / "checkpoints").glob("*")
+        return sorted(int(path.name) for path in saved if path.name.isdigit())
+
+    def script(directory: Path, *args: str) -> "subprocess.Popen[bytes]":
+        directory.mkdir(exist_ok=True)
+        (directory / "mine.py").write_text(text.replace("epochs=10", "epochs=60"))
+        return subprocess.Popen([sys.executable, "mine.py", *args], cwd=directory, env=environment())
+
+    assert script(whole).wait() == 0
+    killed = script(cut)
+    while not steps(cut):
+        assert killed.poll() is None
+    killed.kill()
+    killed.wait()
+    assert steps(cut)[-1] < steps(whole)[-1], "it was killed too late"
+    assert script(cut, "resume").wait() == 0
+    one, other = (directory / "runs" / "mine" for directory in (whole, cut))
+    assert (one / "metrics.jsonl").read_bytes() == (other / "metrics.jsonl").read_bytes()
+    records = [run / "checkpoints" / str(steps(whole)[-1]) / "record.json" for run in (one, other)]
+    arrays = [json.loads(record.read_text())["arrays"] for record in records]
+    assert arrays[0] == arrays[1]

@@ -3,8 +3,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,7 @@ import optax
 import own_parts
 import pytest
 from numpy.typing import NDArray
-from runs import assert_same_run, environment
+from runs import assert_same_run
 
 import jaxvae
 from jaxvae import fitting, own
@@ -83,38 +81,6 @@ class Plain(own_parts.nn.Module):
 
 def squares(output: Any, batch: Any) -> Any:
     return {"loss": jax.numpy.square(output - batch["image"]).sum((1, 2, 3))}
-
-
-SCRIPT = """
-import sys, numpy as np, optax, jaxvae, own_parts
-images, run_dir, epochs, resume = np.load(sys.argv[1]), sys.argv[2], int(sys.argv[3]), len(sys.argv) > 4
-jaxvae.fit(model=own_parts.Net(), objective=own_parts.loss, optimizer=optax.lion(1e-3), data=images, ema=0.9,
-           batch_size=16, epochs=epochs, checkpoint_every=1, run_dir=run_dir, resume=resume, devices=1)
-"""
-
-
-def test_a_run_that_is_killed_goes_on_to_the_same_bytes(images: NDArray[np.uint8], tmp_path: Path) -> None:
-    np.save(tmp_path / "images.npy", images)
-
-    def script(name: str, epochs: int, *resume: str) -> "subprocess.Popen[bytes]":
-        args = [str(tmp_path / "images.npy"), str(tmp_path / name), str(epochs), *resume]
-        path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
-        return subprocess.Popen([sys.executable, "-c", SCRIPT, *args], env={**environment(), "PYTHONPATH": path})
-
-    assert script("whole", 300).wait() == 0
-    killed = script("cut", 300)
-    while not list((tmp_path / "cut").glob("checkpoints/[0-9]*")):
-        assert killed.poll() is None
-    killed.send_signal(signal.SIGKILL)
-    killed.wait()
-    assert script("cut", 300, "resume").wait() == 0
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
-    assert (whole / "metrics.jsonl").read_bytes() == (cut / "metrics.jsonl").read_bytes()
-    newest = [
-        sorted(run.glob("checkpoints/*/record.json"), key=lambda p: int(p.parent.name))[-1] for run in (whole, cut)
-    ]
-    one, other = (json.loads(path.read_text())["arrays"] for path in newest)
-    assert one == other
 
 
 @pytest.mark.parametrize("devices", [2, 4])

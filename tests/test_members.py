@@ -46,11 +46,13 @@ def test_every_member_is_the_single_run_to_the_bit(preset: str) -> None:
     config = dataclasses.replace(PRESETS[preset], batch_size=32, epochs=3)
     images = data.load("digits")
     seeds, rates, betas = zip(*GRID, strict=True)
-    numbers = {"learning_rate": rates, **({"beta": betas} if config.in_nats else {})}
+    numbers = {"learning_rate": rates, **({"beta": betas} if config.parts.objective.bound else {})}
     result = train_members(config, images, seeds, numbers, jax.devices()[:2])
     assert not np.any(result.state.diverged)
     for index, (seed, rate, beta) in enumerate(GRID):
-        own = dataclasses.replace(config, seed=seed, learning_rate=rate, **({"beta": beta} if config.in_nats else {}))
+        own = dataclasses.replace(
+            config, seed=seed, learning_rate=rate, **({"beta": beta} if config.parts.objective.bound else {})
+        )
         losses, state, test = alone(own, images)
         assert len(losses) >= 100
         np.testing.assert_array_equal(result.train["loss"][index], losses)
@@ -69,7 +71,7 @@ def test_members_taken_together_equal_the_single_run_in_float64(preset: str) -> 
     # 200 batches of 7.
     config, count = dataclasses.replace(config, batch_size=7, hidden=(64, 32)), 1400
     images = images[:count]
-    grid = GRID if config.in_nats else [(seed, rate, 1.0) for seed, rate, _ in GRID]
+    grid = GRID if config.parts.objective.bound else [(seed, rate, 1.0) for seed, rate, _ in GRID]
     with jax.enable_x64(True):
         model = build_model(config, (28, 28, 1)).clone(dtype=jax.numpy.float64)
 

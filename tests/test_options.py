@@ -115,7 +115,7 @@ def test_the_command_line_has_the_options_of_ones_own(capsys: pytest.CaptureFixt
         (["--likelihood", "own_parts:Without"], "own_parts:Without: must define nll"),
         (["--likelihood", "own_parts:NoDataclass"], "must be a dataclass(frozen=True)"),
         (["--likelihood", "own_parts:Taken"], "--resume is a flag of the command lines"),
-        (["--model", "own_parts:Net"], "--model needs --objective"),
+        (["--model", "own_parts:Net"], "has no method draw, which --objective elbo calls"),
         (["--prior", "own_parts:Cauchy"], "must inherit from jaxvae.protocols.Prior"),
         (["--model", "own_parts"], "--model own_parts: must be package.module:Name"),
         (["--model", "own_parts:loss"], "--model"),

@@ -98,3 +98,13 @@ def test_images_of_another_shape_or_scale_are_refused(wrong: NDArray[np.float64]
 def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=str(tmp_path)):
         jaxvae.load(str(tmp_path))
+
+
+def test_a_model_of_binary_pixels_sees_binary_pixels(runs: Path, images: NDArray[np.uint8]) -> None:
+    """What is binary already is encoded as it is; what is grey, as a draw of it."""
+    run = loaded(runs, "two-layer")
+    binary = np.where(images[:5] > 99, np.uint8(255), np.uint8(0))
+    mean, _ = run.model.apply(run.variables, binary / np.float32(255), method="encode")
+    np.testing.assert_allclose(run.encode(binary), mean, rtol=1e-5, atol=1e-6)
+    grey, _ = run.model.apply(run.variables, images[:5] / np.float32(255), method="encode")
+    assert np.abs(run.encode(images[:5]) - grey).max() > 1e-3

@@ -31,9 +31,7 @@ class Subject(NamedTuple):
 
     def view(self, variables: Params) -> View:
         """The model, with variables that may be traced, as objectives see it in evaluation."""
-        params = {"params": variables["params"]}
-        others = {name: values for name, values in variables.items() if name != "params"}
-        return View(self.model, params, others, self.loss, Context())
+        return View(self.model, variables, self.loss, Context())
 
 
 def mean_and_error(values: NDArray[np.float64]) -> tuple[float, float | None]:

@@ -23,7 +23,7 @@ Model: TypeAlias = nn.Module
 
 
 class Examples(dict[str, Array]):
-    """A batch as models and losses see it: it says what it holds where something else is asked for."""
+    """A batch. Reading an entry that it lacks raises an `InputError` that lists what it holds."""
 
     def __missing__(self, name: str) -> Array:
         raise InputError(f"the data holds no {name}, which the model or the loss reads: it holds {', '.join(self)}")

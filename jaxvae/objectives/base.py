@@ -11,7 +11,7 @@ from jaxvae.errors import InputError
 from jaxvae.models.build import Examples, Model, call_arguments
 from jaxvae.models.layers import Precision
 from jaxvae.protocols import Inputs, Likelihood, Measure, Objective, PixelDistribution, PosteriorSamples
-from jaxvae.typing import Array, Batch, Collections, Params, Terms
+from jaxvae.typing import RECORD_FIELDS, Array, Batch, Collections, Params, Terms
 
 _BOUND_PREFIXES: Mapping[Measure, str] = {"probability": "", "density": "density_", "unnormalised": "unnormalised_"}
 LIKELIHOOD_NAMES: Mapping[Measure, str] = {
@@ -19,10 +19,6 @@ LIKELIHOOD_NAMES: Mapping[Measure, str] = {
     "density": "log_density",
     "unnormalised": "unnormalised_log_likelihood",
 }
-
-
-# What lines of metrics.jsonl hold besides terms.
-RESERVED = ("step", "epoch", "split", "unit", "member", "at")
 
 
 class Context(NamedTuple):
@@ -51,6 +47,12 @@ class Facts(NamedTuple):
 class View:
     """A model at its present weights, as an objective sees it.
 
+    Args:
+      model: the Flax module.
+      variables: its variables by collection; "params" are the trained ones.
+      loss: what the objective is part of.
+      context: the step, and what the devices share.
+
     Attributes:
       model: the Flax module.
       params: its trained variables.
@@ -60,8 +62,10 @@ class View:
       gather: see `Context`.
     """
 
-    def __init__(self, model: Model, params: Params, collections: Collections, loss: "Loss", context: Context):
-        self.model, self.params, self.collections, self.loss = model, params, dict(collections), loss
+    def __init__(self, model: Model, variables: Params, loss: "Loss", context: Context):
+        self.model, self.loss = model, loss
+        self.params = {"params": variables["params"]}
+        self.collections = {name: values for name, values in variables.items() if name != "params"}
         self.step, self.gather, self._stream = context.step, context.gather, context.key
 
     @property
@@ -141,21 +145,23 @@ class Loss(NamedTuple):
 
         Args:
           model: whose terms they are.
-          params: its trained variables.
+          params: its trained variables; in evaluation, all of its variables.
           batch: its images are intensities [B, H, W, C] in [0, 1].
           keys: [B], of each example's noise.
           context: the step, and what the devices share.
           collections: the model's other variables. None: none.
         """
-        view = View(model, params, collections or {}, self, context)
+        view = View(model, {**params, **(collections or {})}, self, context)
         seen = {**batch, "image": self.inputs.observe(batch["image"], keys)}
         terms = dict(self.objective.terms(view, Examples(seen), keys))
         if self.has_bound:
             bound = terms.pop("bound")
             if context.step is None:
                 terms[self.bound_name] = bound
-        if reserved := [name for name in RESERVED if name in terms]:
-            raise InputError(f"a term of a loss must not be called {reserved[0]}: metrics.jsonl holds that already")
+        if reserved := [name for name in RECORD_FIELDS if name in terms]:
+            raise InputError(
+                f"a term of a loss must not be called {reserved[0]}: a line of metrics.jsonl has a field of that name"
+            )
         return terms, view.collections
 
     def nll(self, pixels: PixelDistribution, x: Array) -> Array:

@@ -42,14 +42,16 @@ def build_objective(
       TypeError: an argument that `config` needs is missing.
     """
     parts, traced = config.parts, hyperparameters or {}
-    objective, likelihood = with_traced(parts.objective, traced), with_traced(parts.likelihood, traced)
+    objective, likelihood, inputs = (
+        with_traced(part, traced) for part in (parts.objective, parts.likelihood, parts.inputs)
+    )
     given = {"steps_per_epoch": steps_per_epoch, "num_images": num_images}
     for name, why in objective.needs().items():
         if given[name] is None:
             raise TypeError(f"build_objective needs {name}: {why}")
     # What is not needed is not read.
     facts = Facts(config.epochs, steps_per_epoch or 0, num_images or 0)
-    return Loss(objective, likelihood, parts.inputs, config.matmul_precision, facts)
+    return Loss(objective, likelihood, inputs, config.matmul_precision, facts)
 
 
 def loss_of(config: Any) -> Loss:

@@ -19,10 +19,9 @@ from numpy.typing import NDArray
 from jaxvae.errors import InputError, SaveError
 from jaxvae.run.directory import told, write_whole
 from jaxvae.run.tensorboard import Board
+from jaxvae.typing import RECORD_FIELDS
 
 Record = dict[str, Any]
-
-META = ("step", "epoch", "split", "unit", "member", "at")  # What a record holds besides its terms.
 
 # The terms that people read first, in the order in which they read them: others follow.
 FIRST = (
@@ -44,7 +43,7 @@ def ordered(names: Iterable[str]) -> list[str]:
 
 def terms_of(lines: Iterable[Mapping[str, Any]]) -> list[str]:
     """The terms that any of some records has, in order."""
-    return ordered(name for line in lines for name in line if name not in META)
+    return ordered(name for line in lines for name in line if name not in RECORD_FIELDS)
 
 
 def record(step: int, epoch: int, split: str, unit: str, values: Mapping[str, NDArray[np.floating[Any]]]) -> Record:

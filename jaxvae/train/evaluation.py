@@ -43,9 +43,7 @@ def make_evaluate(
         named = examples if isinstance(examples, Mapping) else {"image": examples}
         batch = as_batch({name: values.at[places].get(mode="clip") for name, values in named.items()})
         keys = example_keys(key, first, size)
-        params = {"params": variables["params"]}
-        others = {name: values for name, values in variables.items() if name != "params"}
-        return objective.of(model, params, batch, keys, Context(), others)[0]
+        return objective.of(model, variables, batch, keys, Context())[0]
 
     return float32_products(evaluate)
 

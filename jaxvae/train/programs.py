@@ -1,7 +1,7 @@
 """The compiled programs that take a run's steps."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -12,6 +12,7 @@ from jaxvae.errors import InputError
 from jaxvae.models.build import Model, with_traced_parts
 from jaxvae.objectives.build import build_objective
 from jaxvae.optimizer import build_optimizer
+from jaxvae.protocols import Hyperparameters
 from jaxvae.train.step import (
     Metrics,
     TrainState,
@@ -21,7 +22,6 @@ from jaxvae.train.step import (
 )
 from jaxvae.typing import Array, Batch
 
-Hyperparameters = Mapping[str, Array | float]  # The traced ones, see `jaxvae.Config.traced`.
 MOST_STEPS = 2**15  # In one compiled call, whose metrics of every step are held on the device.
 SIZES = (1, 8, 64, 512)  # Steps of a compiled call on an accelerator.
 
