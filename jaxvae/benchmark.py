@@ -74,7 +74,11 @@ def products(jaxpr: Any) -> Iterator[Any]:
     for equation in jaxpr.eqns:
         if equation.primitive.name in ("dot_general", "conv_general_dilated"):
             yield equation
-        for value in jax.tree.leaves(tuple(equation.params.values()), is_leaf=lambda leaf: hasattr(leaf, "jaxpr")):
+        values = tuple(equation.params.values())
+        if equation.params.get("branches_platforms"):
+            # Of one computation a platform, the last is that of all others: the convolution itself.
+            values = equation.params["branches"][-1:]
+        for value in jax.tree.leaves(values, is_leaf=lambda leaf: hasattr(leaf, "jaxpr")):
             inner = getattr(value, "jaxpr", value)
             if hasattr(inner, "eqns"):
                 yield from products(inner)

@@ -11,6 +11,7 @@ import pytest
 
 from jaxvae import benchmark, build_model, build_objective, build_optimizer, cli, data, make_train_step
 from jaxvae.config import PRESETS
+from jaxvae.models.convolution import convolve
 from jaxvae.train.step import abstract_state
 
 pytestmark = pytest.mark.unoptimized
@@ -30,12 +31,18 @@ def test_flops_are_those_of_the_layers(preset: str, products: int) -> None:
 
 
 def test_flops_of_a_convolution() -> None:
-    def convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    def valid(x: jax.Array, kernel: jax.Array) -> jax.Array:
         return jax.lax.conv(x, kernel, (2, 2), "VALID")
 
     x, kernel = jnp.zeros((5, 3, 9, 9)), jnp.zeros((7, 3, 3, 3))
-    flops = benchmark.product_flops(jax.make_jaxpr(jax.jit(convolve))(x, kernel).jaxpr)
+    flops = benchmark.product_flops(jax.make_jaxpr(jax.jit(valid))(x, kernel).jaxpr)
     assert flops == 2 * (5 * 7 * 4 * 4) * (3 * 3 * 3)
+
+
+def test_flops_of_a_convolution_are_counted_once_whatever_a_device_makes_of_it() -> None:
+    x, kernel = jnp.zeros((5, 8, 6, 3)), jnp.zeros((3, 3, 3, 7))
+    flops = benchmark.product_flops(jax.make_jaxpr(lambda x, kernel: convolve(x, kernel, 2))(x, kernel).jaxpr)
+    assert flops == 2 * (5 * 4 * 3 * 7) * (3 * 3 * 3)
 
 
 @pytest.mark.parametrize(("dtype", "precision"), [("float32", "default"), ("float32", "highest"), ("bfloat16", "high")])

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from jaxvae.models.convolution import Conv, ConvTranspose
 from jaxvae.typing import Array, ImageShape
 
 Precision = Literal["default", "high", "highest"]
@@ -121,7 +122,7 @@ class ConvEncoder(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         for i, channels in enumerate(self.hidden):
-            x = nn.Conv(channels, (3, 3), strides=2, dtype=self.dtype, **GLOROT, name=f"conv_{i}")(x)
+            x = Conv(channels, 3, 2, self.dtype, **GLOROT, name=f"conv_{i}")(x)
             x = ACTIVATIONS[self.activation](x)
         features = nn.Dense(self.out_size, dtype=self.dtype, **GLOROT, name="out")(x.reshape(x.shape[0], -1))
         return at_least_float32(features)
@@ -151,7 +152,7 @@ class ConvDecoder(nn.Module):
             x = ACTIVATIONS[self.activation](x)
             out = self.hidden[i + 1] if i + 1 < len(self.hidden) else channels
             name = "out" if i + 1 == len(self.hidden) else f"conv_{i}"
-            x = nn.ConvTranspose(out, (4, 4), strides=(2, 2), dtype=self.dtype, **GLOROT, name=name)(x)
+            x = ConvTranspose(out, self.dtype, **GLOROT, name=name)(x)
             x = x[:, :rows, :cols]
         return at_least_float32(x)
 

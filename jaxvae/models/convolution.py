@@ -1,0 +1,207 @@
+"""Convolutions that are fast on every device: XLA's own on accelerators, matrix products on a CPU.
+
+XLA's CPU back end runs a convolution inside a loop, and every one whose input is dilated, as plain nested loops, 10 to
+75 times slower than the machine can. Here the same sums are one matrix product a layer. Values and gradients are those
+of `flax.linen.Conv` and `flax.linen.ConvTranspose` to rounding, and the parameters have the same names and shapes, so
+weights fit either.
+
+On a CPU, images are laid out as [C, H W, B]: a pixel is a run of B numbers. Besides its product, a convolution moves
+and adds such runs, by tables that are known when it is compiled. Products get their operands as they like them, forward
+and backward. Each function takes and returns [B, H, W, C] all the same: XLA sees that consecutive layers agree on the
+layout, and moves nothing between them.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from flax.linen.dtypes import promote_dtype
+from numpy.typing import NDArray
+
+from jaxvae.typing import Array
+
+_NUMBERS = ("NHWC", "HWIO", "NHWC")
+
+
+class _Table:
+    """Which pixels each pixel of a result is the sum of: a constant matrix of zeros and ones, and linear.
+
+    Attributes:
+      sources: int32 [T, Q], up to T pixels for each of the result's Q; `count` stands for none.
+      count: the pixels there are.
+    """
+
+    def __init__(self, sources: NDArray[np.int32], count: int):
+        self.sources, self.count = sources, count
+
+    @functools.cached_property
+    def transposed(self) -> "_Table":
+        """The table of the transposed matrix."""
+        terms, places = np.nonzero(self.sources < self.count)
+        sources = self.sources[terms, places]
+        order = np.argsort(sources, kind="stable")
+        sources, places = sources[order], places[order]
+        uses = np.bincount(sources, minlength=self.count)
+        nth = np.arange(len(sources)) - (np.cumsum(uses) - uses)[sources]
+        size = self.sources.shape[1]
+        table = np.full((uses.max(initial=1), self.count), size, np.int32)
+        table[nth, sources] = places
+        return _Table(table, size)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _moved(x: Array, table: _Table) -> Array:
+    """The pixels [C, P, B] that a table makes of those of `x` [C, count, B]."""
+    parts = [jnp.take(x, sources, axis=1, mode="fill", fill_value=0) for sources in table.sources]
+    return functools.reduce(jnp.add, parts)
+
+
+def _moved_forward(x: Array, table: _Table) -> tuple[Array, None]:
+    return _moved(x, table), None
+
+
+def _moved_backward(table: _Table, _: None, gradient: Array) -> tuple[Array]:
+    # XLA would scatter, one number at a time.
+    return (_moved(gradient, table.transposed),)
+
+
+_moved.defvjp(_moved_forward, _moved_backward)
+
+
+@functools.cache
+def _windows(size: tuple[int, int], window: tuple[int, int], stride: int) -> _Table:
+    """All windows of a convolution with padding SAME: the pixels each of its taps sees, tap by tap.
+
+    Args:
+      size: (H, W) of the images.
+      window: (rows, columns) of the kernel.
+      stride: of the window, along both axes.
+    """
+    seen, inside = [], []
+    for pixels, taps in zip(size, window, strict=True):
+        count = -(-pixels // stride)
+        before = max(0, (count - 1) * stride + taps - pixels) // 2
+        places = np.arange(taps)[:, None] - before + stride * np.arange(count)
+        seen.append(places)
+        inside.append((places >= 0) & (places < pixels))
+    (rows, cols), (row_inside, col_inside) = seen, inside
+    places = rows[:, None, :, None] * size[1] + cols[:, None]
+    places = np.where(row_inside[:, None, :, None] & col_inside[:, None], places, size[0] * size[1])
+    return _Table(places.reshape(1, -1).astype(np.int32), size[0] * size[1])
+
+
+def _pixels(x: Array) -> Array:
+    """[B, H, W, C] as [C, H W, B]."""
+    return x.transpose(3, 1, 2, 0).reshape(x.shape[3], -1, x.shape[0])
+
+
+def _images(pixels: Array, height: int, width: int) -> Array:
+    """[C, H W, B] as [B, H, W, C]."""
+    return pixels.reshape(len(pixels), height, width, -1).transpose(3, 1, 2, 0)
+
+
+def _by_products(x: Array, kernel: Array, stride: int) -> Array:
+    """A convolution with padding SAME: the product of its kernel with the pixels that all taps see."""
+    batch, height, width, channels = x.shape
+    rows, cols, _, features = kernel.shape
+    seen = _moved(_pixels(x), _windows((height, width), (rows, cols), stride))
+    taps = kernel.transpose(2, 0, 1, 3).reshape(channels * rows * cols, features)
+    product = jnp.einsum("kf,km->fm", taps, seen.reshape(len(taps), -1))
+    return _images(product.reshape(features, -1, batch), -(-height // stride), -(-width // stride))
+
+
+def _transposed_by_products(x: Array, kernel: Array) -> Array:
+    """A transposed convolution with stride 2 and padding SAME: the transpose of `_by_products`, step by step."""
+    batch, height, width, channels = x.shape
+    rows, cols, _, features = kernel.shape
+    # `jax.lax.conv_transpose` convolves a dilated image: its kernel is that of the convolution turned by half a turn.
+    taps = kernel[::-1, ::-1].transpose(3, 0, 1, 2).reshape(features * rows * cols, channels)
+    product = jnp.einsum("kc,cm->km", taps, _pixels(x).reshape(channels, -1))
+    windows = _windows((2 * height, 2 * width), (rows, cols), 2)
+    return _images(_moved(product.reshape(features, -1, batch), windows.transposed), 2 * height, 2 * width)
+
+
+def convolve(x: Array, kernel: Array, stride: int = 1) -> Array:
+    """A convolution with padding SAME.
+
+    Args:
+      x: [B, H, W, C].
+      kernel: [rows, columns, C, F].
+      stride: of the window, along both axes.
+
+    Returns:
+      [B, ceil(H / stride), ceil(W / stride), F].
+    """
+
+    def by_xla(x: Array, kernel: Array) -> Array:
+        result: Array = jax.lax.conv_general_dilated(x, kernel, (stride, stride), "SAME", dimension_numbers=_NUMBERS)
+        return result
+
+    by_products = functools.partial(_by_products, stride=stride)
+    result: Array = jax.lax.platform_dependent(x, kernel, cpu=by_products, default=by_xla)
+    return result
+
+
+def convolve_transposed(x: Array, kernel: Array) -> Array:
+    """A transposed convolution with stride 2 and padding SAME, which doubles the size of images.
+
+    The kernel is not flipped: see `jax.lax.conv_transpose`.
+
+    Args:
+      x: [B, H, W, C].
+      kernel: [4, 4, C, F].
+
+    Returns:
+      [B, 2 H, 2 W, F].
+    """
+
+    def by_xla(x: Array, kernel: Array) -> Array:
+        result: Array = jax.lax.conv_transpose(x, kernel, (2, 2), "SAME", dimension_numbers=_NUMBERS)
+        return result
+
+    result: Array = jax.lax.platform_dependent(x, kernel, cpu=_transposed_by_products, default=by_xla)
+    return result
+
+
+class Conv(nn.Module):
+    """`flax.linen.Conv` with padding SAME: the same parameters, and the same values to rounding.
+
+    Input [B, H, W, C], output [B, ceil(H / stride), ceil(W / stride), features].
+    """
+
+    features: int
+    size: int = 3
+    stride: int = 1
+    dtype: Any = jnp.float32
+    kernel_init: Any = nn.initializers.lecun_normal()
+    bias_init: Any = nn.initializers.zeros_init()
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        shape = (self.size, self.size, x.shape[-1], self.features)
+        kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
+        bias = self.param("bias", self.bias_init, (self.features,), jnp.float32)
+        x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
+        return convolve(x, kernel, self.stride) + bias.reshape(1, 1, 1, -1)
+
+
+class ConvTranspose(nn.Module):
+    """`flax.linen.ConvTranspose` with a 4 x 4 kernel, stride 2 and padding SAME: the same parameters and values.
+
+    Input [B, H, W, C], output [B, 2 H, 2 W, features].
+    """
+
+    features: int
+    dtype: Any = jnp.float32
+    kernel_init: Any = nn.initializers.lecun_normal()
+    bias_init: Any = nn.initializers.zeros_init()
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        kernel = self.param("kernel", self.kernel_init, (4, 4, x.shape[-1], self.features), jnp.float32)
+        bias = self.param("bias", self.bias_init, (self.features,), jnp.float32)
+        x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
+        return convolve_transposed(x, kernel) + bias.reshape(1, 1, 1, -1)
