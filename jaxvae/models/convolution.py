@@ -185,7 +185,8 @@ class Conv(nn.Module):
         kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
         bias = self.param("bias", self.bias_init, (self.features,), jnp.float32)
         x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
-        return convolve(x, kernel, self.stride) + bias.reshape(1, 1, 1, -1)
+        output: Array = convolve(x, kernel, self.stride) + bias.reshape(1, 1, 1, -1)
+        return output
 
 
 class ConvTranspose(nn.Module):
@@ -204,4 +205,5 @@ class ConvTranspose(nn.Module):
         kernel = self.param("kernel", self.kernel_init, (4, 4, x.shape[-1], self.features), jnp.float32)
         bias = self.param("bias", self.bias_init, (self.features,), jnp.float32)
         x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
-        return convolve_transposed(x, kernel) + bias.reshape(1, 1, 1, -1)
+        output: Array = convolve_transposed(x, kernel) + bias.reshape(1, 1, 1, -1)
+        return output
