@@ -41,8 +41,8 @@ RESUMABLE_FIELDS = frozenset(
 
 # Flags of the command lines that train, which no option may be called.
 _COMMAND_FLAGS = frozenset(
-    {"config", "run_dir", "resume", "devices", "coordinator", "num_processes", "process_id"}
-    | {"seeds", "members_per_program", "extract", "to", "help", "version"}
+    {"config", "run_dir", "resume", "devices", "coordinator", "num_processes", "process_id", "no_compilation_cache"}
+    | {"seeds", "members_per_program", "extract", "to", "help", "version", "rounds", "skip_first_step", "json"}
 )
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any, NamedTuple
 
 import tyro
 
-from jaxvae import cli, data
+from jaxvae import cli, compilation_cache, data
 from jaxvae.config import describe
 from jaxvae.errors import InputError, SaveError, say
 from jaxvae.keys import purpose_key
@@ -45,6 +45,8 @@ class Arguments:
     """package.module:Name of metrics of your own to report besides."""
     json: Path | None = None
     """File to write the metrics to, as JSON."""
+    no_compilation_cache: bool = False
+    """Compile everything afresh. Else compiled programs are kept in the user's cache directory, and loaded again."""
 
 
 def evaluate_run(
@@ -167,6 +169,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.json is not None:
         cli.check_writable("--json", arguments.json)
     own = metrics_of(arguments.metric)
+    compilation_cache.use(not arguments.no_compilation_cache)
     evaluation = _measured(
         arguments.run_dir, arguments.dataset, arguments.data_dir, arguments.best, arguments.samples, own
     )

@@ -10,7 +10,7 @@ import numpy as np
 import tyro
 from numpy.typing import NDArray
 
-from jaxvae import cli, trained
+from jaxvae import cli, compilation_cache, trained
 from jaxvae.errors import InputError
 from jaxvae.models.build import can_sample
 from jaxvae.run import plots
@@ -34,6 +34,8 @@ class Arguments:
     """Another seed draws other images."""
     best: bool = False
     """The best checkpoint by the validation images, not the newest. The run needs --validation."""
+    no_compilation_cache: bool = False
+    """Compile everything afresh. Else compiled programs are kept in the user's cache directory, and loaded again."""
 
 
 def generate(run_dir: Path, n: int, seed: int = 0, best: bool = False) -> NDArray[np.float32]:
@@ -60,6 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.out.suffix.lower() != ".png":
         raise InputError(f"--out {arguments.out}: must end in .png")
     cli.check_writable("--out", arguments.out)
+    compilation_cache.use(not arguments.no_compilation_cache)
     images = generate(arguments.run_dir, arguments.n, arguments.seed, arguments.best)
     plots.save_png(arguments.out, plots.image_grid(images), scale=2)
     print(f"{arguments.n} images -> {arguments.out}")

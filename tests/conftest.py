@@ -5,7 +5,8 @@ import tempfile
 
 # Eight devices, so that what runs on several is tested on every machine. Must be set before JAX starts.
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
-# Many tests run one small program, here or in processes of their own: what one has compiled, the next loads.
+# Many tests run one small program, here or in processes of their own: what one has compiled, the next loads. The
+# command lines leave the user's own cache alone where this is set.
 os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="jaxvae-tests-")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "0"
@@ -37,7 +38,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 # The files that take longest go first, so that no worker is left alone with one of them in the end.
 LONGEST = (
-    *("survival", "processes", "members", "mutations", "sweep", "train", "evaluate", "parallel", "fitting"),
+    *("survival", "docs", "processes", "members", "sweep", "train", "evaluate", "parallel", "fitting"),
     *("extending", "benchmark", "torch_weights", "trained", "trainer"),
 )
 

@@ -60,6 +60,13 @@ def environment(devices: int = 1) -> dict[str, str]:
     return {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
 
 
+def caching(caches: Path) -> dict[str, str]:
+    """That of a process with one device whose user's caches are in `caches`, without the suite's own of programs."""
+    kept = {name: value for name, value in environment().items() if "CACHE" not in name}
+    # Not Matplotlib's, which takes long to make.
+    return {**kept, "XDG_CACHE_HOME": str(caches), "MPLCONFIGDIR": str(Path.home() / ".cache" / "matplotlib")}
+
+
 def free_address() -> str:
     """HOST:PORT on this machine that nobody listens at."""
     with socket.socket() as probe:
@@ -70,14 +77,20 @@ def free_address() -> str:
 class Job:
     """Processes of `jaxvae.train`, started together; `flags` of each are appended to `args`."""
 
-    def __init__(self, args: Sequence[str], flags: Sequence[Sequence[str]] = ((), ()), devices: int = 1):
+    def __init__(
+        self,
+        args: Sequence[str],
+        flags: Sequence[Sequence[str]] = ((), ()),
+        devices: int = 1,
+        env: dict[str, str] | None = None,
+    ):
         address = free_address()
         self.processes = [
             subprocess.Popen(
                 train_command(
                     *args, *own, "--coordinator", address, "--num-processes", str(len(flags)), "--process-id", str(i)
                 ),
-                env=environment(devices),
+                env=env or environment(devices),
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 text=True,

@@ -1,6 +1,7 @@
 """Small models and images, and the terms of objectives."""
 
 import dataclasses
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -9,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jaxvae.config import PRESETS, Config
+from jaxvae.flops import inner_jaxprs
 from jaxvae.keys import example_keys
 from jaxvae.metrics import Subject
 from jaxvae.models.build import build_model
@@ -33,6 +35,15 @@ def model_and_params(config: Config, scale: float = 1.0) -> tuple[Any, Any]:
         lambda key: jax.tree.map(lambda a: scale * a, init_state(model, build_optimizer(config), key).params)
     )
     return model, init(jax.random.key(1))
+
+
+def products(jaxpr: Any) -> Iterator[Any]:
+    """The equations of a jaxpr, and of all that it calls, that are matrix products or convolutions."""
+    for equation in jaxpr.eqns:
+        if equation.primitive.name in ("dot_general", "conv_general_dilated"):
+            yield equation
+        for inner in inner_jaxprs(equation):
+            yield from products(inner)
 
 
 def images(count: int) -> jax.Array:

@@ -13,18 +13,18 @@ MODULES = {
 
 # Each may import those before it, and those of its own line.
 FLOORS = (
-    ("errors", "typing", "keys", "versions", "presets", "own", "memory"),
+    ("errors", "typing", "keys", "versions", "presets", "own", "memory", "machine", "compilation_cache", "flops"),
     ("options", "protocols"),
     ("noise", "models"),
     ("objectives", "optimizer"),
     ("components", "fields", "config", "config_file"),
-    ("data", "distributed", "cli"),
+    ("data", "distributed", "cli", "weight_files"),
     ("run",),
     ("train", "chunks"),
     ("metrics", "trained"),
     ("sweep",),
     ("evaluate", "generate", "benchmark", "torch_weights", "fitting"),
-    ("jaxvae",),
+    ("jaxvae", "__main__"),
 )
 MOST_LINES = 380
 

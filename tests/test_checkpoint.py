@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
 
 from jaxvae import config_file
@@ -245,7 +246,7 @@ def test_arrays_are_compared_by_digest_too(tmp_path: Path, monkeypatch: pytest.M
     """Whatever goes wrong between the arrays of a save and those of a restore is seen."""
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(make_state(10), RECORD)
-    whole = step_files.ocp.Checkpointer.restore
+    whole = ocp.Checkpointer.restore
 
     def wrong(*args: Any, **options: Any) -> Any:
         state = whole(*args, **options)
@@ -253,7 +254,7 @@ def test_arrays_are_compared_by_digest_too(tmp_path: Path, monkeypatch: pytest.M
         params["kernel"] = -params["kernel"]
         return state
 
-    monkeypatch.setattr(step_files.ocp.Checkpointer, "restore", wrong)
+    monkeypatch.setattr(ocp.Checkpointer, "restore", wrong)
     warnings: list[str] = []
     with Checkpoints(tmp_path, warn=warnings.append) as checkpoints, pytest.raises(InputError, match=str(tmp_path)):
         checkpoints.restore(LIKE)
@@ -313,7 +314,7 @@ def test_a_save_that_fails_in_the_background_is_told(
     def fail(*_: Any, **__: Any) -> None:
         raise OSError(28, os.strerror(28))
 
-    monkeypatch.setattr(step_files.ocp.Checkpointer, "save", fail)
+    monkeypatch.setattr(ocp.Checkpointer, "save", fail)
     told = f"{tmp_path / '20'} .*{os.strerror(28)}"
     with pytest.raises(SaveError, match=told), Checkpoints(tmp_path) as checkpoints:  # noqa: PT012
         checkpoints.save(make_state(20), RECORD)

@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from runs import train
+from small import products
 
-from jaxvae import PRESETS, benchmark, build_model, build_objective, build_optimizer, evaluate, generate, make_evaluate
+from jaxvae import PRESETS, build_model, build_objective, build_optimizer, evaluate, generate, make_evaluate
 from jaxvae.config import Config
 from jaxvae.train.step import abstract_state, make_train_step
 
@@ -24,6 +25,7 @@ CONFIGS = [
     Config(objective="mse", architecture="conv", corruption=0.5, **SMALL),
     Config(**SMALL),
     Config(architecture="conv", **SMALL),
+    Config(architecture="resnet", **SMALL),
     Config(objective="elbo", likelihood="logistic", **NATS, **SMALL),
     Config(objective="elbo", architecture="conv", likelihood="gaussian-global", **NATS, **SMALL),
     Config(objective="elbo", architecture="two-layer", **NATS, **SMALL),
@@ -42,7 +44,7 @@ def name(config: Config) -> str:
 
 def precisions(traced: Any) -> list[Any]:
     """What every product of a traced function is asked to be computed in."""
-    return [product.params["precision"] for product in benchmark.products(traced.jaxpr)]
+    return [product.params["precision"] for product in products(traced.jaxpr)]
 
 
 def abstract_step(config: Config) -> tuple[Any, Any]:

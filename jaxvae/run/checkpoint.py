@@ -1,4 +1,4 @@
-"""Save and restore the train state. The only module that imports Orbax.
+"""Save and restore the train state.
 
 A checkpoint is a directory ``<run>/checkpoints/<step>``: ``state/``, as Orbax writes it, and
 ``record.json``, which says what it belongs to and holds the digest of every array, of every file and
@@ -8,7 +8,6 @@ was damaged later, which the digests tell.
 
 import contextlib
 import errno
-import logging
 import math
 import os
 import shutil
@@ -19,7 +18,6 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import jax
-import orbax.checkpoint as ocp
 
 from jaxvae import errors
 from jaxvae.errors import InputError, SaveError
@@ -34,19 +32,15 @@ from jaxvae.run.step_files import (
     file_digest,
     files_below,
     finite,
-    make_checkpointer,
-    parts_with_arrays,
     read_record,
     read_step,
     reason,
     sync_directory,
     unless_pruned,
     write_record,
+    write_state,
 )
 
-# Orbax reports every phase of every save, its own fallbacks, and with several tracebacks each error that it
-# raises anyway.
-logging.getLogger("absl").setLevel(logging.CRITICAL)
 TEMPORARY = ".tmp"  # Ends the name of what is being written or deleted.
 DAMAGED = "damaged-"  # Begins the name of a step that was set aside.
 TRIES = 20  # To read a step before the run that is writing deletes it.
@@ -161,8 +155,7 @@ class Checkpoints:
             # Before Orbax meets a full disk: its threads would complain on stderr, each for itself.
             if shutil.disk_usage(temporary).free < sum(leaf.nbytes for leaf in jax.tree.leaves(state)):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            with make_checkpointer() as checkpointer:
-                checkpointer.save(temporary / "state", args=ocp.args.PyTreeSave(parts_with_arrays(state)))
+            write_state(temporary / "state", state)
             files = {name: file_digest(temporary / name) for name in files_below(temporary)}
             content = {"format": FORMAT, "record": record, "arrays": array_digests(state), "files": files}
             write_record(temporary, content)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from jaxvae.run.records import ordered, terms_of
 
 COLUMNS = 8  # Images to a row, as in the notes.
-_GAP = 2  # PixelDistribution between images.
+_GAP = 2  # Pixels between images.
 _BACKGROUND = 96  # A dark grey that neither black nor white images vanish into.
 
 

@@ -1,8 +1,12 @@
-"""The files of one checkpoint: written, sealed with digests, and verified when they are read."""
+"""The files of one checkpoint: written, sealed with digests, and verified when they are read.
+
+The only module that imports Orbax, and not before it is needed: its import takes as long as many a training epoch.
+"""
 
 import contextlib
 import hashlib
 import json
+import logging
 import math
 import os
 import stat
@@ -12,7 +16,6 @@ from typing import Any, Generic, NamedTuple, Protocol, TypeVar, cast
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 
 from jaxvae.errors import InputError
 
@@ -51,8 +54,13 @@ def parts_with_arrays(state: Any) -> dict[str, Any]:
     return {name: part for name, part in state._asdict().items() if jax.tree.leaves(part)}
 
 
-def make_checkpointer() -> ocp.Checkpointer:
+def make_checkpointer() -> Any:
     """Orbax's checkpointer, of this process alone."""
+    import orbax.checkpoint as ocp
+
+    # Orbax reports every phase of every save, its own fallbacks, and with several tracebacks each error that it
+    # raises anyway.
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
     # Of the processes of a job, this one alone: Orbax would wait for the others.
     here = jax.process_index()
     options = ocp.options.MultiprocessingOptions(
@@ -60,6 +68,25 @@ def make_checkpointer() -> ocp.Checkpointer:
     )
     handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=options)
     return ocp.Checkpointer(handler, multiprocessing_options=options)
+
+
+def write_state(path: Path, state: State) -> None:
+    """Let Orbax write the arrays of a state into a new directory. It raises many kinds of errors."""
+    import orbax.checkpoint as ocp
+
+    with make_checkpointer() as checkpointer:
+        checkpointer.save(path, args=ocp.args.PyTreeSave(parts_with_arrays(state)))
+
+
+def _restored(path: Path, like: State, partial: bool) -> Any:
+    import orbax.checkpoint as ocp
+
+    with make_checkpointer() as checkpointer:
+        item = parts_with_arrays(like)
+        arguments = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
+        return checkpointer.restore(
+            path, args=ocp.args.PyTreeRestore(item=item, restore_args=arguments, partial_restore=partial)
+        )
 
 
 @contextlib.contextmanager
@@ -102,12 +129,7 @@ def read_step(path: Path, like: S, partial: bool = False) -> Saved[S]:
             f"{_form_words(expected.get(name))} here"
         )
     try:
-        with make_checkpointer() as checkpointer:
-            item = parts_with_arrays(like)
-            arguments = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
-            restored = checkpointer.restore(
-                path / "state", args=ocp.args.PyTreeRestore(item=item, restore_args=arguments, partial_restore=partial)
-            )
+        restored = _restored(path / "state", like, partial)
     except Exception as error:  # Orbax and TensorStore raise many kinds.
         raise DamagedError(reason(error)) from None
     state: S = cast(Any, like)._replace(**jax.tree.map(np.asarray, restored))

@@ -15,10 +15,11 @@ from typing import Any
 
 import jax
 
-from jaxvae import cli
+from jaxvae import cli, compilation_cache
 from jaxvae import config as configs
 from jaxvae.config import Config
 from jaxvae.errors import InputError, say
+from jaxvae.machine import cores
 from jaxvae.options import flag
 from jaxvae.sweep.extract import extract
 from jaxvae.sweep.grid import FILE, OUTER, Axes, Grid, axes_of, load_sweep
@@ -27,10 +28,10 @@ from jaxvae.train.__main__ import arguments_of, peek, with_own
 
 DESCRIPTION = """Train many models at once, in one program: a grid of seeds and hyperparameters.
 
---seeds N trains N seeds of everything, from --seed on. Each of --learning-rate, --beta, --free-bits, --mmd-weight,
---weight-decay, --latent-size, --batch-size and --samples takes several values, and so does --hidden, each with
-commas (--hidden 512,256 256,128). All other flags are those of jaxvae.train; no pictures of members are
-drawn, and their newest checkpoints are kept, whatever --image-every and --keep-best-checkpoints say."""
+--seeds N trains every setting with N seeds. Each of --learning-rate, --beta, --free-bits, --mmd-weight,
+--weight-decay, --latent-size, --batch-size and --samples takes several values. --hidden takes several settings,
+each written with commas: --hidden 512,256 256,128. All other flags are those of jaxvae.train, but --image-every and
+--keep-best-checkpoints have no effect: no pictures of members are drawn, and their newest checkpoints are kept."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Arguments:
     resume: bool = False
     """Go on with the sweep in --run-dir: its grid, from its newest checkpoints."""
     seeds: int = 1
-    """How many seeds, from --seed on, of every setting."""
+    """Seeds per setting: --seed, --seed + 1, and so on."""
     devices: str = "all"
     """How many devices share the members: a number, or all; on a CPU, there is one for each core."""
     members_per_program: int | None = None
@@ -52,6 +53,8 @@ class Arguments:
     """Make the member of this number, or the best by the validation images, in --run-dir a run of its own in --to."""
     to: Path | None = None
     """Directory of the run that --extract makes; jaxvae.evaluate, generate and train --resume take it."""
+    no_compilation_cache: bool = False
+    """Compile everything afresh. Else compiled programs are kept in the user's cache directory, and loaded again."""
 
 
 def parse(argv: Sequence[str]) -> tuple[Arguments, Axes]:
@@ -144,9 +147,8 @@ def use_every_core() -> None:
 
     To be called before JAX starts; it has no effect on an accelerator.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if "XLA_FLAGS" not in os.environ and jax.config.jax_num_cpu_devices < 0:  # type: ignore[attr-defined]
-        jax.config.update("jax_num_cpu_devices", cores)
+        jax.config.update("jax_num_cpu_devices", cores())
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -164,6 +166,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return cli.EXIT_OK
     devices = cli.device_count(arguments.devices)
     use_every_core()
+    compilation_cache.use(not arguments.no_compilation_cache)
     seeds = [arguments.config.seed + number for number in range(arguments.seeds)]
     grid = Grid(arguments.config, axes, seeds)
     stopped_by = sweep(grid, arguments.run_dir, arguments.resume, devices, arguments.members_per_program)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from jaxvae import cli, config_file
+from jaxvae import cli, compilation_cache, config_file
 from jaxvae import config as configs
 from jaxvae.components import SLOTS
 from jaxvae.config import Config
@@ -42,6 +42,8 @@ class Arguments:
     """How many processes train together."""
     process_id: int | None = None
     """Which of them this is, from 0."""
+    no_compilation_cache: bool = False
+    """Compile everything afresh. Else compiled programs are kept in the user's cache directory, and loaded again."""
 
 
 def parse(argv: Sequence[str]) -> Arguments:
@@ -95,10 +97,21 @@ def arguments_of(kind: type[T], base: Config) -> type[T]:
     return dataclasses.make_dataclass(kind.__name__, [("config", type(base))], bases=(kind,), frozen=True)
 
 
+def flags_of(config: Config) -> list[str]:
+    """The flags that make `config`."""
+    given, flags = configs.overrides(config.preset), ["--preset", config.preset]
+    for o in configs.options_of(type(config)):
+        value = getattr(config, o.name)
+        if o.name != "preset" and value != given.get(o.name, o.default):
+            values = value if isinstance(value, tuple) else () if value is True else (value,)
+            flags += [flag(o.name), *map(str, values)]
+    return flags
+
+
 def advice(config: Config) -> str:
     """What to try where a run diverged."""
     clip = f"a lower --clip-norm than {config.clip_norm:g}" if config.clip_norm else "--clip-norm 1"
-    return f"try a lower --learning-rate than {config.learning_rate:g}, or {clip}"
+    return f"start a new run with a lower --learning-rate than {config.learning_rate:g}, or {clip}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -106,6 +119,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse(sys.argv[1:] if argv is None else argv)
     devices = cli.device_count(arguments.devices)
     distributed.join(arguments.coordinator, arguments.num_processes, arguments.process_id, arguments.run_dir)
+    compilation_cache.use(not arguments.no_compilation_cache)
     try:
         _, stopped_by = loop.train(arguments.config, arguments.run_dir, arguments.resume, devices)
     except Diverged as error:
