@@ -14,7 +14,7 @@ from jaxvae.errors import InputError, suggestion
 from jaxvae.own import is_own
 from jaxvae.presets import overrides
 
-FORMAT = 3  # Of config.json. Files before there were formats are of format 1.
+FORMAT = 4  # Of config.json. Files before there were formats are of format 1.
 
 # What a file of an older format means by a field that it lacks, where that is not its preset's value today: by the
 # last format that meant it, then by preset (None: any). Whoever adds a field, or changes a value of a preset, raises
@@ -25,6 +25,7 @@ FORMERLY: Mapping[int, Mapping[str | None, Mapping[str, Any]]] = types.MappingPr
             None: {"validation": 0.0, "validation_seed": 0, "dequantize": False, "matmul_precision": "default"},
         },
         2: {None: {"model": None, "prior": "normal", "optimizer": "adam", "ema": 0.0}},
+        3: {None: {"blocks": 2, "latents": "dense"}},
     }
 )
 

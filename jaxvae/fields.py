@@ -26,7 +26,7 @@ class Fields:
     data_dir: str | None = option(None)
     """Directory of IDX files (.gz or not). Without it they are downloaded once, checksums verified."""
     validation: float = option(0.0, NOT_NEGATIVE)
-    """Training images to hold out, to choose the best checkpoint by: a fraction below 1, or a number; 0: none."""
+    """Training images to hold out, to choose the best checkpoint by: a fraction below 1, or how many; 0: none."""
     validation_seed: int = option(0, COUNT)
     """Draws which training images are held out."""
     inputs: str = option("grey")
@@ -36,15 +36,17 @@ class Fields:
     model: str | None = option(None)
     """package.module:Name of a Flax module of your own, in place of all that describes a model."""
     architecture: str = option("mlp")
-    """mlp: dense; conv: stride-2 convolutions, any image size; two-layer: two stochastic layers of dense ones."""
+    """mlp: dense; conv: stride-2 convolutions; resnet: with residual blocks; two-layer: two stochastic layers."""
     latent_size: int = option(10, Range(f"from 1 to {MAX_WIDTH}", lambda value: 1 <= value <= MAX_WIDTH))
     """Latent dimensions; for an autoencoder, the width of its code."""
     head: Head = option("relu")
-    """Beside the mean: deviation (relu), log-variance within +-10 (linear) or free (logvar), log-deviation (exp)."""
+    """Beside the mean, the encoder gives: relu: the deviation, after a ReLU; linear: the log-variance, within +-10;
+    logvar: the same, unbounded; exp: the log-deviation. An autoencoder's code: relu or linear."""
     compute_dtype: Literal["float32", "bfloat16"] = option("float32")
     """Arithmetic of the layers' products; parameters, losses and updates are always float32."""
     matmul_precision: Precision = option("highest")
-    """Of float32 products in training. highest: float32; high, default: TF32 (GPU); 3 passes, 1 of bfloat16 (TPU)."""
+    """Of float32 products in training. highest: float32; high: TF32 on a GPU, three bfloat16 passes on a TPU; default:
+    TF32 on a GPU, one bfloat16 pass on a TPU."""
 
     # Objective.
     objective: str = option("notes-elbo")

@@ -6,8 +6,8 @@ from typing import Any
 
 from jaxvae.errors import InputError, suggestion
 
-# "notes-ae" and "notes-vae" are the notes'
-# two models to the letter but for the number of epochs; "vae" is what the field means by a VAE.
+# "notes-ae" and "notes-vae" are the two models of the notes, all but the number of epochs; "vae" is what the field
+# means by a VAE.
 OVERRIDES: Mapping[str, Mapping[str, Any]] = types.MappingProxyType(
     {
         "notes-ae": {"objective": "mse", "latent_size": 20},

@@ -6,8 +6,8 @@ keys of ``config.json``. It may inherit from the protocol it implements, for the
 Shapes: B images [H, W, C]; S latents an image; L latent dimensions.
 """
 
-from collections.abc import Mapping
-from typing import Any, ClassVar, Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import jax
 import optax
@@ -15,6 +15,9 @@ from flax import linen as nn
 from numpy.typing import NDArray
 
 from jaxvae.typing import Array, Batch, ImageShape, Terms
+
+if TYPE_CHECKING:
+    from jaxvae.models.torch_layers import TorchLayer
 
 Pixels = Literal["levels", "binary", "continuous"]
 """What the pixels of an image are: one of 256 levels, 0 or 1, or any number in [0, 1)."""
@@ -25,8 +28,7 @@ Measure = Literal["probability", "density", "unnormalised"]
 - "density": of a continuous distribution at discrete values. It grows without bound as the distribution narrows (Theis,
   van den Oord and Bethge, arXiv 1511.01844, section 3.1).
 - "unnormalised": of a Bernoulli at grey values, where nothing sums or integrates to 1 (Loaiza-Ganem and Cunningham,
-"The
-  continuous Bernoulli", arXiv 1907.06845).
+  "The continuous Bernoulli", arXiv 1907.06845).
 """
 
 
@@ -158,6 +160,22 @@ class Network(Component, Protocol):
     def decoder(self, image_shape: ImageShape, dtype: Any) -> nn.Module:
         """A module from latents [B, L] to [B, *image_shape], whose C is that of the image times the outputs."""
         raise NotImplementedError
+
+    def check_sizes(self, image_shape: ImageShape, latent_size: int) -> None:
+        """Raise `InputError` where it cannot encode images (H, W, C) to `latent_size` dimensions."""
+        return
+
+    def torch_encoder(self, image_shape: ImageShape, size: int) -> "Sequence[TorchLayer] | None":
+        """What `encoder` is in PyTorch, for images (H, W, C): the entries of an ``nn.Sequential`` that takes [B, C, H,
+        W].
+
+        None: it has no such form, and its weights are not exported.
+        """
+        return None
+
+    def torch_decoder(self, image_shape: ImageShape, latent_size: int) -> "Sequence[TorchLayer] | None":
+        """What `decoder` is in PyTorch: an ``nn.Sequential`` from [B, L] to [B, C, H, W]; None: it has no such form."""
+        return None
 
 
 class PosteriorSamples(NamedTuple):

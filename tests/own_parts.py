@@ -154,4 +154,28 @@ class OfLabel(Prior):
         return OfLabelModule(latent_size)
 
 
+class LearntModule(nn.Module):
+    latent_size: int
+
+    def setup(self) -> None:
+        self.mean = self.param("mean", nn.initializers.normal(1.0), (self.latent_size,))
+
+    def log_density(self, latent: Any, batch: Any) -> Any:
+        return log_normal(latent, jnp.broadcast_to(self.mean, latent.shape))
+
+    def sample(self, key: Any, shape: Any, batch: Any = None) -> Any:
+        return self.mean + jax.random.normal(key, (*shape, self.latent_size))
+
+    def kl(self, mean: Any, std: Any, batch: Any) -> Any:
+        return None
+
+
+@dataclass(frozen=True)
+class Learnt(Prior):
+    """A Gaussian whose mean is learnt."""
+
+    def module(self, latent_size: int) -> Any:
+        return LearntModule(latent_size)
+
+
 lion = optax.lion(1e-3)

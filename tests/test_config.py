@@ -174,13 +174,13 @@ def test_a_flag_without_effect_is_refused_with_what_would_read_it(changes: dict[
         ('{"data_dir": 3}', "data_dir"),
         ('{"epochs": 0}', "--epochs"),
         ('{"preset": "nope"}', "--preset nope"),
-        ('{"format": 4}', "format 4"),
+        ('{"format": 5}', "format 5"),
         ('{"format": 0}', "format"),
         ('{"format": true}', "format"),
         ('{"format": "2"}', "format"),
         ('{"steps_per_call": 0}', "steps"),
         ('{"steps_per_call": "2000"}', "steps_per_call"),
-        ('{"format": 3, "static_seed": 1}', "--static-seed 1"),
+        ('{"format": 4, "static_seed": 1}', "--static-seed 1"),
     ],
 )
 def test_bad_json_is_refused_by_name(text: str, name: str) -> None:
@@ -228,6 +228,7 @@ FORMAT_1_PRESETS: dict[str, dict[str, Any]] = {
 ADDED_SINCE = {
     "validation": 0, "validation_seed": 0, "dequantize": False, "matmul_precision": "default",
     "model": None, "prior": "normal", "optimizer": "adam", "ema": 0.0,
+    "blocks": 2, "latents": "dense",
 }  # fmt: skip
 
 
@@ -306,7 +307,7 @@ def test_what_format_2_asked_for_and_nothing_reads_today_still_loads() -> None:
     loaded = config_file.from_json(json.dumps({"format": 2, **values}))
     assert loaded == Config(preset="iwae", objective="info", mmd_weight=2.0)
     with pytest.raises(InputError, match="--samples 1 has no effect"):
-        config_file.from_json(json.dumps({"format": 3, **values}))
+        config_file.from_json(json.dumps({"format": config_file.FORMAT, **values}))
 
 
 def test_the_configuration_in_a_sweep_has_a_format_too(tmp_path: Path) -> None:
@@ -362,6 +363,7 @@ CONDITIONAL = {
     *("likelihood", "likelihood_std", "prior", "samples", "beta", "kl_warmup_epochs", "kl_cycles", "free_bits"),
     *("mmd_weight", "learning_rate", "schedule", "warmup_epochs", "weight_decay", "clip_norm"),
     *("adam_b1", "adam_b2", "adam_eps", "architecture", "hidden", "latent_size", "head", "compute_dtype"),
+    *("blocks", "latents"),
 }
 # Components of the user's own, where there is but one other choice, or none.
 OWN = {"model": "own:model", "prior": "own:Prior", "optimizer": "own:sgd"}
@@ -392,19 +394,19 @@ def choices(name: str) -> tuple[Any, ...]:
 
 
 def combinations() -> list[Config]:
-    """Every preset with every objective and architecture; one with every other choice, with the user's own."""
+    """Every preset with every objective and three architectures; one with every other choice, and the user's own."""
     needed: dict[str, dict[str, Any]] = {"info": {"mmd_weight": 1.0}}
     vae: list[dict[str, Any]] = [
         {name: value} for name in ("likelihood", "inputs", "schedule") for value in choices(name)
     ]
-    vae += [{"kl_warmup_epochs": 1.0}, {"warmup_epochs": 1.0}, {"hidden": ()}]
+    vae += [{"kl_warmup_epochs": 1.0}, {"warmup_epochs": 1.0}, {"hidden": ()}, {"architecture": "resnet"}]
     vae += [{"optimizer": OWN["optimizer"]}, {"prior": OWN["prior"]}]
     every = [{"preset": "vae", **changes} for changes in vae]
     every += [
         {"preset": preset, "objective": objective, "architecture": architecture, **needed.get(objective, {})}
         for preset in PRESETS
         for objective in choices("objective")
-        for architecture in choices("architecture")
+        for architecture in ("mlp", "conv", "two-layer")
     ]
     found = []
     for values in every:

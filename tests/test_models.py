@@ -13,9 +13,10 @@ from jaxvae.models.autoencoder import AutoEncoder, Head
 from jaxvae.models.build import build_model, reconstruct, sample, with_output_bias
 from jaxvae.models.layers import ACTIVATIONS, Activation
 from jaxvae.models.likelihoods import LIKELIHOODS
-from jaxvae.models.networks import Conv, Mlp, TwoLayer
+from jaxvae.models.networks import Conv, Mlp, ResNet, TwoLayer
 from jaxvae.models.two_layer import TwoLayerVAE
 from jaxvae.models.vae import LOGVAR_BOUND, VAE, reparameterize
+from jaxvae.protocols import Network
 
 pytestmark = pytest.mark.unoptimized
 
@@ -155,11 +156,12 @@ def test_reconstruct_and_sample() -> None:
 
 
 @pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian-pixel"])
+@pytest.mark.parametrize("kind", [Conv, ResNet])
 @pytest.mark.parametrize(("shape", "channels"), [((28, 28, 1), (4, 6)), ((7, 5, 3), (4,)), ((9, 1, 2), (3, 4, 5))])
 def test_convolutions_take_images_of_any_size(
-    shape: tuple[int, int, int], channels: tuple[int, ...], likelihood: str
+    shape: tuple[int, int, int], channels: tuple[int, ...], kind: type[Conv] | type[ResNet], likelihood: str
 ) -> None:
-    model = VAE(shape, Conv(channels), latent_size=3, likelihood=LIKELIHOODS[likelihood]())
+    model = VAE(shape, kind(channels), latent_size=3, likelihood=LIKELIHOODS[likelihood]())
     x = jax.random.uniform(KEY, (2, *shape))
     params = model.init(KEY, x, KEY)
     output = model.apply(params, x, KEY)
@@ -172,12 +174,11 @@ def test_convolutions_take_images_of_any_size(
     assert bias.shape == (shape[2] * (2 if likelihood == "gaussian-pixel" else 1),)
 
 
-@pytest.mark.parametrize("conv", [False, True])
+@pytest.mark.parametrize("network", [Mlp((8,), init="glorot"), Conv((8,)), ResNet((8,))], ids=repr)
 @pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian", "logistic"])
-def test_a_decoder_starts_out_from_the_mean_image(conv: bool, likelihood: str) -> None:
+def test_a_decoder_starts_out_from_the_mean_image(network: Network, likelihood: str) -> None:
     shape = (6, 4, 2)
     mean = jnp.float32(np.random.default_rng(0).uniform(0.05, 0.95, shape)).at[0, 0, 0].set(0.0)
-    network = Conv((8,)) if conv else Mlp((8,), init="glorot")
     model = VAE(shape, network, latent_size=3, likelihood=LIKELIHOODS[likelihood]())
     params = model.init(KEY, jnp.zeros((1, *shape)), KEY)
     before = jax.tree.map(np.asarray, params)
@@ -185,7 +186,7 @@ def test_a_decoder_starts_out_from_the_mean_image(conv: bool, likelihood: str) -
     jax.tree.map(np.testing.assert_array_equal, params, before)  # The old ones are as they were.
     kernels = jax.tree.map(lambda a: 0 * a if a.ndim > 1 else a, biased)
     drawn = np.asarray(jax.nn.sigmoid(model.apply(kernels, jnp.zeros((1, 3)), method="decode")))[0]
-    expected = np.broadcast_to(mean.mean(axis=(0, 1)), shape) if conv else np.asarray(mean)
+    expected = np.asarray(mean) if isinstance(network, Mlp) else np.broadcast_to(mean.mean(axis=(0, 1)), shape)
     np.testing.assert_allclose(drawn, np.clip(expected, 1e-3 if likelihood != "gaussian" else 1e-5, 1), rtol=1e-4)
 
 
@@ -204,6 +205,8 @@ def test_bfloat16_keeps_losses_and_noise_in_float32() -> None:
     for model in (
         VAE((4, 4, 1), Mlp((8,)), 3, dtype=jnp.bfloat16),
         VAE((4, 4, 1), Conv((8,)), 3, dtype=jnp.bfloat16),
+        VAE((4, 4, 1), ResNet((8,)), 3, dtype=jnp.bfloat16),
+        VAE((4, 4, 1), ResNet((8,), latents="spatial"), 4, dtype=jnp.bfloat16),
         TwoLayerVAE((4, 4, 1), TwoLayer((8, 6)), 3, dtype=jnp.bfloat16),
     ):
         x = jax.random.uniform(KEY, (2, 4, 4, 1))

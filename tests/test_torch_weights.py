@@ -1,8 +1,6 @@
 """`jaxvae.torch_weights`: values travel both ways unchanged, and what does not fit is refused."""
 
 import dataclasses
-import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +27,9 @@ from jaxvae.models.autoencoder import AutoEncoder
 from jaxvae.models.build import reconstruct
 from jaxvae.models.networks import Mlp
 from jaxvae.models.vae import VAE
-from jaxvae.torch_weights import StateDict, export_run, load_weights, params_from_torch, save_weights, torch_from_params
+from jaxvae.torch_weights import export_run, params_from_torch, torch_from_params
 from jaxvae.trained import load_run
+from jaxvae.weight_files import StateDict, load_weights, save_weights
 
 pytestmark = pytest.mark.unoptimized
 
@@ -79,7 +78,9 @@ def refuses(*fragments: object) -> Any:
 def test_names_and_layout_are_pytorchs(states: dict[str, TrainState], preset: str) -> None:
     code = {"notes-ae": 20, "notes-vae": 10}[preset]
     widths = {"encoder": (784, 256, 64, 20), "decoder": (code, 64, 256, 784)}
-    shapes = {name: values.shape for name, values in torch_from_params(states[preset].params).items()}
+    shapes = {
+        name: values.shape for name, values in torch_from_params(states[preset].params, notes_model(preset)).items()
+    }
     assert shapes == {
         f"{part}.{2 * i}.{kind}": (w[i + 1], w[i]) if kind == "weight" else (w[i + 1],)
         for part, w in widths.items()
@@ -91,7 +92,7 @@ def test_names_and_layout_are_pytorchs(states: dict[str, TrainState], preset: st
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_a_round_trip_is_exact(states: dict[str, TrainState], preset: str, suffix: str, tmp_path: Path) -> None:
     params, path = states[preset].params, tmp_path / f"weights{suffix}"
-    save_weights(path, torch_from_params(params))
+    save_weights(path, torch_from_params(params, notes_model(preset)))
     back = params_from_torch(load_weights(path), notes_model(preset))
     assert jax.tree.structure(back) == jax.tree.structure(params)
     for a, b in zip(jax.tree.leaves(back), jax.tree.leaves(params), strict=True):
@@ -117,7 +118,7 @@ def numpy_reconstruct(weights: StateDict, x: NDArray[Any], eps: NDArray[Any]) ->
 def test_exported_weights_compute_the_same_in_numpy(
     states: dict[str, TrainState], images: NDArray[np.float32], preset: str, suffix: str, tmp_path: Path
 ) -> None:
-    save_weights(tmp_path / f"w{suffix}", torch_from_params(states[preset].params))
+    save_weights(tmp_path / f"w{suffix}", torch_from_params(states[preset].params, notes_model(preset)))
     key = jax.random.key(1)
     eps = np.asarray(jax.random.normal(key, (8, 10)))
     expected = numpy_reconstruct(load_weights(tmp_path / f"w{suffix}"), images, eps)
@@ -133,7 +134,7 @@ def test_exported_weights_compute_the_same_in_pytorch(
     import torch_notes
     from safetensors.torch import load_file
 
-    save_weights(tmp_path / "w.safetensors", torch_from_params(states[preset].params))
+    save_weights(tmp_path / "w.safetensors", torch_from_params(states[preset].params, notes_model(preset)))
     module = torch_notes.MODULES[preset]()
     module.load_state_dict(load_file(tmp_path / "w.safetensors"))
     key, x = jax.random.key(1), torch.tensor(images).permute(0, 3, 1, 2)
@@ -157,25 +158,16 @@ def test_what_pytorch_saved_is_read(suffix: str, dtype: str, tmp_path: Path, mon
     path = tmp_path / f"weights{suffix}"
     torch.save(module.state_dict(), path)
     params = params_from_torch(load_weights(path), notes_model("notes-vae"))
-    back = torch_from_params(params)
+    back = torch_from_params(params, notes_model("notes-vae"))
     for name, values in module.state_dict().items():
         assert back[name].dtype == np.float32
         np.testing.assert_array_equal(back[name], values.float().numpy())
 
 
-def test_bfloat16_safetensors_from_pytorch_are_read(tmp_path: Path) -> None:
-    torch = pytest.importorskip("torch")
-    from safetensors.torch import save_file
-
-    values = torch.arange(6, dtype=torch.bfloat16).reshape(2, 3) / 3
-    save_file({"a": values}, tmp_path / "w.safetensors")
-    np.testing.assert_array_equal(load_weights(tmp_path / "w.safetensors")["a"], values.float().numpy())
-
-
 def test_layers_of_other_widths_travel_too() -> None:
     model = VAE((2, 3, 1), Mlp((5, 4, 3, 2)), latent_size=2)
     params = init_state(model, build_optimizer(PRESETS["vae"]), jax.random.key(0)).params
-    weights = torch_from_params(params)
+    weights = torch_from_params(params, model)
     assert weights["decoder.8.weight"].shape == (6, 5)
     jax.tree.map(np.testing.assert_array_equal, params_from_torch(weights, model), params)
 
@@ -224,7 +216,7 @@ def test_an_imported_model_computes_what_pytorch_computes(
     optimizer = build_optimizer(PRESETS[preset], steps_per_epoch=1)
     params = init_state(notes_model(preset), optimizer, jax.random.key(0)).params
     low, high = (-7, 3) if preset == "iwae" else (-14, 6)  # Of a log-variance: of a log-deviation half that.
-    weights = spread(torch_from_params(params), low, high)
+    weights = spread(torch_from_params(params, notes_model(preset)), low, high)
     torch.save({name: torch.tensor(values) for name, values in weights.items()}, tmp_path / "w.pt")
     assert run("import", tmp_path / "w.pt", tmp_path / "run", "--preset", preset) == cli.EXIT_OK
     imported = load_run(tmp_path / "run")
@@ -261,14 +253,14 @@ def test_the_code_for_exported_weights_computes_what_jaxvae_computes(preset: str
     config = dataclasses.replace(PRESETS[preset], hidden=(7, 5), latent_size=3, **changes)
     model = build_model(config, (4, 3, 2))
     assert isinstance(model, AutoEncoder | VAE)
-    weights = torch_from_params(init_state(model, build_optimizer(config), jax.random.key(0)).params)
+    weights = torch_from_params(init_state(model, build_optimizer(config), jax.random.key(0)).params, model)
     weights = spread(weights, -14, 6)
     params = params_from_torch(weights, model)
 
     rng = np.random.default_rng(4)
     x, z = (rng.uniform(0, 1, shape).astype(np.float32) for shape in ((5, 4, 3, 2), (5, 3)))
     names: dict[str, Any] = {"nn": torch.nn, "channels": 2, "x": torch.tensor(x).flatten(1)}
-    activation, posterior, pixels = torch_weights.torch_code(config).splitlines()
+    activation, posterior, pixels = torch_weights.torch_code(model).splitlines()
     exec(activation, names)
     names["encoder"], names["decoder"] = sequentials(weights, names["activation"])
     with torch.no_grad():
@@ -301,7 +293,7 @@ def test_the_code_for_exported_weights_computes_what_jaxvae_computes(preset: str
 
 @pytest.fixture
 def weights(states: dict[str, TrainState]) -> StateDict:
-    return torch_from_params(states["notes-vae"].params)
+    return torch_from_params(states["notes-vae"].params, notes_model("notes-vae"))
 
 
 def test_a_missing_name(weights: StateDict) -> None:
@@ -340,106 +332,6 @@ def test_a_value_that_is_not_floating_point(weights: StateDict, dtype: Any) -> N
     weights["decoder.2.bias"] = np.zeros(256).astype(dtype)
     with refuses("decoder.2.bias", "not floating-point"):
         params_from_torch(weights, notes_model("notes-vae"))
-
-
-# --- Files --------------------------------------------------------------------------------------------------
-
-
-class Payload:
-    """Unpickled, it makes a directory."""
-
-    def __init__(self, path: Path):
-        self.path = str(path)
-
-    def __reduce__(self) -> Any:
-        return os.mkdir, (self.path,)
-
-
-@pytest.mark.parametrize("suffix", [".pt", ".pth"])
-def test_a_malicious_pickle_is_refused_and_does_not_run(suffix: str, tmp_path: Path) -> None:
-    torch = pytest.importorskip("torch")
-    path, trace = tmp_path / f"weights{suffix}", tmp_path / "ran"
-    torch.save({"encoder.0.weight": torch.zeros(1), "more": Payload(trace)}, path)
-    with refuses(path.name, "is no .pth? file", "more than tensors"):
-        load_weights(path)
-    assert not trace.exists()
-    torch.load(path, weights_only=False)
-    assert trace.exists()  # It would have run.
-
-
-def test_objects_in_an_npz_are_refused_and_do_not_run(tmp_path: Path) -> None:
-    path, trace = tmp_path / "weights.npz", tmp_path / "ran"
-    np.savez(path, a=np.array([Payload(trace)], dtype=object))
-    with refuses(path.name, "is no .npz file"):
-        load_weights(path)
-    assert not trace.exists()
-
-
-def test_a_file_of_pytorchs_that_is_no_state_dict(tmp_path: Path) -> None:
-    torch = pytest.importorskip("torch")
-    for number, content in enumerate([torch.zeros(3), {"epoch": 3}, {1: torch.zeros(3)}, [torch.zeros(3)]]):
-        path = tmp_path / f"{number}.pt"
-        torch.save(content, path)
-        with refuses(path.name, "no state_dict", "model.state_dict"):
-            load_weights(path)
-
-
-@pytest.mark.parametrize("suffix", [".pt", *SUFFIXES])
-@pytest.mark.parametrize(
-    "content", [b"", b"PK\x03\x04", b"\x08\0\0\0\0\0\0\0{", b"x" * 300, b"\x80\x02.", b"\x93NUMPY"]
-)
-def test_a_broken_file(suffix: str, content: bytes, tmp_path: Path) -> None:
-    if suffix == ".pt":
-        pytest.importorskip("torch")
-    path = tmp_path / f"weights{suffix}"
-    path.write_bytes(content)
-    with refuses(path.name, "is no"):
-        load_weights(path)
-
-
-@pytest.mark.parametrize("suffix", [".pt", *SUFFIXES])
-def test_a_file_that_was_cut_short(weights: StateDict, suffix: str, tmp_path: Path) -> None:
-    path = tmp_path / f"weights{suffix}"
-    if suffix == ".pt":
-        torch = pytest.importorskip("torch")
-        torch.save({n: torch.tensor(v) for n, v in weights.items()}, path)
-    else:
-        save_weights(path, weights)
-    path.write_bytes(path.read_bytes()[:-5000])
-    with refuses(path.name, "is no"):
-        load_weights(path)
-
-
-@pytest.mark.parametrize("suffix", [".pt", ".pth", *SUFFIXES])
-def test_a_file_that_is_not_there_or_is_a_directory(suffix: str, tmp_path: Path) -> None:
-    path = tmp_path / f"weights{suffix}"
-    with refuses(path.name, "cannot be read", "No such file"):
-        load_weights(path)
-    path.mkdir()
-    with refuses(path.name, "cannot be read", "directory"):
-        load_weights(path)
-
-
-def test_a_file_of_another_kind(weights: StateDict, tmp_path: Path) -> None:
-    for name in ("weights", "weights.ckpt"):
-        with refuses(name, ".safetensors"):
-            load_weights(tmp_path / name)
-    for name in ("weights", "weights.pt"):
-        with refuses(name, ".safetensors or .npz"):
-            save_weights(tmp_path / name, weights)
-
-
-@pytest.mark.parametrize("suffix", SUFFIXES)
-def test_a_place_that_cannot_be_written(weights: StateDict, suffix: str, tmp_path: Path) -> None:
-    with refuses("cannot be written", "No such file"):
-        save_weights(tmp_path / "no" / f"weights{suffix}", weights)
-
-
-def test_without_torch_a_pt_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "torch", None)
-    (tmp_path / "weights.pt").write_bytes(b"whatever")
-    with refuses("weights.pt", "needs PyTorch", ".safetensors"):
-        load_weights(tmp_path / "weights.pt")
 
 
 # --- The command line ---------------------------------------------------------------------------------------
@@ -513,9 +405,82 @@ def test_export_says_what_pytorch_must_compute(tmp_path: Path, capsys: pytest.Ca
     assert train("--preset", "vae", *flags, "--run-dir", str(tmp_path / "run")) == 0
     capsys.readouterr()
     assert run("export", tmp_path / "run", tmp_path / "w.npz") == cli.EXIT_OK
-    config = load_run(tmp_path / "run").config
-    assert config.head == "linear"
-    assert torch_weights.torch_code(config) in capsys.readouterr().out
+    loaded = load_run(tmp_path / "run")
+    assert loaded.config.head == "linear"
+    assert torch_weights.torch_code(loaded.model) in capsys.readouterr().out
+
+
+CONV = ["--architecture", "conv", "--hidden", "3", "4", "--latent-size", "2", "--likelihood", "logistic"]
+RESNET = ["--architecture", "resnet", "--hidden", "3", "4", "--latents", "spatial", "--latent-size", "8"]
+
+
+@pytest.mark.parametrize("flags", [CONV, RESNET, [*CONV, "--head", "linear", "--activation", "elu"]], ids=" ".join)
+def test_flags_say_which_model_is_imported(flags: list[str], tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    made = [*flags, "--dataset", "digits", "--image-shape", "7", "5", "2"]
+    asked = torch_weights._parse_import(["w", "r", "--preset", "vae", *made], "prog")
+    assert asked.config.head == ("linear" if "linear" in flags else "logvar")
+    code = torch_weights.torch_code(build_model(asked.config, (7, 5, 2)))
+    names: dict[str, Any] = {"x": torch.rand(3, 2, 7, 5)}
+    exec(code[: code.index("x_hat")].rpartition("\n")[0], names)
+    torch.save(names["model"].state_dict(), tmp_path / "w.pt")
+    assert run("import", tmp_path / "w.pt", tmp_path / "run", "--preset", "vae", *made) == cli.EXIT_OK
+    imported = load_run(tmp_path / "run")
+    x = names["x"].permute(0, 2, 3, 1).numpy()
+    encoded: Any = jax.jit(lambda p: imported.model.apply(p, x, method="encode"))(imported.variables)
+    for ours, theirs in zip(encoded, (names["mean"], names["std"]), strict=True):
+        np.testing.assert_allclose(ours, theirs.detach().numpy(), rtol=1e-5, atol=1e-5)
+    assert run("export", tmp_path / "run", tmp_path / "out.npz") == cli.EXIT_OK
+    exported = load_weights(tmp_path / "out.npz")
+    assert exported.keys() == names["model"].state_dict().keys()
+    for name, values in names["model"].state_dict().items():
+        np.testing.assert_array_equal(exported[name], values.numpy())
+
+
+def described(flags: list[str], shape: tuple[int, int, int]) -> Any:
+    """The model that the flags of an import describe."""
+    return build_model(torch_weights._parse_import(["w", "r", "--preset", "vae", *flags], "prog").config, shape)
+
+
+def numbered(model: Any) -> Any:
+    """Parameters of a model, no two values of which are the same."""
+    shapes = jax.eval_shape(lambda: init_state(model, build_optimizer(PRESETS["vae"]), jax.random.key(0))).params
+    return jax.tree.map(lambda a: np.arange(a.size, dtype=np.float32).reshape(a.shape), shapes)
+
+
+@pytest.mark.parametrize(
+    ("shape", "flags", "said"),
+    [
+        ((9, 5, 2), [], r"encoder.7.weight has shape \[4, 16\]; the model needs \[4, 24\]"),
+        (
+            (7, 5, 2),
+            ["--hidden", "3", "5"],
+            r"encoder.4.weight has shape \[4, 3, 3, 3\]; the model needs \[5, 3, 3, 3\]",
+        ),
+        ((7, 5, 2), ["--hidden", "3"], "weights hold encoder.7.weight, encoder.7.bias"),
+        ((7, 5, 2), ["--hidden", "3", "4", "5"], "weights lack encoder.10.weight"),
+        (
+            (7, 5, 2),
+            ["--likelihood", "bernoulli"],
+            r"decoder.6.weight has shape \[3, 4, 4, 4\]; the model needs \[3, 2, 4, 4\]",
+        ),
+    ],
+)
+def test_convolutional_weights_that_do_not_fit(shape: tuple[int, int, int], flags: list[str], said: str) -> None:
+    model = described(CONV, (7, 5, 2))
+    weights = torch_from_params(numbered(model), model)
+    with refuses(said):
+        params_from_torch(weights, described([*CONV, *flags], shape))
+
+
+def test_parts_of_the_users_own_travel_where_they_can() -> None:
+    config = dataclasses.replace(PRESETS["vae"], hidden=(4,), likelihood="own_parts:Cauchy", prior="own_parts:Learnt")
+    model = build_model(config, (2, 2, 1))
+    params = numbered(model)
+    weights = torch_from_params(params, model)
+    np.testing.assert_array_equal(weights["p_z.mean"], params["params"]["p_z"]["mean"])
+    jax.tree.map(np.testing.assert_array_equal, params_from_torch(weights, model), params)
+    assert torch_weights.torch_code(model).endswith("\ndecoded = decoder(z)")
 
 
 def test_export_refuses_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -534,10 +499,10 @@ def test_usage(capsys: pytest.CaptureFixture[str]) -> None:
     assert "--preset" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("flags", [["--architecture", "conv"], ["--architecture", "two-layer", "--hidden", "8", "4"]])
-def test_what_has_no_form_in_pytorch_is_refused(flags: list[str], tmp_path: Path) -> None:
+def test_what_has_no_form_in_pytorch_is_refused(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    small = ["--hidden", "4", "--latent-size", "2", "--batch-size", "8", "--epochs", "1"]
-    assert train("--preset", "vae", "--dataset", "digits", *small, *flags, "--run-dir", str(run)) == 0
-    with pytest.raises(InputError, match="only dense models of one stochastic layer"):
+    small = ["--hidden", "8", "4", "--latent-size", "2", "--batch-size", "8", "--epochs", "1"]
+    two_layer = ["--preset", "vae", "--architecture", "two-layer"]
+    assert train(*two_layer, "--dataset", "digits", *small, "--run-dir", str(run)) == 0
+    with refuses(run, "TwoLayerVAE has no form in PyTorch"):
         export_run(run, tmp_path / "weights.npz")

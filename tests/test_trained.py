@@ -18,6 +18,7 @@ MODELS = {
     "vae": ["--preset", "vae"],
     "notes-ae": ["--preset", "notes-ae"],
     "conv": ["--preset", "vae", "--architecture", "conv", "--likelihood", "logistic"],
+    "resnet": ["--preset", "vae", "--architecture", "resnet", "--blocks", "1"],
     "two-layer": ["--preset", "iwae", "--architecture", "two-layer", "--samples", "2"],
     "gaussian": ["--preset", "vae", "--likelihood", "gaussian-global"],
 }

@@ -19,8 +19,9 @@ from jaxvae.models.build import build_model
 from jaxvae.models.vae import VAE
 from jaxvae.optimizer import build_optimizer
 from jaxvae.run import checkpoint, records, step_files
-from jaxvae.torch_weights import load_weights, params_from_torch
+from jaxvae.torch_weights import params_from_torch
 from jaxvae.train.step import abstract_state, init_state
+from jaxvae.weight_files import load_weights
 
 CONFIG = dataclasses.replace(PRESETS["notes-vae"], hidden=(3,), latent_size=2)
 MODEL = build_model(CONFIG, (4, 4, 1))
@@ -56,7 +57,7 @@ def _png() -> bytes:
 def _weights() -> dict[str, Any]:
     from jaxvae.torch_weights import torch_from_params
 
-    return torch_from_params(init_state(MODEL, OPTIMIZER, jax.random.key(0)).params)
+    return torch_from_params(init_state(MODEL, OPTIMIZER, jax.random.key(0)).params, MODEL)
 
 
 def _safetensors() -> bytes:

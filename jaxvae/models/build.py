@@ -30,11 +30,16 @@ class Examples(dict[str, Array]):
 
 
 def build_model(config: Any, image_shape: ImageShape) -> Model:
-    """The model of a `jaxvae.Config`, for images of shape (H, W, C); or the user's own, if it names one."""
+    """The model of a `jaxvae.Config`, for images of shape (H, W, C); or the user's own, if it names one.
+
+    Raises:
+      InputError: the network cannot encode such images to so many latents.
+    """
     parts = config.parts
     if parts.model is not None:
         own: Model = parts.model
         return own
+    parts.network.check_sizes(image_shape, config.latent_size)
     dtype = jnp.dtype(config.compute_dtype)
     if not parts.objective.latent_model:
         return AutoEncoder(image_shape, parts.network, config.latent_size, config.head, dtype)

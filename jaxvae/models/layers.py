@@ -142,9 +142,7 @@ class ConvDecoder(nn.Module):
     @nn.compact
     def __call__(self, z: Array) -> Array:
         height, width, channels = self.image_shape
-        sizes = [(height, width)]
-        for _ in self.hidden:
-            sizes.append((-(-sizes[-1][0] // 2), -(-sizes[-1][1] // 2)))
+        sizes = level_sizes(height, width, len(self.hidden))
         (rows, cols), first = sizes[-1], self.hidden[0] if self.hidden else channels
         x = nn.Dense(rows * cols * first, dtype=self.dtype, **GLOROT, name="in")(z)
         x = x.reshape(-1, rows, cols, first)
@@ -161,3 +159,11 @@ def logit(p: Array, margin: float) -> Array:
     """The logit of probabilities, clipped to [margin, 1 - margin]."""
     p = jnp.clip(p, margin, 1 - margin)
     return jnp.log(p) - jnp.log1p(-p)
+
+
+def level_sizes(rows: int, cols: int, levels: int) -> tuple[tuple[int, int], ...]:
+    """Rows and columns of an image, and after each of `levels` convolutions of stride 2, which round up."""
+    sizes = [(rows, cols)]
+    for _ in range(levels):
+        sizes.append((-(-sizes[-1][0] // 2), -(-sizes[-1][1] // 2)))
+    return tuple(sizes)

@@ -1,6 +1,7 @@
 """Networks: the encoders and decoders that a model can be made of."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -8,13 +9,17 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from jaxvae.errors import InputError
-from jaxvae.models.layers import Activation, ConvDecoder, ConvEncoder, Decoder, Encoder
+from jaxvae.models import resnet, torch_layers
+from jaxvae.models.layers import Activation, ConvDecoder, ConvEncoder, Decoder, Encoder, level_sizes
+from jaxvae.models.resnet import ResNetDecoder, ResNetEncoder
+from jaxvae.models.torch_layers import TorchLayer
 from jaxvae.options import Range, flag, option
 from jaxvae.protocols import Network
 from jaxvae.typing import ImageShape
 
 MAX_WIDTH = 2**16  # Of a layer; a wider one is a slip of the finger, and would hang while it is allocated.
 _WIDTHS = Range(f"widths from 1 to {MAX_WIDTH}", lambda widths: all(1 <= width <= MAX_WIDTH for width in widths))
+_BLOCKS = Range("from 1 to 64", lambda blocks: 1 <= blocks <= 64)
 
 
 @dataclass(frozen=True)
@@ -22,7 +27,7 @@ class _Mirrored(Network):
     """A decoder that mirrors its encoder."""
 
     hidden: tuple[int, ...] = option((256, 64), _WIDTHS)
-    """Widths of the encoder's hidden layers (conv: their channels); the decoder mirrors them."""
+    """Widths of the encoder's hidden layers; conv, resnet: channels, such as 32 64. The decoder mirrors them."""
     activation: Activation = option("relu")
     """Activation function between layers."""
     init: Literal["pytorch", "glorot"] = option("pytorch")
@@ -50,19 +55,32 @@ class Mlp(_Mirrored):
         """See `Network`."""
         return Decoder(self.hidden[::-1], image_shape, dtype, self.activation, self.init == "glorot")
 
+    def torch_encoder(self, image_shape: ImageShape, size: int) -> Sequence[TorchLayer]:
+        """See `Network`; but of flattened images [B, H W C]."""
+        return torch_layers.mlp((math.prod(image_shape), *self.hidden, size), self.activation)
+
+    def torch_decoder(self, image_shape: ImageShape, latent_size: int) -> Sequence[TorchLayer]:
+        """See `Network`; but to flattened images [B, H W C]."""
+        return torch_layers.mlp((latent_size, *self.hidden[::-1], math.prod(image_shape)), self.activation)
+
 
 @dataclass(frozen=True)
-class Conv(_Mirrored):
-    """Convolutions of stride 2 with `hidden` channels, for images of any size."""
+class _Convolutional(_Mirrored):
+    """Convolutions with `hidden` channels, for images of any size."""
 
     def check(self, config: Any) -> None:
         """See `Component`."""
         if not self.hidden:
-            raise InputError(f"--architecture conv needs {flag('hidden')}: a layer's channels each")
+            raise InputError(f"--architecture {config.architecture} needs {flag('hidden')}: a layer's channels each")
 
     def idle(self, config: Any) -> Mapping[str, str]:
         """See `Component`."""
         return {"init": "--architecture mlp or two-layer"} if self.init == "pytorch" else {}
+
+
+@dataclass(frozen=True)
+class Conv(_Convolutional):
+    """Convolutions of stride 2 with `hidden` channels."""
 
     def encoder(self, size: int, dtype: Any = jnp.float32) -> nn.Module:
         """See `Network`."""
@@ -71,6 +89,52 @@ class Conv(_Mirrored):
     def decoder(self, image_shape: ImageShape, dtype: Any = jnp.float32) -> nn.Module:
         """See `Network`."""
         return ConvDecoder(self.hidden[::-1], image_shape, dtype, self.activation)
+
+    def torch_encoder(self, image_shape: ImageShape, size: int) -> Sequence[TorchLayer]:
+        """See `Network`."""
+        return torch_layers.conv_encoder(self.hidden, self.activation, image_shape, size)
+
+    def torch_decoder(self, image_shape: ImageShape, latent_size: int) -> Sequence[TorchLayer]:
+        """See `Network`."""
+        return torch_layers.conv_decoder(self.hidden, self.activation, image_shape, latent_size)
+
+
+@dataclass(frozen=True)
+class ResNet(_Convolutional):
+    """Residual blocks with `hidden` channels, each level half the size of the one before: `jaxvae.models.resnet`."""
+
+    blocks: int = option(2, _BLOCKS)
+    """Residual blocks of each level of a resnet, in the encoder and in the decoder."""
+    latents: Literal["dense", "spatial"] = option("dense")
+    """Latents of a resnet. dense: of the image as a whole; spatial: so many for each pixel of the last level."""
+
+    def check_sizes(self, image_shape: ImageShape, latent_size: int) -> None:
+        """See `Network`: spatial latents are as many for each pixel of the last level."""
+        rows, cols = level_sizes(*image_shape[:2], len(self.hidden))[-1]
+        cells = rows * cols
+        if self.latents == "spatial" and latent_size % cells:
+            low = max(1, latent_size // cells) * cells
+            raise InputError(
+                f"--latent-size {latent_size} does not fit --latents spatial: the last level of {image_shape[0]} x "
+                f"{image_shape[1]} images is {rows} x {cols}, so it must be a multiple of {cells}, such as {low} or "
+                f"{low + cells}"
+            )
+
+    def encoder(self, size: int, dtype: Any = jnp.float32) -> ResNetEncoder:
+        """See `Network`."""
+        return ResNetEncoder(self.hidden, size, self.blocks, self.latents == "spatial", dtype, self.activation)
+
+    def decoder(self, image_shape: ImageShape, dtype: Any = jnp.float32) -> ResNetDecoder:
+        """See `Network`."""
+        return ResNetDecoder(self.hidden, image_shape, self.blocks, self.latents == "spatial", dtype, self.activation)
+
+    def torch_encoder(self, image_shape: ImageShape, size: int) -> Sequence[TorchLayer]:
+        """See `Network`."""
+        return resnet.torch_encoder(self.encoder(size), image_shape)
+
+    def torch_decoder(self, image_shape: ImageShape, latent_size: int) -> Sequence[TorchLayer]:
+        """See `Network`."""
+        return resnet.torch_decoder(self.decoder(image_shape), latent_size)
 
 
 @dataclass(frozen=True)
@@ -97,4 +161,4 @@ class TwoLayer(_Mirrored):
         return Decoder(self.hidden[:1] * 2, image_shape, dtype, self.activation, self.init == "glorot")
 
 
-NETWORKS: Mapping[str, type[Network]] = {"mlp": Mlp, "conv": Conv, "two-layer": TwoLayer}
+NETWORKS: Mapping[str, type[Network]] = {"mlp": Mlp, "conv": Conv, "resnet": ResNet, "two-layer": TwoLayer}

@@ -65,8 +65,8 @@ def measure_warning(config: Any) -> str | None:
     if not loss.has_bound or loss.measure != "density":
         return None
     return (
-        f"warning: --likelihood {config.likelihood} gives densities of discrete pixels, which have no upper bound: "
-        "they say nothing of the images' probability, on which --dequantize (with --inputs grey) makes them bounds"
+        f"warning: --likelihood {config.likelihood} gives densities of discrete pixels, which have no upper bound "
+        "and are no probabilities; --dequantize (with --inputs grey) makes them lower bounds on probabilities"
     )
 
 

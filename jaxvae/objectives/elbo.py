@@ -20,7 +20,7 @@ class InNats(Objective):
     beta: float = option(1.0, NOT_NEGATIVE, traced=True)
     """Weight of the KL term (beta-tc: of its total correlation alone)."""
     kl_warmup_epochs: float = option(0.0, NOT_NEGATIVE)
-    """Epochs over which that weight grows from 0 to --beta (beta-tc: the rest of the KL term weighs 1 throughout)."""
+    """Epochs over which that weight grows from 0 to --beta (beta-tc: of the total correlation; the rest weighs 1)."""
     kl_cycles: int = option(1, AT_LEAST_1)
     """Warm-ups of the KL term's weight, evenly over the run: cyclical annealing."""
 
@@ -32,7 +32,8 @@ class InNats(Objective):
                 f"{named} needs --head linear, logvar or exp: it has no finite value at a standard deviation of 0"
             )
         if self.kl_warmup_epochs > config.epochs / self.kl_cycles:
-            raise InputError(f"--kl-warmup-epochs {self.kl_warmup_epochs:g} is more than a cycle of the run has")
+            most = f"--epochs {config.epochs:g}" + (f" / --kl-cycles {self.kl_cycles}" if self.kl_cycles > 1 else "")
+            raise InputError(f"--kl-warmup-epochs {self.kl_warmup_epochs:g} must be at most {most}")
 
     def idle(self, config: Any) -> Mapping[str, str]:
         """See `Component`."""
@@ -99,7 +100,7 @@ class Elbo(InNats, FreeBits, Samples):
     def idle(self, config: Any) -> Mapping[str, str]:
         """See `Component`."""
         closed = config.parts.network.layers == 1
-        return {**super().idle(config), **({} if closed else {"free_bits": "--architecture mlp or conv"})}
+        return {**super().idle(config), **({} if closed else {"free_bits": "--architecture mlp, conv or resnet"})}
 
     def terms(self, view: View, batch: Batch, keys: Array) -> Terms:
         """See `Objective`."""

@@ -36,7 +36,7 @@ class Info(InNats, FreeBits):
     """InfoVAE: Zhao, Song and Ermon, arXiv 1706.02262."""
 
     mmd_weight: float = option(0.0, NOT_NEGATIVE, traced=True)
-    """Weight of the maximum mean discrepancy in info, times the number of pixels."""
+    """Weight of the squared maximum mean discrepancy in info, times the number of values of an image."""
 
     def check(self, config: Any) -> None:
         """See `Component`."""

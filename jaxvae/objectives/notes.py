@@ -58,7 +58,7 @@ class Mse(Objective):
     """The notes' autoencoder: the squared error."""
 
     corruption: float = option(0.0, FRACTION)
-    """Fraction of the pixels an autoencoder does not get to see: denoising."""
+    """Probability with which each value of a training image is hidden from an autoencoder: denoising."""
 
     unit: ClassVar[str] = "per pixel"
     uses: ClassVar[tuple[str, ...]] = ()

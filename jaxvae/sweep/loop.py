@@ -15,6 +15,7 @@ from jaxvae import data
 from jaxvae.config import Config
 from jaxvae.distributed import devices as parallel
 from jaxvae.errors import InputError, SaveError, say
+from jaxvae.models.build import build_model
 from jaxvae.objectives.build import measure_warning, selection_term
 from jaxvae.run import console, records
 from jaxvae.run import directory as run_dirs
@@ -79,6 +80,7 @@ def sweep(
     members = grid.members()
     for member in members:
         steps_per_epoch(member, len(images.train))
+        build_model(member, images.image_shape)
     digests = data.digests(images)
     with ExitStack() as stack:
         if resume:

@@ -1,0 +1,218 @@
+"""Residual convolutional encoders and decoders, for images whose structure plain convolutions are too shallow for.
+
+Blocks are pre-activation ones (He, Zhang, Ren and Sun, "Identity Mappings in Deep Residual Networks", arXiv
+1603.05027), with group normalisation (Wu and He, "Group Normalization", arXiv 1803.08494), which sees one image at a
+time.
+
+Shapes: B images [H, W, C]; L latent dimensions. Parameters are float32; `dtype` is what the products are computed in.
+Normalisation is at least float32.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from jaxvae.models import torch_layers
+from jaxvae.models.convolution import Conv, ConvTranspose
+from jaxvae.models.layers import ACTIVATIONS, GLOROT, at_least_float32, level_sizes
+from jaxvae.models.torch_layers import TorchLayer
+from jaxvae.typing import Array, ImageShape
+
+MOST_GROUPS = 32  # As in the paper.
+LEAST_CHANNELS = 8  # Of a group, so that there is something to average even where a level is one pixel.
+EPSILON = 1e-5  # As in the paper and in PyTorch.
+
+
+def group_count(channels: int) -> int:
+    """How many groups are normalised: as many as divide the channels, up to 32, with at least 8 channels each; or 1."""
+    most = max(1, min(MOST_GROUPS, channels // LEAST_CHANNELS))
+    return next(groups for groups in range(most, 0, -1) if channels % groups == 0)
+
+
+class GroupNorm(nn.Module):
+    """Group normalisation of [B, H, W, C], at least float32, in `group_count` groups (arXiv 1803.08494, section 3)."""
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        x = at_least_float32(x)
+        channels = x.shape[-1]
+        scale = self.param("scale", nn.initializers.ones_init(), (channels,)).astype(x.dtype)
+        bias = self.param("bias", nn.initializers.zeros_init(), (channels,)).astype(x.dtype)
+
+        def mean_of_groups(values: Array) -> Array:
+            """[B, H, W, C] to the mean of each group, at each of its channels: [B, 1, 1, C]."""
+            # Over pixels first: a reduction that keeps the channels is several values at once.
+            means = values.mean((1, 2)).reshape(values.shape[0], group_count(channels), -1)
+            return jnp.broadcast_to(means.mean(-1, keepdims=True), means.shape).reshape(-1, 1, 1, channels)
+
+        centred = x - mean_of_groups(x)
+        inverse = jax.lax.rsqrt(mean_of_groups(jnp.square(centred)) + EPSILON)
+        return centred * (inverse * scale.reshape(1, 1, 1, -1)) + bias.reshape(1, 1, 1, -1)
+
+
+class ResidualBlock(nn.Module):
+    """``x + f(x)`` of [B, H, W, C], where f is twice: normalisation, activation, 3 x 3 convolution (figure 4e).
+
+    The last convolution starts at zero, so a fresh block is the identity, however many there are (Zhang, Dauphin and
+    Ma, "Fixup Initialization", arXiv 1901.09321, section 3).
+    """
+
+    activation: str = "relu"
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        activation, y = ACTIVATIONS[self.activation], x
+        for i, init in enumerate((GLOROT["kernel_init"], nn.initializers.zeros_init())):
+            y = activation(GroupNorm(name=f"norm_{i}")(y))
+            y = Conv(x.shape[-1], dtype=self.dtype, kernel_init=init, name=f"conv_{i}")(y)
+        return x + y
+
+
+def nearest_neighbour_init(key: Array, shape: Sequence[int], dtype: Any = jnp.float32) -> Array:
+    """A kernel [4, 4, in, out] that makes `ConvTranspose` nearest-neighbour upsampling and a 3 x 3 convolution.
+
+    The 3 x 3 kernel is Glorot's; each of its values is repeated over 2 x 2 places.
+    """
+    kernel: Array = GLOROT["kernel_init"](key, (3, 3, *shape[2:]), dtype)
+    for axis in (0, 1):
+        before, after = ([(0, 0)] * 4 for _ in range(2))
+        before[axis], after[axis] = (1, 0), (0, 1)
+        kernel = jnp.pad(kernel, before) + jnp.pad(kernel, after)
+    return kernel
+
+
+class ResNetEncoder(nn.Module):
+    """Images [B, H, W, C] with intensities in [0, 1] to features [B, out_size], at least float32.
+
+    Each level is a 3 x 3 convolution of stride 2 to its number of channels, and `blocks` residual blocks. After the
+    last comes a dense layer; or, if `spatial`, a 1 x 1 convolution to [H', W', out_size / (H' W')].
+    """
+
+    hidden: tuple[int, ...]
+    out_size: int
+    blocks: int = 2
+    spatial: bool = False
+    dtype: Any = jnp.float32
+    activation: str = "relu"
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        for level, channels in enumerate(self.hidden):
+            x = Conv(channels, stride=2, dtype=self.dtype, **GLOROT, name=f"down_{level}")(x)
+            for block in range(self.blocks):
+                x = ResidualBlock(self.activation, self.dtype, name=f"block_{level}_{block}")(x)
+        x = ACTIVATIONS[self.activation](GroupNorm(name="norm")(x))
+        if self.spatial:
+            count, rows, cols, _ = x.shape
+            x = nn.Dense(self.out_size // (rows * cols), dtype=self.dtype, **GLOROT, name="out")(x)
+            # Channel by channel: a head that splits the features splits the channels.
+            return at_least_float32(x.transpose(0, 3, 1, 2).reshape(count, self.out_size))
+        x = x.reshape(x.shape[0], -1)
+        return at_least_float32(nn.Dense(self.out_size, dtype=self.dtype, **GLOROT, name="out")(x))
+
+
+class ResNetDecoder(nn.Module):
+    """Latents [B, L] to [B, H, W, C], at least float32; `hidden` is in the encoder's order.
+
+    The mirror of `ResNetEncoder`: to a level's size, `blocks` residual blocks, and up to the next, cut to the size its
+    mirror was given. The last step up gives the image, so no block works at its full resolution.
+
+    A step up is a transposed 4 x 4 convolution of stride 2. Every pixel comes from 2 x 2 others, which takes 4/9 of the
+    products of nearest-neighbour upsampling and a 3 x 3 convolution, and can be just that. Transposed convolutions are
+    known for checkerboards, where their overlap is uneven, or by their random first weights (Odena, Dumoulin and Olah,
+    "Deconvolution and Checkerboard Artifacts", Distill 2016). Here the overlap is even, and the first weights are those
+    of nearest-neighbour upsampling (as Aitken et al., arXiv 1707.02937, do for sub-pixel convolutions).
+    """
+
+    hidden: tuple[int, ...]
+    image_shape: ImageShape
+    blocks: int = 2
+    spatial: bool = False
+    dtype: Any = jnp.float32
+    activation: str = "relu"
+
+    @nn.compact
+    def __call__(self, z: Array) -> Array:
+        height, width, channels = self.image_shape
+        sizes, last = level_sizes(height, width, len(self.hidden)), self.hidden[-1]
+        rows, cols = sizes[-1]
+        if self.spatial:
+            x = nn.Dense(last, dtype=self.dtype, **GLOROT, name="in")(
+                z.reshape(z.shape[0], -1, rows, cols).transpose(0, 2, 3, 1)
+            )
+        else:
+            x = nn.Dense(rows * cols * last, dtype=self.dtype, **GLOROT, name="in")(z).reshape(-1, rows, cols, last)
+        for level in range(len(self.hidden) - 1, -1, -1):
+            for block in range(self.blocks):
+                x = ResidualBlock(self.activation, self.dtype, name=f"block_{level}_{block}")(x)
+            if not level:
+                x = ACTIVATIONS[self.activation](GroupNorm(name="norm")(x))
+            out, name = (self.hidden[level - 1], f"up_{level}") if level else (channels, "out")
+            x = ConvTranspose(out, self.dtype, kernel_init=nearest_neighbour_init, name=name)(x)
+            rows, cols = sizes[level]
+            x = x[:, :rows, :cols]
+        return at_least_float32(x)
+
+
+# --- In PyTorch ---------------------------------------------------------------------------------------------
+
+
+def _torch_blocks(level: int, channels: int, blocks: int, activation: str) -> list[TorchLayer]:
+    between = torch_layers.activation(activation)
+    made = []
+    for block in range(blocks):
+        branch: list[TorchLayer] = []
+        for i in range(2):
+            path = (f"block_{level}_{block}",)
+            branch += [torch_layers.group_norm((*path, f"norm_{i}"), channels, group_count(channels)), between]
+            branch += [torch_layers.conv((*path, f"conv_{i}"), channels, channels)]
+        made.append(torch_layers.residual(branch))
+    return made
+
+
+def _torch_end(channels: int, activation: str) -> list[TorchLayer]:
+    return [
+        torch_layers.group_norm(("norm",), channels, group_count(channels)),
+        torch_layers.activation(activation),
+    ]
+
+
+def torch_encoder(encoder: ResNetEncoder, image_shape: ImageShape) -> Sequence[TorchLayer]:
+    """`ResNetEncoder` in PyTorch, for images (H, W, C)."""
+    height, width, inputs = image_shape
+    sizes = level_sizes(height, width, len(encoder.hidden))
+    layers: list[TorchLayer] = []
+    for level, channels in enumerate(encoder.hidden):
+        layers += [torch_layers.pad(*sizes[level]), torch_layers.conv((f"down_{level}",), inputs, channels, stride=2)]
+        layers += _torch_blocks(level, channels, encoder.blocks, encoder.activation)
+        inputs = channels
+    layers += _torch_end(inputs, encoder.activation)
+    rows, cols = sizes[-1]
+    if encoder.spatial:
+        maps = encoder.out_size // (rows * cols)
+        return *layers, torch_layers.pointwise(("out",), inputs, maps), torch_layers.FLATTEN
+    return *layers, torch_layers.FLATTEN, torch_layers.linear(("out",), (rows, cols, inputs), encoder.out_size)
+
+
+def torch_decoder(decoder: ResNetDecoder, latent_size: int) -> Sequence[TorchLayer]:
+    """`ResNetDecoder` in PyTorch."""
+    height, width, outputs = decoder.image_shape
+    sizes, last = level_sizes(height, width, len(decoder.hidden)), decoder.hidden[-1]
+    rows, cols = sizes[-1]
+    if decoder.spatial:
+        maps = latent_size // (rows * cols)
+        layers = [torch_layers.unflatten(rows, cols, maps), torch_layers.pointwise(("in",), maps, last)]
+    else:
+        layers = [torch_layers.linear(("in",), latent_size, (rows, cols, last))]
+        layers += [torch_layers.unflatten(rows, cols, last)]
+    for level in range(len(decoder.hidden) - 1, -1, -1):
+        channels = decoder.hidden[level]
+        layers += _torch_blocks(level, channels, decoder.blocks, decoder.activation)
+        layers += [] if level else _torch_end(channels, decoder.activation)
+        out, name = (decoder.hidden[level - 1], f"up_{level}") if level else (outputs, "out")
+        layers += torch_layers.upsample((name,), channels, out, *sizes[level])
+    return layers
