@@ -116,7 +116,8 @@ def fit(
             raise KeyboardInterrupt(f"saved; go on with fit(..., run_dir={str(outcome.run_dir)!r}, resume=True)")
         if outcome.stopped_by is not None:
             raise SystemExit(128 + outcome.stopped_by)
-        assert outcome.run_dir is not None
+        if outcome.run_dir is None:
+            raise InputError("fit works in one process; to train in several, use python -m jaxvae.train")
         return result_of(outcome.run_dir)
 
 

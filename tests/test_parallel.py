@@ -111,6 +111,18 @@ def test_schedulers_are_recognised(environment: dict[str, str], expected: bool) 
     assert distributed.started_by_a_scheduler(environment) is expected
 
 
+def test_a_job_that_jax_cannot_read_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on Kubernetes without the package that JAX needs there."""
+    from jax._src.clusters import ClusterEnv
+
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    monkeypatch.setenv("JOB_COMPLETION_INDEX", "0")
+    unknown = staticmethod(lambda *_: (None, None, None, None))
+    monkeypatch.setattr(ClusterEnv, "auto_detect_unset_distributed_params", unknown)
+    with pytest.raises(InputError, match=r"on Kubernetes, pip install 'jax\[k8s\]'; or give --coordinator"):
+        distributed.join()
+
+
 def test_one_process_agrees_with_itself() -> None:
     assert distributed.is_lead()
     assert distributed.gather({"a": 1}) == [{"a": 1}]

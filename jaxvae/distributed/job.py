@@ -94,11 +94,20 @@ def _scheduled(timeout: float) -> tuple[str, int, int]:
     """The coordinator's address, the number of processes and that of this one, as the scheduler says.
 
     JAX knows the schedulers, and has no public function that tells what they say.
+
+    Raises:
+      InputError: JAX cannot read it.
     """
     from jax._src.clusters import ClusterEnv
 
     found: Any = ClusterEnv.auto_detect_unset_distributed_params(None, None, None, None, None, math.ceil(timeout))
     address, count, number, _ = found
+    if address is None or count is None or number is None:
+        # JAX reads what Kubernetes says with a package of its own.
+        raise InputError(
+            "a scheduler started this process, but JAX cannot read which job it is of: on Kubernetes, pip install "
+            "'jax[k8s]'; or give --coordinator, --num-processes and --process-id"
+        )
     return address, count, number
 
 

@@ -1,0 +1,50 @@
+"""All commands under one name: ``python -m jaxvae COMMAND``, or ``jaxvae COMMAND`` where it is installed."""
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+from jaxvae import cli
+from jaxvae.errors import InputError, suggestion
+
+COMMANDS = {
+    "train": ("jaxvae.train.__main__", "train an autoencoder or a VAE"),
+    "evaluate": ("jaxvae.evaluate", "measure a run on its test images"),
+    "generate": ("jaxvae.generate", "draw images from a run"),
+    "sweep": ("jaxvae.sweep.__main__", "train a grid of models in one program"),
+    "benchmark": ("jaxvae.benchmark", "measure training on this machine"),
+    "torch_weights": ("jaxvae.torch_weights", "move weights to PyTorch and back"),
+}
+
+
+def usage() -> str:
+    """What there is to run, a line each."""
+    lines = [f"  {name:14} {what}" for name, (_, what) in COMMANDS.items()]
+    return "\n".join(["usage: jaxvae COMMAND ... (each with --help)", "", *lines])
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one of the commands; its exit code (see `jaxvae.cli`)."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    if args[:1] == ["--version"]:
+        cli.answer_version(args)
+    if not args or args[0] in ("-h", "--help"):
+        print(usage())
+        return cli.EXIT_OK
+    command, *rest = args
+    command = command.replace("-", "_")
+    if command not in COMMANDS:
+        near = suggestion(command, COMMANDS)
+        raise InputError(f"{args[0]}: there is no such command{near}; choose from {', '.join(COMMANDS)}")
+    module, _ = COMMANDS[command]
+    code: int = importlib.import_module(module).main(rest)
+    return code
+
+
+def script() -> None:
+    """The console command ``jaxvae``."""
+    cli.leave(cli.run(main))
+
+
+if __name__ == "__main__":
+    script()
