@@ -1,6 +1,9 @@
 # make train [ARGS="..."]    train; flags as in `python -m jaxvae.train --help`
 # make test                  the whole test suite
+# make test-fast             without the tests that take more than a few seconds: for daily work
 # make lint                  ruff and mypy
+# make docs                  the documentation, into site/
+# make mutations             alters jaxvae in some 300 places, one at a time: each must make a test fail
 # make tensorboard           watch the runs under runs/
 #
 # Each needs nothing but python3 (>= 3.11) with pip and venv, and make: it creates .venv first.
@@ -10,14 +13,21 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 ARGS ?=
+PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-.PHONY: train test lint format tensorboard clean
+# The suite starts many processes, each of which would compile all modules again.
+unexport PYTHONDONTWRITEBYTECODE
+
+.PHONY: train test test-fast lint format docs mutations tensorboard clean
 
 train: $(VENV)/.installed
 	$(BIN)/python -m jaxvae.train $(ARGS)
 
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(ARGS)
+	$(PYTEST) $(ARGS)
+
+test-fast: $(VENV)/.installed-test
+	$(PYTEST) -m "not slow" $(ARGS)
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
@@ -28,11 +38,17 @@ format: $(VENV)/.installed-test
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+docs: $(VENV)/.installed-docs
+	$(BIN)/mkdocs build --strict --quiet $(ARGS)
+
+mutations: $(VENV)/.installed-test
+	$(BIN)/python experiments/mutations/mutations.py
+
 tensorboard: $(VENV)/.installed
 	$(BIN)/tensorboard --logdir runs $(ARGS)
 
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) site .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 # Debian's python3 may come without ensurepip, which venv needs: then pip itself puts pip there.
 $(VENV)/.created:
@@ -42,10 +58,17 @@ $(VENV)/.created:
 		&& $(PYTHON) -m pip --python $(BIN)/python install --quiet pip; }
 	touch $@
 
+# Modules are compiled when they are first imported: most never are.
+PIP := $(BIN)/python -m pip install --quiet --no-compile --editable
+
 $(VENV)/.installed: pyproject.toml | $(VENV)/.created
-	$(BIN)/python -m pip install --quiet --editable .
+	$(PIP) .
 	touch $@
 
 $(VENV)/.installed-test: pyproject.toml | $(VENV)/.created
-	$(BIN)/python -m pip install --quiet --editable '.[test]'
+	$(PIP) '.[test]'
+	touch $@ $(VENV)/.installed
+
+$(VENV)/.installed-docs: pyproject.toml | $(VENV)/.created
+	$(PIP) '.[docs]'
 	touch $@ $(VENV)/.installed

@@ -34,6 +34,7 @@ from jaxvae.evaluate import evaluate_run
 from jaxvae.train.loop import train
 
 PATH = Path(__file__).with_name("quality.json")
+PICTURES = Path(__file__).parents[2] / "docs" / "images"
 NOTES = ("notes-ae", "notes-vae")
 Figures = dict[str, float]
 
@@ -85,7 +86,7 @@ def train_jaxvae(preset: str, data_dir: Path, seed: int, epochs: int) -> Figures
         figures = evaluate_run(run)
         if seed == 0:
             for picture in run.glob("images/*_epoch_*.png"):
-                picture.rename(PATH.with_name(f"{preset}-{picture.name.partition('_')[0]}.png"))
+                picture.rename(PICTURES / f"{preset}-{picture.name.partition('_')[0]}.png")
     return {name: figures[name] for name in ("loss", "recon", "kl") if name in figures}
 
 

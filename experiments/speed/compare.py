@@ -8,7 +8,7 @@ is taken within a round, and medians over rounds are reported. Before that, each
 on all (cores: null), and keeps what is faster for it. Then the time to quality: seconds from the start of the process
 until the loss of the test images is down to `QUALITY`, tests apart, at batch size 32 over three seeds.
 
-Writes comparison.json and comparison.png beside this file and prints Markdown tables.
+Writes comparison.json beside this file and docs/images/comparison.png, and prints Markdown tables.
 """
 
 import argparse
@@ -32,6 +32,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 HERE = Path(__file__).parent
+PLOT = Path(__file__).parents[2] / "docs" / "images" / "comparison.png"
 PRESETS = ("notes-vae", "notes-ae")
 BATCH_SIZES = (32, 128, 512, 4096)
 IMAGES = 60_000
@@ -194,7 +195,8 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=BATCH_SIZES)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--out", type=Path, default=HERE / "comparison.json", help="file to write; the plot beside it")
+    parser.add_argument("--out", type=Path, default=HERE / "comparison.json", help="file to write")
+    parser.add_argument("--plot", type=Path, default=PLOT, help="picture to write")
     args = parser.parse_args()
     races: list[dict[str, Any]] = []
     runs: list[dict[str, Any]] = []
@@ -213,7 +215,7 @@ def main() -> int:
     here = {"machine": platform.processor() or platform.machine(), "python": platform.python_version(), **versions}
     result = {"date": datetime.date.today().isoformat(), **here, "races": races, "quality": QUALITY, "runs": runs}
     args.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    plot(races, args.out.with_suffix(".png"))
+    plot(races, args.plot)
     print(table(races), quality_table(runs), sep="\n\n")
     return 0
 
