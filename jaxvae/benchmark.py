@@ -50,6 +50,7 @@ BATCH_SIZES = ("32", "128", "512", "4096")  # Where none is given, as far as the
 IMAGES = 60_000  # Training images; a smaller set is repeated,
 IMAGE_BYTES = 2**30  # within so much of the device's memory.
 ROUND_SECONDS = 1.0  # At least, of the steps of a round.
+BOUND = 0.6  # Part of the peak of products from which on they are what bounds a step.
 FIRST_STEPS = 3  # Times the command is started afresh, cold and warm.
 
 
@@ -288,6 +289,17 @@ def table(results: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def conclusion(results: Sequence[Mapping[str, Any]]) -> str:
+    """What bounds training, and what would be faster: a sentence, of the fewest devices measured."""
+    fewest = min(r["devices"] for r in results)
+    mine = sorted((r["batch_size"], r["peak_fraction"]) for r in results if r["devices"] == fewest)
+    bound = [size for size, part in mine if part >= BOUND]
+    if len(bound) == len(mine):
+        return "matrix products bound every step: only a smaller model, or a lower precision on a GPU or TPU, is faster"
+    rest = "the latency of small operations and memory bound it: a larger batch or jaxvae.sweep uses the machine better"
+    return f"matrix products bound a step from batch size {bound[0]} on; below that, {rest}" if bound else rest
+
+
 def number(value: float) -> str:
     """With three significant digits, or all of a whole number's: 1,042, 12.3, 0.0512."""
     digits = 0 if not value else max(0, 2 - math.floor(math.log10(value)))
@@ -347,6 +359,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         results.append(measure(each, images, devices, arguments.rounds))
         header, line = table(results[-1:]).splitlines()
         print(line if results[1:] else f"{header}\n{line}", flush=True)
+    print(conclusion(results))
     for missed in results[-1]["flops_not_counted"]:
         print(f"note: FLOP: {missed}")
     if arguments.json is not None:

@@ -156,6 +156,23 @@ def test_bad_input(args: list[str], message: str, image_file: Path, capsys: pyte
     assert said.startswith(message) and said.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("parts", "said"),
+    [
+        (
+            {32: 0.3, 512: 0.61, 4096: 0.8},
+            "matrix products bound a step from batch size 512 on; below that, the latency",
+        ),
+        ({32: 0.9, 512: 0.9}, "matrix products bound every step: only a smaller model"),
+        ({32: 0.1, 512: 0.0}, "the latency of small operations"),
+    ],
+)
+def test_it_ends_in_what_to_do(parts: dict[int, float], said: str) -> None:
+    measured = [{"devices": 1, "batch_size": size, "peak_fraction": part} for size, part in parts.items()]
+    more = [{"devices": 2, "batch_size": 32, "peak_fraction": 0.7}]
+    assert benchmark.conclusion([*more, *reversed(measured)]).startswith(said)
+
+
 def test_numbers_of_any_size_are_read() -> None:
     words = [benchmark.number(value) for value in (0, 0.0512345, 0.9996, 12.345, 104.2, 104_321.5)]
     assert words == ["0", "0.0512", "1.000", "12.3", "104", "104,322"]

@@ -21,6 +21,9 @@ T = TypeVar("T")
 
 DESCRIPTION = """Train an autoencoder or a variational autoencoder on images.
 
+Most people need few flags: --preset vae, --dataset FOLDER, --epochs, --run-dir; --architecture, --hidden,
+--likelihood and --latent-size for the model; --batch-size and --learning-rate; --resume to go on.
+
 Without any flag, it trains the notes' VAE on MNIST. --preset sets the defaults of the other flags: name one on this
 line to see its defaults."""
 
