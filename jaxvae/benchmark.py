@@ -364,7 +364,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"note: FLOP: {missed}")
     if arguments.json is not None:
         command = shlex.join(["python", "-m", "jaxvae.benchmark", *argv])
-        content = {"machine": here, "command": command, "model": model, "notes": notes}
+        content: dict[str, Any] = {"machine": here, "command": command, "model": model, "notes": notes}
         content |= {"first_step": started, "results": results}
         arguments.json.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     return cli.EXIT_OK

@@ -24,6 +24,7 @@ from jaxvae.train import __main__ as command
 from jaxvae.train.step import init_state, make_train_step
 
 COMPARED = ("notes-ae", "notes-vae", "vae")  # Presets that are compared over devices and processes.
+PATIENCE = 600.0  # Seconds until a test gives up on what hangs. Some machines are very slow.
 SMALL = ["--hidden", "16", "8", "--latent-size", "4", "--batch-size", "8"]
 
 
@@ -98,10 +99,10 @@ class Job:
             for i, own in enumerate(flags)
         ]
 
-    def wait(self, seconds: float = 120) -> tuple[list[int], list[str]]:
-        """Exit codes, and what each printed to stderr. All are killed if they take longer."""
+    def wait(self) -> tuple[list[int], list[str]]:
+        """Exit codes, and what each printed to stderr. All are killed if they hang."""
         try:
-            said = [process.communicate(timeout=seconds)[1] for process in self.processes]
+            said = [process.communicate(timeout=PATIENCE)[1] for process in self.processes]
         finally:
             for process in self.processes:
                 process.kill()

@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 import pytest
-from runs import SMALL, Job, assert_same_run, caching, environment
+from runs import PATIENCE, SMALL, Job, assert_same_run, caching, environment
 
 from jaxvae import cli, compilation_cache, machine, versions
 from jaxvae.compilation_cache import Entries
@@ -51,7 +51,7 @@ class Training:
 
     def counts(self) -> dict[str, int]:
         """What was counted, once it has ended, and well: it must have said nothing but what training says."""
-        out, err = self._process.communicate(timeout=120)
+        out, err = self._process.communicate(timeout=PATIENCE)
         assert self._process.returncode == 0, err
         assert not re.search("Warning|warning:|error:|Error|cpu_aot_loader|compilation cache", err), err
         counts: dict[str, int] = json.loads(out)

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from runs import PATIENCE
 
 from jaxvae import data
 from jaxvae.data import download
@@ -352,6 +353,6 @@ def test_import_is_cheap() -> None:
     heavy = ("PIL", "sklearn", "tensorflow_datasets", "requests", "tensorflow")
     code = f"import sys, jaxvae.data.sources; print([m for m in {heavy} if m in sys.modules])"
     result = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, timeout=120
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, timeout=PATIENCE
     )
     assert result.stdout.strip() == "[]"

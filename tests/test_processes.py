@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from runs import (
     COMPARED,
+    PATIENCE,
     SMALL,
     Job,
     assert_same_curve,
@@ -62,7 +63,7 @@ def in_two_processes(
         for number, file in enumerate(files)
     ]
     try:
-        assert [process.wait(180) for process in processes] == list(codes)
+        assert [process.wait(PATIENCE) for process in processes] == list(codes)
     finally:
         for process in processes:
             process.kill()
@@ -150,7 +151,7 @@ def test_a_checkpoint_of_eight_devices_starts_in_two_processes_bit_for_bit(base:
 
 def wait_for_lines(run_dir: Path, count: int) -> None:
     """Wait until a run has written so many metrics."""
-    end = time.monotonic() + 60
+    end = time.monotonic() + PATIENCE
     while not (run_dir / "metrics.jsonl").exists() or (run_dir / "metrics.jsonl").read_text().count("\n") < count:
         assert time.monotonic() < end
         time.sleep(0.01)
@@ -163,7 +164,7 @@ def test_a_signal_to_one_stops_both_at_the_same_step(told: int, base: list[str],
     job = Job([*args, "--run-dir", str(cut)])
     wait_for_lines(cut, 6)
     job.processes[told].send_signal(signal.SIGTERM)
-    codes, said = job.wait(30)
+    codes, said = job.wait()
     assert codes == [143, 143], said
     assert "SIGTERM: saving, then stopping" in said[told]
     stopped = int(state_of(cut).step)
@@ -278,7 +279,7 @@ def test_a_process_that_is_killed_ends_the_other(lost: int, base: list[str], tmp
     wait_for_lines(tmp_path / "run", 1)
     job.processes[lost].kill()
     start = time.monotonic()
-    codes, said = job.wait(30)
+    codes, said = job.wait()
     assert time.monotonic() - start < 10
     assert (codes[1 - lost], codes[lost]) == (cli.EXIT_JOB, -signal.SIGKILL), said
     *_, last = said[1 - lost].splitlines()
@@ -332,7 +333,7 @@ def test_a_stranger_at_the_port_is_ignored() -> None:
     with ThreadPoolExecutor() as threads:
         lead = threads.submit(_meet, address, 2, 0)
         for words in (b"GET / HTTP/1.1\r\n\r\n", b"{}\n", b'{"kind": "here", "of": 2, "peer": 1}\n', b""):
-            with meeting.connect(host, int(port), time.monotonic() + 20) as stranger:
+            with meeting.connect(host, int(port), time.monotonic() + PATIENCE) as stranger:
                 stranger.sendall(words)
         links = [*_meet(address, 2, 1), *lead.result()]
         assert [str(link.peer) for link in links] == [str(meeting.this_process(number)) for number in (0, 1)]

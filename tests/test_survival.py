@@ -17,7 +17,7 @@ import jax
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from runs import SMALL, assert_same_run, environment, state_of, train, train_command
+from runs import PATIENCE, SMALL, assert_same_run, environment, state_of, train, train_command
 
 from jaxvae import cli, evaluate, generate
 from jaxvae.config import PRESETS
@@ -71,7 +71,7 @@ def test_twenty_kills_at_random_moments_some_during_a_save(base: list[str], tmp_
     for number in range(20):
         process = start(*args, "--run-dir", str(cut))
         before, more = lines(cut), rng.randrange(1, 50)
-        end = time.monotonic() + 60
+        end = time.monotonic() + PATIENCE
         while process.poll() is None and lines(cut) < before + more:
             assert time.monotonic() < end, "it hangs"
             time.sleep(0.005)
@@ -206,14 +206,14 @@ def test_a_signal_is_answered_at_once_and_a_second_one_ends_the_run_whatever_a_s
     process.send_signal(number)
     assert process.stderr is not None
     process.stderr.close()
-    assert process.wait(20) == 128 + number
+    assert process.wait(PATIENCE) == 128 + number
 
 
 @pytest.mark.slow
 def test_one_signal_ends_a_compilation_at_once(base: list[str], tmp_path: Path) -> None:
     process = blocked("compile", *base, "--run-dir", str(tmp_path / "run"))
     process.send_signal(signal.SIGTERM)
-    said = process.communicate(timeout=20)[1]
+    said = process.communicate(timeout=PATIENCE)[1]
     assert process.returncode == 143
     assert "nothing to save" in said and "Traceback" not in said
 
@@ -281,7 +281,11 @@ def with_file_system(options: str, directory: Path, command: list[str]) -> "subp
         pytest.skip("no file system can be mounted here")
     script = mount + ' && "$@"; code=$?; ls "$0"/run/checkpoints 2>/dev/null; exit $code'
     return subprocess.run(
-        [*unshare, script, str(directory), *command], env=environment(), capture_output=True, text=True, timeout=120
+        [*unshare, script, str(directory), *command],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
     )
 
 

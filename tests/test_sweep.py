@@ -18,7 +18,7 @@ import matplotlib.axes
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from runs import SMALL, assert_same_run, environment, state_of, train
+from runs import PATIENCE, SMALL, assert_same_run, environment, state_of, train
 
 from jaxvae import cli
 from jaxvae.config import PRESETS
@@ -190,12 +190,12 @@ def test_a_sweep_that_was_stopped(sent: signal.Signals, code: int, base: list[st
     assert sweep(*args, "--run-dir", str(whole)) == 0
     command = [sys.executable, "-m", "jaxvae.sweep", *args, "--run-dir", str(cut)]
     process = subprocess.Popen(command, env=environment(2), stderr=subprocess.PIPE, text=True)
-    log, end = cut / "programs" / "0" / "metrics.jsonl", time.monotonic() + 60
+    log, end = cut / "programs" / "0" / "metrics.jsonl", time.monotonic() + PATIENCE
     while not log.exists() or log.read_bytes().count(b"\n") < 2000:
         assert time.monotonic() < end and process.poll() is None
         time.sleep(0.01)
     process.send_signal(sent)
-    said = process.communicate(timeout=60)[1]
+    said = process.communicate(timeout=PATIENCE)[1]
     assert process.returncode == code, said
     rows = table(cut)
     assert all(row["status"].startswith("stopped at step") for row in rows)

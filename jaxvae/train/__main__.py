@@ -15,6 +15,7 @@ from jaxvae.distributed import job as distributed
 from jaxvae.errors import Diverged, InputError, say
 from jaxvae.options import flag
 from jaxvae.own import is_own
+from jaxvae.presets import overrides
 from jaxvae.train import loop
 
 T = TypeVar("T")
@@ -102,7 +103,7 @@ def arguments_of(kind: type[T], base: Config) -> type[T]:
 
 def flags_of(config: Config) -> list[str]:
     """The flags that make `config`."""
-    given, flags = configs.overrides(config.preset), ["--preset", config.preset]
+    given, flags = overrides(config.preset), ["--preset", config.preset]
     for o in configs.options_of(type(config)):
         value = getattr(config, o.name)
         if o.name != "preset" and value != given.get(o.name, o.default):
