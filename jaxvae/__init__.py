@@ -48,11 +48,14 @@ __all__ = [
 
 # What brings in more than JAX, Flax and Optax is imported when it is first used.
 _LATER = {"Fit": "fitting", "fit": "fitting", "TrainedRun": "trained", "load": "trained"}
+_MODULES = ("evaluate", "fitting", "trained")
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _LATER:
-        raise AttributeError(f"module 'jaxvae' has no attribute {name!r}")
     import importlib
 
-    return getattr(importlib.import_module(f"jaxvae.{_LATER[name]}"), name)
+    if name in _MODULES:
+        return importlib.import_module(f"jaxvae.{name}")
+    if name in _LATER:
+        return getattr(importlib.import_module(f"jaxvae.{_LATER[name]}"), name)
+    raise AttributeError(f"module 'jaxvae' has no attribute {name!r}")

@@ -50,7 +50,7 @@ class Arguments:
 
 
 def evaluate_run(
-    run_dir: Path,
+    run_dir: str | Path,
     dataset: str | None = None,
     data_dir: str | None = None,
     best: bool = False,
@@ -77,7 +77,7 @@ def evaluate_run(
       InputError: no run, an unreadable checkpoint, other test images than the run's, or `samples` for
         a model that has no likelihood.
     """
-    return _measured(run_dir, dataset, data_dir, best, samples, metrics, images).result
+    return _measured(Path(run_dir), dataset, data_dir, best, samples, metrics, images).result
 
 
 class _Evaluation(NamedTuple):

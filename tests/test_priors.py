@@ -1,11 +1,16 @@
 """Priors: densities against SciPy, the KL term against a closed form and Monte Carlo."""
 
+import dataclasses
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import stats
 
+from jaxvae import PRESETS, InputError, build_model, build_objective, build_optimizer, make_train_step
 from jaxvae.models.priors import gaussian_kl_per_dimension, log_normal
+from jaxvae.train.step import abstract_state
 
 pytestmark = pytest.mark.unoptimized
 
@@ -33,3 +38,14 @@ def test_gaussian_kl_is_zero_for_the_prior_alone() -> None:
     np.testing.assert_array_equal(gaussian_kl_per_dimension(zeros, ones), zeros)
     assert float(gaussian_kl_per_dimension(zeros, 1.01 * ones).min()) > 0
     assert float(gaussian_kl_per_dimension(zeros + 0.01, ones).min()) > 0
+
+
+@pytest.mark.parametrize("objective", ["info", "beta-tc"])
+def test_an_objective_that_needs_a_closed_form_refuses_a_prior_without(objective: str) -> None:
+    changes = {"mmd_weight": 1.0} if objective == "info" else {}
+    config = dataclasses.replace(PRESETS["vae"], objective=objective, prior="own_parts:Learnt", **changes)
+    model, optimizer = build_model(config, (4, 4, 1)), build_optimizer(config)
+    step = make_train_step(model, build_objective(config, num_images=16), optimizer)
+    batch = jax.ShapeDtypeStruct((2, 4, 4, 1), jnp.uint8)
+    with pytest.raises(InputError, match=f"^--objective {objective} needs a prior whose KL term has a closed form$"):
+        jax.eval_shape(step, abstract_state(model, optimizer), batch, jax.random.key(0))

@@ -1,4 +1,4 @@
-"""What a model is trained on: objectives, and the loss that one becomes in a run."""
+"""Objectives, and the loss that a run makes of one."""
 
 from jaxvae.objectives.base import Context, FunctionObjective, Loss, View
 from jaxvae.objectives.build import OBJECTIVES, build_objective

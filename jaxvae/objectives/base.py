@@ -26,9 +26,9 @@ class Context(NamedTuple):
 
     Attributes:
       step: the number of steps taken, int32 []; None in evaluation, where nothing is warmed up or corrupted.
-      gather: from this device's share of a batch to the whole batch; the identity where there is
-        but one device, or where the compiler sees all of the batch.
-      key: of random streams that a model names; None: the first example's.
+      gather: maps this device's share of a batch to the whole batch. It is the identity on a single
+        device, or if the compiler sees the whole batch.
+      key: for the random streams that a model names. None: the key of the first example.
     """
 
     step: Array | None = None
@@ -37,7 +37,7 @@ class Context(NamedTuple):
 
 
 class Facts(NamedTuple):
-    """What an objective may need of the run: its length, and its training images. 0 where nothing needs it."""
+    """What an objective may need of the run: its length, and the number of training images. 0 if not needed."""
 
     epochs: int
     steps_per_epoch: int
@@ -45,19 +45,19 @@ class Facts(NamedTuple):
 
 
 class View:
-    """A model at its present weights, as an objective sees it.
+    """A model with its current weights, as an objective sees it.
 
     Args:
       model: the Flax module.
       variables: its variables by collection; "params" are the trained ones.
-      loss: what the objective is part of.
-      context: the step, and what the devices share.
+      loss: the loss that the objective belongs to.
+      context: see `Context`.
 
     Attributes:
       model: the Flax module.
       params: its trained variables.
       collections: its other variables; `apply` replaces them in a training step.
-      loss: what the objective is part of.
+      loss: the loss that the objective belongs to.
       step: the number of steps taken, int32 []; None in evaluation.
       gather: see `Context`.
     """
@@ -74,7 +74,7 @@ class View:
         return self.step is not None
 
     def apply(self, *arguments: Any, params: Params = None, **named: Any) -> Any:
-        """``model.apply`` with the present variables, or with `params` in place of the trained ones."""
+        """``model.apply`` with the current variables, or with `params` in place of the trained ones."""
         return self._apply(arguments, named, params, self._stream)
 
     def output(self, batch: Batch, keys: Array) -> Any:
@@ -92,7 +92,7 @@ class View:
         return output
 
     def draw(self, batch: Batch, keys: Array, samples: int) -> PosteriorSamples:
-        """`samples` latents for each image of a batch."""
+        """Draw `samples` latents for each image of a batch."""
         drawn: PosteriorSamples = self.apply(batch, keys, samples, method="draw")
         return drawn
 
@@ -107,7 +107,7 @@ class Loss(NamedTuple):
     Attributes:
       objective: with its options, which may be traced.
       likelihood: of the pixels.
-      inputs: what becomes of them before the model sees them.
+      inputs: what is done to the pixels before the model sees them.
       precision: of float32 products in training.
       facts: of the run.
     """
@@ -120,12 +120,12 @@ class Loss(NamedTuple):
 
     @property
     def unit(self) -> str:
-        """The scale all terms are in."""
+        """The unit of all terms."""
         return self.objective.unit
 
     @property
     def per_example(self) -> bool:
-        """Whether terms of an example depend on no other, so that the devices may share a batch."""
+        """Whether each device may compute its share of a batch. A `FunctionObjective` must see the whole batch."""
         return not isinstance(self.objective, FunctionObjective)
 
     def of(
@@ -137,19 +137,19 @@ class Loss(NamedTuple):
         context: Context,
         collections: Collections | None = None,
     ) -> tuple[Terms, Collections]:
-        """The terms of a batch, [B] each, and the collections that go into the next step.
+        """The terms of a batch, [B] each, and the collections for the next step.
 
-        In evaluation (``context.step is None``) the loss holds no term that is of a batch rather than of an image.
-        There the terms also hold the bound on log p(x), higher is better, under the name of `bound_name`: with a KL
-        weight of 1 and without free bits, so that it means the same whatever the weights in training were.
+        In evaluation (``context.step is None``) the loss has no terms of a whole batch. The terms then also hold the
+        bound on log p(x), under the name `bound_name`; higher is better. The bound has a KL weight of 1 and no free
+        bits, so it means the same for any weights in training.
 
         Args:
-          model: whose terms they are.
+          model: the Flax module.
           params: its trained variables; in evaluation, all of its variables.
           batch: its images are intensities [B, H, W, C] in [0, 1].
-          keys: [B], of each example's noise.
-          context: the step, and what the devices share.
-          collections: the model's other variables. None: none.
+          keys: [B], for the noise of each example.
+          context: see `Context`.
+          collections: the model's other variables, if it has any.
         """
         view = View(model, {**params, **(collections or {})}, self, context)
         seen = {**batch, "image": self.inputs.observe(batch["image"], keys)}
@@ -165,7 +165,7 @@ class Loss(NamedTuple):
         return terms, view.collections
 
     def nll(self, pixels: PixelDistribution, x: Array) -> Array:
-        """Negative log-likelihood of images, nats per image; see `measure` for what it is of.
+        """Negative log-likelihood of images, nats per image; see `measure` for its meaning.
 
         Args:
           pixels: of shape [B, S, H, W, C], or [B, H, W, C].
@@ -177,7 +177,7 @@ class Loss(NamedTuple):
         location, lead = pixels.location, pixels.location.shape[:-3]
         if len(lead) == 2:
             x = jnp.broadcast_to(x[:, None], location.shape)
-        # One long axis of pixels: XLA's loops on the CPU run along the last one, which would be that of the colours.
+        # One long axis of pixels: on a CPU, XLA loops over the last axis, which would otherwise be the channels.
         size = x[0].size if len(lead) == 1 else x[0, 0].size
         flat, target, scale = location.reshape(-1, size), x.reshape(-1, size), pixels.log_scale
         if scale is not None and scale.ndim:
@@ -187,22 +187,22 @@ class Loss(NamedTuple):
             name, shape = type(self.likelihood).__name__, list(jnp.shape(nll))
             raise InputError(f"{name}.nll must return a value for each image, [{len(flat)}], not {shape}")
         if self.inputs.pixels == "continuous":
-            nll = nll + size * math.log(256)  # From a density of intensities to one of levels.
+            nll = nll + size * math.log(256)  # From a density of intensities to a density of levels.
         return nll.reshape(lead)
 
     @property
     def has_bound(self) -> bool:
-        """Whether an evaluation holds a bound on log p(x)."""
+        """Whether an evaluation reports a bound on log p(x)."""
         return bool(self.objective.bound)
 
     @property
     def measure(self) -> Measure:
-        """What p(x | z) is to the pixels as they are."""
+        """What kind of value p(x | z) is for the pixels of the images: see `Measure`."""
         return self.likelihood.measure(self.inputs.pixels)
 
     @property
     def bound_name(self) -> str:
-        """The name of the bound: that of the objective, with the measure before it where that is no probability."""
+        """The name of the bound: the objective's, prefixed with the measure if that is not a probability."""
         return _BOUND_PREFIXES[self.measure] + self.objective.bound
 
     @property
@@ -212,19 +212,19 @@ class Loss(NamedTuple):
 
     @property
     def selection_term(self) -> tuple[str, bool]:
-        """The term of an evaluation to choose models by, and whether higher is better.
+        """The evaluation term that selects the best model, and whether higher is better.
 
-        Objectives with a bound are compared by it, since it has no weights of its own; the others by their loss.
+        It is the bound, which has no weights, or the loss of an objective without a bound.
         """
         return (self.bound_name, True) if self.has_bound else ("loss", False)
 
 
 class FunctionObjective(Objective):
-    """A loss function of the user's own.
+    """A user-defined loss function.
 
     Args:
-      function: ``function(output, batch) -> terms``, from what the model's ``__call__`` returns for a batch to named
-        values [B] (or [], of the batch as a whole), among them "loss".
+      function: ``function(output, batch) -> terms``. `output` is what the model's ``__call__`` returns for the batch.
+        The terms are named values, [B] each (or [], for the whole batch). One of them is "loss".
     """
 
     unit = "per image"
@@ -236,7 +236,7 @@ class FunctionObjective(Objective):
         self.__doc__ = function.__doc__
 
     def terms(self, view: View, batch: Batch, keys: Array) -> Terms:
-        """See `Objective`. In evaluation example by example, so that it does not matter which share a batch."""
+        """See `Objective`. Evaluation computes one example at a time, so that no example affects another."""
         if view.train:
             return self._checked(self.function(view.output(batch, keys), batch), len(keys))
 
@@ -248,7 +248,7 @@ class FunctionObjective(Objective):
         return jax.vmap(one)(dict(batch), keys)
 
     def _checked(self, terms: Mapping[str, Array], size: int) -> Terms:
-        """The terms, all [B]. Raises `InputError`."""
+        """The terms, all [B]. Raises `InputError` if they are not valid."""
         name = getattr(self.function, "__name__", "the loss function")
         if not isinstance(terms, Mapping) or "loss" not in terms:
             said = f"{', '.join(map(str, terms))}" if isinstance(terms, Mapping) else type(terms).__name__

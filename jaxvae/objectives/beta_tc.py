@@ -22,17 +22,17 @@ def total_correlation(latent: Array, mean: Array, std: Array, num_images: int) -
 
         q(z) ~ q(z | x_i) / N + (N - 1) / N * mean over the batch's other images j of q(z | x_j),
 
-    so too in every dimension. It is exact where the batch is the training set. Otherwise both logarithms are too low in
-    expectation, and their difference is biased: measured on Gaussian posteriors with N = 60,000 and 10 or 20
-    dimensions, by -1.4 to +0.7 nats for 128 images a batch, by -1.8 to +4.9 for 32. The total correlation of so many
-    narrow posteriors is itself above that of the distribution they are drawn from: by about I - log N where an image
-    and its latent share I > log N nats.
+    and likewise in every dimension. It is exact if the batch is the training set. Otherwise both logarithms are too low
+    in expectation, and their difference is biased. The bias measured on Gaussian posteriors, with N = 60,000 and 10 or
+    20 dimensions, is -1.4 to +0.7 nats for 128 images per batch and -1.8 to +4.9 for 32. The total correlation of so
+    many narrow posteriors itself exceeds that of the distribution they come from: by about I - log N if an image and
+    its latent share I > log N nats.
 
-    (Minibatch-weighted sampling, the paper's equation S5, gives each image the weight 1 / (B N): it is above this by
-    (L - 1) log N and more, also for independent dimensions.)
+    (Minibatch-weighted sampling, the paper's equation S5, gives each image the weight 1 / (B N). It exceeds this
+    estimate by (L - 1) log N or more, even for independent dimensions.)
 
     Args:
-      latent, mean, std: [B, L], one latent an image and the posterior it was drawn from; B > 1.
+      latent, mean, std: [B, L], one latent per image and the posterior it was drawn from; B > 1.
       num_images: N, at least B.
     """
     batch = latent.shape[0]
@@ -53,7 +53,7 @@ class BetaTc(InNats):
         """See `Component`."""
         super().check(config)
         if config.batch_size < 2:
-            raise InputError(f"--objective {config.objective} needs --batch-size 2: it compares samples")
+            raise InputError(f"--objective {config.objective} needs --batch-size 2 or more: it compares samples")
 
     def needs(self) -> Mapping[str, str]:
         """See `Objective`."""
@@ -63,7 +63,8 @@ class BetaTc(InNats):
         """See `Objective`."""
         weight = self.kl_weight(view)
         drawn = view.draw(batch, keys, 1)
-        assert drawn.kl is not None
+        if drawn.kl is None:
+            raise InputError("--objective beta-tc needs a prior whose KL term has a closed form")
         recon = view.nll(drawn.pixels, batch["image"]).mean(axis=1)
         kl = drawn.kl.sum(axis=-1)
         # Beta weighs the total correlation alone, so the other parts of the KL term keep their weight of 1.

@@ -33,10 +33,10 @@ def build_objective(
     """The loss of a `jaxvae.Config`.
 
     Args:
-      config: what to minimise.
-      steps_per_epoch: of training, where the objective counts in epochs.
-      num_images: of the training set, where the objective depends on it.
-      hyperparameters: values, which may be traced, in place of ``config.traced()``.
+      config: its objective, likelihood and inputs.
+      steps_per_epoch: training steps per epoch, needed if the objective counts in epochs.
+      num_images: the number of training images, needed if the objective depends on it.
+      hyperparameters: values to use in place of ``config.traced()``. They may be traced.
 
     Raises:
       TypeError: an argument that `config` needs is missing.
@@ -49,34 +49,34 @@ def build_objective(
     for name, why in objective.needs().items():
         if given[name] is None:
             raise TypeError(f"build_objective needs {name}: {why}")
-    # What is not needed is not read.
+    # The objective does not read what it does not need.
     facts = Facts(config.epochs, steps_per_epoch or 0, num_images or 0)
     return Loss(objective, likelihood, inputs, config.matmul_precision, facts)
 
 
 def loss_of(config: Any) -> Loss:
-    """The loss of a `jaxvae.Config` outside of a run: what its numbers are called, and what they mean."""
+    """The loss of a `jaxvae.Config` outside a run, for the names of its metrics and what they mean."""
     return build_objective(config, 0, 0)
 
 
 def measure_warning(config: Any) -> str | None:
-    """A line that says what the numbers of a configuration must not be taken for, if there is such a thing."""
+    """A warning if the bound of a configuration is a density, which must not be taken for a probability; else None."""
     loss = loss_of(config)
     if not loss.has_bound or loss.measure != "density":
         return None
     return (
         f"warning: --likelihood {config.likelihood} gives densities of discrete pixels, which have no upper bound "
-        "and are no probabilities; --dequantize (with --inputs grey) makes them lower bounds on probabilities"
+        "and are not probabilities; --dequantize (with --inputs grey) makes them lower bounds on probabilities"
     )
 
 
 def selection_term(config: Any) -> tuple[str, bool]:
-    """The term of an evaluation to choose models by, and whether higher is better: see `Loss.selection_term`."""
+    """The evaluation term that selects the best model, and whether higher is better: see `Loss.selection_term`."""
     return loss_of(config).selection_term
 
 
 def selection_cost(config: Any, metrics: Mapping[str, float]) -> float | None:
-    """What `selection_term` names among the metrics of an evaluation, its sign such that lower is better; or None."""
+    """The metric that `selection_term` names, negated if higher is better, so that lower is better; None without it."""
     term, higher = selection_term(config)
     value = metrics.get(term)
     return -value if higher and value is not None else value

@@ -15,14 +15,14 @@ from jaxvae.typing import Array, Batch, Terms
 
 @dataclass(frozen=True)
 class InNats(Objective):
-    """What all objectives in nats have in common: a KL term, whose weight may be warmed up."""
+    """The base of all objectives in nats: they have a KL term, and its weight may be warmed up."""
 
     beta: float = option(1.0, NOT_NEGATIVE, traced=True)
     """Weight of the KL term (beta-tc: of its total correlation alone)."""
     kl_warmup_epochs: float = option(0.0, NOT_NEGATIVE)
-    """Epochs over which that weight grows from 0 to --beta (beta-tc: of the total correlation; the rest weighs 1)."""
+    """Epochs over which the KL term's weight grows from 0 to --beta (beta-tc: of its total correlation alone)."""
     kl_cycles: int = option(1, AT_LEAST_1)
-    """Warm-ups of the KL term's weight, evenly over the run: cyclical annealing."""
+    """Warm-ups of the KL term's weight, spread evenly over the run: cyclical annealing."""
 
     def check(self, config: Any) -> None:
         """See `Component`."""
@@ -49,7 +49,7 @@ class InNats(Objective):
         return {"steps_per_epoch": "kl_warmup_epochs counts in epochs"} if self.kl_warmup_epochs else {}
 
     def kl_weight(self, view: View) -> Array | float:
-        """The KL term's weight: beta, or on the way to it.
+        """The KL term's weight: beta, or less during the warm-up.
 
         Linear warm-up (Sønderby et al., arXiv 1602.02282), repeated `kl_cycles` times (Fu et al., arXiv 1903.10145).
         """
@@ -66,7 +66,7 @@ class Samples(Objective):
     """An objective that may draw several latents for each image."""
 
     samples: int = option(1, AT_LEAST_1)
-    """Latents drawn an image and step: the k of iwae and dreg."""
+    """Latents drawn per image and step: the k of iwae and dreg."""
 
     @property
     def latents(self) -> int:
@@ -76,17 +76,17 @@ class Samples(Objective):
 
 @dataclass(frozen=True)
 class FreeBits(Objective):
-    """An objective with a closed KL term a dimension, of which some nats may be free."""
+    """An objective with a closed-form KL term per dimension, of which some nats may be free."""
 
     free_bits: float = option(0.0, NOT_NEGATIVE, traced=True)
-    """Nats a latent dimension may cost an image before its KL counts."""
+    """Nats per image that a latent dimension may cost before its KL counts."""
 
 
 def free_bits_kl(kl: Array, free: Array | float) -> Array:
-    """KL per dimension [B, L] to its cost [B]: what a dimension costs below `free` nats counts as `free`.
+    """The cost [B] of the KL per dimension [B, L]: a dimension below `free` nats counts as `free`.
 
-    Kingma et al. (arXiv 1606.04934), appendix C.8; per image rather than averaged over the minibatch first,
-    so that it does not depend on who shares the batch.
+    Kingma et al. (arXiv 1606.04934), appendix C.8, but per image rather than on the minibatch average, so that
+    it does not depend on the rest of the batch.
     """
     return jnp.maximum(kl, free).sum(axis=-1)
 

@@ -17,8 +17,8 @@ from jaxvae.typing import Array, Batch, Terms
 def mmd(a: Array, b: Array) -> Array:
     """Squared maximum mean discrepancy of two samples [N, L], unbiased, with ``k(x, y) = exp(-|x - y|^2 / L)``.
 
-    Gretton et al. (2012), equation 3; used as Zhao, Song and Ermon (arXiv 1706.02262) do, with a Gaussian
-    kernel whose width grows with the dimension.
+    Gretton et al. (2012), equation 3; used as in Zhao, Song and Ermon (arXiv 1706.02262), with a Gaussian
+    kernel that widens with the dimension.
     """
 
     def kernel(x: Array, y: Array) -> Array:
@@ -36,21 +36,22 @@ class Info(InNats, FreeBits):
     """InfoVAE: Zhao, Song and Ermon, arXiv 1706.02262."""
 
     mmd_weight: float = option(0.0, NOT_NEGATIVE, traced=True)
-    """Weight of the squared maximum mean discrepancy in info, times the number of values of an image."""
+    """Weight of the squared maximum mean discrepancy in info. It is multiplied by the number of values of an image."""
 
     def check(self, config: Any) -> None:
         """See `Component`."""
         super().check(config)
         if config.batch_size < 2:
-            raise InputError(f"--objective {config.objective} needs --batch-size 2: it compares samples")
+            raise InputError(f"--objective {config.objective} needs --batch-size 2 or more: it compares samples")
         if not self.mmd_weight > 0:
-            raise InputError(f"--objective {config.objective} needs --mmd-weight above 0: without it, it is elbo")
+            raise InputError(f"--objective {config.objective} needs --mmd-weight above 0: at 0 it is elbo")
 
     def terms(self, view: View, batch: Batch, keys: Array) -> Terms:
         """See `Objective`."""
         weight, x = self.kl_weight(view), batch["image"]
         drawn = view.draw(batch, keys, 1)
-        assert drawn.kl is not None
+        if drawn.kl is None:
+            raise InputError("--objective info needs a prior whose KL term has a closed form")
         recon = view.nll(drawn.pixels, x).mean(axis=1)
         kl = drawn.kl.sum(axis=-1)
         cost = free_bits_kl(drawn.kl, self.free_bits)

@@ -1,4 +1,4 @@
-"""The importance-weighted bound, and the same with the doubly reparameterised gradient."""
+"""The importance-weighted bound, with its own or with the doubly reparameterised gradient."""
 
 import math
 from dataclasses import dataclass
@@ -46,8 +46,8 @@ class Iwae(InNats, Samples):
 class Dreg(InNats, Samples):
     """IWAE with the doubly reparameterised gradient for the encoder: Tucker et al. (arXiv 1810.04152), equation 8.
 
-    The decoder's gradient is IWAE's. The encoder's flows through the latents alone. Each is the gradient of a
-    surrogate of its own; the value is the bound.
+    The decoder's gradient is IWAE's. The encoder's gradient flows through the latents only. Each is the gradient of
+    its own surrogate; the value is the bound.
 
     For a KL weight b the bound is ``log (1/S) sum_s w_s``, where
     ``log w_s = log p(x | z_s) + b (log p(z_s) - log q(z_s | x))``. With v the normalised weights, its gradient by
@@ -56,9 +56,9 @@ class Dreg(InNats, Samples):
         sum_s v_s (d log w_s / dz_s  dz_s / df  -  b d log q(z_s | x) / df).
 
     By reparameterisation, ``E_q[h(z) d log q(z | x) / df] = E[dh / dz  dz / df]`` for a function h that does not
-    depend on f. For h = v_s, whose derivative is ``(v_s - v_s^2) d log w_s / dz_s``, the second term becomes
-    ``-b (v_s - v_s^2)`` times the first's factors. Together the latents' weights are ``(1 - b) v + b v^2``, which
-    for b = 1 are the paper's squares.
+    depend on f. For h = v_s, with derivative ``(v_s - v_s^2) d log w_s / dz_s``, the second term becomes
+    ``-b (v_s - v_s^2)`` times the factors of the first. Together the latents' weights are ``(1 - b) v + b v^2``.
+    For b = 1 these are the paper's squares.
     """
 
     bound: ClassVar[str] = "iwae_bound"

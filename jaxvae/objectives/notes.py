@@ -35,7 +35,7 @@ def mse(x_hat: Array, x: Array) -> Array:
 def notes_kld(mean: Array, std: Array, num_pixels: int) -> Array:
     """The notes' KL term: ``0.5 * sum_latent(mean^2 + std^2 - log(1e-8 + std^2) - 1) / num_pixels``.
 
-    It is KL(N(mean, std^2) || N(0, 1)) but for the 1e-8, which keeps it finite at ``std == 0``
+    It is KL(N(mean, std^2) || N(0, 1)) except for the 1e-8, which keeps it finite at ``std == 0``
     (there a latent dimension costs about 8.7 nats), and for the division by the number of pixels.
 
     Args:
@@ -58,7 +58,7 @@ class Mse(Objective):
     """The notes' autoencoder: the squared error."""
 
     corruption: float = option(0.0, FRACTION)
-    """Probability with which each value of a training image is hidden from an autoencoder: denoising."""
+    """Probability of hiding each value of a training image from an autoencoder: denoising."""
 
     unit: ClassVar[str] = "per pixel"
     uses: ClassVar[tuple[str, ...]] = ()
@@ -68,7 +68,7 @@ class Mse(Objective):
     def check(self, config: Any) -> None:
         """See `Component`."""
         if config.head not in ("relu", "linear"):
-            raise InputError("--objective mse needs --head relu or linear: a code has no deviation")
+            raise InputError("--objective mse needs --head relu or linear: a code has no standard deviation")
 
     def terms(self, view: View, batch: Batch, keys: Array) -> Terms:
         """See `Objective`."""
@@ -81,7 +81,7 @@ class Mse(Objective):
 class NotesElbo(Objective):
     """The notes' VAE, `mse + kld`.
 
-    Times the number of pixels, it is a Gaussian likelihood of variance 1/2 and its KL, up to a constant.
+    Times the number of pixels, it is the negative ELBO with a Gaussian likelihood of variance 1/2, up to a constant.
     """
 
     unit: ClassVar[str] = "per pixel"
