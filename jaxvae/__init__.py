@@ -46,7 +46,7 @@ __all__ = [
     "reparameterize",
 ]
 
-# What brings in more than JAX, Flax and Optax is imported when it is first used.
+# Imported when first used, since these need more than JAX, Flax and Optax.
 _LATER = {"Fit": "fitting", "fit": "fitting", "TrainedRun": "trained", "load": "trained"}
 _MODULES = ("evaluate", "fitting", "trained")
 

@@ -18,13 +18,13 @@ COMMANDS = {
 
 
 def usage() -> str:
-    """What there is to run, a line each."""
+    """The list of commands, one per line."""
     lines = [f"  {name:14} {what}" for name, (_, what) in COMMANDS.items()]
     return "\n".join(["usage: jaxvae COMMAND ... (each with --help)", "", *lines])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one of the commands; its exit code (see `jaxvae.cli`)."""
+    """Run one of the commands and return its exit code (see `jaxvae.cli`)."""
     args = list(sys.argv[1:] if argv is None else argv)
     if args[:1] == ["--version"]:
         cli.answer_version(args)

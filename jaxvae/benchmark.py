@@ -1,4 +1,4 @@
-"""Measure what this machine does with a model: ``python -m jaxvae.benchmark``."""
+"""Measure training on this machine: ``python -m jaxvae.benchmark``."""
 
 import argparse
 import dataclasses
@@ -39,19 +39,18 @@ from jaxvae.train.programs import steps_per_epoch
 from jaxvae.train.step import abstract_state, make_train_step
 from jaxvae.train.trainer import Trainer
 
-DESCRIPTION = """Measure training on this machine: steps per second, memory, and how near the machine's limit that is.
+DESCRIPTION = """Measure training on this machine: steps per second, memory, and how close to the machine's limit.
 
-What is measured is described by the flags of jaxvae.train; --batch-size takes several values, 32 128 512 4096 by
-default, and so does --devices. Every number is the median over rounds of compiled calls on real images, each waited
-for, warm-up apart; in every round the machine's own matrix products are timed just before, so that drift hits both
-alike."""
+The flags of jaxvae.train describe what is trained. --batch-size takes several values, by default 32 128 512 4096, and
+so does --devices. Every number is the median over rounds of compiled calls on real images, after a warm-up. Each round
+first times large matrix products, so that drift of the machine affects both alike."""
 
-BATCH_SIZES = ("32", "128", "512", "4096")  # Where none is given, as far as there are images.
-IMAGES = 60_000  # Training images; a smaller set is repeated,
-IMAGE_BYTES = 2**30  # within so much of the device's memory.
-ROUND_SECONDS = 1.0  # At least, of the steps of a round.
-BOUND = 0.6  # Part of the peak of products from which on they are what bounds a step.
-FIRST_STEPS = 3  # Times the command is started afresh, cold and warm.
+BATCH_SIZES = ("32", "128", "512", "4096")  # The default, up to the number of images.
+IMAGES = 60_000  # Training images: a smaller set is repeated,
+IMAGE_BYTES = 2**30  # within this much of the device's memory.
+ROUND_SECONDS = 1.0  # The least time of the steps of a round.
+BOUND = 0.6  # Part of the peak of products: from here on, products bound a step.
+FIRST_STEPS = 3  # Times that the command is started, cold and warm.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,9 +59,9 @@ class Arguments:
 
     config: Config
     devices: tuple[int, ...] = (1,)
-    """One or more numbers of local devices, which share each batch."""
+    """One or more numbers of local devices that share each batch."""
     rounds: int = 5
-    """Rounds, after the warm-up."""
+    """Rounds to measure, after the warm-up."""
     skip_first_step: bool = False
     """Do not measure how long jaxvae.train takes from its start to its first step."""
     json: Path | None = None
@@ -70,7 +69,7 @@ class Arguments:
 
 
 def parse(argv: Sequence[str]) -> tuple[Arguments, list[Config], bool]:
-    """The command line: `Arguments`, the configuration at each batch size, and whether sizes were given.
+    """Parse the command line: `Arguments`, the configuration at each batch size, and whether sizes were given.
 
     Raises:
       InputError: in one line.
@@ -142,7 +141,7 @@ def matmul_timer(dtype: str, precision: Precision) -> Callable[[], float]:
 
 
 def measure(config: Config, images: data.ImageData, devices: int, rounds: int) -> dict[str, Any]:
-    """One configuration's numbers, as a result of the ``--json`` file. Raises `InputError`."""
+    """The numbers of one configuration, as one of the results in the ``--json`` file. Raises `InputError`."""
     placement = parallel.data_parallel(parallel.select_devices(devices))
     trainer = Trainer(config, images, placement)
     trainer.check_fits()
@@ -197,10 +196,10 @@ def first_step_seconds(config: Config, caches: Path) -> float:
 
     Args:
       config: to train.
-      caches: the user's cache directory. Where it is empty, everything is compiled.
+      caches: the user's cache directory. If it is empty, everything is compiled.
 
     Raises:
-      InputError: it ended before that.
+      InputError: the command ended before that.
     """
     with tempfile.TemporaryDirectory() as directory:
         run_dir, log = Path(directory) / "run", Path(directory) / "log"
@@ -247,7 +246,7 @@ def machine() -> dict[str, Any]:
 
 
 def distortions(load: float, environment: Mapping[str, str]) -> list[str]:
-    """What makes the numbers other than those of the bare machine, a sentence each.
+    """Reasons why the numbers are not those of the bare machine, a sentence each.
 
     Args:
       load: the machine's load average before the benchmark.
@@ -290,7 +289,7 @@ def table(results: Sequence[Mapping[str, Any]]) -> str:
 
 
 def conclusion(results: Sequence[Mapping[str, Any]]) -> str:
-    """What bounds training, and what would be faster: a sentence, of the fewest devices measured."""
+    """What bounds training, and what would be faster: a sentence, for the fewest devices measured."""
     fewest = min(r["devices"] for r in results)
     mine = sorted((r["batch_size"], r["peak_fraction"]) for r in results if r["devices"] == fewest)
     bound = [size for size, part in mine if part >= BOUND]
@@ -301,13 +300,13 @@ def conclusion(results: Sequence[Mapping[str, Any]]) -> str:
 
 
 def number(value: float) -> str:
-    """With three significant digits, or all of a whole number's: 1,042, 12.3, 0.0512."""
+    """`value` with three significant digits, but at least all of its whole part: 1,042, 12.3, 0.0512."""
     digits = 0 if not value else max(0, 2 - math.floor(math.log10(value)))
     return f"{value:,.{digits}f}"
 
 
 def repeated(images: data.ImageData) -> data.ImageData:
-    """The images, those for training repeated to `IMAGES`, or as many as fit in `IMAGE_BYTES`; never fewer."""
+    """`images` with those for training repeated to `IMAGES`, or as many as fit in `IMAGE_BYTES`; never fewer."""
     count = min(IMAGES, IMAGE_BYTES // images.train[:1].nbytes)
     if len(images.train) >= count:
         return images
@@ -315,7 +314,7 @@ def repeated(images: data.ImageData) -> data.ImageData:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; the exit code (see `jaxvae.cli`)."""
+    """Run the command line and return the exit code (see `jaxvae.cli`)."""
     argv = sys.argv[1:] if argv is None else argv
     arguments, sized, sizes_given = parse(argv)
     if arguments.json is not None:
@@ -330,14 +329,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         sized = [each for each in sized if each.batch_size <= len(images.train)] or sized[:1]
     sized = [dataclasses.replace(each, dataset=images.name) for each in sized]
     todo = [(each, devices) for each in sized for devices in arguments.devices]
-    for each, devices in todo:  # Refuse what cannot be measured before anything is.
+    for each, devices in todo:  # Refuse what cannot be measured before anything is measured.
         steps_per_epoch(each, len(images.train))
         if devices < 1 or each.batch_size % devices:
             raise InputError(f"--batch-size {each.batch_size} does not divide over {devices} devices")
 
     started: dict[str, list[float]] = {"cold_seconds": [], "warm_seconds": []}
     if not arguments.skip_first_step:
-        # Before this process takes the device, which some devices give to one process only.
+        # Before this process takes the device: some devices serve only one process.
         for _ in range(FIRST_STEPS):
             with tempfile.TemporaryDirectory() as caches:
                 for temperature in started.values():

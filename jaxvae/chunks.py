@@ -1,4 +1,4 @@
-"""A function of many images, a chunk of them at a time."""
+"""Apply a function to many images, in chunks."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -13,11 +13,11 @@ from jaxvae.keys import example_keys
 from jaxvae.models.layers import float32_products
 from jaxvae.typing import Array, Params
 
-PIXELS_AT_ONCE = 2**22  # Of all images and draws that are in work: bounds the memory.
+PIXELS_AT_ONCE = 2**22  # Of all images and draws that are in memory.
 
 
 def chunk_size(examples: Mapping[str, NDArray[Any]], draws: int = 1) -> int:
-    """How many examples to take at once where each stands for so many images: `PIXELS_AT_ONCE` in all."""
+    """How many examples to take at once, if each makes `draws` images: `PIXELS_AT_ONCE` pixels in all."""
     images = examples["image"]
     return min(len(images), max(1, PIXELS_AT_ONCE // (math.prod(images.shape[1:]) * draws)))
 
@@ -46,7 +46,7 @@ def in_chunks(
     parts = []
     count = len(next(iter(examples.values())))
     for first in range(0, count, size):
-        places = np.minimum(np.arange(first, first + size), count - 1)  # The last chunk is filled up with its last.
+        places = np.minimum(np.arange(first, first + size), count - 1)  # Pads the last chunk with its last example.
         batch = {name: jnp.asarray(values[places]) for name, values in examples.items()}
         result = compiled(variables, batch, example_keys(key, first, size))
         parts.append(jax.tree.map(lambda a: np.asarray(a, dtype), result))

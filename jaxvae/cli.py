@@ -1,8 +1,8 @@
 """What the command lines share: parsing by dataclass, one-line errors, exit codes.
 
 Exit codes: 0 done; 2 bad input; 3 a loss is not finite; 4 a file of the run could not be written; 5 another process
-of the job was lost, or failed; 6 the memory was not enough; 128 + N stopped by signal N (129 for SIGHUP, 130 for
-Ctrl-C, 143 for SIGTERM) with the state saved; 141 if whoever read stdout left before its end.
+of the job was lost, or failed; 6 out of memory; 128 + N stopped by signal N (129 for SIGHUP, 130 for
+Ctrl-C, 143 for SIGTERM) with the state saved; 141 if the reader of stdout left before its end.
 """
 
 import contextlib
@@ -38,12 +38,12 @@ EXIT_NO_MEMORY = 6
 
 
 def parse(kind: type[T], args: Sequence[str], *, prog: str, description: str, default: T | None = None) -> T:
-    """`args` as a dataclass `kind`, a flag a field, help from its docstrings.
+    """Parse `args` into a dataclass `kind`: one flag per field, help from its docstrings.
 
     Prints help and raises `SystemExit` for ``--help``; the versions, for ``--version``.
 
     Raises:
-      InputError: an unknown flag or a value that does not fit, in one line, with the nearest that does.
+      InputError: an unknown flag or a wrong value, in one line, with the nearest valid one.
     """
     answer_version(args)
     refusal = io.StringIO()
@@ -68,18 +68,18 @@ def parse(kind: type[T], args: Sequence[str], *, prog: str, description: str, de
 
 
 def answer_version(args: Sequence[str]) -> None:
-    """Where `args` ask for the versions, print them and raise `SystemExit`."""
+    """If `args` ask for the versions, print them and raise `SystemExit`."""
     if "--version" in args:
         print("  ".join(f"{name} {version}" for name, version in package_versions().items()))
         raise SystemExit(EXIT_OK)
 
 
-# What people call some flags elsewhere.
+# The names of some flags in other projects.
 ALIASES = {"lr": "learning-rate", "wd": "weight-decay", "bs": "batch-size"}
 
 
 def _unknown_flag(kind: type, args: Sequence[str]) -> str | None:
-    """A sentence about the first flag in `args` that is none of the dataclass `kind`, or None."""
+    """A sentence about the first flag in `args` that the dataclass `kind` does not have, or None."""
     known = {"help", *_flags(kind)}
     for arg in args:
         name = arg[2:].partition("=")[0].replace("_", "-")
@@ -91,7 +91,7 @@ def _unknown_flag(kind: type, args: Sequence[str]) -> str | None:
 
 
 def _flags(kind: type) -> list[str]:
-    """The flags of a dataclass and of those in it, without their dashes."""
+    """The flags of a dataclass and of the dataclasses in it, without their dashes."""
     found = []
     for name, hint in typing.get_type_hints(kind, include_extras=True).items():
         if dataclasses.is_dataclass(hint):
@@ -102,7 +102,7 @@ def _flags(kind: type) -> list[str]:
 
 
 def _reworded(sentence: str) -> str:
-    """What tyro says of a value: of one that is none of a flag's choices, with the nearest that is."""
+    """What tyro says about a wrong value, in other words; for a flag with choices, with the nearest one."""
     if found := re.match(r"invalid choice '(.*)' for argument '(.*)'\. Expected one of \((.*)\)", sentence):
         value, name, listed = found.groups()
         choices = [choice.strip(" '") for choice in listed.split(",") if choice]
@@ -116,7 +116,7 @@ def _reworded(sentence: str) -> str:
 def _first_paragraph(box: str) -> str:
     """The sentence in the box that tyro draws around an error: below its title, above the next line or its end."""
     lines = (line.strip("│ ") for line in box.splitlines()[1:])
-    # Where the terminal cannot show a box, it has lines of dashes, and one below the title, too.
+    # If the terminal cannot show a box, it has lines of dashes, and one below the title, too.
     inside = itertools.dropwhile(lambda line: not line.strip("─╰╯-"), lines)
     return " ".join(itertools.takewhile(lambda line: line.strip("─╰╯-"), inside)) or box.strip()
 
@@ -131,7 +131,7 @@ def device_count(text: str) -> int | None:
 
 
 def check_writable(flag: str, path: Path) -> None:
-    """Refuse, before any work is done, a file that could not be written at its end.
+    """Refuse, before any work is done, a file that could not be written at the end.
 
     Raises:
       InputError: `path` is a directory, has no directory, or may not be written.
@@ -147,14 +147,14 @@ def check_writable(flag: str, path: Path) -> None:
 
 
 class _Lost(Exception):
-    """What was printed to stdout reached nobody."""
+    """What was printed to stdout was lost."""
 
 
 class _Output:
     """stdout or stderr, which may break: its reader leaves, its disk fills up, the terminal is closed.
 
-    On stderr, nothing is the worse for it. On stdout are results: `_Lost` is raised. Unlike a file of `io`, it
-    leaves the stream open, and alone, when it goes.
+    A broken stderr is ignored. stdout carries results: `_Lost` is raised. Unlike a file of `io`, this object does
+    not close the stream when it is deleted.
     """
 
     def __init__(self, stream: TextIO | None, results: bool):
@@ -175,7 +175,7 @@ class _Output:
         try:
             action(self._stream)
         except OSError as error:
-            # What is in its buffer would fail once more, at exit, and what libraries print as well.
+            # The rest of its buffer would fail again at exit, and so would what libraries print.
             null = os.open(os.devnull, os.O_WRONLY)
             os.dup2(null, self._stream.fileno())
             os.close(null)
@@ -193,17 +193,17 @@ class _Output:
 
 
 def run(command: Callable[[], int]) -> int:
-    """Run a command; what is told in one line on stderr becomes its exit code, and Ctrl-C exit code 130.
+    """Run a command and return its exit code. Errors with an exit code are one line on stderr; Ctrl-C gives 130.
 
-    Meanwhile a stderr that breaks is silent, and results that stdout could not take have an exit code.
+    A broken stderr is ignored; results that stdout cannot take give an exit code.
     """
-    # The command owns the process: what it computes must not depend on this setting of JAX's (see `jaxvae.keys`).
+    # The command owns the process: what it computes must not depend on this setting of JAX (see `jaxvae.keys`).
     jax.config.update("jax_threefry_partitionable", True)
     for number in range(3):
         try:
             os.fstat(number)
         except OSError:
-            # Takes the number, before a file of the run does and libraries print into that.
+            # Takes the number. Else a file of the run would, and libraries would print into it.
             os.open(os.devnull, os.O_RDWR)
     with (
         contextlib.redirect_stdout(cast(TextIO, _Output(sys.stdout, results=True))),
@@ -222,7 +222,7 @@ def run(command: Callable[[], int]) -> int:
 
 
 def leave(code: int) -> NoReturn:
-    """End the process, without waiting for a thread that cannot be told to end, such as one that compiles."""
+    """End the process, without waiting for a thread that cannot be stopped, such as one that compiles."""
     if any(thread.daemon for thread in threading.enumerate()):
         with contextlib.suppress(OSError, ValueError):
             sys.stdout.flush()
@@ -245,7 +245,7 @@ def _run(command: Callable[[], int]) -> int:
 
 
 def _tell(error: BaseException) -> int | None:
-    """Print the line for an error; its exit code. None: it is a bug's, or none that ends a command."""
+    """Print the line for an error and return its exit code; None for a bug, or for `SystemExit`."""
     if isinstance(error, InputError):
         line, code = f"error: {error}", EXIT_BAD_INPUT
     elif isinstance(error, SaveError):
@@ -253,7 +253,7 @@ def _tell(error: BaseException) -> int | None:
     elif isinstance(error, JobError):
         line, code = f"error: {error}", EXIT_JOB
     elif isinstance(error, OSError) and error.filename is not None:
-        # A path from the command line that no file could have; a bug's own error names none.
+        # A path from the command line that no file could have; errors of bugs name no path.
         line, code = f"error: {error.filename}: {error.strerror}", EXIT_BAD_INPUT
     elif (shortage := memory.shortage(error)) is not None:
         line, code = f"error: {shortage}", EXIT_NO_MEMORY

@@ -1,4 +1,4 @@
-"""The components of a run by their names: the built-in ones, and the user's own."""
+"""The components of a run by their names: built-in and user-defined ones."""
 
 import types
 import typing
@@ -23,7 +23,7 @@ from jaxvae.options import (
 from jaxvae.own import is_own, resolve
 from jaxvae.protocols import Inputs, Likelihood, Network, Objective, Optimizer, Prior
 
-# The components of a run by the field that names them, each among the built-in ones or the user's own.
+# The built-in components of a run, by the field that names them. A field may also name a user-defined one.
 SLOTS: Mapping[str, Mapping[str, type]] = types.MappingProxyType(
     {
         "inputs": INPUTS,
@@ -37,7 +37,7 @@ SLOTS: Mapping[str, Mapping[str, type]] = types.MappingProxyType(
 
 
 class Parts(NamedTuple):
-    """The components of a run, with their options; `model` is the user's own, or None."""
+    """The components of a run, with their options; `model` is a user-defined model, or None."""
 
     inputs: Inputs
     network: Network
@@ -49,10 +49,10 @@ class Parts(NamedTuple):
 
 
 def kind_of(slot: str, name: str) -> Any:
-    """The component that a field names: its class; or what the user gave, which may be an object ready for use.
+    """The component that a field names: its class, or the object that the user gave.
 
     Raises:
-      InputError: there is none of this name.
+      InputError: there is no such component, or it cannot be used.
     """
     if name in SLOTS[slot]:
         return SLOTS[slot][name]
@@ -69,7 +69,7 @@ def kind_of(slot: str, name: str) -> Any:
     return found
 
 
-# What a component must define itself, by its protocol.
+# The members that a component must define, by its protocol.
 _REQUIRED: Mapping[str, tuple[str, ...]] = {
     "Inputs": ("pixels", "observe"),
     "Network": ("encoder", "decoder"),

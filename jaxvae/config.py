@@ -1,7 +1,7 @@
 """The configuration of a run: one flat dataclass, put together from what its components declare.
 
 Every field is a flag of ``python -m jaxvae.train`` (``batch_size`` is ``--batch-size``) and a key of a run directory's
-``config.json``. What belongs to a likelihood, an objective and so on is declared there: see `jaxvae.options`.
+``config.json``. A likelihood, an objective and so on declare their own options: see `jaxvae.options`.
 """
 
 import dataclasses
@@ -28,18 +28,18 @@ from jaxvae.options import (
 from jaxvae.own import is_own
 from jaxvae.presets import OVERRIDES, overrides
 
-# What a model of the user's own has no use for: it is a whole model.
+# Fields that a user-defined model does not use, because it is complete.
 _NOT_WITH_MODEL = ("architecture", "prior", "latent_size", "head", "compute_dtype")
 
-# What may change when a run is resumed: how long it goes on, what it writes when, and where the
-# images lie. The images themselves are compared by digest.
+# Fields that may change when a run is resumed: its length, what it writes and when, and the paths of
+# the images. The images themselves are compared by digest.
 RESUMABLE_FIELDS = frozenset(
     {"epochs", "dataset", "data_dir", "log_every", "image_every"}
     | {"checkpoint_every", "keep_checkpoints", "keep_best_checkpoints"}
 )
 
 
-# Flags of the command lines that train, which no option may be called.
+# Flags of the command lines that train. No option may have such a name.
 _COMMAND_FLAGS = frozenset(
     {"config", "run_dir", "resume", "devices", "coordinator", "num_processes", "process_id", "no_compilation_cache"}
     | {"seeds", "members_per_program", "extract", "to", "help", "version", "rounds", "skip_first_step", "json"}
@@ -47,22 +47,22 @@ _COMMAND_FLAGS = frozenset(
 
 
 class _Made(type):
-    """Makes a `Config` of a class that has the options of components of the user's own as well, where it names any."""
+    """A `Config` that names user-defined components gets a class that has their options as well."""
 
     def __call__(cls, preset: str = Fields.preset, **values: Any) -> Any:
         kind: Any = config_type({**overrides(preset), **values})
-        # Where a component is replaced by one of another kind, its options go with it.
+        # If a component is replaced by one of another kind, its options are dropped.
         for gone in cls.__dict__.get("__dataclass_fields__", {}).keys() - kind.__dataclass_fields__.keys():
             if gone in values and values.pop(gone) != cls.__dataclass_fields__[gone].default:  # type: ignore[attr-defined]
-                raise InputError(f"{flag(gone)} has no effect: nothing that is chosen reads it")
+                raise InputError(f"{flag(gone)} has no effect: no chosen component reads it")
         return type.__call__(kind, preset, **values)
 
 
 class _Config(metaclass=_Made):
-    """What is trained, on what, and how. What is not given takes the preset's value.
+    """What is trained, on what, and how. Fields that are not given take the preset's value.
 
     Raises:
-      InputError: a value is out of range, does not go with another, or has no effect.
+      InputError: a value is out of range, conflicts with another, or has no effect.
     """
 
     def __post_init__(self) -> None:
@@ -85,9 +85,10 @@ class _Config(metaclass=_Made):
     def _check_layers(self) -> None:
         layers = self.parts.network.layers
         if self.parts.model is None and layers > self.parts.objective.layers:
-            able = one_of([key for key, kind in OBJECTIVES.items() if kind.layers >= layers] or ["of your own"])
+            able = [key for key, kind in OBJECTIVES.items() if kind.layers >= layers]
+            needed = f"--objective {one_of(able)}" if able else "an objective of your own"
             named = f"--architecture {self.architecture}"  # type: ignore[attr-defined]
-            raise InputError(f"{named} needs --objective {able}: the others look at fewer layers than its {layers}")
+            raise InputError(f"{named} needs {needed}: the others train fewer than its {layers} layers")
 
     @functools.cached_property
     def parts(self) -> Parts:
@@ -95,7 +96,7 @@ class _Config(metaclass=_Made):
         return parts_of(values_of(self))
 
     def traced(self) -> dict[str, float]:
-        """The traced hyperparameters: the options that are numbers to the compiled program, and may be swept in one."""
+        """The traced hyperparameters: arguments of the compiled program, so that one program can sweep them."""
         return {o.name: getattr(part, o.name) for part in self.parts[:-1] for o in options(type(part)) if o.traced}
 
     @property
@@ -123,7 +124,7 @@ def _declared(own: Mapping[str, tuple[str, ...]]) -> Iterator[Option]:
                 found += options(kind) if isinstance(kind, type) else ()
         for each in found:
             if each.name in _COMMAND_FLAGS:
-                raise InputError(f"{flag(each.name)} is a flag of the command lines: call the option otherwise")
+                raise InputError(f"{flag(each.name)} is a flag of the command lines: rename the option")
             if each.name not in seen:
                 seen[each.name] = each
                 yield each
@@ -132,7 +133,7 @@ def _declared(own: Mapping[str, tuple[str, ...]]) -> Iterator[Option]:
 
 
 def _from_preset(kind: Any) -> Any:
-    """Let the fields that are not given take the values of the preset that is."""
+    """Let fields that are not given take the values of the preset."""
     init = kind.__init__
 
     @functools.wraps(init)
@@ -159,13 +160,13 @@ def _config_type(own: tuple[tuple[str, str, Any], ...]) -> type:
 
 
 def config_type(values: Mapping[str, Any]) -> type:
-    """The class of configurations whose fields have these values: `Config`, or one with more options, see `_Made`."""
+    """The class of configurations with these values: `Config`, or one with more options (see `_Made`)."""
     own = []
     for slot in SLOTS:
         name = values.get(slot)
         if isinstance(name, str) and is_own(name):
             kind = kind_of(slot, name)
-            # A name may come to mean something else, where it was given in Python.
+            # The options as well, because the object that was given in Python under a name may change.
             own.append((slot, name, options(kind) if isinstance(kind, type) else ()))
     return _config_type(tuple(own))
 
@@ -214,7 +215,7 @@ def preset(name: str) -> Config:
 
 
 def unread(config: Any) -> list[str]:
-    """The fields of `config` that have no effect, and not their preset's value."""
+    """The fields of `config` that have no effect although they differ from their preset's value."""
     given = overrides(config.preset)
     return [
         o.name
@@ -224,7 +225,7 @@ def unread(config: Any) -> list[str]:
 
 
 def unmet(config: Any, name: str) -> str | None:
-    """What would have to be chosen for the value of the field `name` to have an effect, as flags; None: it has one."""
+    """The flags with which the field `name` would have an effect; None: it has one."""
     parts = config.parts
     if config.model is not None and name in _NOT_WITH_MODEL:
         return "no --model"
@@ -250,28 +251,28 @@ def unmet(config: Any, name: str) -> str | None:
 def describe(config: Config, without: Collection[str] = ()) -> str:
     """What is trained, in words: "vae", or "notes-ae, changed: objective elbo, head linear".
 
-    Left out are the seed, and what does not change what is trained: the fields that may change on resume.
+    The seed is left out, and so are the fields that may change on resume: they do not change what is trained.
 
     Args:
-      config: of the run.
+      config: the configuration of the run.
       without: other fields to leave out.
     """
     base = PRESETS[config.preset]
     names = [name for name in changed(base, config) if name not in ("seed", *without)]
-    names.sort(key=lambda name: name != "objective")  # It says most.
+    names.sort(key=lambda name: name != "objective")  # The objective says most.
     changes = ", ".join(f"{name} {words(getattr(config, name))}" for name in names)
     return f"{config.preset}, changed: {changes}" if changes else config.preset
 
 
 def differences(old: Config, new: Config) -> list[str]:
-    """In what two configurations differ that may not change on resume: "field: old -> new" each."""
+    """The differences of two configurations that may not change on resume, each as "field: old -> new"."""
     return [f"{name}: {getattr(old, name, None)} -> {getattr(new, name, None)}" for name in changed(old, new)]
 
 
 def changed(old: Config, new: Config) -> list[str]:
     """The fields, other than `RESUMABLE_FIELDS`, in which two configurations differ.
 
-    The number of epochs counts too where what is trained depends on its length from the start.
+    The number of epochs counts as well if training depends on the length of the run from the start.
     """
     by_length = any(part.by_length for config in (old, new) for part in config.parts[:-1])
     olds, news = values_of(old), values_of(new)

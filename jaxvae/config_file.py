@@ -1,4 +1,4 @@
-"""``config.json``: a `Config` as JSON, and what files of older formats mean."""
+"""``config.json``: a `Config` as JSON, and the meaning of files of older formats."""
 
 import dataclasses
 import json
@@ -14,11 +14,11 @@ from jaxvae.errors import InputError, suggestion
 from jaxvae.own import is_own
 from jaxvae.presets import overrides
 
-FORMAT = 4  # Of config.json. Files before there were formats are of format 1.
+FORMAT = 4  # Of config.json. Files from before formats existed have format 1.
 
-# What a file of an older format means by a field that it lacks, where that is not its preset's value today: by the
-# last format that meant it, then by preset (None: any). Whoever adds a field, or changes a value of a preset, raises
-# `FORMAT` and writes down here what was before.
+# The former values of fields that an older file may lack, where they are not the preset's value today. They are listed
+# by the last format that had them, then by preset (None: any). Whoever adds a field, or changes a value of a preset,
+# must raise `FORMAT` and add the former value here.
 FORMERLY: Mapping[int, Mapping[str | None, Mapping[str, Any]]] = types.MappingProxyType(
     {
         1: {
@@ -29,23 +29,23 @@ FORMERLY: Mapping[int, Mapping[str | None, Mapping[str, Any]]] = types.MappingPr
     }
 )
 
-# Fields that there are no more, by the last format that had them: the values without which a file means the same.
+# Removed fields, by the last format that had them, each with a test of its value: if it holds, the field is ignored.
 DROPPED: Mapping[int, Mapping[str, Callable[[Any], bool]]] = types.MappingProxyType(
     {
-        # How calls were cut. It changed the number of steps an epoch where they did not divide into equal calls: that
-        # number is in the record of every checkpoint, and a run that had another is not resumed.
+        # Steps per compiled call. It changed the steps per epoch if they did not divide into equal calls. Checkpoints
+        # record the steps per epoch, and a run with another number is not resumed.
         1: {"steps_per_call": lambda value: type(value) is int and value >= 1},
     }
 )
 
 
 def to_json(config: Config) -> str:
-    """`config` as JSON text, a field a line, that `from_json` takes back to an equal `Config`."""
+    """`config` as JSON text, one field per line. `from_json` turns it into an equal `Config` again."""
     return json.dumps({"format": FORMAT, **values_of(config)}, indent=2) + "\n"
 
 
 def from_field(name: str, value: Any, origin: str, kind: type = Config) -> Any:
-    """A field's value as it came from JSON; lists become tuples. Raises `InputError` where its type is wrong."""
+    """A field's value from its JSON value; lists become tuples. Raises `InputError` if its type is wrong."""
     annotation = typing.get_type_hints(kind)[name]
     origin_type, args = typing.get_origin(annotation), typing.get_args(annotation)
     if origin_type is Literal:
@@ -54,7 +54,7 @@ def from_field(name: str, value: Any, origin: str, kind: type = Config) -> Any:
         ok = isinstance(value, list) and all(type(item) is args[0] for item in value)
         value = tuple(value) if ok else value
     elif annotation is float:
-        ok = type(value) is float or (type(value) is int and abs(value) < 2**1000)  # What a float holds.
+        ok = type(value) is float or (type(value) is int and abs(value) < 2**1000)  # In a float's range.
         value = float(value) if ok else value
     else:
         ok = type(value) in (args or (annotation,))
@@ -69,18 +69,18 @@ def annotation_words(annotation: Any) -> str:
         return "one of " + ", ".join(typing.get_args(annotation))
     if typing.get_origin(annotation) is tuple:
         return "a list of whole numbers"
-    names = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
-    return names.get(annotation, "a text or null")
+    names = {int: "a whole number", float: "a number", str: "a string", bool: "true or false"}
+    return names.get(annotation, "a string or null")
 
 
 def from_json(text: str, origin: str = "config.json", to_use: bool = False) -> Config:
-    """The `Config` that `to_json` wrote, now or in an older version.
+    """The `Config` that `to_json` wrote, in this version or an older one.
 
     Args:
-      text: a JSON object. Of an older format, a field that it lacks takes the value that the version which wrote it
-        had (`FORMERLY`), one that there is no more is left out (`DROPPED`), and so is one that nothing read.
+      text: a JSON object. In an older format, a missing field takes its value of that time (`FORMERLY`). Removed fields
+        (`DROPPED`) are ignored, and so are fields without an effect.
       origin: the file's name, for messages.
-      to_use: as of `load`.
+      to_use: see `load`.
 
     Raises:
       InputError: not a JSON object, a newer format, an unknown field, a value of the wrong type or out of range.
@@ -114,7 +114,7 @@ def from_json(text: str, origin: str = "config.json", to_use: bool = False) -> C
 
 
 def _from_older(given: Mapping[str, Any], written: int) -> dict[str, Any]:
-    """The values of every field that a file of the older format `written` means. Raises `InputError`."""
+    """The values of all fields for a file of the older format `written`. Raises `InputError`."""
     preset = given.get("preset", Config.preset)
     values = {field.name: field.default for field in dataclasses.fields(config_type(given))} | dict(overrides(preset))
     for last in sorted(FORMERLY, reverse=True):
@@ -123,7 +123,7 @@ def _from_older(given: Mapping[str, Any], written: int) -> dict[str, Any]:
             values |= {name: value for name, value in former.items() if name in values}
     values |= given
     if written == 1:
-        # Taken for what they are called now: an autoencoder took "exp" for "linear", and info without a weight is elbo.
+        # Translated to today's names: an autoencoder took "exp" for "linear", and info without a weight is elbo.
         if values["objective"] == "mse" and values["head"] == "exp":
             values["head"] = "linear"
         if values["objective"] == "info" and not values["mmd_weight"]:
@@ -134,7 +134,7 @@ def _from_older(given: Mapping[str, Any], written: int) -> dict[str, Any]:
 
 
 class _Unchecked(types.SimpleNamespace):
-    """The values of all fields, and the components that they describe, whether they go together or not."""
+    """The values of all fields and the components that they describe. They may conflict with each other."""
 
     def __init__(self, values: Mapping[str, Any]):
         super().__init__(**values, parts=parts_of(values))
@@ -144,14 +144,14 @@ def load(path: Path, to_use: bool = False) -> Config:
     """The `Config` in a file. Raises `InputError` if it cannot be read.
 
     Args:
-      path: of the file.
-      to_use: whether the model is to be used, not trained on: then an optimiser of the user's own is not looked for.
+      path: the file.
+      to_use: whether the model is only used, not trained further. Then a user-defined optimiser is not imported.
     """
     return from_json(_text(path), str(path), to_use)
 
 
 def names(path: Path) -> dict[str, Any]:
-    """The values in a file as they stand, of which nothing is checked. Raises `InputError` if it cannot be read."""
+    """The values in a file, unchecked. Raises `InputError` if it cannot be read."""
     try:
         values = json.loads(_text(path))
     except (ValueError, RecursionError) as error:

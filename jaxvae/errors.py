@@ -1,4 +1,4 @@
-"""The exceptions that are told to the user in one line, and the exit code of each in `jaxvae.cli`."""
+"""Exceptions that are shown to the user in one line. `jaxvae.cli` gives each an exit code."""
 
 import difflib
 import sys
@@ -6,22 +6,22 @@ from collections.abc import Iterable
 
 
 def one_line(text: str) -> str:
-    """`text` without a character that controls a terminal, whatever a file or a flag had put into it."""
+    """`text` without control characters, so that text from a file or a flag cannot control the terminal."""
     return "".join(c if c.isprintable() else " " if c.isspace() else repr(c)[1:-1] for c in text)
 
 
 def say(text: str) -> None:
-    """Tell the person watching: one line on stderr."""
+    """Print one line to stderr."""
     print(one_line(text), file=sys.stderr, flush=True)
 
 
 def warn(text: str) -> None:
-    """Warn the person watching: one line on stderr."""
+    """Print a warning, one line, to stderr."""
     say(f"warning: {text}")
 
 
 def suggestion(word: str, known: Iterable[str], prefix: str = "") -> str:
-    """A question that ends a message: whether the known word nearest to `word` was meant. Empty where none is near."""
+    """The end of a message, which asks whether the known word closest to `word` was meant. Empty if none is close."""
     near = difflib.get_close_matches(word, known, n=1)
     return f"; did you mean {prefix}{near[0]}?" if near else ""
 

@@ -1,8 +1,8 @@
 """Randomness as a function: every key follows from the seed, a named purpose and a count.
 
 Nothing random is kept between steps, so the train state is the whole state of a run. The generator is part of the
-function: it is `GENERATOR` whatever JAX's default is. Others, such as "rbg" (usual on TPUs), draw something else under
-`vmap` than alone, so that an example's noise would depend on the others of its batch and on the number of devices.
+function: it is `GENERATOR`, independent of JAX's default. Others, such as "rbg" (usual on TPUs), draw other numbers
+under `vmap`. With them, an example's noise would depend on the rest of its batch and on the number of devices.
 """
 
 import zlib
@@ -31,12 +31,12 @@ def example_keys(key: Array, first: int | Array, count: int) -> Array:
     """Keys [count] of the examples at places `first`, `first + 1`, ...: each a function of its place.
 
     Raises:
-      TypeError: `key` is not a typed key of `GENERATOR`, or JAX is set to draw otherwise than by default.
+      TypeError: `key` is not a typed key of `GENERATOR`, or jax_threefry_partitionable is off.
     """
     if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key) or str(jax.random.key_impl(key)) != GENERATOR:
         raise TypeError(f"keys must be those of {GENERATOR}: make them with jax.random.key(seed, impl='{GENERATOR}')")
     if not jax.config.jax_threefry_partitionable:  # type: ignore[attr-defined]
-        raise TypeError("jax_threefry_partitionable is off, and random numbers with it other than those of any run")
+        raise TypeError("jax_threefry_partitionable is off, which changes all random numbers: turn it on")
     places = jnp.asarray(first, jnp.uint32) + jnp.arange(count, dtype=jnp.uint32)
     return jax.vmap(lambda place: jax.random.fold_in(key, place))(places)
 
@@ -48,5 +48,5 @@ def fold_in_each(keys: Array, purpose: str) -> Array:
 
 
 def fold_in_purpose(key: Array, purpose: str) -> Array:
-    """A key for another purpose than that of `key`."""
+    """A key derived from `key`, for another purpose."""
     return jax.random.fold_in(key, zlib.crc32(purpose.encode()))

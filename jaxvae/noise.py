@@ -1,4 +1,4 @@
-"""Inputs: noise on pixels: what a model gets to see of images [B, H, W, C] in [0, 1]. All of it is keyed by example."""
+"""Inputs: what a model sees of images [B, H, W, C] in [0, 1], with noise on pixels. Each example has its own key."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,16 +15,16 @@ from jaxvae.typing import Array
 
 
 def corrupt(x: Array, keys: Array, fraction: float) -> Array:
-    """`x` with each pixel 0 with probability `fraction`: masking noise.
+    """Set each pixel of `x` to 0 with probability `fraction`: masking noise.
 
-    Vincent et al. (2010), "Stacked Denoising Autoencoders", section 3.3; the loss is taken against the whole image.
+    Vincent et al. (2010), "Stacked Denoising Autoencoders", section 3.3; the loss compares with the whole image.
     """
     kept = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - fraction, x.shape[1:]))(fold_in_each(keys, "corrupt"))
     return jnp.where(kept, x, jnp.zeros_like(x))
 
 
 def binarize(x: Array, keys: Array) -> Array:
-    """Pixels 0 or 1, each 1 with the probability that is its intensity.
+    """Draw each pixel as 0 or 1. The intensity is the probability of 1.
 
     Salakhutdinov and Murray (2008), section 5; drawn anew with every key: dynamic binarisation.
     """
@@ -32,10 +32,10 @@ def binarize(x: Array, keys: Array) -> Array:
 
 
 def dequantize(x: Array, keys: Array) -> Array:
-    """Pixels k / 255 of 256 levels, as points of their bins: ``(k + u) / 256`` with u uniform in [0, 1).
+    """Move each pixel k / 255 to a random point of its bin: ``(k + u) / 256`` with u uniform in [0, 1).
 
     Theis, van den Oord and Bethge (arXiv 1511.01844), section 3.1. The integral of a density over the bins of an
-    image's levels is their probability, so by Jensen's inequality
+    image's levels is the probability of the levels, so by Jensen's inequality
 
         log P(k) >= E_u[log p((k + u) / 256)] - D log 256
 
@@ -87,7 +87,7 @@ class Static(Inputs):
     """Pixels 0 or 1, drawn once, when the images are loaded."""
 
     static_seed: int = option(0, COUNT)
-    """Draws the pixels of --inputs static."""
+    """Seed that draws the pixels of --inputs static."""
 
     pixels: ClassVar[Pixels] = "binary"
 

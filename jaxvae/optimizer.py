@@ -1,4 +1,4 @@
-"""Optimisers: Adam, with a schedule, decay and clipping; one of the user's own; and the average of the weights."""
+"""Optimisers: Adam with a schedule, decay and clipping; user-defined ones; and the average of the weights."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -14,23 +14,23 @@ from jaxvae.options import FRACTION, NOT_NEGATIVE, POSITIVE, option
 from jaxvae.protocols import Hyperparameters, Optimizer
 from jaxvae.typing import Array, Params
 
-STAGES = 8  # Of the rate, in the schedule of that name.
+STAGES = 8  # Of the learning rate, in the schedule "stages".
 
 
 @dataclass(frozen=True)
 class Adam(Optimizer):
-    """Adam (Kingma and Ba, arXiv 1412.6980); the notes' own defaults are PyTorch's."""
+    """Adam (Kingma and Ba, arXiv 1412.6980). The defaults are PyTorch's, as in the notes."""
 
     learning_rate: float = option(1e-3, POSITIVE, traced=True)
-    """Adam's learning rate; where there is a schedule, its highest."""
+    """Adam's learning rate; with a schedule, its highest value."""
     schedule: Literal["constant", "cosine", "stages"] = option("constant")
-    """cosine: down to 0 at the end; stages: eight, of 3^i parts of the run each, at 10^(-i/7) of the rate."""
+    """cosine: down to 0 at the end; stages: eight, stage i with 3^i parts of the run, at 10^(-i/7) of the rate."""
     warmup_epochs: float = option(0.0, NOT_NEGATIVE)
     """Epochs over which the learning rate grows from 0."""
     weight_decay: float = option(0.0, NOT_NEGATIVE, traced=True)
     """Decoupled weight decay (AdamW): a step shrinks weights by this times the learning rate."""
     clip_norm: float = option(0.0, NOT_NEGATIVE)
-    """Scale gradients of a greater norm down to this one; 0: never."""
+    """Scale gradients with a greater norm down to this norm; 0: never."""
     adam_b1: float = option(0.9, FRACTION)
     """Adam's decay of the first moment."""
     adam_b2: float = option(0.999, FRACTION)
@@ -89,10 +89,10 @@ class Adam(Optimizer):
 
 
 def _scale_by_adam(b1: float, b2: float, eps: float) -> optax.GradientTransformation:
-    """`optax.scale_by_adam`, but for the bias corrections ``1 - b**t``, which are exact to rounding here.
+    """`optax.scale_by_adam`, except that the bias corrections ``1 - b**t`` are exact up to rounding.
 
-    Optax rounds ``b**t`` before it subtracts. In float32 that puts the first steps off by some 1e-5
-    of their size, and the loss after 200 steps by up to 6e-3, against 4e-7 with ``-expm1(t * log(b))``.
+    Optax rounds ``b**t`` before it subtracts. In float32 this changes the first steps by about 1e-5 of
+    their size, and the loss after 200 steps by up to 6e-3; with ``-expm1(t * log(b))``, by 4e-7.
     """
 
     def update(grads: Params, state: optax.OptState, params: Params | None = None) -> tuple[Params, optax.OptState]:
@@ -103,7 +103,7 @@ def _scale_by_adam(b1: float, b2: float, eps: float) -> optax.GradientTransforma
 
         def direction(m: Array, v: Array) -> Array:
             t = count.astype(m.dtype)
-            # By a scalar's reciprocal, as XLA rewrites some divisions and not others: so every program rounds alike.
+            # Multiply by a scalar's reciprocal: XLA rewrites only some divisions so, and all programs must round alike.
             m_hat = m * (-1 / jnp.expm1(t * math.log(b1))) if b1 else m
             v_hat = v * (-1 / jnp.expm1(t * math.log(b2))) if b2 else v
             return m_hat / (jnp.sqrt(v_hat) + eps)
@@ -114,7 +114,7 @@ def _scale_by_adam(b1: float, b2: float, eps: float) -> optax.GradientTransforma
 
 
 class GivenOptimizer(Optimizer):
-    """An optax optimiser of the user's own, whose numbers are its own affair."""
+    """A user-defined optax optimiser. It has no options."""
 
     def __init__(self, transformation: optax.GradientTransformation):
         self.transformation = transformation
@@ -138,13 +138,13 @@ class AverageState(NamedTuple):
 
 
 def with_average(optimizer: optax.GradientTransformation, decay: float) -> optax.GradientTransformation:
-    """`optimizer`, whose state also holds an exponential moving average of the parameters.
+    """`optimizer` with an exponential moving average of the parameters in its state.
 
     After step t the average moves by ``1 - min(decay, (1 + t) / (10 + t))`` of the way to the parameters, so that the
-    first ones, which are random, do not count for long. Polyak and Juditsky (1992); the warm-up is TensorFlow's.
+    random initial ones do not count for long. Polyak and Juditsky (1992); the warm-up is TensorFlow's.
 
     Args:
-      optimizer: what makes the updates; they stay as they are.
+      optimizer: computes the updates, which stay unchanged.
       decay: in (0, 1).
     """
 
@@ -164,7 +164,7 @@ def with_average(optimizer: optax.GradientTransformation, decay: float) -> optax
 
 
 def evaluated(params: Params, opt_state: optax.OptState) -> Params:
-    """The parameters that are evaluated, and drawn and exported with: their average where there is one."""
+    """The parameters to evaluate, sample and export with: their average if there is one."""
     return opt_state.average if isinstance(opt_state, AverageState) else params
 
 
@@ -175,9 +175,9 @@ def build_optimizer(
 
     Args:
       config: its optimiser, and whether the weights are averaged.
-      steps_per_epoch: of training, needed where the rate has a schedule or a warm-up, which count in epochs. The
-        state's structure does not depend on it.
-      hyperparameters: values, which may be traced, in place of ``config.traced()``.
+      steps_per_epoch: training steps per epoch, needed if the rate has a schedule or a warm-up, which count in epochs.
+        The state's structure does not depend on it.
+      hyperparameters: values to use in place of ``config.traced()``. They may be traced.
 
     Raises:
       TypeError: `config` needs `steps_per_epoch`, and it is missing.

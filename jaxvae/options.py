@@ -1,4 +1,4 @@
-"""Options: the fields of components, which are flags of the command lines and keys of ``config.json`` as well.
+"""Options: the fields of components. They are also flags of the command lines and keys of ``config.json``.
 
 A component is a frozen dataclass. Each of its fields is declared by `option`, with its help text in a docstring below
 it.
@@ -19,7 +19,7 @@ from jaxvae.errors import InputError
 
 
 class Range(NamedTuple):
-    """The values that an option takes: in words that follow "must be", and as a test."""
+    """The values that an option accepts: in `words` that follow "must be", and as a test, `holds`."""
 
     words: str
     holds: Callable[[Any], bool]
@@ -36,16 +36,16 @@ def option(default: Any, must: Range | None = None, traced: bool = False) -> Any
     """A field of a component.
 
     Args:
-      default: the value it has unless another is given.
-      must: the values it takes. None: all of its type.
-      traced: whether it is a number that changes no shape and no branch of the compiled program. Models that differ in
-        such options train in one program.
+      default: its default value.
+      must: the values it accepts. None: all of its type.
+      traced: whether it is a number that changes neither shapes nor branches of the compiled program. Models that
+        differ only in such options train in one program.
     """
     return dataclasses.field(default=default, metadata={"must": must, "traced": traced})
 
 
 class Option(NamedTuple):
-    """What is known of an option from its declaration. `help` is one line."""
+    """An option as it is declared. `help` is one line."""
 
     name: str
     annotation: Any
@@ -61,7 +61,7 @@ class Option(NamedTuple):
 
 
 def options(kind: Any) -> tuple[Option, ...]:
-    """The options of a component, in the order in which they are declared; of its base classes first."""
+    """The options of a component in the order of their declaration, those of base classes first."""
     return _options(kind)
 
 
@@ -97,7 +97,7 @@ def _helps_of_module(module: str) -> dict[str, dict[str, str]]:
     """The docstrings below the fields of every class of a module, by the name of the class."""
     try:
         tree = ast.parse(inspect.getsource(sys.modules[module]))
-    except (OSError, TypeError, SyntaxError, KeyError):  # Made where no source is kept.
+    except (OSError, TypeError, SyntaxError, KeyError):  # The source is not kept, as in an interactive session.
         return {}
     return {node.name: _field_docs(node) for node in ast.walk(tree) if isinstance(node, ast.ClassDef)}
 
@@ -114,7 +114,7 @@ def _field_docs(node: ast.ClassDef) -> dict[str, str]:
 
 
 def with_traced(component: Any, hyperparameters: typing.Mapping[str, Any]) -> Any:
-    """A component with values, which may be traced, in place of those of its options that are named."""
+    """Replace those options of a component that `hyperparameters` names. The values may be traced."""
     own = {name: value for name, value in hyperparameters.items() if name in getattr(component, "__dict__", {})}
     return dataclasses.replace(component, **own) if own else component
 

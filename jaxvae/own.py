@@ -1,4 +1,4 @@
-"""The user's own components: imported by name, or passed in from Python."""
+"""User-defined components: imported by name, or passed from Python."""
 
 import importlib
 import sys
@@ -7,13 +7,13 @@ from typing import Any
 
 from jaxvae.errors import InputError
 
-GIVEN = "given"  # In place of a module, of what has no name that could be imported.
+GIVEN = "given"  # Stands for the module of an object that cannot be imported by name.
 
 _given: dict[str, Any] = {}  # Objects that were passed from Python, by their names.
 
 
 def is_own(name: str | None) -> bool:
-    """Whether a name is that of a component of the user's own: ``package.module:Name``."""
+    """Whether a name is that of a user-defined component: ``package.module:Name``."""
     return name is not None and ":" in name
 
 
@@ -24,21 +24,21 @@ def name_of(thing: Any) -> str:
 
 
 def give(thing: Any, name: str | None = None) -> str:
-    """Remember an object in this process, so that `resolve` finds it; the name by which it does."""
+    """Remember an object in this process, so that `resolve` finds it. Returns its name."""
     name = name or name_of(thing)
     _given[name] = thing
     return name
 
 
 def resolve(name: str, flag: str) -> Any:
-    """What ``package.module:Name`` names: what was given under that name, or what the module holds.
+    """The object that ``package.module:Name`` names: one passed from Python, or one of the module.
 
     Args:
-      name: of the thing. The current directory is on the path.
-      flag: that names it, for messages.
+      name: the name. The current directory is on the import path.
+      flag: the flag that holds the name, for messages.
 
     Raises:
-      InputError: there is no such module, or it cannot be imported, or holds no such name.
+      InputError: there is no such module, it cannot be imported, or it holds no such name.
     """
     if name in _given:
         return _given[name]
@@ -54,7 +54,7 @@ def resolve(name: str, flag: str) -> Any:
         sys.path.insert(0, here)
     try:
         found: Any = importlib.import_module(module)
-    except Exception as error:  # Whatever the user's module raises.
+    except Exception as error:  # The user's module may raise anything.
         raise InputError(f"{flag} {name}: {module} cannot be imported: {type(error).__name__}: {error}") from error
     for part in attribute.split("."):
         if not hasattr(found, part):

@@ -1,4 +1,4 @@
-"""The presets: the values in which each differs from the defaults of the options, which are those of "notes-vae"."""
+"""The presets: the values in which each differs from the options' defaults. The defaults are the preset "notes-vae"."""
 
 import types
 from collections.abc import Mapping
@@ -6,8 +6,8 @@ from typing import Any
 
 from jaxvae.errors import InputError, suggestion
 
-# "notes-ae" and "notes-vae" are the two models of the notes, all but the number of epochs; "vae" is what the field
-# means by a VAE.
+# "notes-ae" and "notes-vae" are the two models of the notes, except for the number of epochs. "vae" is a VAE as usual
+# in the literature.
 OVERRIDES: Mapping[str, Mapping[str, Any]] = types.MappingProxyType(
     {
         "notes-ae": {"objective": "mse", "latent_size": 20},
@@ -21,11 +21,11 @@ OVERRIDES: Mapping[str, Mapping[str, Any]] = types.MappingProxyType(
             "batch_size": 128,
         },
         # After Burda, Grosse and Salakhutdinov (arXiv 1509.00519) and their code: the one-layer model, the rate's
-        # stages, Adam's constants. Not theirs: images reshuffled, and a twelfth of them held out (they keep the file's
-        # order, and hold out 400); second moments that start at 0 (1), Adam's eps added after the bias correction
-        # (before it); rates that are not rounded; mean and deviation in one layer; active units of the test images
-        # (500 training images). Their widths for two stochastic layers are --hidden 200 100. All of it is in
-        # docs/iwae-preset.md.
+        # stages, Adam's constants. The differences, with theirs in parentheses: images are reshuffled (the file's
+        # order), and a twelfth of them is held out (400); second moments start at 0 (at 1); Adam's eps is added after
+        # the bias correction (before it); rates are not rounded (rounded); mean and deviation are one layer (two);
+        # active units are those of the test images (of 500 training images). Their widths for two stochastic layers
+        # are --hidden 200 100. All differences are in docs/iwae-preset.md.
         "iwae": {
             "validation": 1 / 12,
             "objective": "iwae",

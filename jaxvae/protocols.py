@@ -1,9 +1,9 @@
-"""What jaxvae asks of the parts that a run is put together from. `docs/extending.md` adds one of each.
+"""The protocols of the components that make up a run. `docs/extending.md` has an example of each.
 
-A component is a frozen dataclass whose fields are options (`jaxvae.options.option`): flags of the command lines and
-keys of ``config.json``. It may inherit from the protocol it implements, for the defaults of what it leaves out.
+A component is a frozen dataclass. Its fields are options (`jaxvae.options.option`): flags of the command lines and keys
+of ``config.json``. It inherits from the protocol that it implements, which has defaults for what it leaves out.
 
-Shapes: B images [H, W, C]; S latents an image; L latent dimensions.
+Shapes: B images [H, W, C]; S latents per image; L latent dimensions.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,29 +22,29 @@ if TYPE_CHECKING:
 Pixels = Literal["levels", "binary", "continuous"]
 """What the pixels of an image are: one of 256 levels, 0 or 1, or any number in [0, 1)."""
 Measure = Literal["probability", "density", "unnormalised"]
-"""What p(x | z) is to the pixels as they are. Numbers of different measures cannot be compared.
+"""What kind of value p(x | z) is for the pixels of the images. Values of different measures cannot be compared.
 
 - "probability": of discrete pixels, or a lower bound on it (`jaxvae.noise.dequantize`); at most 1.
 - "density": of a continuous distribution at discrete values. It grows without bound as the distribution narrows (Theis,
   van den Oord and Bethge, arXiv 1511.01844, section 3.1).
-- "unnormalised": of a Bernoulli at grey values, where nothing sums or integrates to 1 (Loaiza-Ganem and Cunningham,
+- "unnormalised": a Bernoulli at grey values. It neither sums nor integrates to 1 (Loaiza-Ganem and Cunningham,
   "The continuous Bernoulli", arXiv 1907.06845).
 """
 
 
 Hyperparameters: TypeAlias = Mapping[str, Array | float]
-"""Values, which may be traced, by the names of the options that they take the place of."""
+"""Values by the names of the options that they replace. They may be traced."""
 
 
 class Component(Protocol):
-    """What every component may have. `config` is the whole `jaxvae.Config`; its components are ``config.parts``."""
+    """What every component may define. `config` is the whole `jaxvae.Config`; its components are ``config.parts``."""
 
     def check(self, config: Any) -> None:
-        """Raise `InputError` where this component's options, or the rest of `config`, do not go together with it."""
+        """Raise `InputError` if this component's options conflict with each other or with the rest of `config`."""
         return
 
     def idle(self, config: Any) -> Mapping[str, str]:
-        """The options of this component that have no effect in `config`, each with the flag that it would need."""
+        """The options of this component that have no effect in `config`, each with the flag that it needs."""
         return {}
 
     @property
@@ -54,23 +54,23 @@ class Component(Protocol):
 
 
 class Inputs(Component, Protocol):
-    """What becomes of the pixels of an image before a model sees it."""
+    """What is done to the pixels of an image before a model sees them."""
 
     @property
     def pixels(self) -> Pixels:
-        """What the pixels are then."""
+        """What the pixels are afterwards."""
         raise NotImplementedError
 
     def observe(self, x: Array, keys: Array) -> Array:
-        """Intensities [B, H, W, C] in [0, 1] and a key for each image to what is seen, in training and evaluation."""
+        """What a model sees of intensities [B, H, W, C] in [0, 1], in training and evaluation; one key per image."""
         raise NotImplementedError
 
 
 class PixelDistribution(NamedTuple):
     """The parameters of a distribution of images.
 
-    `location` [..., H, W, C]; `log_scale`: the logarithm of a scale, in units of intensity, [] or as `location`; None
-    where there is none. What they mean is the likelihood's to say.
+    `location` is [..., H, W, C]. `log_scale` is the logarithm of a scale in units of intensity, [] or shaped like
+    `location`; None if there is none. The likelihood decides what they mean.
     """
 
     location: Array
@@ -78,10 +78,10 @@ class PixelDistribution(NamedTuple):
 
 
 class Likelihood(Component, Protocol):
-    """p(x | z): the distribution of an image, given what the decoder makes of a latent.
+    """p(x | z): the distribution of an image, given the decoder's output for a latent.
 
     Attributes:
-      outputs: values that the decoder gives for each channel of a pixel.
+      outputs: values that the decoder returns for each channel of a pixel.
       continuous: whether it has a density rather than probabilities.
     """
 
@@ -89,16 +89,16 @@ class Likelihood(Component, Protocol):
     continuous: ClassVar[bool]
 
     def parameters(self) -> Mapping[str, float]:
-        """Parameters of the distribution that are learnt, [] each: their names in the model, and their first values."""
+        """Learnt parameters of the distribution, [] each: their names in the model, and their initial values."""
         return {}
 
     def pixels(self, decoded: Array, learnt: Mapping[str, Array]) -> PixelDistribution:
-        """The decoder's output [..., H, W, `outputs` C] and the `parameters` to the distribution."""
+        """The distribution for the decoder's output [..., H, W, `outputs` C] and the learnt `parameters`."""
         del learnt
         return PixelDistribution(decoded)
 
     def nll(self, pixels: PixelDistribution, x: Array) -> Array:
-        """-log p(x) of images, nats: [N]. All arrays are [N, D], or `log_scale` is [] or None."""
+        """-log p(x) of images, nats: [N]. The arrays are [N, D]; `log_scale` may also be [] or None."""
         raise NotImplementedError
 
     def logits(self, location: Array) -> Array:
@@ -106,34 +106,34 @@ class Likelihood(Component, Protocol):
         return location
 
     def first_bias(self, mean: Array) -> Array:
-        """The last bias of a decoder with which a fresh model draws images of the mean intensities `mean` [...]."""
+        """The decoder's last bias for which an untrained model draws images of the mean intensities `mean` [...]."""
         from jaxvae.models.layers import logit
 
         return logit(mean, 1e-3)
 
     def measure(self, pixels: Pixels) -> Measure:
-        """What p(x | z) is to pixels of this kind."""
+        """What kind of value p(x | z) is for such pixels."""
         if not self.continuous or pixels == "continuous":
             return "probability"
         return "density"
 
 
 class Prior(Component, Protocol):
-    """p(z). `module` makes a Flax module, whose parameters, if it has any, are trained with the model's."""
+    """p(z). `module` makes a Flax module. Its parameters, if it has any, are trained with the model's."""
 
     def module(self, latent_size: int) -> "PriorModule":
-        """The prior of latents of L dimensions."""
+        """The prior of latents with L dimensions."""
         raise NotImplementedError
 
 
 class PriorModule(Protocol):
-    """A `flax.linen.Module` with these methods. Where it depends on the batch, it reads more of it than the images."""
+    """A `flax.linen.Module` with these methods. A conditional prior reads entries of the batch besides the images."""
 
     def log_density(self, latent: Array, batch: Batch) -> Array:
         """log p(z) at latents [B, S, L] of a batch: [B, S], nats."""
 
     def sample(self, key: Array, shape: tuple[int, ...], batch: Batch | None = None) -> Array:
-        """Latents [*shape, L] drawn with one key. `shape` is (B,), or () of one example."""
+        """Draw latents [*shape, L] with one key. `shape` is (B,), or () for a single example."""
 
     def kl(self, mean: Array, std: Array, batch: Batch) -> Array | None:
         """KL(N(mean, std^2) || p(z)) of each dimension, [B, L], nats; None where it has no closed form."""
@@ -143,14 +143,14 @@ class Network(Component, Protocol):
     """An encoder and a decoder. Both compute in `dtype` and return at least float32.
 
     Attributes:
-      layers: of latents.
+      layers: the number of layers of latents.
     """
 
     layers: ClassVar[int] = 1
 
     @property
     def starts_from_mean(self) -> bool:
-        """Whether the decoder's last bias is set such that a fresh model draws images as bright as the data's."""
+        """Whether the decoder's last bias is set so that an untrained model draws images as bright as the data's."""
         return False
 
     def encoder(self, size: int, dtype: Any) -> nn.Module:
@@ -158,32 +158,31 @@ class Network(Component, Protocol):
         raise NotImplementedError
 
     def decoder(self, image_shape: ImageShape, dtype: Any) -> nn.Module:
-        """A module from latents [B, L] to [B, *image_shape], whose C is that of the image times the outputs."""
+        """A module from latents [B, L] to [B, *image_shape]. Its C is the image's times `Likelihood.outputs`."""
         raise NotImplementedError
 
     def check_sizes(self, image_shape: ImageShape, latent_size: int) -> None:
-        """Raise `InputError` where it cannot encode images (H, W, C) to `latent_size` dimensions."""
+        """Raise `InputError` if it cannot encode images (H, W, C) to `latent_size` dimensions."""
         return
 
     def torch_encoder(self, image_shape: ImageShape, size: int) -> "Sequence[TorchLayer] | None":
-        """What `encoder` is in PyTorch, for images (H, W, C): the entries of an ``nn.Sequential`` that takes [B, C, H,
-        W].
+        """`encoder` in PyTorch, for images (H, W, C): the entries of an ``nn.Sequential`` that takes [B, C, H, W].
 
         None: it has no such form, and its weights are not exported.
         """
         return None
 
     def torch_decoder(self, image_shape: ImageShape, latent_size: int) -> "Sequence[TorchLayer] | None":
-        """What `decoder` is in PyTorch: an ``nn.Sequential`` from [B, L] to [B, C, H, W]; None: it has no such form."""
+        """`decoder` in PyTorch: an ``nn.Sequential`` from [B, L] to [B, C, H, W]; None: it has no such form."""
         return None
 
 
 class PosteriorSamples(NamedTuple):
-    """S latents an image, and what they are worth: all [B, S] or [B, S, ...].
+    """S latents per image and their densities, [B, S] or [B, S, ...] unless stated otherwise.
 
     `log_prior` and `log_posterior` are the log-densities of the latents of all layers together, in nats. `mean` and
-    `std` [B, L] are the posterior's of the layer next to the image; `kl` [B, L] is KL(posterior || prior) by dimension,
-    None where it has no closed form.
+    `std` [B, L] describe the posterior of the layer next to the image. `kl` [B, L] is KL(posterior || prior) per
+    dimension, None if it has no closed form.
     """
 
     pixels: PixelDistribution
@@ -196,15 +195,15 @@ class PosteriorSamples(NamedTuple):
 
 
 class Objective(Component, Protocol):
-    """What a model is trained on.
+    """What a model is trained to minimise.
 
     Attributes:
-      unit: the scale that its terms are in.
+      unit: the unit of its terms.
       uses: which of "likelihood" and "prior" it reads.
       latent_model: whether it trains a model with a distribution of latents, rather than an autoencoder.
       layers: the most layers of latents that it can train.
-      bound: the name of the lower bound on log p(x) that `terms` holds in evaluation; "" where there is none.
-      tightens: whether the bound is tighter with more latents an image, so that it compares for one number alone.
+      bound: the name of the lower bound on log p(x) that evaluation reports; "" if there is none.
+      tightens: whether more latents per image tighten the bound. Bounds then compare only for equal numbers of latents.
     """
 
     unit: ClassVar[str] = "nats/image"
@@ -224,38 +223,38 @@ class Objective(Component, Protocol):
         return {}
 
     def terms(self, view: Any, batch: Batch, keys: Array) -> Terms:
-        """The terms of a batch, [B] each; "loss" is what is minimised, and in evaluation "bound" is there as well.
+        """The terms of a batch, [B] each. "loss" is minimised. An objective with a `bound` also returns "bound".
 
         Args:
-          view: the model at its present weights, and the step: a `jaxvae.objectives.base.View`.
+          view: the model with its current weights, and the step: a `jaxvae.objectives.base.View`.
           batch: its images are intensities in [0, 1], as the model sees them.
-          keys: [B], of each image's noise.
+          keys: [B], for the noise of each image.
         """
         raise NotImplementedError
 
 
 class Optimizer(Component, Protocol):
-    """What makes the updates of a step."""
+    """Computes the updates of a step."""
 
     def build(
         self, epochs: int, steps_per_epoch: int | None, hyperparameters: Hyperparameters
     ) -> optax.GradientTransformation:
-        """The optimiser of a run of so many epochs, with values that may be traced in place of its own.
+        """The optimiser of a run of `epochs` epochs. `hyperparameters` replace its own options.
 
-        The state's structure does not depend on the arguments. Raises `TypeError` where `steps_per_epoch` is needed,
-        and None.
+        The state's structure does not depend on the arguments. Raises `TypeError` if `steps_per_epoch` is needed but
+        None.
         """
         raise NotImplementedError
 
 
 class Measured(NamedTuple):
-    """What a metric found.
+    """The result of a metric.
 
     Attributes:
       value: a number, or a list of them.
-      unit: of it.
+      unit: the unit of the value.
       standard_error: of a mean over the images.
-      note: more, for people.
+      note: a remark for people.
       extra: more numbers by their full names, for programs.
     """
 
@@ -271,7 +270,7 @@ class Metric(Component, Protocol):
     """What an evaluation reports besides the objective's terms."""
 
     def applies(self, config: Any) -> bool:
-        """Whether models of `config` have it."""
+        """Whether it applies to models of `config`."""
         return True
 
     def measure(self, subject: Any, images: Mapping[str, NDArray[Any]], key: jax.Array) -> Mapping[str, Measured]:
@@ -280,6 +279,6 @@ class Metric(Component, Protocol):
         Args:
           subject: the model and what it was trained on: a `jaxvae.metrics.Subject`.
           images: the test split, arrays [N, ...] by name, among them uint8 "image" [N, H, W, C].
-          key: of all that is drawn, those of an image by its place.
+          key: for everything random. The key of an image follows from its place.
         """
         raise NotImplementedError

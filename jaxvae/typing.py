@@ -1,4 +1,4 @@
-"""Types that many modules share. A batch, wherever one is passed, is a mapping of arrays with a common first axis."""
+"""Types that many modules share. A batch is always a mapping of arrays with a common first axis."""
 
 from collections.abc import Mapping
 from typing import Any, TypeAlias
@@ -7,7 +7,7 @@ import jax
 
 Array = jax.Array
 Batch: TypeAlias = Mapping[str, Array]
-"""Examples by what they hold: "image" [B, H, W, C], and whatever else there is, such as "label" [B]."""
+"""Named arrays: "image" [B, H, W, C], and others if there are any, such as "label" [B]."""
 Terms: TypeAlias = dict[str, Array]
 """What an objective returns: named values [B], among them "loss", which is minimised."""
 Params: TypeAlias = Any
@@ -17,4 +17,4 @@ Collections: TypeAlias = Mapping[str, Any]
 ImageShape: TypeAlias = tuple[int, int, int]
 """(H, W, C)."""
 RECORD_FIELDS = ("step", "epoch", "split", "unit", "member", "at")
-"""What a line of ``metrics.jsonl`` holds besides terms, so that no term is called so."""
+"""The fields of a line of ``metrics.jsonl`` besides terms. No term may have such a name."""

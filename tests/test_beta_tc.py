@@ -1,4 +1,4 @@
-"""The total correlation against its definition and that of Gaussians."""
+"""The total correlation against its definition and against that of Gaussians."""
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from jaxvae.objectives.beta_tc import total_correlation
 pytestmark = pytest.mark.unoptimized
 
 
-def test_total_correlation_is_stratified_sampling_written_out() -> None:
+def test_total_correlation_matches_stratified_sampling_in_numpy() -> None:
     rng = np.random.default_rng(0)
     z, mean = rng.normal(size=(2, 6, 3))
     std = rng.uniform(0.3, 1, (6, 3))
@@ -31,7 +31,7 @@ def test_total_correlation_of_the_whole_training_set_is_exact() -> None:
 
 @pytest.mark.parametrize("rho", [0.0, 0.5, 0.9])
 @pytest.mark.parametrize(("latents", "std", "slack"), [(2, 0.9, 0.03), (2, 0.4, 0.1), (10, 0.9, 0.15), (10, 0.7, 0.6)])
-def test_total_correlation_is_that_of_gaussians(latents: int, std: float, slack: float, rho: float) -> None:
+def test_total_correlation_matches_that_of_gaussians(latents: int, std: float, slack: float, rho: float) -> None:
     """q(z) is N(0, C), whose total correlation is -log det C / 2: 0 for independent dimensions."""
     rng = np.random.default_rng(0)
     count, batch, batches = 60_000, 128, 30

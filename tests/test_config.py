@@ -48,7 +48,7 @@ def test_json_round_trip_is_exact(original: Config) -> None:
     assert config_file.from_json(config_file.to_json(original)) == original
 
 
-def test_notes_presets_are_the_notes() -> None:
+def test_notes_presets_have_the_values_of_the_notes() -> None:
     for name, latent, objective in (("notes-ae", 20, "mse"), ("notes-vae", 10, "notes-elbo")):
         preset = PRESETS[name]
         assert (preset.hidden, preset.latent_size, preset.head) == ((256, 64), latent, "relu")
@@ -65,7 +65,7 @@ def test_a_presets_name_stands_for_its_values(name: str) -> None:
     assert Config(**dataclasses.asdict(named)) == pickle.loads(pickle.dumps(named)) == copy.copy(named) == named
 
 
-def test_what_is_given_comes_before_the_presets_value() -> None:
+def test_given_values_override_the_preset() -> None:
     back = {name: getattr(PRESETS["notes-vae"], name) for name in presets.OVERRIDES["vae"]}
     assert Config(preset="vae", **back) == dataclasses.replace(PRESETS["notes-vae"], preset="vae")
 
@@ -82,11 +82,11 @@ def test_what_is_given_comes_before_the_presets_value() -> None:
         (Config(preset="vae", epochs=5), "vae"),
     ],
 )
-def test_a_changed_preset_is_called_one(changed: Config, said: str) -> None:
+def test_the_description_of_a_changed_preset_says_so(changed: Config, said: str) -> None:
     assert config.describe(changed) == said
 
 
-def test_a_description_leaves_out_what_is_said_elsewhere() -> None:
+def test_a_description_leaves_out_the_given_fields() -> None:
     assert config.describe(Config(preset="vae", beta=2.0, latent_size=3), ["beta"]) == "vae, changed: latent_size 3"
 
 
@@ -151,7 +151,7 @@ def test_a_refusal_names_the_flag(changes: dict[str, Any], flag: str) -> None:
         ({"hidden": (), "activation": "tanh"}, ["--activation tanh", "--hidden"]),
     ],
 )
-def test_a_flag_without_effect_is_refused_with_what_would_read_it(changes: dict[str, Any], flags: list[str]) -> None:
+def test_a_flag_without_effect_is_refused_with_the_flag_it_needs(changes: dict[str, Any], flags: list[str]) -> None:
     with pytest.raises(InputError) as refused:
         Config(**changes)
     assert all(flag in str(refused.value) for flag in flags) and str(refused.value).startswith(flags[0])
@@ -204,7 +204,7 @@ def test_any_json_is_a_config_or_an_input_error(value: Any) -> None:
     assert isinstance(loaded, Config)
 
 
-# What the version before formats wrote for "notes-vae", and where its other presets differed from it.
+# What the version before formats wrote for "notes-vae", and the differences of its other presets.
 FORMAT_1 = """{
   "preset": "notes-vae", "dataset": "auto", "data_dir": null, "hidden": [256, 64], "latent_size": 10, "head": "relu",
   "architecture": "mlp", "activation": "relu", "init": "pytorch", "objective": "notes-elbo", "likelihood": "bernoulli",
@@ -248,7 +248,7 @@ def test_a_file_of_format_1_means_what_it_meant(preset: str) -> None:
 
 
 @pytest.mark.parametrize("preset", FORMAT_1_PRESETS)
-def test_a_field_that_a_file_of_format_1_lacks_takes_the_value_it_had_then(preset: str) -> None:
+def test_a_missing_field_of_format_1_takes_its_value_of_that_time(preset: str) -> None:
     written = format_1(preset)
     whole = config_file.from_json(json.dumps(written))
     for name in written.keys() - {"preset"}:
@@ -257,7 +257,7 @@ def test_a_field_that_a_file_of_format_1_lacks_takes_the_value_it_had_then(prese
     assert config_file.from_json(json.dumps({"preset": preset})) == whole
 
 
-def test_a_presets_value_of_today_is_not_that_of_an_older_file(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_older_file_keeps_the_former_values_of_its_preset(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         presets, "OVERRIDES", {**presets.OVERRIDES, "vae": {**presets.OVERRIDES["vae"], "latent_size": 99}}
     )
@@ -268,7 +268,7 @@ def test_a_presets_value_of_today_is_not_that_of_an_older_file(monkeypatch: pyte
     assert config_file.from_json('{"preset": "vae", "latent_size": 3}').latent_size == 3
 
 
-def test_a_field_that_there_is_no_more_is_left_out_where_that_is_harmless(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_removed_field_is_ignored_if_that_is_harmless(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(config_file, "DROPPED", {1: {"gone": lambda value: value == 3}})
     assert config_file.from_json('{"gone": 3, "epochs": 4}') == config_file.from_json('{"epochs": 4}')
     for text in ('{"gone": 4}', '{"format": 2, "gone": 3}'):
@@ -285,9 +285,7 @@ def test_a_field_that_there_is_no_more_is_left_out_where_that_is_harmless(monkey
         ({"preset": "iwae", "architecture": "conv", "init": "pytorch"}, {"architecture": "conv", "init": "glorot"}),
     ],
 )
-def test_what_had_no_effect_in_format_1_still_loads_and_has_none(
-    values: dict[str, Any], changes: dict[str, Any]
-) -> None:
+def test_fields_without_effect_in_format_1_still_load(values: dict[str, Any], changes: dict[str, Any]) -> None:
     base = config_file.from_json(json.dumps({"preset": values["preset"]}))
     assert config_file.from_json(json.dumps(values)) == dataclasses.replace(base, **changes)
     with pytest.raises(InputError):
@@ -302,7 +300,7 @@ def test_a_file_of_format_2_means_what_it_meant(preset: str) -> None:
     assert config_file.from_json(json.dumps({"format": 2, **written})) == PRESETS[preset]
 
 
-def test_what_format_2_asked_for_and_nothing_reads_today_still_loads() -> None:
+def test_fields_of_format_2_that_nothing_reads_today_still_load() -> None:
     values = {"preset": "iwae", "objective": "info", "samples": 1, "mmd_weight": 2.0}
     loaded = config_file.from_json(json.dumps({"format": 2, **values}))
     assert loaded == Config(preset="iwae", objective="info", mmd_weight=2.0)
@@ -347,7 +345,7 @@ def test_differences_leave_out_what_may_change_on_resume() -> None:
 
 SHAPE = (4, 4, 1)
 TINY = {"hidden": (3, 2), "latent_size": 2, "batch_size": 3, "epochs": 4, "head": "linear"}
-# Read by the data, or by what is written and when: no part of a step.
+# Fields that decide the data, or what is written and when, but not the steps.
 OUTSIDE = {
     "preset",
     "dataset",
@@ -357,7 +355,7 @@ OUTSIDE = {
     "validation_seed",
 } | config.RESUMABLE_FIELDS - {"epochs"}
 
-# What has no effect in some configurations.
+# Fields that have no effect in some configurations.
 CONDITIONAL = {
     *("validation_seed", "keep_best_checkpoints", "static_seed", "dequantize", "corruption", "activation", "init"),
     *("likelihood", "likelihood_std", "prior", "samples", "beta", "kl_warmup_epochs", "kl_cycles", "free_bits"),
@@ -365,7 +363,7 @@ CONDITIONAL = {
     *("adam_b1", "adam_b2", "adam_eps", "architecture", "hidden", "latent_size", "head", "compute_dtype"),
     *("blocks", "latents"),
 }
-# Components of the user's own, where there is but one other choice, or none.
+# User-defined components, for fields with at most one built-in choice.
 OWN = {"model": "own:model", "prior": "own:Prior", "optimizer": "own:sgd"}
 
 
@@ -394,7 +392,7 @@ def choices(name: str) -> tuple[Any, ...]:
 
 
 def combinations() -> list[Config]:
-    """Every preset with every objective and three architectures; one with every other choice, and the user's own."""
+    """Every preset with every objective and three architectures; "vae" also with other choices and components."""
     needed: dict[str, dict[str, Any]] = {"info": {"mmd_weight": 1.0}}
     vae: list[dict[str, Any]] = [
         {name: value} for name in ("likelihood", "inputs", "schedule") for value in choices(name)
@@ -410,10 +408,10 @@ def combinations() -> list[Config]:
     ]
     found = []
     for values in every:
-        with contextlib.suppress(InputError):  # Two-layer models have a few objectives only.
+        with contextlib.suppress(InputError):  # Two-layer models have only a few objectives.
             found.append(Config(**{**TINY, **values}))
     assert len(found) == len(vae) + len(PRESETS) * 16
-    # A model of the user's own has all of its shape itself.
+    # A user-defined model decides its own shape.
     return [*found, Config(preset="vae", model=OWN["model"], batch_size=3, epochs=4)]
 
 
@@ -442,7 +440,7 @@ def another(original: Config, name: str) -> Any:
 
 def traced(config: Config) -> str:
     """What training compiles: the step and the initial state, as text."""
-    # Presets that differ in their name and their images alone are traced once.
+    # Presets that differ only in name and validation images are traced once.
     return _traced(unchecked(config, preset="", validation=0.0))
 
 
@@ -460,7 +458,7 @@ def _traced(config: Config) -> str:
     return re.sub("0x[0-9a-f]+", "", f"{init}\n{one}")
 
 
-def test_what_the_rule_calls_unread_changes_nothing_that_is_trained() -> None:
+def test_fields_called_unread_do_not_change_training() -> None:
     seen = set[str]()
     for one in combinations():
         unread = {field.name for field in dataclasses.fields(Config) if config.unmet(one, field.name)}
@@ -471,12 +469,12 @@ def test_what_the_rule_calls_unread_changes_nothing_that_is_trained() -> None:
 
 
 @pytest.mark.parametrize("name", sorted({field.name for field in dataclasses.fields(Config)} - OUTSIDE))
-def test_what_the_rule_calls_read_changes_what_is_trained(name: str) -> None:
+def test_fields_called_read_change_training(name: str) -> None:
     reading = [one for one in combinations() if not config.unmet(one, name)]
     assert any(traced(one) != traced(unchecked(one, **{name: another(one, name)})) for one in reading)
 
 
-# --- What has to be given besides ----------------------------------------------------------------------------
+# --- Required arguments --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -490,7 +488,7 @@ def test_what_the_rule_calls_read_changes_what_is_trained(name: str) -> None:
         (build_optimizer, {"warmup_epochs": 2.0}, "steps_per_epoch"),
     ],
 )
-def test_what_a_configuration_counts_in_has_to_be_given(build: Any, changes: dict[str, Any], missing: str) -> None:
+def test_a_missing_argument_that_is_needed_raises(build: Any, changes: dict[str, Any], missing: str) -> None:
     counting = Config(preset="vae", **changes)
     with pytest.raises(TypeError, match=missing):
         build(counting)
@@ -498,6 +496,6 @@ def test_what_a_configuration_counts_in_has_to_be_given(build: Any, changes: dic
 
 
 @pytest.mark.parametrize("name", ["notes-ae", "notes-vae", "vae"])
-def test_nothing_else_has_to_be_given(name: str) -> None:
+def test_no_other_argument_is_needed(name: str) -> None:
     build_objective(PRESETS[name])
     build_optimizer(PRESETS[name])

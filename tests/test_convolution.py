@@ -1,4 +1,4 @@
-"""Convolutions by matrix products against Flax's, which are XLA's own: in float64, forward and backward."""
+"""Convolutions by matrix products against Flax's, which are XLA's own, in float64, forward and backward."""
 
 from typing import Any
 
@@ -19,7 +19,7 @@ def images(shape: tuple[int, ...], count: int = 3) -> NDArray[np.float64]:
 
 
 def assert_same(ours: nn.Module, theirs: nn.Module, x: NDArray[np.float64]) -> None:
-    """The same first parameters, the same output, the same gradients by the input and by the parameters."""
+    """Assert equal initial parameters, outputs, and gradients with respect to the input and the parameters."""
     params = ours.init(jax.random.key(1), x)
     jax.tree.map(np.testing.assert_array_equal, params, theirs.init(jax.random.key(1), x))
     params = jax.tree.map(lambda p: np.random.default_rng(1).standard_normal(p.shape), params)
@@ -33,15 +33,15 @@ def assert_same(ours: nn.Module, theirs: nn.Module, x: NDArray[np.float64]) -> N
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize(("size", "stride"), [(3, 2), (3, 1), (1, 1), (4, 2), (5, 3)])
-def test_a_convolution_is_that_of_flax(size: int, stride: int, shape: tuple[int, int, int]) -> None:
+def test_a_convolution_matches_flax(size: int, stride: int, shape: tuple[int, int, int]) -> None:
     with jax.enable_x64(True):
         theirs = nn.Conv(4, (size, size), strides=stride, dtype=jnp.float64)
         assert_same(Conv(4, size, stride, jnp.float64), theirs, images(shape))
 
 
-@pytest.mark.parametrize("features", [1, 4])  # Channels are added up before or after the product.
+@pytest.mark.parametrize("features", [1, 4])  # Channels are summed before or after the product.
 @pytest.mark.parametrize("shape", [*SHAPES, (4, 4, 9)])
-def test_a_transposed_convolution_is_that_of_flax(shape: tuple[int, int, int], features: int) -> None:
+def test_a_transposed_convolution_matches_flax(shape: tuple[int, int, int], features: int) -> None:
     with jax.enable_x64(True):
         theirs = nn.ConvTranspose(features, (4, 4), strides=(2, 2), dtype=jnp.float64)
         assert_same(ConvTranspose(features, jnp.float64), theirs, images(shape))

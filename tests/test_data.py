@@ -40,7 +40,7 @@ def idx(images: data.Images) -> bytes:
 
 
 def refuses(*fragments: object, dataset: str, data_dir: Path | None = None) -> None:
-    """`load` raises an `InputError` of one line that holds all fragments, found outside of paths."""
+    """Assert that `load` raises a one-line `InputError` with all fragments. Matches inside paths do not count."""
     with pytest.raises(InputError) as caught:
         data.load(dataset, data_dir)
     message = str(caught.value)
@@ -59,7 +59,7 @@ def test_unknown_name_lists_the_known_ones() -> None:
 
 
 @pytest.mark.parametrize("dataset", ["", "\0", "x" * 5000, "no/such/file.npy"])
-def test_names_that_are_no_paths(dataset: str) -> None:
+def test_names_that_are_not_paths(dataset: str) -> None:
     refuses("--dataset", repr(dataset), dataset=dataset)
 
 
@@ -99,7 +99,7 @@ def test_idx_round_trip(dataset: str, dotted: bool, zipped: bool, tmp_path: Path
     assert loaded.source == f"IDX files in {tmp_path}"
 
 
-def test_content_counts_not_the_name_gz(tmp_path: Path) -> None:
+def test_gzip_is_recognised_by_content_not_by_name(tmp_path: Path) -> None:
     images = noise(3, 5, 4)
     (tmp_path / f"{TRAIN}.gz").write_bytes(idx(images))
     (tmp_path / TEST).write_bytes(gzip.compress(idx(images)))
@@ -160,7 +160,7 @@ def test_bad_gzip(content: bytes, tmp_path: Path) -> None:
 def test_gzip_bomb_is_not_unpacked(tmp_path: Path) -> None:
     bomb = gzip.compress(GOOD + bytes(64 << 20))
     write_pair(tmp_path, bomb)
-    data.load("digits")  # what is imported on first use should not count below
+    data.load("digits")  # Imports on first use must not count below.
     tracemalloc.start()
     try:
         refuses(tmp_path / TRAIN, dataset="mnist", data_dir=tmp_path)
@@ -202,7 +202,7 @@ def test_fuzz_idx_mutated(edit: st.DataObject, zipped: bool, tmp_path: Path) -> 
 
 
 def mutated(content: bytes, edit: st.DataObject) -> bytes:
-    """`content` with a few bytes replaced, cut or put in."""
+    """`content` with a few bytes replaced, removed or inserted."""
     changed = bytearray(content)
     for _ in range(edit.draw(st.integers(1, 4))):
         start = edit.draw(st.integers(0, len(changed)))
@@ -228,7 +228,7 @@ def loads_or_refuses(dataset: str, data_dir: Path | None = None) -> None:
 # --- Digits -------------------------------------------------------------------------------------------------
 
 
-def test_digits_are_scikit_learns() -> None:
+def test_digits_match_scikit_learn() -> None:
     from sklearn.datasets import load_digits
 
     loaded = data.load("digits")
@@ -254,7 +254,7 @@ def save(path: Path, array: Any) -> str:
 
 
 def whole(loaded: data.ImageData) -> data.Images:
-    """The single set that was split, put together again."""
+    """The images of a dataset before it was split."""
     total = len(loaded.train) + len(loaded.test)
     images = np.empty((total, *loaded.train.shape[1:]), np.uint8)
     is_test = np.arange(total) % 10 == 9
@@ -476,7 +476,7 @@ def test_npz_sets_of_different_sizes(tmp_path: Path) -> None:
 
 
 def stored(content: bytes, **claims: int) -> bytes:
-    """A zip file with the one member images.npy, whose directory entry makes the `claims`."""
+    """A zip file with a single member, images.npy, and the `claims` in its directory entry."""
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("images.npy", content)
@@ -485,13 +485,13 @@ def stored(content: bytes, **claims: int) -> bytes:
     return out.getvalue()
 
 
-def test_npz_that_claims_more_than_can_be(tmp_path: Path) -> None:
+def test_npz_that_claims_an_impossible_size(tmp_path: Path) -> None:
     path = tmp_path / "x.npz"
     content = npy(header("(100000, 1000, 1000)"), bytes(5000))
     claimed = len(content) - 5000 + 10**11
     path.write_bytes(stored(content, file_size=claimed))
     refuses(path, "images", claimed, dataset=str(path))
-    # Within what deflate could do, but not there.
+    # A size that deflate could reach, but the content is missing.
     content = npy(header("(1000, 10, 10)"), noise(5000).tobytes())
     path.write_bytes(stored(content, file_size=len(content) + 95000))
     refuses(path, "images", dataset=str(path))
@@ -591,7 +591,7 @@ def test_which_images_are_held_out_depends_on_the_seed_and_their_number() -> Non
     assert held_out(images, 10, 0) < held_out(images, 20, 0)
 
 
-def test_digests_are_of_each_split_there_is() -> None:
+def test_each_split_that_is_not_empty_has_digests() -> None:
     images = numbered(100)
     assert data.digests(images).keys() == {"train_images_sha256", "test_images_sha256"}
     first, second = (data.digests(data.with_validation(images, 10, seed)) for seed in (0, 1))
@@ -607,14 +607,14 @@ def test_no_validation_leaves_the_images_as_they_are() -> None:
 
 
 @pytest.mark.parametrize(("amount", "count"), [(100, 100), (5e9, 100), (0.996, 100), (1, 1), (0.004, 100)])
-def test_validation_that_cannot_be(amount: float, count: int) -> None:
+def test_validation_amounts_that_do_not_fit_the_images(amount: float, count: int) -> None:
     with pytest.raises(InputError, match=f"--validation {re.escape(f'{amount:g}')}.* {count} ") as caught:
         data.with_validation(numbered(count), amount, seed=0)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("amount", [-1, -0.1, math.nan, math.inf, 1.5])
-def test_validation_amounts_that_mean_nothing(amount: float) -> None:
+def test_validation_amounts_that_are_invalid(amount: float) -> None:
     with pytest.raises(InputError, match="--validation "):
         Config(validation=amount)
     with pytest.raises(InputError, match="--validation-seed "):
@@ -689,14 +689,14 @@ def test_other_picture_modes(tmp_path: Path) -> None:
 
 
 def over_white(colours: Any, alpha: Any) -> Any:
-    """Colours [..., C] seen over white, of opacities alpha [...] from 0 to 255; float64."""
+    """Colours [..., C] over white, with opacities alpha [...] from 0 to 255; float64."""
     opacity = np.float64(alpha)[..., None] / 255
     return opacity * np.float64(colours) + (1 - opacity) * 255
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA"])
 def test_transparent_pictures_are_composited_over_white(mode: str, tmp_path: Path) -> None:
-    """Whatever the colour of a pixel is that cannot be seen."""
+    """The colour of an invisible pixel does not matter."""
     alphas = np.repeat(np.uint8([0, 64, 128, 192, 255]), 4).reshape(5, 4)
     colours = [noise(5, 4, 3 if mode == "RGBA" else 1, seed=seed) for seed in range(10)]
     for i, values in enumerate(colours):
@@ -712,7 +712,7 @@ def test_transparent_pictures_are_composited_over_white(mode: str, tmp_path: Pat
 @pytest.mark.filterwarnings("always")
 @pytest.mark.parametrize("kind", ["palette", "palette with alphas", "key colour", "grey key"])
 def test_other_kinds_of_transparency(kind: str, tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
-    """A colour that stands for nothing, or an opacity for each colour of a palette."""
+    """A colour that means transparent, or an opacity for each colour of a palette."""
     if kind.startswith("palette"):
         image = Image.fromarray(np.uint8([[0, 1], [2, 2]]), "P")
         image.putpalette([1, 2, 3, 10, 20, 30, 200, 100, 50])
@@ -731,15 +731,15 @@ def test_other_kinds_of_transparency(kind: str, tmp_path: Path, recwarn: pytest.
     assert not recwarn.list
 
 
-def test_four_channels_of_an_array_are_taken_as_they_stand(tmp_path: Path) -> None:
+def test_four_channels_of_an_array_are_kept_as_they_are(tmp_path: Path) -> None:
     array = noise(10, 5, 4, 4)
     np.testing.assert_array_equal(whole(data.load(save(tmp_path / "x.npy", array))), array)
 
 
 @pytest.mark.filterwarnings("always")
 @pytest.mark.parametrize("suffix", [".png", ".jpg"])
-def test_odd_metadata_is_no_warning(suffix: str, tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
-    """An EXIF block that is cut off in its second entry. Its first, the orientation, is followed or not."""
+def test_odd_metadata_gives_no_warning(suffix: str, tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    """An EXIF block that is cut off in its second entry. The first, the orientation, may be ignored."""
     entry = struct.pack("<HHIHH", 0x0112, 3, 1, 1, 0)
     exif = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 9) + entry + entry[:5]
     for i in range(10):

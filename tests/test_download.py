@@ -30,7 +30,7 @@ TRAIN, TEST = download.FILES
 
 @dataclasses.dataclass
 class Server:
-    """A web server with `files` (name -> content); everything asked of it is in `requests`."""
+    """A web server with `files` (name -> content). It records all requests in `requests`."""
 
     url: str
     files: dict[str, bytes] = dataclasses.field(default_factory=dict)
@@ -74,7 +74,7 @@ def server() -> Iterator[Server]:
 
 @pytest.fixture(autouse=True)
 def isolated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The cache in a temporary folder, and no proxy between the test and the loopback server."""
+    """Put the cache in a temporary folder, and use no proxy for the loopback server."""
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
     for variable in ("NO_PROXY", "no_proxy"):
         monkeypatch.setenv(variable, "127.0.0.1")
@@ -122,7 +122,7 @@ def test_downloads_what_the_server_has(server: Server, small: dict[str, Any], tm
     assert len(list(paths[0].parent.iterdir())) == 4
 
 
-def test_cached_files_ask_nothing_of_the_network(server: Server, small: dict[str, Any]) -> None:
+def test_cached_files_need_no_network(server: Server, small: dict[str, Any]) -> None:
     paths = download.idx_files("mnist", **small)
     server.requests.clear()
     server.files.clear()
@@ -292,7 +292,7 @@ def test_real_mnist_passes_the_real_checksums(server: Server, monkeypatch: pytes
 
 
 class TestLoad:
-    """What `data.load` makes of it."""
+    """`data.load` with downloads."""
 
     @pytest.fixture
     def offline(self, monkeypatch: pytest.MonkeyPatch) -> None:

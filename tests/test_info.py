@@ -11,7 +11,7 @@ from jaxvae.objectives.info import mmd
 pytestmark = pytest.mark.unoptimized
 
 
-def test_mmd_is_the_double_sum() -> None:
+def test_mmd_matches_a_double_sum() -> None:
     a, b = np.random.default_rng(0).normal(size=(2, 7, 3))
     assert float(jax.jit(mmd)(jnp.float32(a), jnp.float32(b))) == pytest.approx(double_sum(a, b), rel=1e-4, abs=1e-6)
 

@@ -69,16 +69,16 @@ def test_dreg_has_iwaes_value_and_expected_gradient(beta: float) -> None:
     jax.tree.map(
         lambda p, q: np.testing.assert_allclose(p, q, rtol=2e-3, atol=2e-4), ours["decoder"], theirs["decoder"]
     )
-    # The encoder's is another estimate of the same.
+    # The encoder's is another estimate of the same gradient.
     flat, other = (
         np.concatenate([np.asarray(leaf, np.float64).reshape(repeats, -1) for leaf in jax.tree.leaves(g["encoder"])], 1)
         for g in (ours, theirs)
     )
     error = (flat - other).std(0) / repeats**0.5
     moving = error > 1e-7
-    assert moving.any() or beta == 0  # There, both are one and the same.
+    assert moving.any() or beta == 0  # At 0 both are identical.
     assert np.abs((flat - other).mean(0)[moving] / error[moving]).max(initial=0) < 5.5
-    fixed, rest = other[:1000].mean(0), slice(1000, None)  # A direction that those compared along it have no part in.
+    fixed, rest = other[:1000].mean(0), slice(1000, None)  # A direction that does not depend on the compared draws.
     along, expected = (flat[rest] - other[rest]) @ fixed, (other[rest] @ fixed).mean()
     relative_error = along.std() / len(along) ** 0.5 / expected
     assert relative_error < 0.06
@@ -89,8 +89,8 @@ def test_dreg_has_iwaes_value_and_expected_gradient(beta: float) -> None:
 
 @pytest.mark.parametrize("beta", [0.0, 0.5, 1.0, 2.0])
 @pytest.mark.parametrize("objective", ["iwae", "dreg"])
-def test_gradients_are_the_central_differences_of_what_is_written_out(objective: str, beta: float) -> None:
-    """IWAE's: of -log mean_s exp(log p(x | z_s) + beta (log p(z_s) - log q(z_s | x))). DReG's: of its surrogates."""
+def test_gradients_match_central_differences(objective: str, beta: float) -> None:
+    """IWAE: of -log mean_s exp(log p(x | z_s) + beta (log p(z_s) - log q(z_s | x))). DReG: of its surrogates."""
     written = Written(objective, 4, beta=beta)
     start = written.start
     fixed = written.densities(start, start, start)

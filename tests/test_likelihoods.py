@@ -41,7 +41,7 @@ def test_bernoulli_nll_is_exact_for_logits_that_would_overflow() -> None:
     np.testing.assert_array_equal(slope, [[0], [0], [1], [-1]])
 
 
-def test_gaussian_nll_is_scipys() -> None:
+def test_gaussian_nll_matches_scipy() -> None:
     rng = np.random.default_rng(5)
     mean, x = rng.normal(size=(2, 5, *SHAPE))
     log_std = rng.uniform(-3, 1, (5, *SHAPE))
@@ -63,7 +63,7 @@ def test_discretized_logistic_sums_to_one_and_is_the_difference_of_cdfs(mean: fl
     edges[0], edges[-1] = -np.inf, np.inf
     logistic = stats.logistic(mean, math.exp(log_scale))
     expected = np.diff(logistic.cdf(edges))
-    sure = expected > 1e-12  # Below, the reference itself cancels.
+    sure = expected > 1e-12  # Below this, the reference itself loses its digits.
     np.testing.assert_allclose(np.exp(-nll[sure]), expected[sure], rtol=2e-3)
     slope = jax.grad(lambda m: discretized_logistic_nll(m, full[1], every).sum())(full[0])
     assert np.isfinite(nll).all() and np.isfinite(slope).all()
@@ -81,8 +81,8 @@ def test_discretized_logistic_sums_to_one_and_is_the_difference_of_cdfs(mean: fl
         ),
     ],
 )
-def test_the_likelihood_of_pixels_is_scipys(likelihood: str, dequantize: bool) -> None:
-    """For two latents each of three images, whose pixels are unlike."""
+def test_the_likelihood_of_pixels_matches_scipy(likelihood: str, dequantize: bool) -> None:
+    """For three images with two latents each; all pixels differ."""
     config = config_of(
         likelihood=likelihood, likelihood_std=0.2 if likelihood == "gaussian" else 0.1, dequantize=dequantize
     )
@@ -127,7 +127,7 @@ def test_the_likelihood_of_many_draws_is_that_of_each(likelihood: str) -> None:
 
 
 def test_a_learned_variance_learns_the_variance() -> None:
-    """Constant images but for noise of a known standard deviation."""
+    """On constant images with noise of a known standard deviation."""
     rng = np.random.default_rng(5)
     config = config_of("elbo", likelihood="gaussian-global", learning_rate=3e-3)
     model, optimizer = build_model(config, SHAPE), build_optimizer(config)

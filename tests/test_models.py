@@ -1,4 +1,4 @@
-"""Models: their layers written out in NumPy, their first weights, reconstructions and samples."""
+"""Models: their layers against NumPy, their initial weights, reconstructions and samples."""
 
 from functools import partial
 
@@ -38,7 +38,7 @@ def forward(params: dict, side: str, x: NDArray[np.float64], layers: int) -> NDA
 
 @pytest.mark.parametrize("head", ["relu", "linear"])
 @pytest.mark.parametrize(("shape", "hidden"), [((28, 28, 1), (256, 64)), ((7, 5, 3), (11,)), ((4, 4, 1), ())])
-def test_autoencoder_is_the_mlp_written_out(head: Head, shape: tuple[int, int, int], hidden: tuple[int, ...]) -> None:
+def test_autoencoder_matches_an_mlp_in_numpy(head: Head, shape: tuple[int, int, int], hidden: tuple[int, ...]) -> None:
     model = AutoEncoder(shape, Mlp(hidden), latent_size=6, head=head)
     x = jax.random.uniform(KEY, (3, *shape))
     params = model.init(KEY, x)
@@ -52,7 +52,7 @@ def test_autoencoder_is_the_mlp_written_out(head: Head, shape: tuple[int, int, i
 
 
 @pytest.mark.parametrize("head", ["relu", "linear"])
-def test_vae_encode_is_the_head_written_out(head: Head) -> None:
+def test_vae_encode_matches_the_head_in_numpy(head: Head) -> None:
     model = VAE((4, 4, 1), Mlp((9,)), latent_size=3, head=head)
     x = jax.random.uniform(KEY, (5, 4, 4, 1))
     params = model.init(KEY, x, KEY)
@@ -116,7 +116,7 @@ class TestReparameterize:
         mean = jnp.arange(6.0).reshape(2, 3)
         np.testing.assert_array_equal(reparameterize(KEY, mean, jnp.zeros((2, 3))), mean)
 
-    def test_a_key_an_example_makes_noise_independent_of_the_batch(self) -> None:
+    def test_noise_with_a_key_per_example_does_not_depend_on_the_batch(self) -> None:
         keys = jax.random.split(KEY, 6)
         zeros, ones = jnp.zeros((6, 4)), jnp.ones((6, 4))
         whole = reparameterize(keys, zeros, ones)
@@ -131,7 +131,7 @@ class TestReparameterize:
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_bfloat16_computes_in_it_and_returns_float32(preset: str) -> None:
+def test_bfloat16_models_return_float32(preset: str) -> None:
     model = build_model(PRESETS[preset], (28, 28, 1))
     low = model.clone(dtype=jnp.bfloat16)
     x = jax.random.uniform(KEY, (8, 28, 28, 1))
@@ -167,23 +167,23 @@ def test_convolutions_take_images_of_any_size(
     output = model.apply(params, x, KEY)
     assert output.logits.shape == x.shape
     assert output.mean.shape == (2, 3)
-    # Pixels are seen, at the edges too.
+    # The encoder sees all pixels, also at the edges.
     seen = jax.grad(lambda x: model.apply(params, x, method="encode")[0].sum())(x)
-    assert (np.asarray(seen) != 0).mean() > 0.5  # But where a ReLU is off.
+    assert (np.asarray(seen) != 0).mean() > 0.5  # Except where a ReLU is off.
     bias = params["params"]["decoder"]["out" if channels else "in"]["bias"]
     assert bias.shape == (shape[2] * (2 if likelihood == "gaussian-pixel" else 1),)
 
 
 @pytest.mark.parametrize("network", [Mlp((8,), init="glorot"), Conv((8,)), ResNet((8,))], ids=repr)
 @pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian", "logistic"])
-def test_a_decoder_starts_out_from_the_mean_image(network: Network, likelihood: str) -> None:
+def test_an_untrained_decoder_draws_the_mean_image(network: Network, likelihood: str) -> None:
     shape = (6, 4, 2)
     mean = jnp.float32(np.random.default_rng(0).uniform(0.05, 0.95, shape)).at[0, 0, 0].set(0.0)
     model = VAE(shape, network, latent_size=3, likelihood=LIKELIHOODS[likelihood]())
     params = model.init(KEY, jnp.zeros((1, *shape)), KEY)
     before = jax.tree.map(np.asarray, params)
     biased = with_output_bias(params, model, mean)
-    jax.tree.map(np.testing.assert_array_equal, params, before)  # The old ones are as they were.
+    jax.tree.map(np.testing.assert_array_equal, params, before)  # The original ones are unchanged.
     kernels = jax.tree.map(lambda a: 0 * a if a.ndim > 1 else a, biased)
     drawn = np.asarray(jax.nn.sigmoid(model.apply(kernels, jnp.zeros((1, 3)), method="decode")))[0]
     expected = np.asarray(mean) if isinstance(network, Mlp) else np.broadcast_to(mean.mean(axis=(0, 1)), shape)
@@ -191,7 +191,7 @@ def test_a_decoder_starts_out_from_the_mean_image(network: Network, likelihood: 
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_every_activation_lies_between_the_layers(activation: Activation) -> None:
+def test_every_activation_is_applied_between_the_layers(activation: Activation) -> None:
     model = AutoEncoder((2, 2, 1), Mlp((5,), activation), latent_size=3)
     x = jax.random.uniform(KEY, (4, 2, 2, 1))
     params = model.init(KEY, x)

@@ -52,7 +52,7 @@ def test_dequantized_pixels_are_uniform_in_their_bins_keyed_by_example() -> None
 
 @pytest.mark.parametrize(("std", "gap"), [(0.5, 1e-4), (0.002, 0.3)])
 def test_a_dequantized_density_bounds_the_probability_of_the_levels(std: float, gap: float) -> None:
-    """The difference of the normal's distribution function over each bin; where it is flat, the bound is tight."""
+    """The exact probability is the difference of the normal CDF over each bin; a flat density makes the bound tight."""
     config = config_of(likelihood="gaussian", likelihood_std=std, dequantize=True)
     mean = np.float32((LEVELS + 0.8) / 256)
     x = dequantize(jnp.broadcast_to(jnp.float32(LEVELS / 255), (4000, *SHAPE)), keys_of(0, 4000))
@@ -76,10 +76,10 @@ def test_the_notes_models_see_binarized_pixels(preset: str) -> None:
 
 
 def _assert_sees_noisy_pixels(config: Config) -> None:
-    """Nothing but the configuration says so."""
+    """Only the configuration asks for noise."""
     model, params = model_and_params(config)
     x = jnp.float32(np.random.default_rng(0).integers(0, 256, (6, *SHAPE)) / 255)
-    keys = example_keys(jax.random.fold_in(jax.random.key(0), 0), 0, 6)  # Those of a step 0.
+    keys = example_keys(jax.random.fold_in(jax.random.key(0), 0), 0, 6)  # Those of step 0.
     draw = dequantize if config.dequantize else binarize
     seen, plain = draw(x, keys), dataclasses.replace(config, inputs="grey", dequantize=False)
     nats = 12 * math.log(256) if config.dequantize else 0.0
@@ -104,7 +104,7 @@ def test_corruption_hides_pixels_from_the_model_alone() -> None:
     output = jax.jit(lambda x: model.apply(params, corrupt(x, keys, 0.3)))(x)
     expected = np.square(np.asarray(output.x_hat) - np.asarray(x)).mean(axis=(1, 2, 3))
     np.testing.assert_allclose(terms_of(config, model, params, x, keys)["loss"], expected, rtol=1e-5)
-    clean = terms_of(config, model, params, x, keys, Context())["loss"]  # Evaluation sees all.
+    clean = terms_of(config, model, params, x, keys, Context())["loss"]  # Evaluation sees all pixels.
     np.testing.assert_allclose(clean, terms_of(plain, model, params, x, keys, Context())["loss"], rtol=1e-6)
 
 

@@ -1,4 +1,4 @@
-"""The notes' objectives as terms; their formulas have tests of their own in test_parity."""
+"""The terms of the notes' objectives. Their formulas are tested in test_parity."""
 
 from typing import Any
 
@@ -38,7 +38,7 @@ def test_terms_are_per_example_and_add_up(objective: Any) -> None:
     assert {v.shape for v in terms.values()} == {(6,)}
     if objective.latent_model:
         np.testing.assert_allclose(terms["loss"], terms["recon"] + terms["kl"], rtol=1e-6)
-    # One example alone gives what it gives in company.
+    # An example alone gives the same terms as in a batch.
     alone = notes_terms(objective, jax.tree.map(lambda a: a[2:3], output), x[2:3])
     for term, value in alone.items():
         np.testing.assert_allclose(value[0], terms[term][2], rtol=1e-6)

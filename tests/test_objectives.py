@@ -1,4 +1,4 @@
-"""What holds of every objective: names of bounds, what models are chosen by, what is refused."""
+"""All objectives: names of bounds, the selection of models, and what is refused."""
 
 import dataclasses
 from typing import Any
@@ -59,12 +59,12 @@ def test_a_bound_is_named_for_what_it_bounds(
 
 
 @pytest.mark.parametrize("preset", ["notes-ae", "notes-vae"])
-def test_the_notes_models_are_chosen_by_their_loss(preset: str) -> None:
+def test_the_notes_models_are_selected_by_their_loss(preset: str) -> None:
     assert selection_term(PRESETS[preset]) == ("loss", False)
     assert selection_cost(PRESETS[preset], {"loss": 0.5, "elbo": 9.0}) == 0.5
 
 
-def test_of_what_models_are_chosen_by_the_lower_cost_is_better() -> None:
+def test_a_lower_selection_cost_is_better() -> None:
     config = config_of(inputs="dynamic")
     assert selection_cost(config, {"loss": 0.5, "elbo": -9.0}) == 9.0
     assert selection_cost(config, {"loss": 0.5}) is None
@@ -94,13 +94,13 @@ def test_of_what_models_are_chosen_by_the_lower_cost_is_better() -> None:
         ({"likelihood_std": 0.0}, "--likelihood-std must be positive"),
     ],
 )
-def test_what_does_not_go_together_is_refused(changes: dict[str, Any], words: str) -> None:
+def test_conflicting_options_are_refused(changes: dict[str, Any], words: str) -> None:
     with pytest.raises(InputError, match=words):
         dataclasses.replace(SMALL, **changes)
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_an_evaluation_of_one_example_is_that_in_company(name: str) -> None:
+def test_evaluation_of_an_example_does_not_depend_on_the_batch(name: str) -> None:
     latents = OBJECTIVES[name].latent_model
     needed = {"mmd_weight": 1.0} if name == "info" else {}
     config = Config("vae", objective=name, hidden=(4,), latent_size=5, **needed)

@@ -1,4 +1,4 @@
-"""The optimisers: rates, decay and clipping; the average of the weights, and what is evaluated with it."""
+"""The optimisers: rates, decay and clipping; the average of the weights, and runs evaluated with it."""
 
 import dataclasses
 from pathlib import Path
@@ -19,7 +19,7 @@ from jaxvae.optimizer import AverageState, build_optimizer, evaluated, with_aver
 pytestmark = pytest.mark.unoptimized
 
 
-def test_stages_are_those_of_the_paper() -> None:
+def test_stages_match_the_paper() -> None:
     fraction = PRESETS["iwae"].parts.optimizer.rate_schedule(3280, steps_per_epoch=3000)
     first = 0
     for stage in range(8):
@@ -36,7 +36,7 @@ def test_cosine_and_warmup() -> None:
     np.testing.assert_allclose(got, [0.1, 0.5, 1, 1, 0.5, 0], atol=1e-6)
 
 
-def test_decay_and_clipping_are_optaxs() -> None:
+def test_decay_and_clipping_match_optax() -> None:
     rng = np.random.default_rng(5)
     config = config_of("elbo", weight_decay=0.1, clip_norm=0.5, learning_rate=1e-2)
     params = {"a": jnp.float32(rng.normal(size=(3, 4)))}
@@ -53,7 +53,7 @@ def test_decay_and_clipping_are_optaxs() -> None:
     np.testing.assert_allclose(ours["a"], expected["a"], rtol=2e-4)
 
 
-def test_the_average_is_that_of_numpy() -> None:
+def test_the_average_matches_numpy() -> None:
     rng = np.random.default_rng(0)
     params = {"w": jnp.float32(rng.normal(size=3))}
     optimizer = with_average(optax.sgd(0.1), 0.9)
@@ -70,7 +70,7 @@ def test_the_average_is_that_of_numpy() -> None:
     np.testing.assert_allclose(evaluated(params, state)["w"], average, rtol=1e-4)
 
 
-def test_the_updates_are_those_without_an_average() -> None:
+def test_averaging_does_not_change_the_updates() -> None:
     config = dataclasses.replace(PRESETS["vae"], clip_norm=1.0)
     averaged = build_optimizer(dataclasses.replace(config, ema=0.99))
     plain = build_optimizer(config)
@@ -89,7 +89,7 @@ def test_a_decay_out_of_range_is_refused(decay: str) -> None:
 
 
 def test_a_run_evaluates_and_exports_the_average(image_file: Path, tmp_path: Path) -> None:
-    """The line of the test images is that of the average, which is neither the first nor the last weights."""
+    """The reported test loss is that of the average, which differs from the last weights."""
     args = ["--preset", "notes-ae", "--dataset", str(image_file), "--hidden", "8", "--latent-size", "3"]
     args += ["--batch-size", "16", "--epochs", "3", "--learning-rate", "0.01"]
     assert train(*args, "--ema", "0.5", "--run-dir", str(tmp_path / "run")) == 0

@@ -1,4 +1,4 @@
-"""Options as components declare them, and what follows for the configuration and the command line."""
+"""The options that components declare, in the configuration and on the command line."""
 
 import dataclasses
 from pathlib import Path
@@ -44,7 +44,7 @@ def test_options_are_read_off_the_declaration() -> None:
         (FRACTION, [0.0, 0.999], [1.0, -0.1, float("nan")]),
     ],
 )
-def test_ranges_take_what_they_say(must: Any, taken: list[float], refused: list[float]) -> None:
+def test_ranges_accept_what_they_say(must: Any, taken: list[float], refused: list[float]) -> None:
     assert all(must.holds(value) for value in taken) and not any(must.holds(value) for value in refused)
 
 
@@ -61,7 +61,7 @@ def test_every_component_is_documented_and_its_options_are_fields_of_the_configu
         )
 
 
-def test_help_holds_every_option(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_lists_every_option(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         parse(["--help"])
     said = " ".join(capsys.readouterr().out.replace("│", " ").split())
@@ -72,13 +72,13 @@ def test_help_holds_every_option(capsys: pytest.CaptureFixture[str]) -> None:
             assert declared.help[:30] in said
 
 
-def test_what_is_swept_in_one_program_follows_from_the_declarations() -> None:
+def test_traced_options_follow_from_the_declarations() -> None:
     assert set(TRACED) == {"learning_rate", "weight_decay", "beta", "free_bits", "mmd_weight"}
     assert set(traced_of(type(Config(**OWN)))) == {*TRACED, "cauchy_scale"}
     assert set(PRESETS["notes-vae"].traced()) == {"learning_rate", "weight_decay"}
 
 
-def test_a_component_of_ones_own_brings_its_options() -> None:
+def test_a_user_defined_component_brings_its_options() -> None:
     config = Config(**OWN, cauchy_scale=0.3)
     assert isinstance(config, Config) and type(config) is type(Config(**OWN))
     assert config.parts.likelihood.cauchy_scale == 0.3
@@ -87,13 +87,13 @@ def test_a_component_of_ones_own_brings_its_options() -> None:
     assert config_file.from_json(config_file.to_json(config)) == config
     with pytest.raises(InputError, match="--cauchy-scale must be positive"):
         Config(**OWN, cauchy_scale=-1.0)
-    # Chosen no more, it has no effect.
+    # If its component is replaced, it has no effect.
     with pytest.raises(InputError, match="--cauchy-scale has no effect"):
         dataclasses.replace(config, likelihood="bernoulli")
     assert dataclasses.replace(Config(**OWN), likelihood="bernoulli") == PRESETS["vae"]
 
 
-def test_the_command_line_has_the_options_of_ones_own(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_line_has_the_options_of_user_defined_components(capsys: pytest.CaptureFixture[str]) -> None:
     args = ["--preset", "vae", "--likelihood", "own_parts:Cauchy"]
     assert parse([*args, "--cauchy-scale", "0.3"]).config == Config(**OWN, cauchy_scale=0.3)
     with pytest.raises(InputError, match="--cauchy-scael.*--cauchy-scale"):
@@ -124,7 +124,7 @@ def test_the_command_line_has_the_options_of_ones_own(capsys: pytest.CaptureFixt
         (["--optimizer", "own_parts:lion", "--learning-rate", "0.1"], "--learning-rate 0.1 has no effect"),
     ],
 )
-def test_what_cannot_be_used_is_one_line(
+def test_a_component_that_cannot_be_used_is_a_one_line_error(
     args: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from runs import train
@@ -144,7 +144,7 @@ def test_what_cannot_be_used_is_one_line(
         (["--prior", "own_parts:OfLabel", "--dataset", "digits"], "the data holds no label"),
     ],
 )
-def test_what_breaks_its_contract_is_told_before_a_step(
+def test_a_component_that_breaks_its_contract_fails_before_the_first_step(
     args: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from runs import train

@@ -308,7 +308,7 @@ def test_processes_that_a_scheduler_started_meet(tmp_path: Path) -> None:
 
 def test_processes_that_do_not_come_are_not_waited_for_for_ever() -> None:
     address = free_address()
-    with pytest.raises(InputError, match=f"--coordinator {address}: of 3 processes, 1, 2 did not come"):
+    with pytest.raises(InputError, match=f"--coordinator {address}: of 3 processes, number 1, 2 did not connect"):
         distributed.join(address, 3, 0, timeout=0.3)
 
 

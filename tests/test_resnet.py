@@ -1,4 +1,4 @@
-"""`jaxvae.models.resnet`: written out in PyTorch by hand, its first weights, and the two kinds of latents."""
+"""`jaxvae.models.resnet` against PyTorch, its initial weights, and the two kinds of latents."""
 
 import dataclasses
 import re
@@ -41,9 +41,9 @@ def test_groups_divide_the_channels_and_are_not_small(channels: int, groups: int
     assert channels % groups == 0 and (groups == 1 or channels // groups >= 8)
 
 
-def test_group_normalisation_written_out() -> None:
+def test_group_normalisation_matches_numpy() -> None:
     rng = np.random.default_rng(0)
-    x = rng.normal(100, 3, (2, 3, 5, 16))  # A mean far from 0, from which a variance must not lose its digits.
+    x = rng.normal(100, 3, (2, 3, 5, 16))  # A mean far from 0: the variance must keep its digits.
     scale, bias = rng.normal(size=(2, 16))
     expected = np.empty_like(x)
     for image in range(2):
@@ -58,7 +58,7 @@ def test_group_normalisation_written_out() -> None:
     assert low.dtype == jnp.float32
 
 
-def test_a_fresh_block_is_the_identity_and_learns() -> None:
+def test_an_untrained_block_is_the_identity_and_learns() -> None:
     x = jax.random.normal(KEY, (2, 4, 4, 16))
     params = jax.jit(ResidualBlock().init)(KEY, x)
 
@@ -72,12 +72,12 @@ def test_a_fresh_block_is_the_identity_and_learns() -> None:
     assert float(jnp.abs(gradients["conv_1"]["kernel"]).max()) > 0
 
 
-def test_a_fresh_step_up_is_nearest_neighbour_upsampling_and_a_convolution_of_3_x_3() -> None:
+def test_an_untrained_upsampling_step_is_nearest_neighbour_and_a_3_x_3_convolution() -> None:
     decoder = ResNetDecoder((2,), (8, 6, 3), blocks=1)
     z = jax.random.normal(KEY, (1, 5))
     params = jax.jit(decoder.init)(KEY, z)
     kernel = np.asarray(params["params"]["out"]["kernel"], np.float64)  # [4, 4, 2, 3]
-    # Each value of the 3 x 3 kernel lies in 2 x 2 places: found from the corner on.
+    # Each value of the 3 x 3 kernel was added to 2 x 2 places. Recover them from the corner on.
     small = np.zeros((3, 3, 2, 3))
     for i in range(3):
         for j in range(3):
@@ -116,7 +116,7 @@ def torch_conv(p: Any, x: Any, **how: Any) -> Any:
 
 
 def torch_encoder(p: Any, x: Any, levels: int, blocks: int, spatial: bool) -> Any:
-    """Images [B, H, W, C] to features [B, size], with the parameters of a `ResNetEncoder`."""
+    """Encode images [B, H, W, C] to features [B, size], with the parameters of a `ResNetEncoder`."""
     import torch
 
     x = x.permute(0, 3, 1, 2)
@@ -135,8 +135,9 @@ def torch_encoder(p: Any, x: Any, levels: int, blocks: int, spatial: bool) -> An
 
 
 def torch_decoder(p: Any, z: Any, shape: tuple[int, int, int], last: Any, blocks: int, spatial: bool) -> Any:
-    """Latents [B, L] to images [B, H, W, C], with the parameters of a `ResNetDecoder`; `last` is the shape of its last
-    level.
+    """Decode latents [B, L] to images [B, H, W, C], with the parameters of a `ResNetDecoder`.
+
+    `last` is the shape of its last level.
     """
     import torch
 
@@ -153,7 +154,7 @@ def torch_decoder(p: Any, z: Any, shape: tuple[int, int, int], last: Any, blocks
             x = torch_block(p[f"block_{level}_{block}"], x)
         x = x if level else torch_norm(p["norm"], x).relu()
         up = p[f"up_{level}" if level else "out"]
-        # Zeros between the pixels, and a convolution: no transposed one of PyTorch's is needed.
+        # Zeros between the pixels and a convolution replace PyTorch's transposed convolution.
         zeros = torch.zeros(*x.shape[:2], 2 * x.shape[2] + 3, 2 * x.shape[3] + 3, dtype=x.dtype)
         zeros[:, :, 2:-2:2, 2:-2:2] = x
         x = torch_conv(up, zeros)[:, :, : sizes[level][0], : sizes[level][1]]
@@ -161,8 +162,8 @@ def torch_decoder(p: Any, z: Any, shape: tuple[int, int, int], last: Any, blocks
 
 
 @pytest.mark.parametrize(("hidden", "spatial"), [((5, 16), False), ((16, 5), True)])
-def test_outputs_and_gradients_are_those_of_pytorch(hidden: tuple[int, ...], spatial: bool) -> None:
-    """Of images with an even number of rows and an odd number of columns, whose last level is 2 x 2; float64."""
+def test_outputs_and_gradients_match_pytorch(hidden: tuple[int, ...], spatial: bool) -> None:
+    """For images with an even number of rows and an odd number of columns; the last level is 2 x 2; float64."""
     torch = pytest.importorskip("torch")
     rng, shape, last = np.random.default_rng(1), (8, 5, 2), (2, 2, hidden[-1])
     x, z, weights = rng.uniform(size=(3, *shape)), rng.normal(size=(3, 8)), rng.normal(size=(3, 16))
@@ -200,8 +201,8 @@ def test_outputs_and_gradients_are_those_of_pytorch(hidden: tuple[int, ...], spa
 # --- Latents ------------------------------------------------------------------------------------------------
 
 
-def test_a_spatial_latent_is_of_its_pixel() -> None:
-    """Of 2 latents for each of 4 x 3 pixels: the image changes about it alone, and mean and deviation are its own."""
+def test_a_spatial_latent_belongs_to_its_pixel() -> None:
+    """With 2 latents for each of 4 x 3 pixels, changing one of them changes the image most around its pixel."""
     model = VAE((32, 24, 1), ResNet((8, 8, 8), blocks=1, latents="spatial"), latent_size=24)
     params = jax.jit(model.init)(KEY, jnp.zeros((1, 32, 24, 1)), KEY)
     z = np.zeros((2, 24), np.float32)
@@ -232,7 +233,7 @@ def test_mean_and_deviation_are_halves_of_the_channels() -> None:
         ((7, 5, 2), (8, 8), 50, "7 x 5 images is 2 x 2, so it must be a multiple of 4, such as 48 or 52"),
     ],
 )
-def test_a_latent_size_that_does_not_fit(
+def test_a_latent_size_that_does_not_fit_is_refused(
     shape: tuple[int, int, int], hidden: tuple[int, ...], size: int, said: str
 ) -> None:
     config = dataclasses.replace(
@@ -260,7 +261,7 @@ def test_a_latent_size_that_does_not_fit(
         (["--architecture", "resnet", "--init", "pytorch", "--preset", "iwae"], "--init pytorch has no effect"),
     ],
 )
-def test_what_does_not_go_together_is_refused_before_anything_is_made(
+def test_conflicting_flags_are_refused_before_a_run_is_created(
     flags: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"
@@ -292,7 +293,7 @@ MODEL = ["--preset", "vae", "--architecture", "resnet", "--hidden", "8", "--bloc
 SMALL = [*MODEL, "--latent-size", "9", "--batch-size", "16", "--validation", "0", "--image-every", "0"]
 
 
-def test_it_goes_on_where_it_stopped(image_file: Path, tmp_path: Path) -> None:
+def test_a_resumed_run_equals_an_uninterrupted_one(image_file: Path, tmp_path: Path) -> None:
     flags = [*SMALL, "--dataset", str(image_file)]
     assert train(*flags, "--epochs", "2", "--run-dir", str(tmp_path / "whole")) == 0
     assert train(*flags, "--epochs", "1", "--run-dir", str(tmp_path / "stopped")) == 0

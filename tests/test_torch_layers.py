@@ -44,7 +44,7 @@ def in_pytorch(model: Any) -> tuple[dict[str, Any], str, str]:
 
 
 def compared(model: Any, params: Any, names: dict[str, Any], posterior: str, pixels: str, rtol: float) -> None:
-    """Encoder and decoder of `model`, and what the lines of PyTorch compute, agree."""
+    """Assert that the encoder and the decoder of `model` agree with the lines of PyTorch."""
     rng = np.random.default_rng(4)
     dtype = jax.tree.leaves(params)[0].dtype
     x, z = (rng.uniform(0, 1, shape).astype(dtype) for shape in ((3, *model.image_shape), (3, model.latent_size)))
@@ -104,7 +104,7 @@ def test_the_printed_modules_compute_what_jaxvae_computes(
 
 
 @pytest.mark.parametrize("changes", [CONV, {**RESNET, "latents": "spatial", "latent_size": 4}], ids=str)
-def test_a_module_that_pytorch_initialised_computes_the_same_here(changes: dict[str, Any]) -> None:
+def test_a_module_initialised_by_pytorch_computes_the_same_in_jaxvae(changes: dict[str, Any]) -> None:
     model = build_model(config_of("vae", likelihood="gaussian-global", **changes), (7, 5, 2))
     torch.manual_seed(0)
     names, *lines = in_pytorch(model)
@@ -117,8 +117,8 @@ def test_a_module_that_pytorch_initialised_computes_the_same_here(changes: dict[
 
 
 @pytest.mark.parametrize("changes", [CONV, {**RESNET, "latents": "spatial", "latent_size": 4}], ids=str)
-def test_gradients_are_those_of_pytorch(changes: dict[str, Any]) -> None:
-    """Of the squared error of reconstructions, by every parameter; float64."""
+def test_gradients_match_pytorch(changes: dict[str, Any]) -> None:
+    """Gradients of the reconstructions' squared error with respect to every parameter; float64."""
     shape, rng = (7, 5, 2), np.random.default_rng(5)
     with jax.enable_x64(True):
         model = build_model(config_of("notes-ae", head="linear", activation="silu", **changes), shape)

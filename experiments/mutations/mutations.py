@@ -235,7 +235,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     *_by(
         "likelihoods",
-        "test_gaussian_nll_is_scipys",
+        "test_gaussian_nll_matches_scipy",
         ("gaussian: 0.5", "0.5 * jnp.square((x - mean)", "jnp.square((x - mean)"),
         ("gaussian: not squared", "0.5 * jnp.square((x - mean)", "0.5 * jnp.abs((x - mean)"),
         ("gaussian: mean's sign", "jnp.square((x - mean)", "jnp.square((x + mean)"),
@@ -248,7 +248,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     *_by(
         "likelihoods",
-        "test_the_likelihood_of_pixels_is_scipys[logistic-False]",
+        "test_the_likelihood_of_pixels_matches_scipy[logistic-False]",
         ("logistic: upper edge", "(x + 0.5 / 255 - mean)", "(x + 1 / 255 - mean)"),
         ("logistic: lower edge", "(x - 0.5 / 255 - mean)", "(x - 1 / 255 - mean)"),
         ("logistic: scale inverted", "inverse = jnp.exp(-log_scale)", "inverse = jnp.exp(log_scale)"),
@@ -279,7 +279,7 @@ MUTATIONS: tuple[Mutation, ...] = (
         ("KL: log's sign", " - jnp.log(std)\n", " + jnp.log(std)\n"),
     ),
     *(
-        Mutation(name, old, new, f"tests/test_likelihoods.py::test_the_likelihood_of_pixels_is_scipys[{case}]")
+        Mutation(name, old, new, f"tests/test_likelihoods.py::test_the_likelihood_of_pixels_matches_scipy[{case}]")
         for case, name, old, new in (
             ("logistic-False", "pixels: location of a logistic", "jax.nn.sigmoid(pixels.location), ",
              "pixels.location, "),
@@ -337,7 +337,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     # Bounds and estimators.
     *_by(
         "priors",
-        "test_log_normal_is_scipys",
+        "test_log_normal_matches_scipy",
         ("log_normal: 0.5", "(-0.5 * (jnp.square(standard)", "(-(jnp.square(standard)"),
         ("log_normal: constant", "(-0.5 * (jnp.square(standard) + math.log(2 * math.pi))",
          "(-0.5 * jnp.square(standard)"),
@@ -348,7 +348,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     *_by(
         "models",
-        "test_vae_encode_is_the_head_written_out",
+        "test_vae_encode_matches_the_head_in_numpy",
         ("head: log-variance is log-deviation", "return mean, jnp.exp(0.5 * logvar)", "return mean, jnp.exp(logvar)"),
         ("head: bound", "LOGVAR_BOUND = 10.0", "LOGVAR_BOUND = 12.0"),
     ),
@@ -381,7 +381,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     *_by(
         "iwae",
-        "test_gradients_are_the_central_differences_of_what_is_written_out[dreg-0.5]",
+        "test_gradients_match_central_differences[dreg-0.5]",
         ("DReG: Tucker et al.'s weights", "(1 - weight) * normalised + weight * jnp.square(normalised)",
          "jnp.square(normalised)"),
         ("DReG: weights of weight 1", "(1 - weight) * normalised + weight", "normalised + weight"),
@@ -603,7 +603,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     *_by(
         "info",
-        "test_mmd_is_the_double_sum",
+        "test_mmd_matches_a_double_sum",
         ("MMD: kernel's sign", "jnp.exp(-jnp.maximum(distance, 0)", "jnp.exp(jnp.maximum(distance, 0)"),
         ("MMD: kernel's width", "jnp.exp(-jnp.maximum(distance, 0) / x.shape[1])",
          "jnp.exp(-jnp.maximum(distance, 0))"),
@@ -619,7 +619,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     *_by(
         "beta_tc",
-        "test_total_correlation_is_stratified_sampling_written_out",
+        "test_total_correlation_matches_stratified_sampling_in_numpy",
         ("TC: sign", "return joint - product", "return product - joint"),
         ("TC: joint dropped", "return joint - product", "return -product"),
         ("TC: 0.5", "log_q = -0.5 * (", "log_q = -1.0 * ("),
@@ -662,7 +662,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     *_by(
         "objectives",
-        "test_the_notes_models_are_chosen_by_their_loss",
+        "test_the_notes_models_are_selected_by_their_loss",
         ("selection: higher losses", 'else ("loss", False)', 'else ("loss", True)'),
     ),
     # Evaluation.

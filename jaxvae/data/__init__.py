@@ -1,4 +1,4 @@
-"""Names and paths in, validated uint8 images out; and the noise on their pixels."""
+"""Load images by name or path, validate them, binarise them and hold some out."""
 
 from jaxvae.data.arrays import GIVEN, from_arrays
 from jaxvae.data.images import ImageData, Images, Split, as_seen, binarized, digest, digests, prepared, with_validation

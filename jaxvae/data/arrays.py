@@ -1,4 +1,4 @@
-"""Arrays of images as splits: of any accepted shape and scale to uint8 [N, H, W, C]."""
+"""Convert arrays of images, of any accepted shape and scale, to splits of uint8 [N, H, W, C]."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -10,19 +10,19 @@ from jaxvae.data.images import ImageData, Images, Split
 from jaxvae.errors import InputError
 
 GIVEN = "given"  # The name of a dataset that was given in Python.
-_HOLD_OUT = 10  # every tenth image of a set that has no test set of its own
+_HOLD_OUT = 10  # Every tenth image is held out if there is no test set.
 
 
 def split_off_test(name: str, source: str, images: Images) -> ImageData:
-    """Holds out every tenth image: fixed, and fair to files that are sorted by class."""
+    """Hold out every tenth image: a fixed choice that covers all classes in files sorted by class."""
     if len(images) < _HOLD_OUT:
-        raise InputError(f"{name}: too few images to hold out every tenth for testing: {len(images)}, not 10")
+        raise InputError(f"{name}: too few images to hold out every tenth for testing: {len(images)}, fewer than 10")
     held_out = np.s_[_HOLD_OUT - 1 :: _HOLD_OUT]
     return paired(name, source, np.delete(images, held_out, axis=0), images[held_out].copy())
 
 
 def paired(name: str, source: str, train: Images, test: Images) -> ImageData:
-    """A training and a test set. Raises `InputError` where their images differ in shape."""
+    """A training and a test set. Raises `InputError` if their images differ in shape."""
     if train.shape[1:] != test.shape[1:]:
         shapes = f"{list(train.shape[1:])} and {list(test.shape[1:])}"
         raise InputError(f"{name}: training and test images differ in [H, W, C]: {shapes}")
@@ -30,7 +30,7 @@ def paired(name: str, source: str, train: Images, test: Images) -> ImageData:
 
 
 def require_image_shape(shape: Sequence[int], label: object) -> None:
-    """Raise `InputError` for the shape of an array that cannot be images."""
+    """Raise `InputError` if an array of this shape cannot be images."""
     if len(shape) == 3 or (len(shape) == 4 and shape[3] in (1, 3, 4)):
         return
     hint = ""
@@ -40,11 +40,11 @@ def require_image_shape(shape: Sequence[int], label: object) -> None:
 
 
 def to_uint8(array: np.ndarray[Any, Any], label: object) -> Images:
-    """Converts ``[N, H, W]`` or ``[N, H, W, C]`` of any accepted dtype to uint8 ``[N, H, W, C]``."""
+    """Convert ``[N, H, W]`` or ``[N, H, W, C]`` of any accepted dtype to uint8 ``[N, H, W, C]``."""
     if array.ndim == 3:
         array = array[..., None]
     if array.dtype == np.bool_:
-        # Through bytes, because nothing makes a file stick to 0 and 1.
+        # Through bytes, because a file may hold booleans other than 0 and 1.
         array = np.where(array.view(np.uint8) != 0, np.uint8(255), np.uint8(0))
     elif array.dtype != np.uint8:
         floating = array.dtype.kind == "f"
@@ -59,14 +59,14 @@ def to_uint8(array: np.ndarray[Any, Any], label: object) -> Images:
 
 
 def from_arrays(train: Split, test: Split | None = None) -> ImageData:
-    """Examples given in Python, arrays by name with one first axis, as `ImageData`.
+    """Convert examples given in Python, named arrays with a common first axis, to `ImageData`.
 
     Args:
-      train: "image" [N, H, W, C] or [N, H, W] of any scale that `to_uint8` takes, and whatever else.
+      train: "image" [N, H, W, C] or [N, H, W] of any scale that `to_uint8` takes, and any other arrays.
       test: the same. None: every tenth example of `train` is held out.
 
     Raises:
-      InputError: there are no images, they are of a shape or scale that cannot be used, or arrays differ in length.
+      InputError: there are no images, their shape or scale cannot be used, or arrays differ in length.
     """
     found = {"train": _checked(train, "data")} | ({} if test is None else {"test": _checked(test, "the test data")})
     source = "arrays given in Python"

@@ -2,7 +2,7 @@
 
 TensorFlow Datasets (TFDS) knows sizes and SHA-256 sums of the files, and keeps them in
 ``<data dir>/downloads/<dataset>``, where the data dir is ``$TFDS_DATA_DIR`` or ``~/tensorflow_datasets``.
-The same folder and file names are used here, so what either has downloaded serves both. TensorFlow
+The same folder and file names are used here, so TFDS and jaxvae share their downloads. TensorFlow
 itself is not needed: nothing is extracted or prepared.
 """
 
@@ -28,11 +28,11 @@ FILES = ("train-images-idx3-ubyte.gz", "t10k-images-idx3-ubyte.gz")
 """The two files of a dataset that hold images: training, test."""
 
 DEADLINE_S = 4.0
-"""Seconds in which the server must have answered a first request, name lookup included."""
+"""Seconds within which the server must answer the first request, name lookup included."""
 
 
 class Unreachable(InputError):
-    """The server of a dataset does not answer: no network, a closed port, a proxy that refuses, silence."""
+    """The server of a dataset does not answer: no network, a closed port, a proxy that refuses, a timeout."""
 
 
 def idx_files(
@@ -42,7 +42,7 @@ def idx_files(
     url_infos: Mapping[str, Any] | None = None,
     data_dir: str | os.PathLike[str] | None = None,
 ) -> tuple[Path, Path]:
-    """Returns the gzipped IDX image files of a dataset, downloading what the cache lacks.
+    """Return the gzipped IDX image files of a dataset. Download those that the cache lacks.
 
     Files found in the cache need no network. A downloaded file enters the cache only after its size and
     SHA-256 have been verified.
@@ -79,7 +79,7 @@ def idx_files(
         file_name = resource.get_dl_fname(url, info.checksum)
         # Older TFDS versions did not have a folder per dataset; newer ones still look there.
         candidates = (downloads / name / file_name, downloads / file_name)
-        # TFDS's rule: a file counts once its INFO file is there. os.path.exists takes "may not look" for no.
+        # TFDS's rule: a file counts once its INFO file exists. Without permission to look, os.path.exists is False.
         cached = (c for c in candidates if all(map(os.path.exists, (c, resource.get_info_path(c)))))
         path = next(cached, None)
         if path is None:
@@ -97,11 +97,11 @@ def _advice(name: str) -> str:
 
 
 def _require_reachable(name: str, url: str) -> None:
-    """Raises unless the server answers a HEAD request with success within `DEADLINE_S`.
+    """Raise unless the server answers a HEAD request with success within `DEADLINE_S`.
 
-    TFDS retries ten times with growing pauses and without timeouts, so being offline has to be found out
-    before it starts. The thread bounds what a socket timeout does not: name lookup, and several addresses
-    or redirects that each take their time.
+    TFDS retries ten times with growing pauses and without timeouts, so this must be checked before it
+    starts. The thread also bounds what a socket timeout does not: name lookup, and the sum over several
+    addresses or redirects.
     """
     import requests
 
@@ -127,14 +127,14 @@ def _require_reachable(name: str, url: str) -> None:
 
 
 def _download(name: str, url: str, info: Any, path: Path) -> None:
-    """Downloads `url` to `path` and writes the INFO file by which TFDS knows a complete download."""
+    """Download `url` to `path` and write the INFO file by which TFDS recognises a complete download."""
     import requests
     import tensorflow_datasets as tfds
     from tensorflow_datasets.core.download import download_manager, resource, util
 
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # TFDS leaves what it could not finish or verify where it downloads to: let that be a passing folder.
+        # TFDS leaves unfinished and unverified files in its download folder, so give it a temporary one.
         scratch_dir = tempfile.TemporaryDirectory(prefix="incomplete.", dir=path.parent)
         with scratch_dir as scratch, _bars_on_terminal():
             manager = tfds.download.DownloadManager(
@@ -161,7 +161,7 @@ def _download(name: str, url: str, info: Any, path: Path) -> None:
 
 @contextlib.contextmanager
 def _bars_on_terminal() -> Iterator[None]:
-    """TFDS's progress bars on a terminal, nothing in a log file; its switch is global, so it is put back."""
+    """Show TFDS's progress bars on a terminal only. Its switch is global, so it is restored afterwards."""
     from tensorflow_datasets.core.utils import tqdm_utils
 
     before = tqdm_utils._active

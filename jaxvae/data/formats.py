@@ -1,4 +1,4 @@
-"""Image files as arrays: IDX, NumPy's, and folders of pictures. Everything read is untrusted."""
+"""Read image files as arrays: IDX files, NumPy files, and folders of pictures. All input is untrusted."""
 
 import contextlib
 import io
@@ -25,9 +25,9 @@ _CHUNK = 1 << 20  # bytes per read
 
 @contextlib.contextmanager
 def blaming(label: object) -> Iterator[None]:
-    """Turns whatever a decoder raises on damaged input into an `InputError` that names the file.
+    """Turn any exception that a decoder raises on damaged input into an `InputError` that names the file.
 
-    Every kind of exception, since the decoders of zlib, zipfile, NumPy and Pillow raise many on hostile
+    All exceptions are caught: the decoders of zlib, zipfile, NumPy and Pillow raise many kinds on malicious
     bytes (struct.error, SyntaxError, RecursionError, ...) and document few.
     """
     try:
@@ -40,7 +40,7 @@ def blaming(label: object) -> Iterator[None]:
 
 
 def _read_exactly(file: IO[bytes] | io.BufferedIOBase, size: int, label: object) -> bytearray:
-    """Reads the `size` bytes that remain, in pieces: memory follows what is there, not what is claimed."""
+    """Read the remaining `size` bytes in pieces, so that memory grows with the real size, not the claimed one."""
     data = bytearray()
     with blaming(label):
         while len(data) < size and (piece := file.read(min(_CHUNK, size - len(data)))):
@@ -55,11 +55,11 @@ def _read_exactly(file: IO[bytes] | io.BufferedIOBase, size: int, label: object)
 
 
 def read_idx(path: Path) -> Images:
-    """Reads an IDX file of images, gzipped or not, as uint8 ``[N, H, W, 1]``."""
+    """Read an IDX file of images, gzipped or not, as uint8 ``[N, H, W, 1]``."""
     import gzip
 
     with blaming(path), path.open("rb") as raw:
-        # By content, not by name: browsers unpack what they download and keep the .gz.
+        # By content, not by name: browsers unpack a download and keep its .gz.
         gzipped = raw.read(2) == b"\x1f\x8b"
         raw.seek(0)
         with gzip.open(raw) if gzipped else contextlib.nullcontext(raw) as file:
@@ -110,8 +110,8 @@ def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, label: str) 
 
 
 def _read_npy(file: IO[bytes], size: int, label: object) -> np.ndarray[Any, Any]:
-    """Reads the .npy content of `size` bytes that `file` is at the start of; never unpickles."""
-    # NumPy warns when it has to mend a header that Python 2 wrote; it is mended, so nobody needs to know.
+    """Read the .npy content, `size` bytes, from the start of `file`. Never unpickle."""
+    # NumPy warns when it repairs a header that Python 2 wrote. The repaired header works, so the warning is no use.
     with blaming(label), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         version = np.lib.format.read_magic(file)
@@ -160,12 +160,12 @@ def _picture_files(folder: Path) -> list[Path]:
 
 
 def _read_pictures(paths: Sequence[Path]) -> Images:
-    """Reads picture files of one size as uint8 ``[N, H, W, C]``, C = 1 if all are grey, else 3."""
+    """Read picture files of one size as uint8 ``[N, H, W, C]``, C = 1 if all are grey, else 3."""
     from PIL import Image
 
     images: list[Images] = []
     with warnings.catch_warnings():
-        # Nobody needs to know that metadata or a palette is odd, as long as the pixels can be read.
+        # Warnings of odd metadata or palettes do not matter as long as the pixels can be read.
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         for path in paths:
@@ -181,7 +181,7 @@ def _read_pictures(paths: Sequence[Path]) -> Images:
 
 
 def _read_picture(path: Path) -> Images:
-    """Reads one picture, over white, as uint8 ``[H, W, 1]`` if its mode is grey, else ``[H, W, 3]``."""
+    """Read one picture, composited over white, as uint8 ``[H, W, 1]`` if its mode is grey, else ``[H, W, 3]``."""
     from PIL import Image, ImageOps
 
     with blaming(path), Image.open(path, formats=("PNG", "JPEG")) as image:

@@ -1,4 +1,4 @@
-"""Images as a run takes them: splits of uint8 arrays, and what tells them from others."""
+"""The images of a run: splits of uint8 arrays, and the digests that identify them."""
 
 import dataclasses
 import hashlib
@@ -16,21 +16,21 @@ Images: TypeAlias = np.ndarray[Any, np.dtype[np.uint8]]
 
 
 Split: TypeAlias = Mapping[str, np.ndarray[Any, np.dtype[Any]]]
-"""Examples by what they hold, arrays with one first axis: uint8 "image" [N, H, W, C], and whatever else there is."""
+"""Examples: named arrays with a common first axis. Always uint8 "image" [N, H, W, C]; others are optional."""
 SPLITS = ("train", "validation", "test")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ImageData:
-    """A training set, a validation set, which may be empty, and a test set of equally shaped images.
+    """A training set, a validation set (which may be empty) and a test set, of images of one shape.
 
     Attributes:
-      name: what ``--dataset`` would name to get the same data again: a name of `DATASETS` or a path.
+      name: the value of ``--dataset`` that loads the same data again: a name of `DATASETS` or a path.
       source: where the images came from, in words.
       train: uint8 ``[N, H, W, C]``, N >= 1, C one of 1, 3, 4.
       test: uint8 ``[M, H, W, C]``, M >= 1, with the H, W and C of `train`. For final metrics: nothing is chosen by it.
-      validation: uint8 ``[V, H, W, C]``, V >= 0, held out of the training images, to choose by. Default: none.
-      others: what the examples of a split hold besides, by split and name: such as ``{"train": {"label": [N]}, ...}``.
+      validation: uint8 ``[V, H, W, C]``, V >= 0, held out of the training images to select models. Default: none.
+      others: the other arrays of a split, by split and name, such as ``{"train": {"label": [N]}, ...}``.
     """
 
     name: str
@@ -45,7 +45,7 @@ class ImageData:
             object.__setattr__(self, "validation", self.train[:0])
 
     def split(self, name: str) -> dict[str, np.ndarray[Any, np.dtype[Any]]]:
-        """The examples of the split of that name; see `Split`."""
+        """The examples of the split called `name`; see `Split`."""
         return {"image": getattr(self, name), **self.others.get(name, {})}
 
     @property
@@ -61,30 +61,30 @@ class ImageData:
 
 
 def prepared(images: ImageData, config: Config) -> ImageData:
-    """What `config` makes of the images that `load` returns: binarised where it says so, then split.
+    """Binarise the images that `load` returns, if `config` says so, then hold out validation images.
 
-    In this order, so that an image has the same pixels whatever is held out. Raises `InputError` as
+    In this order, an image's pixels do not depend on what is held out. Raises `InputError` as
     `with_validation` does.
     """
     return with_validation(as_seen(images, config), config.validation, config.validation_seed)
 
 
 def as_seen(images: ImageData, config: Config) -> ImageData:
-    """The images with the pixels that models of `config` see, where those are drawn once."""
+    """The images with the pixels that models of `config` see, if those are drawn once; else unchanged."""
     inputs = config.parts.inputs
     return binarized(images, inputs.static_seed) if isinstance(inputs, Static) else images
 
 
 def with_validation(images: ImageData, amount: float, seed: int) -> ImageData:
-    """Holds some of the training images out for validation. The rest keep their order.
+    """Hold out some of the training images for validation. The rest keep their order.
 
-    Which ones depends on `amount`, `seed` and the number of training images alone. Those that a smaller amount
-    holds out are among those of a larger one.
+    The choice depends only on `amount`, `seed` and the number of training images. A smaller amount holds out a
+    subset of a larger one.
 
     Args:
       images: without validation images.
       amount: below 1, a fraction of the training images (rounded); else their number; 0 holds out none.
-      seed: of the draw.
+      seed: the seed of the draw.
 
     Raises:
       InputError: `amount` is above 0 and holds out none, or leaves none to train on.
@@ -105,11 +105,10 @@ def with_validation(images: ImageData, amount: float, seed: int) -> ImageData:
 
 
 def binarized(images: ImageData, seed: int) -> ImageData:
-    """Each pixel 0 or 255, drawn once, with the probability of 255 that is its intensity: static binarisation.
+    """Draw each pixel once, as 0 or 255. Its intensity is the probability of 255: static binarisation.
 
-    Larochelle and Murray (2011), whose own draw of MNIST is not to be had under any seed; NumPy's default
-    generator, seeded with `seed`, draws the training images first. Validation images are held out afterwards:
-    see `prepared`.
+    Larochelle and Murray (2011). No seed gives their own draw of MNIST. NumPy's default generator, seeded with
+    `seed`, draws the training images first. Validation images are held out afterwards: see `prepared`.
     """
     if len(images.validation):
         raise ValueError("binarise before you hold out validation images")
@@ -130,7 +129,7 @@ def digest(images: np.ndarray[Any, np.dtype[Any]]) -> str:
 
 
 def digests(images: ImageData) -> dict[str, str]:
-    """What a run's checkpoints say of its data: "train_images_sha256" and so on, of each split that is not empty."""
+    """The digests of a run's data in its checkpoints: "train_images_sha256" and so on, for each non-empty split."""
     return {
         f"{split}_{'images' if name == 'image' else name}_sha256": digest(values)
         for split in SPLITS

@@ -1,7 +1,7 @@
-"""Names and paths in, validated uint8 images ``[N, H, W, C]`` out. All file formats end here.
+"""Load datasets by name or path, in any file format, as validated uint8 images ``[N, H, W, C]``.
 
-Everything read is untrusted: no pickles, no allocation on a header's word alone, and every defect is an
-`InputError` of one line that names the flag or the file.
+All input is untrusted. Pickles are refused, no memory is allocated for what a header only claims, and every
+defect is a one-line `InputError` that names the flag or the file.
 """
 
 import os
@@ -31,31 +31,30 @@ def load(
     *,
     warn: Callable[[str], None] = errors.warn,
 ) -> ImageData:
-    """Loads a dataset by name or by path.
+    """Load a dataset by name or by path.
 
     - ``mnist``, ``fashion_mnist``, ``kmnist``: 28x28 grey. The two IDX image files in `data_dir`, gzipped
       or not; without `data_dir`, those in TensorFlow Datasets' cache, or else downloaded into it.
     - ``digits``: scikit-learn's 1,797 digits of 8x8, scaled to 28x28; the first 1,500 are the training
       set. Needs neither files nor network.
-    - ``auto``: ``mnist``; without `data_dir`, and where MNIST is neither in the cache nor can be
-      downloaded, ``digits``, and `warn` is told.
+    - ``auto``: ``mnist``. Without `data_dir`, if MNIST is neither in the cache nor can be downloaded:
+      ``digits``, and `warn` is called.
     - ``FILE.npy``: one array, split.
-    - ``FILE.npz``: ``x_train`` and ``x_test``, or ``train`` and ``test``, or, if there is only one array,
-      that one, split.
+    - ``FILE.npz``: ``x_train`` and ``x_test``, or ``train`` and ``test``, or a single array, split.
     - a folder: the PNG and JPEG files in and below its ``train/`` and ``test/`` if it has both, else all in
       and below the folder, split.
 
-    *Split* means that every tenth image (index 9, 19, ...) is held out for the test set; it takes at least
+    *Split* means that every tenth image (index 9, 19, ...) is held out for the test set. This needs at least
     10 images.
 
     Arrays are ``[N, H, W]`` or ``[N, H, W, C]`` with C one of 1, 3, 4; uint8, bool (to 0 and 255), floats
     in [0, 1] (times 255, rounded) or other integers in 0..255.
 
-    A fourth channel of an array is taken as it stands, whatever it holds.
+    A fourth channel of an array is kept as it is.
 
     Image files must all have one size. They are sorted by relative path and turned upright as their EXIF
-    tag says. If the mode of every one is grey (1, L, LA), C is 1, else C is 3. Pictures with transparency are
-    composited over white, so what colour a transparent pixel has does not matter.
+    tag says. If all modes are grey (1, L, LA), C is 1, else C is 3. Pictures with transparency are
+    composited over white, so the colour of a transparent pixel does not matter.
     Links to files are followed, links to folders below the given one are not.
 
     Args:
@@ -65,7 +64,7 @@ def load(
 
     Raises:
       InputError: an unknown name, a missing, damaged or unsuitable file, or a failed download. Only
-        ``auto`` without `data_dir` ever falls back to other data than was asked for.
+        ``auto`` without `data_dir` ever falls back to other data.
     """
     if data_dir is not None and dataset not in ("auto", *IDX_DATASETS):
         names = ", ".join(("auto", *IDX_DATASETS))
@@ -77,7 +76,7 @@ def load(
     if dataset == "digits":
         return _digits()
     if dataset == GIVEN:
-        raise InputError(f"--dataset {GIVEN}: the run was trained on data given in Python: go on with it by jaxvae.fit")
+        raise InputError(f"--dataset {GIVEN}: the run was trained on data given in Python: continue it with jaxvae.fit")
     path = Path(dataset)
     with blaming(f"--dataset {dataset!r}"):
         is_folder, is_file = path.is_dir() and dataset != "", path.is_file()
@@ -98,9 +97,9 @@ def _auto(data_dir: str | os.PathLike[str] | None, warn: Callable[[str], None]) 
         try:
             download.idx_files("mnist")
         except InputError as error:
-            warn(f"TRAINING ON SCIKIT-LEARN'S 8x8 DIGITS, NOT ON MNIST, which is not to be had: {error}")
+            warn(f"TRAINING ON SCIKIT-LEARN'S 8x8 DIGITS, NOT ON MNIST, which is not available: {error}")
             return _digits()
-    # A file that is there but damaged is an error, not a reason to train on something else.
+    # A damaged file is an error, not a reason to train on something else.
     return _idx_dataset("mnist", data_dir)
 
 
@@ -131,7 +130,7 @@ def _digits() -> ImageData:
 
     small = np.rint(load_digits().images * (255 / 16)).astype(np.uint8)
     # Bicubic, because bilinear smears strokes as thin as a pixel. Its only lobes are negative and are clipped
-    # at 0, so no ripples show on the black ground.
+    # at 0, so no ripples show on the black background.
     large = [np.asarray(Image.fromarray(d).resize((28, 28), Image.Resampling.BICUBIC)) for d in small]
     images = np.stack(large)[..., None]
     source = "scikit-learn's bundled digits, 8x8 scaled to 28x28"

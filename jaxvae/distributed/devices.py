@@ -1,4 +1,4 @@
-"""Devices, of one process or of a job's, and how a run's arrays lie on them."""
+"""The devices of a process or of a job, and how a run's arrays lie on them."""
 
 import math
 import statistics
@@ -14,14 +14,14 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxvae.errors import InputError
 
 AXIS = "data"
-MOST_COMMUNICATION = 0.5  # Of a step, above which a person is told.
+MOST_COMMUNICATION = 0.5  # Of a step, above which the user gets advice.
 
 
 class Placement(NamedTuple):
     """How the arrays of a run lie on the devices, all of one mesh.
 
-    `state` is a sharding, or a tree of them that is a prefix of the train state; `batch` is that of
-    an array whose first axis is the batch's; `images` that of the training and test images.
+    `state` is a sharding, or a tree of them that is a prefix of the train state; `batch` is for arrays
+    with a first axis of the batch; `images` is for the training and test images.
     """
 
     state: Any
@@ -30,19 +30,19 @@ class Placement(NamedTuple):
 
     @property
     def shares(self) -> int:
-        """Into how many parts a batch is cut."""
+        """The number of shares of a batch."""
         axes = self.batch.spec[0] if len(self.batch.spec) else None
         names = () if axes is None else axes if isinstance(axes, tuple) else (axes,)
         return math.prod(self.batch.mesh.shape[name] for name in names)
 
     @property
     def replicated(self) -> NamedSharding:
-        """All of an array on every device."""
+        """The sharding that puts a whole array on every device."""
         return NamedSharding(self.batch.mesh, PartitionSpec())
 
 
 def data_parallel(devices: Sequence[jax.Device]) -> Placement:
-    """Every device has the state and the images, and works on an equal share of each batch."""
+    """Every device holds the state and the images, and works on an equal share of each batch."""
     mesh = Mesh(np.array(devices), (AXIS,), axis_types=(AxisType.Auto,))
     everywhere = NamedSharding(mesh, PartitionSpec())
     return Placement(state=everywhere, batch=NamedSharding(mesh, PartitionSpec(AXIS)), images=everywhere)
@@ -74,7 +74,7 @@ def check_divisible(batch_size: int, placement: Placement) -> None:
 
 
 def place(tree: Any, sharding: Any) -> Any:
-    """Host arrays, which every process has as a whole, on the devices: a tree of `jax.Array`.
+    """Put host arrays, which every process holds in full, on the devices: a tree of `jax.Array`.
 
     Args:
       tree: of arrays.
@@ -91,9 +91,9 @@ def place(tree: Any, sharding: Any) -> Any:
 
 
 def collective_seconds(size: int, placement: Placement, rounds: int = 5) -> float:
-    """Seconds that the average of `size` bytes over the devices of a batch takes: the median of some rounds.
+    """Seconds that the average of `size` bytes over the devices of a batch takes: the median of `rounds`.
 
-    All processes of a job must call it, together.
+    All processes of a job must call it together.
     """
     axes = placement.batch.spec[0]
     count = placement.shares * -(-size // 4)
@@ -117,11 +117,11 @@ def collective_seconds(size: int, placement: Placement, rounds: int = 5) -> floa
 
 
 def communication_advice(collective: float, step: float) -> str | None:
-    """What to say to a person where the collective of a step takes most of it; both in seconds. None: nothing."""
+    """Advice for the user if the collective of a step takes most of it, else None. Both are in seconds."""
     part = min(collective / step, 1.0)
     if part <= MOST_COMMUNICATION:
         return None
     return (
-        f"communication takes about {part:.0%} of a step: a larger --batch-size would do more between two collectives, "
+        f"communication takes about {part:.0%} of a step: a larger --batch-size does more work per collective, "
         "and one process may be faster"
     )

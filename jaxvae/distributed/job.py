@@ -22,11 +22,11 @@ from jaxvae.errors import InputError, JobError, SaveError, one_line
 T = TypeVar("T")
 
 JOIN_SECONDS = 120.0  # To wait for the other processes of a job.
-GOODBYE_SECONDS = 30  # To wait for them in the goodbye of JAX, which all say at one time.
-HEARTBEAT_SECONDS = 24 * 60 * 60  # JAX's own, which aborts with a trace: the watch is to find out first.
+GOODBYE_SECONDS = 30  # To wait for them when JAX shuts down, which all do together.
+HEARTBEAT_SECONDS = 24 * 60 * 60  # JAX's own, which aborts with a trace: the watch must find out first.
 
 _watch: Watch | None = None  # Of the job that this process joined.
-_agreed_to_end = False  # Whether all processes know of what ends them.
+_agreed_to_end = False  # Whether all processes know the error that ends them.
 
 
 def join(
@@ -38,19 +38,19 @@ def join(
 ) -> None:
     """Join the processes of a job, before JAX is used for anything else.
 
-    With no argument: what Slurm, Open MPI or Kubernetes say, or nothing where none of them started
-    several processes. From here on, if another process is lost, this one says so in one line and ends with
+    Without arguments: as Slurm, Open MPI or Kubernetes say; if none of them started several processes, do
+    nothing. From here on, if another process is lost, this one says so in one line and ends with
     exit code `jaxvae.distributed.watch.EXIT_JOB`.
 
     Args:
-      coordinator: HOST:PORT at which process 0 is to be reached by all, and listens.
+      coordinator: HOST:PORT at which process 0 listens and all can reach it.
       num_processes: of the job.
       process_id: of this process, from 0.
-      run_dir: what to resume, should a process be lost.
+      run_dir: what to resume if a process is lost.
       timeout: seconds to wait for the others.
 
     Raises:
-      InputError: an argument is missing or out of range, or the others were not there in time.
+      InputError: an argument is missing or out of range, or the others did not connect in time.
     """
     given = {"--coordinator": coordinator, "--num-processes": num_processes, "--process-id": process_id}
     scheduled = all(value is None for value in given.values())
@@ -73,13 +73,13 @@ def join(
     _keep_watch(own, meet(name, coordinator, own, num_processes, timeout), run_dir)
     try:
         if any(os.environ.get(name) for name in ("grpc_proxy", "https_proxy", "http_proxy")):
-            # Which gRPC would ask even for an address of this machine.
+            # gRPC would use the proxy even for an address of this machine.
             os.environ.setdefault("no_grpc_proxy", "127.0.0.1")
         jax.distributed.initialize(
             coordinator if process_id == 0 else relay(host.strip("[]"), int(port), timeout),
             num_processes,
             process_id,
-            # A scheduler says which of a machine's devices are this process's.
+            # A scheduler says which of a machine's devices belong to this process.
             cluster_detection_method=None if scheduled else "deactivate",
             initialization_timeout=math.ceil(timeout),
             heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
@@ -91,9 +91,9 @@ def join(
 
 
 def _scheduled(timeout: float) -> tuple[str, int, int]:
-    """The coordinator's address, the number of processes and that of this one, as the scheduler says.
+    """The coordinator's address, the number of processes, and this process's number, as the scheduler says.
 
-    JAX knows the schedulers, and has no public function that tells what they say.
+    JAX knows the schedulers, but has no public function for this.
 
     Raises:
       InputError: JAX cannot read it.
@@ -103,9 +103,9 @@ def _scheduled(timeout: float) -> tuple[str, int, int]:
     found: Any = ClusterEnv.auto_detect_unset_distributed_params(None, None, None, None, None, math.ceil(timeout))
     address, count, number, _ = found
     if address is None or count is None or number is None:
-        # JAX reads what Kubernetes says with a package of its own.
+        # On Kubernetes, JAX needs an extra package for this.
         raise InputError(
-            "a scheduler started this process, but JAX cannot read which job it is of: on Kubernetes, pip install "
+            "a scheduler started this process, but JAX cannot tell which job it belongs to: on Kubernetes, pip install "
             "'jax[k8s]'; or give --coordinator, --num-processes and --process-id"
         )
     return address, count, number
@@ -131,17 +131,17 @@ def _keep_watch(own: Peer, links: Sequence[Link], run_dir: Path | None) -> None:
     global _watch
     advice = f"go on with --resume --run-dir {run_dir or 'DIR'}, in as many processes or another number"
     _watch = Watch(own, links, advice)
-    # For programs that leave by no `leave`. Their traceback has been printed by then.
+    # For programs that end without `leave`. Their traceback has been printed by then.
     atexit.register(lambda: leave(getattr(sys, "last_value", None), code=1))
 
 
 def leave(error: BaseException | None = None, code: int | None = None) -> None:
-    """Leave the job, where this process is in one: together with the others, or alone, when this process ends here.
+    """Leave the job, if this process is in one: together with the others, or, after an error, alone: then it ends here.
 
     Args:
-      error: what ends this process, if anything does. Unless `agreed` has raised it in all processes, the others are
-        told, and end.
-      code: the exit code for it; None: it is a bug, whose traceback is printed.
+      error: what ends this process, if anything. Unless `agreed` has raised it in all processes, the others are told,
+        and end.
+      code: the exit code for it; None: it is a bug, and its traceback is printed.
     """
     global _watch
     watch, _watch = _watch, None
@@ -151,23 +151,23 @@ def leave(error: BaseException | None = None, code: int | None = None) -> None:
         watch.leave()
         return
     if code is None:
-        # What needs the others fails, in many ways, where one is lost: then the watch ends this process meanwhile.
+        # If a process is lost, what needs it fails in many ways: then the watch ends this process in the meantime.
         time.sleep(LOSS_SECONDS)
         traceback.print_exception(error)
     watch.fail(f"{watch.own} failed: {_described(error)}")
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
-    os._exit(1 if code is None else code)  # Without JAX's goodbye, which waits for the others and aborts.
+    os._exit(1 if code is None else code)  # Without JAX's shutdown, which waits for the others and aborts.
 
 
 def request_stop(number: int) -> None:
-    """Let every process of the job know, at once, of the signal `number`. Waits for nothing. Any thread may call it."""
+    """Tell every process of the job about the signal `number`. Waits for nothing. Any thread may call it."""
     if _watch is not None:
         _watch.request_stop(number)
 
 
 def stop_requested() -> int | None:
-    """The signal that a process of the job was sent, as far as is known here. Others may know it sooner, or later."""
+    """The signal that a process of the job received, if it is known here. Others may know it sooner or later."""
     return None if _watch is None else _watch.stop
 
 
@@ -177,7 +177,7 @@ def is_lead() -> bool:
 
 
 def gather(value: Any) -> list[Any]:
-    """The `value`, JSON, of every process, in their order. All of them must call it, together."""
+    """The `value`, JSON, of every process, in order. All processes must call this together."""
     if jax.process_count() == 1:
         return [value]
     text = np.frombuffer(json.dumps(value).encode(), np.uint8)
@@ -189,15 +189,15 @@ def gather(value: Any) -> list[Any]:
 
 
 def agreed(prepare: Callable[[], T], summary: Callable[[T], dict[str, Any]]) -> T:
-    """``prepare()``, once it has been done in every process with one and the same summary.
+    """The result of ``prepare()``, once every process has called it with the same summary.
 
     Args:
       prepare: what each process does by itself. It may raise anything.
       summary: JSON of what all processes must have in common.
 
     Raises:
-      InputError, SaveError: it failed so in one of the processes, or their summaries differ; raised in all.
-      JobError: something else was raised in one of the others. That one raises it itself.
+      InputError, SaveError: one of the processes raised it, or the summaries differ; raised in all.
+      JobError: another process raised any other error. That process raises the error itself.
     """
     global _agreed_to_end
     said: dict[str, Any] = {}
@@ -228,11 +228,11 @@ def agreed(prepare: Callable[[], T], summary: Callable[[T], dict[str, Any]]) -> 
     return result
 
 
-_KINDS = {"InputError": InputError, "SaveError": SaveError}  # Of errors that are the same in every process.
+_KINDS = {"InputError": InputError, "SaveError": SaveError}  # Errors that all processes raise alike.
 
 
 def _told(error: BaseException) -> tuple[str, str]:
-    """What the other processes are told of an error."""
+    """What the other processes are told about an error."""
     for name, kind in _KINDS.items():
         if isinstance(error, kind):
             return name, str(error)
@@ -257,6 +257,6 @@ def from_lead(tree: Any) -> Any:
     if jax.process_count() == 1:
         return tree
     arrays = jax.tree.map(np.asarray, tree)
-    # As bytes: they are added to zeros, which would lose the sign of -0.
+    # As bytes: JAX adds them to zeros, which would lose the sign of -0.
     sent = multihost_utils.broadcast_one_to_all(jax.tree.map(lambda a: np.frombuffer(a.tobytes(), np.uint8), arrays))
     return jax.tree.map(lambda a, s: np.frombuffer(np.asarray(s).tobytes(), a.dtype).reshape(a.shape), arrays, sent)

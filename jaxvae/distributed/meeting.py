@@ -1,6 +1,6 @@
 """How the processes of a job meet, and the connections that stay open between process 0 and each of the others.
 
-Process 0 listens at the coordinator's address and the others connect. All of them say for whom they wait. When all are
+Process 0 listens at the coordinator's address and the others connect. All print whom they wait for. When all are
 there, process 0 stops listening, so that JAX's own coordinator can take the port.
 """
 
@@ -17,12 +17,12 @@ from typing import Any, NamedTuple
 from jaxvae.errors import InputError, one_line, say
 
 LONGEST = 10_000  # Characters of a message.
-KEEPALIVE_SECONDS = 2  # Between two questions of the kernel whether the other side's kernel is still there.
+KEEPALIVE_SECONDS = 2  # Between two questions of the kernel to the other side's kernel.
 VANISHED_SECONDS = 10  # Without an answer, after which a machine counts as gone.
 
 
 class NotAMessage(Exception):
-    """Somebody else is at the other end."""
+    """The other end is not a process of the job."""
 
 
 class Peer(NamedTuple):
@@ -42,12 +42,12 @@ def this_process(number: int) -> Peer:
 
 
 class Link:
-    """A connection to another process of the job: JSON objects, a line each. Any thread may send.
+    """A connection to another process of the job: JSON objects, one per line. Any thread may send.
 
     Attributes:
       peer: who is at the other end; None until it has said so.
       left: whether it said that it leaves.
-      open: whether it has not been found gone.
+      open: False once the other side was found to be gone.
     """
 
     def __init__(self, connection: socket.socket):
@@ -59,16 +59,16 @@ class Link:
         self.open = True
 
     def send(self, kind: str, **content: Any) -> None:
-        """Send a message. One that is not received is not missed: `receive` tells that the other side is gone."""
+        """Send a message. Failures are ignored: `receive` finds out that the other side is gone."""
         with self._lock, contextlib.suppress(OSError):
             self._connection.sendall(json.dumps({"kind": kind, **content}).encode() + b"\n")
 
     def receive(self, timeout: float | None = None) -> dict[str, Any] | None:
-        """The next message, or None where the other side is gone.
+        """The next message, or None if the other side is gone.
 
         Raises:
           TimeoutError: there was none within `timeout` seconds.
-          NotAMessage: it is none of ours.
+          NotAMessage: it is not one of ours.
         """
         self._connection.settimeout(timeout)
         try:
@@ -91,7 +91,7 @@ class Link:
     def keep_alive(self) -> None:
         """Have the kernel find out within `VANISHED_SECONDS` that the other machine is gone.
 
-        The other side's kernel answers, so a process that is busy, or was stopped to be continued, is not lost.
+        The other side's kernel answers, so a process that is busy or suspended is not lost.
         """
         keep_alive(self._connection)
 
@@ -109,7 +109,7 @@ def keep_alive(connection: socket.socket) -> None:
         idle: KEEPALIVE_SECONDS,
         "TCP_KEEPINTVL": KEEPALIVE_SECONDS,
         "TCP_KEEPCNT": VANISHED_SECONDS // KEEPALIVE_SECONDS,
-        "TCP_USER_TIMEOUT": 1000 * VANISHED_SECONDS,  # For what was sent and not confirmed.
+        "TCP_USER_TIMEOUT": 1000 * VANISHED_SECONDS,  # For data sent and not acknowledged.
     }
     for name, value in options.items():
         if hasattr(socket, name):
@@ -117,9 +117,9 @@ def keep_alive(connection: socket.socket) -> None:
 
 
 def meet(name: str, address: str, own: Peer, num_processes: int, timeout: float) -> list[Link]:
-    """Return once all processes of the job are there, at the address that JAX is to use next.
+    """Wait for all processes of the job, at the address that JAX will use next.
 
-    JAX itself aborts, with a C++ trace, where a process does not come.
+    JAX itself aborts, with a C++ trace, if a process does not connect.
 
     Args:
       name: of the address, for errors.
@@ -129,10 +129,10 @@ def meet(name: str, address: str, own: Peer, num_processes: int, timeout: float)
       timeout: seconds to wait for all of them.
 
     Returns:
-      On process 0, a link to every other process in their order; on the others, one to process 0.
+      On process 0, a link to every other process, in order; on the others, one to process 0.
 
     Raises:
-      InputError: a process does not come in time, or is of another job.
+      InputError: a process does not connect in time, or belongs to another job.
     """
     host, _, port = address.rpartition(":")
     end = time.monotonic() + timeout
@@ -154,7 +154,7 @@ def meet(name: str, address: str, own: Peer, num_processes: int, timeout: float)
         except OSError as error:
             raise InputError(f"{name} did not answer in {timeout:g} s: {error.strerror or error}") from None
         except NotAMessage:
-            raise InputError(f"{name}: what answers there is no process of jaxvae") from None
+            raise InputError(f"{name}: what answers there is not a process of jaxvae") from None
         undo.pop_all()
     return [link]
 
@@ -174,7 +174,7 @@ def connect(host: str, port: int, end: float) -> socket.socket:
             connection = socket.create_connection((host, port), timeout=max(end - time.monotonic(), 0.1))
             if connection.getsockname() != connection.getpeername():
                 return connection
-            connection.close()  # TCP can meet itself where nobody listens yet, on ports it deals out.
+            connection.close()  # On an ephemeral port where nobody listens yet, TCP can connect to itself.
             raise ConnectionRefusedError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
         except OSError:
             if time.monotonic() >= end:
@@ -205,7 +205,7 @@ def _await_all(name: str, address: str, port: int, own: Peer, num_processes: int
                 link = Link(server.accept()[0])
             except TimeoutError:
                 numbers = ", ".join(map(str, sorted(missing)))
-                raise InputError(f"{name}: of {num_processes} processes, {numbers} did not come") from None
+                raise InputError(f"{name}: of {num_processes} processes, number {numbers} did not connect") from None
             undo.callback(link.close)
             try:
                 said = link.receive(timeout=5)
@@ -213,10 +213,10 @@ def _await_all(name: str, address: str, port: int, own: Peer, num_processes: int
                     raise NotAMessage
                 peer, count = _peer(said), said.get("of")
             except (OSError, NotAMessage):
-                link.close()  # Somebody else who tries ports.
+                link.close()  # Not a process of the job, such as a port scanner.
                 continue
             if count != num_processes or peer.number not in missing:
-                reason = f"process {peer.number} of {count} does not fit a job of {num_processes}, or came twice"
+                reason = f"process {peer.number} of {count} does not fit a job of {num_processes}, or connected twice"
                 link.send("refused", reason=reason)
                 raise InputError(f"{name}: {reason}")
             missing.remove(peer.number)

@@ -1,8 +1,8 @@
-"""The watch that the processes of a job keep over each other, beside JAX and without it.
+"""How the processes of a job watch each other, independently of JAX.
 
-A process that dies has its connections closed by its kernel, and those of a machine that vanishes time out. Either way
-process 0, which is connected to all, tells the rest, and all that are left end at once, in one line. Threads do this,
-since the main thread may be waiting, for ever, for what the lost process was to compute.
+If a process dies, its kernel closes its connections; if a machine vanishes, they time out. Either way process 0, which
+is connected to all, tells the rest, and all processes that are left end at once, with one line. Threads do this, since
+the main thread may wait for ever for a result of the lost process.
 """
 
 import contextlib
@@ -16,10 +16,10 @@ from typing import Any
 from jaxvae.distributed.meeting import Link, NotAMessage, Peer, connect, keep_alive
 from jaxvae.errors import one_line
 
-EXIT_JOB = 5  # The exit code where another process of the job was lost, or failed.
+EXIT_JOB = 5  # The exit code if another process of the job was lost, or failed.
 TELL_SECONDS = 2.0  # For the others to hear why this process ends.
-LEAVE_SECONDS = 300.0  # For all to leave, once one does: a last checkpoint may take its time.
-LOSS_SECONDS = 3.0  # Within which the end of a process is heard of, when what it was to compute has failed.
+LEAVE_SECONDS = 300.0  # For all to leave, once one does: a last checkpoint may take long.
+LOSS_SECONDS = 3.0  # After a computation fails, within which the loss of a process is known.
 
 
 class Watch:
@@ -28,7 +28,7 @@ class Watch:
     Args:
       own: this process.
       links: on process 0, to every other process; on the others, to process 0.
-      advice: what a person can do about a lost process.
+      advice: what the user can do about a lost process.
     """
 
     def __init__(self, own: Peer, links: Sequence[Link], advice: str):
@@ -44,11 +44,11 @@ class Watch:
 
     @property
     def stop(self) -> int | None:
-        """The first signal that `request_stop` was called with in any process, once that is known here."""
+        """The first signal passed to `request_stop` in any process, once it is known here."""
         return self._stop
 
     def request_stop(self, number: int) -> None:
-        """Tell every process that this one was sent the signal `number`. Waits for nothing. Any thread may call it."""
+        """Tell every process that this one received the signal `number`. Waits for nothing. Any thread may call it."""
         self._note_stop(number)
         for link in self._links:
             link.send("stop", number=number)
@@ -81,19 +81,19 @@ class Watch:
                 self._changed.notify_all()
 
     def leave(self) -> None:
-        """Wait until every process leaves too, or tell those that do not that this one has: they would wait for it."""
+        """Wait until every process leaves, too. Tell those that do not: they would wait for this one."""
         if self.own.number:
             self._links[0].send("leaving")
         with self._changed:
             together = self._changed.wait_for(lambda: self._all_left, LEAVE_SECONDS)
         if not together:
-            self.fail(f"{self.own} left, and not every process did")
+            self.fail(f"{self.own} left, but not every process did")
         elif not self.own.number:
             for link in self._links:
                 link.send("all left")
 
     def fail(self, reason: str) -> None:
-        """Tell every process that this one ends, and why, so that all end; return when they have heard it."""
+        """Tell every process that this one ends, and why, so that all end; return when they know."""
         with self._changed:
             if self._ends:
                 self._changed.wait()  # For the thread that ends this process.
@@ -108,12 +108,12 @@ class Watch:
             time.sleep(0.01)
 
     def _end(self, reason: str, source: Link) -> None:
-        """End this process, in one line, whatever its other threads do."""
+        """Print one line and end this process, whatever its other threads do."""
         with self._changed:
             if self._ends:
                 return
             self._ends = True
-        # Not by the console, whose locks another thread may hold. It hides the cursor of a terminal.
+        # Not through the console: another thread may hold its locks. On a terminal, show the cursor that it hides.
         start = "\n\x1b[?25h" if os.isatty(2) else ""
         with contextlib.suppress(OSError):
             os.write(2, f"{start}error: {reason}\n".encode())
@@ -122,10 +122,10 @@ class Watch:
 
 
 def relay(host: str, port: int, timeout: float) -> str:
-    """HOST:PORT on this machine, connections to which are passed on to another.
+    """HOST:PORT on this machine that passes connections on to `host` and `port`.
 
-    They stay open here when they end there: JAX's client aborts the process, with a C++ trace, at the moment at which
-    it loses its coordinator, and leaves no time to say what was lost.
+    A connection stays open here when it ends there: JAX's client aborts the process, with a C++ trace, as soon as it
+    loses its coordinator, and leaves no time to say what was lost.
     """
     server = socket.create_server(("127.0.0.1", 0))
 

@@ -1,4 +1,4 @@
-"""What an evaluation reports besides the objective's terms: metrics, each in a file of its own."""
+"""Metrics: what an evaluation reports besides the objective's terms, each in its own file."""
 
 from collections.abc import Mapping
 

@@ -17,17 +17,17 @@ from jaxvae.run.records import rounded
 from jaxvae.train.step import as_batch
 from jaxvae.typing import Array, Batch, Params
 
-ACTIVE = 0.01  # Variance of its posterior mean, above which a latent dimension is active: arXiv 1509.00519, section 5.
-UPPER_SAMPLES = 50  # Of the lower layer, for the posterior mean of the upper one.
+ACTIVE = 0.01  # A latent dimension is active above this variance of its posterior mean: arXiv 1509.00519, section 5.
+UPPER_SAMPLES = 50  # Draws of the lower layer, for the posterior mean of the upper one.
 
 
 @dataclass(frozen=True)
 class ActiveUnits(Metric):
-    """How many latent dimensions of each layer are active, and the KL term of each, of a model of one layer.
+    """How many latent dimensions of each layer are active; for a model of one layer, also the KL term of each.
 
     A dimension u is active where ``Var_x(E_q(u | x)[u]) > ACTIVE``: Burda, Grosse and Salakhutdinov (arXiv
-    1509.00519), section 5. Of the upper layer of two, E_q(h1 | x)[E_q(h2 | h1)[h2]] is estimated with
-    `UPPER_SAMPLES` draws of h1, and what their variance adds to that over the images is subtracted. (The authors'
+    1509.00519), section 5. For the upper of two layers, E_q(h1 | x)[E_q(h2 | h1)[h2]] is estimated with
+    `UPPER_SAMPLES` draws of h1, and the variance that the draws add over the images is subtracted. (The authors'
     code takes one draw, and subtracts nothing.)
     """
 

@@ -28,16 +28,16 @@ def log_likelihood(
     """log p(x) of each image by importance sampling, with exactly `samples` latents from the posterior.
 
     ``log (1/K) sum_k p(x, z_k) / q(z_k | x)``: Rezende, Mohamed and Wierstra (arXiv 1401.4082), appendix E.
-    In expectation it is a lower bound, which is tight as K grows. Memory does not grow with K.
+    In expectation it is a lower bound, which becomes tight as K grows. Memory does not grow with K.
 
     Args:
       subject: a model trained in nats.
-      images: a split, among its arrays uint8 "image" [N, H, W, C].
+      images: a split; its arrays include uint8 "image" [N, H, W, C].
       key: of all the draws; those of an image are a function of its place.
       samples: K.
 
     Returns:
-      The estimates [N], in nats, and the standard errors [N] that K leaves them (delta method).
+      The estimates [N], in nats, and their standard errors [N] with K draws (delta method).
     """
     per_image = math.prod(images["image"].shape[1:])
     chunk = min(samples, max(1, chunks.PIXELS_AT_ONCE // per_image))
@@ -88,16 +88,16 @@ def error_of_mean(errors: NDArray[np.float64]) -> float:
 
 
 def bits_per_dimension(log_p: float, num_values: int) -> float:
-    """An image's log-probability, in nats, as bits for each of its pixels and colours to encode it."""
+    """An image's log-probability, in nats, as bits for each of its pixels and channels."""
     return -log_p / (num_values * math.log(2))
 
 
 @dataclass(frozen=True)
 class LogLikelihood(Metric):
-    """The estimate of log p(x), and bits per dimension where p(x) is a probability, of that or else of the bound."""
+    """The estimate of log p(x); for a probability p(x), also bits per dimension, of that or else of the bound."""
 
     samples: int = option(0, COUNT)
-    """Estimate log p(x) too, with so many latents an image, as papers do with 5000. VAEs in nats only."""
+    """Estimate log p(x) too, with this many latents per image; papers use 5000. VAEs in nats only."""
 
     def check(self, config: Any) -> None:
         """See `Component`."""

@@ -18,10 +18,10 @@ from jaxvae.typing import Array, Batch, Params
 
 @dataclass(frozen=True)
 class MeanSquaredError(Metric):
-    """The notes' reconstruction error, of a model trained on any objective: the mean squared error per pixel."""
+    """The notes' reconstruction error, the mean squared error per pixel, for a model trained on any objective."""
 
     def measure(self, subject: Subject, images: Mapping[str, NDArray[Any]], key: jax.Array) -> Mapping[str, Measured]:
-        """See `Metric`. Nothing of a model that gives no reconstruction."""
+        """See `Metric`. Empty for a model that gives no reconstruction."""
 
         def of_batch(variables: Params, batch: Batch, keys: Array) -> Array | None:
             seen = as_batch(batch)

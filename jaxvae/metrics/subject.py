@@ -19,8 +19,8 @@ class Subject(NamedTuple):
       config: of its run.
       model: the Flax module.
       variables: all of its variables, by collection.
-      loss: what it was trained on.
-      terms: the means of the objective's terms over the images that are measured, by name.
+      loss: the objective it was trained on.
+      terms: the means of the objective's terms over the measured images, by name.
     """
 
     config: Config
@@ -35,6 +35,6 @@ class Subject(NamedTuple):
 
 
 def mean_and_error(values: NDArray[np.float64]) -> tuple[float, float | None]:
-    """The mean of N values, and its standard error: None for one value alone."""
+    """The mean of N values, and its standard error: None for a single value."""
     error = float(np.std(values, ddof=1, dtype=np.float64) / len(values) ** 0.5) if len(values) > 1 else None
     return float(values.mean()), error

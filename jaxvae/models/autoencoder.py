@@ -1,4 +1,4 @@
-"""The autoencoder: a code, and no distribution."""
+"""The autoencoder. It maps an image to a code, not to a distribution."""
 
 from typing import Any, Literal, NamedTuple
 
@@ -31,8 +31,8 @@ class AutoEncoder(nn.Module):
       image_shape: (H, W, C).
       network: its encoder and decoder.
       latent_size: L.
-      head: "relu" puts a ReLU on the code, as the notes do; any other leaves it free.
-      dtype: what the products are computed in; parameters are float32, code and logits at least that.
+      head: "relu" applies a ReLU to the code, as in the notes; any other head leaves the code unchanged.
+      dtype: the dtype of the matrix products; parameters are float32, the code and the logits at least float32.
     """
 
     image_shape: ImageShape
@@ -46,17 +46,17 @@ class AutoEncoder(nn.Module):
         self.decoder = self.network.decoder(self.image_shape, self.dtype)
 
     def encode(self, x: Array) -> Array:
-        """Images [B, H, W, C] in [0, 1] to codes [B, L]."""
+        """Encode images [B, H, W, C] in [0, 1] to codes [B, L]."""
         features: Array = self.encoder(x)
         return nn.relu(features) if self.head == "relu" else features
 
     def decode(self, latent: Array) -> Array:
-        """Codes [B, L] to logits [B, H, W, C]."""
+        """Decode codes [B, L] to logits [B, H, W, C]."""
         logits: Array = self.decoder(latent)
         return logits
 
     def __call__(self, x: Array, key: Array | None = None) -> AutoEncoderOutput:
-        """Encode and decode `x` [B, H, W, C]. `key` is unused: all models are called alike."""
+        """Encode and decode `x` [B, H, W, C]. `key` is unused: all models share one signature."""
         del key
         latent = self.encode(x)
         return AutoEncoderOutput(self.decode(latent), latent)

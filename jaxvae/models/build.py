@@ -1,4 +1,4 @@
-"""Models: built from a configuration or brought by the user, called alike, and used without training."""
+"""Build the model of a configuration, call any model, reconstruct images and draw samples."""
 
 import inspect
 from collections.abc import Mapping
@@ -19,21 +19,21 @@ from jaxvae.options import with_traced
 from jaxvae.typing import Array, Batch, ImageShape, Params
 
 Model: TypeAlias = nn.Module
-"""An `AutoEncoder`, a `VAE`, a `TwoLayerVAE` or a module of the user's own, whose call `call_arguments` describes."""
+"""An `AutoEncoder`, a `VAE`, a `TwoLayerVAE` or a user-defined module. `call_arguments` says how it is called."""
 
 
 class Examples(dict[str, Array]):
-    """A batch. Reading an entry that it lacks raises an `InputError` that lists what it holds."""
+    """A batch. Reading a missing entry raises an `InputError` that lists the entries it holds."""
 
     def __missing__(self, name: str) -> Array:
         raise InputError(f"the data holds no {name}, which the model or the loss reads: it holds {', '.join(self)}")
 
 
 def build_model(config: Any, image_shape: ImageShape) -> Model:
-    """The model of a `jaxvae.Config`, for images of shape (H, W, C); or the user's own, if it names one.
+    """The model of a `jaxvae.Config` for images of shape (H, W, C), or the user-defined model that it names.
 
     Raises:
-      InputError: the network cannot encode such images to so many latents.
+      InputError: the network cannot encode images of this shape to this many latents.
     """
     parts = config.parts
     if parts.model is not None:
@@ -51,7 +51,7 @@ def build_model(config: Any, image_shape: ImageShape) -> Model:
 
 
 def with_traced_parts(model: Model, hyperparameters: Mapping[str, Any]) -> Model:
-    """A model whose components have values, which may be traced, in place of those of their traced options."""
+    """Replace the traced options of a model's components by `hyperparameters`. The values may be traced."""
     if not isinstance(model, LatentModel | AutoEncoder):
         return model
     parts = {name: getattr(model, name) for name in ("network", "likelihood", "prior") if hasattr(model, name)}
@@ -63,13 +63,13 @@ def with_traced_parts(model: Model, hyperparameters: Mapping[str, Any]) -> Model
 
 
 def call_arguments(model: Model, batch: Batch, keys: Array, train: bool) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """What ``model(...)`` is called with, by the names of the parameters of its ``__call__``.
+    """The positional and keyword arguments for ``model(...)``. The parameter names of its ``__call__`` decide them.
 
-    - The first one gets the images [B, H, W, C]; or the whole batch, if it is called `batch`.
+    - The first parameter gets the images [B, H, W, C], or the whole batch if it is named `batch`.
     - `key`: the keys of the examples, [B].
-    - `train`: whether this is a training step; `deterministic`: whether it is not.
+    - `train`: whether this is a training step; `deterministic`: the opposite.
 
-    Named random streams (``self.make_rng("dropout")``) are there as well, whatever their names.
+    Random streams of any name (``self.make_rng("dropout")``) are available as well.
     """
     names = [name for name in inspect.signature(type(model).__call__).parameters if name != "self"]
     known = {"key": keys, "train": train, "deterministic": not train}
@@ -78,10 +78,10 @@ def call_arguments(model: Model, batch: Batch, keys: Array, train: bool) -> tupl
 
 
 def init_variables(model: Model, key: Array, example: Mapping[str, Any]) -> dict[str, Any]:
-    """The first variables of a model, by collection, from a batch of one example."""
+    """The initial variables of a model, by collection, from a batch of one example."""
     batch = Examples({name: jnp.asarray(value) for name, value in example.items()})
     if isinstance(model, LatentModel):
-        # Not by a call, which does not look at the prior. What is drawn does not change the variables.
+        # `draw`, because `__call__` does not use the prior. The latents drawn do not affect the variables.
         return dict(model.init(key, batch, jax.random.split(key, 1), 1, method="draw"))
     arguments, named = call_arguments(model, batch, jax.random.fold_in(key, 0), train=False)
     variables: dict[str, Any] = dict(model.init(key, *arguments, **named))
@@ -89,14 +89,14 @@ def init_variables(model: Model, key: Array, example: Mapping[str, Any]) -> dict
 
 
 def reconstruction(output: Any, images: Array) -> Array | None:
-    """The reconstructed intensities [B, H, W, C] in a model's output: its `x_hat`, or itself; None if it has none."""
+    """The reconstructed intensities [B, H, W, C] of a model's output: its `x_hat` or the output itself; else None."""
     found = output.get("x_hat") if isinstance(output, Mapping) else getattr(output, "x_hat", output)
     return found if isinstance(found, jax.Array) and found.shape == images.shape else None
 
 
 @float32_products
 def reconstruct(model: Model, variables: Params, batch: Batch, keys: Array) -> Array | None:
-    """The images of a batch [B, H, W, C] in [0, 1], encoded and decoded again: intensities, or None if it gives none.
+    """Encode and decode a batch's images [B, H, W, C] in [0, 1]: intensities, or None if the model returns none.
 
     A VAE's latents are drawn with `keys` [B], or with a single key, as in training.
     """
@@ -107,9 +107,9 @@ def reconstruct(model: Model, variables: Params, batch: Batch, keys: Array) -> A
 
 @float32_products
 def sample(model: Model, variables: Params, key: Array, count: int, batch: Batch | None = None) -> Array:
-    """Images drawn from the model: latents of the prior, decoded to mean intensities in [0, 1], [count, H, W, C].
+    """Draw latents from the prior and decode them to mean intensities in [0, 1], [count, H, W, C].
 
-    A module of the user's own has a method ``sample(count)`` that returns them, and draws from a random stream.
+    A user-defined module needs a method ``sample(count)`` that returns such images. It draws from a random stream.
     """
     if isinstance(model, LatentModel):
         latent: Any = model.apply(variables, key, count, batch, method="sample_latent")
@@ -126,11 +126,11 @@ def can_sample(model: Model) -> bool:
 
 
 def with_output_bias(params: Params, model: Model, mean: Array) -> Params:
-    """`params` with the decoder's last bias such that a fresh model draws pixels as bright as the data's.
+    """A copy of `params` with the decoder's last bias set, so that an untrained model is as bright as the data.
 
-    Burda et al. (arXiv 1509.00519), their code: at the logit of `mean` [H, W, C], clipped to [.001, .999]. Of a
-    convolution, which has one bias a channel, at the logit of the channel's mean; of a Gaussian likelihood, at the mean
-    itself.
+    As in the code of Burda et al. (arXiv 1509.00519), the bias is the logit of `mean` [H, W, C], clipped to
+    [.001, .999]. A convolution has one bias per channel: the logit of the channel's mean. With a Gaussian likelihood,
+    the bias is the mean itself.
     """
     params = jax.tree.map(lambda a: a, params)  # The dictionaries are copied, the arrays shared.
     decoder = params["params"]["decoder"]
@@ -142,7 +142,7 @@ def with_output_bias(params: Params, model: Model, mean: Array) -> Params:
     likelihood = model.likelihood if isinstance(model, LatentModel) else Bernoulli()
     first = likelihood.first_bias(values)
     bias = layer["bias"]
-    # Scales, where there are any, come after the means, channel by channel: theirs stay as they are.
+    # Scales, if there are any, follow the means along the channel axis. Their biases stay unchanged.
     parts = bias.size // first.size
     rest = bias.reshape(*first.shape[:-1], parts * first.shape[-1])[..., first.shape[-1] :]
     layer["bias"] = jnp.concatenate([first, rest], axis=-1).reshape(bias.shape).astype(bias.dtype)

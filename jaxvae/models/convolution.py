@@ -1,14 +1,14 @@
 """Convolutions that are fast on every device: XLA's own on accelerators, matrix products on a CPU.
 
-XLA's CPU back end runs a convolution inside a loop, and every one whose input is dilated, as plain nested loops, 10 to
-75 times slower than the machine can. Here the same sums are one matrix product a layer. Values and gradients are those
-of `flax.linen.Conv` and `flax.linen.ConvTranspose` to rounding, and the parameters have the same names and shapes, so
-weights fit either.
+XLA's CPU backend runs a convolution as plain nested loops if it is inside a loop or its input is dilated. That is 10 to
+75 times slower than the machine can do. Here each layer is one matrix product instead. Values and gradients equal those
+of `flax.linen.Conv` and `flax.linen.ConvTranspose` up to rounding. The parameters have the same names and shapes, so
+weights can be exchanged.
 
 On a CPU, images are laid out as [C, H W, B]: a pixel is a run of B numbers. Besides its product, a convolution moves
-and adds such runs, by tables that are known when it is compiled. Products get their operands as they like them, forward
-and backward. Each function takes and returns [B, H, W, C] all the same: XLA sees that consecutive layers agree on the
-layout, and moves nothing between them.
+and adds such runs. Tables known at compile time say which. The products get their operands in the layout that suits
+them, forward and backward. Every function still takes and returns [B, H, W, C]: XLA sees that consecutive layers agree
+on the layout, and moves nothing between them.
 """
 
 import functools
@@ -27,11 +27,11 @@ _NUMBERS = ("NHWC", "HWIO", "NHWC")
 
 
 class _Table:
-    """Which pixels each pixel of a result is the sum of: a constant matrix of zeros and ones, and linear.
+    """The input pixels that are summed for each output pixel. This is a linear map: a matrix of zeros and ones.
 
     Attributes:
-      sources: int32 [T, Q], up to T pixels for each of the result's Q; `count` stands for none.
-      count: the pixels there are.
+      sources: int32 [T, Q], up to T input pixels for each of Q output pixels; `count` means none.
+      count: the number of input pixels.
     """
 
     def __init__(self, sources: NDArray[np.int32], count: int):
@@ -54,7 +54,7 @@ class _Table:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def _moved(x: Array, table: _Table) -> Array:
-    """The pixels [C, P, B] that a table makes of those of `x` [C, count, B]."""
+    """Apply a table to the pixels `x` [C, count, B]: [C, Q, B]."""
     parts = [jnp.take(x, sources, axis=1, mode="fill", fill_value=0) for sources in table.sources]
     return functools.reduce(jnp.add, parts)
 
@@ -64,7 +64,7 @@ def _moved_forward(x: Array, table: _Table) -> tuple[Array, None]:
 
 
 def _moved_backward(table: _Table, _: None, gradient: Array) -> tuple[Array]:
-    # XLA would scatter, one number at a time.
+    # XLA's own gradient is a scatter, one number at a time.
     return (_moved(gradient, table.transposed),)
 
 
@@ -73,7 +73,7 @@ _moved.defvjp(_moved_forward, _moved_backward)
 
 @functools.cache
 def _windows(size: tuple[int, int], window: tuple[int, int], stride: int) -> _Table:
-    """All windows of a convolution with padding SAME: the pixels each of its taps sees, tap by tap.
+    """All windows of a convolution with padding SAME: for each tap in turn, the pixels that it sees.
 
     Args:
       size: (H, W) of the images.
@@ -117,7 +117,7 @@ def _transposed_by_products(x: Array, kernel: Array) -> Array:
     """A transposed convolution with stride 2 and padding SAME: the transpose of `_by_products`, step by step."""
     batch, height, width, channels = x.shape
     rows, cols, _, features = kernel.shape
-    # `jax.lax.conv_transpose` convolves a dilated image: its kernel is that of the convolution turned by half a turn.
+    # `jax.lax.conv_transpose` convolves a dilated image. Its kernel is the convolution's, rotated by 180 degrees.
     taps = kernel[::-1, ::-1].transpose(3, 0, 1, 2).reshape(features * rows * cols, channels)
     product = jnp.einsum("kc,cm->km", taps, _pixels(x).reshape(channels, -1))
     windows = _windows((2 * height, 2 * width), (rows, cols), 2)
@@ -167,7 +167,7 @@ def convolve_transposed(x: Array, kernel: Array) -> Array:
 
 
 class Conv(nn.Module):
-    """`flax.linen.Conv` with padding SAME: the same parameters, and the same values to rounding.
+    """`flax.linen.Conv` with padding SAME: the same parameters, and the same values up to rounding.
 
     Input [B, H, W, C], output [B, ceil(H / stride), ceil(W / stride), features].
     """

@@ -1,6 +1,6 @@
 """Layers of encoders and decoders, their initial weights, and the precision of their products.
 
-Shapes: B images [H, W, C]; L latent dimensions. Parameters are float32; `dtype` is what the products are computed in.
+Shapes: B images [H, W, C]; L latent dimensions. Parameters are float32; `dtype` is that of the matrix products.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -37,7 +37,7 @@ def _uniform_fan_in(fan_in: int) -> nn.initializers.Initializer:
     return init
 
 
-# Glorot and Bengio (2010), and zero biases; also where nothing else is asked for.
+# Glorot and Bengio (2010), with zero biases. Layers without a choice of initial weights use it as well.
 GLOROT: dict[str, Any] = {
     "kernel_init": nn.initializers.glorot_uniform(),
     "bias_init": nn.initializers.zeros_init(),
@@ -75,12 +75,12 @@ class MLP(nn.Module):
 
 
 def at_least_float32(x: Array) -> Array:
-    """Losses and noise are never in bfloat16, whatever the layers compute in."""
+    """Cast `x` to at least float32: losses and noise are never in bfloat16."""
     return x.astype(jnp.float32) if x.dtype.itemsize < 4 else x
 
 
 class Encoder(nn.Module):
-    """Images [B, H, W, C] with intensities in [0, 1] to features [B, out_size], at least float32."""
+    """Map images [B, H, W, C] with intensities in [0, 1] to features [B, out_size], at least float32."""
 
     hidden: tuple[int, ...]
     out_size: int
@@ -95,7 +95,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latents [B, L] to [B, H, W, C], at least float32. `hidden` is in the decoder's own order."""
+    """Map latents [B, L] to [B, H, W, C], at least float32. `hidden` is in the decoder's order."""
 
     hidden: tuple[int, ...]
     image_shape: ImageShape
@@ -112,7 +112,7 @@ class Decoder(nn.Module):
 
 
 class ConvEncoder(nn.Module):
-    """As `Encoder`, by 3 x 3 convolutions of stride 2 with `hidden` channels, and a dense layer."""
+    """Like `Encoder`, but with 3 x 3 convolutions of stride 2 with `hidden` channels, and a dense layer."""
 
     hidden: tuple[int, ...]
     out_size: int
@@ -129,9 +129,9 @@ class ConvEncoder(nn.Module):
 
 
 class ConvDecoder(nn.Module):
-    """As `Decoder`, by a dense layer and transposed convolutions of stride 2, which mirror `ConvEncoder`.
+    """Like `Decoder`, but with a dense layer and transposed convolutions of stride 2 that mirror `ConvEncoder`.
 
-    Sizes that are not powers of two come out right: each layer is cut to the size its mirror was given.
+    Sizes need not be powers of two: each layer's output is cropped to the input size of its mirror.
     """
 
     hidden: tuple[int, ...]
@@ -162,7 +162,7 @@ def logit(p: Array, margin: float) -> Array:
 
 
 def level_sizes(rows: int, cols: int, levels: int) -> tuple[tuple[int, int], ...]:
-    """Rows and columns of an image, and after each of `levels` convolutions of stride 2, which round up."""
+    """Rows and columns of an image, then of the output of each of `levels` convolutions of stride 2, rounded up."""
     sizes = [(rows, cols)]
     for _ in range(levels):
         sizes.append((-(-sizes[-1][0] // 2), -(-sizes[-1][1] // 2)))

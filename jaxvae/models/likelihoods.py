@@ -21,7 +21,7 @@ def sum_per_example(values: Array) -> Array:
 
 
 def check_same_shape(**arrays: Array) -> None:
-    """Raise `ValueError`: broadcasting a [B, 1] against a [B] would give a plausible wrong number."""
+    """Raise `ValueError` if shapes differ: broadcasting [B, 1] against [B] would give a plausible but wrong number."""
     if len({a.shape for a in arrays.values()}) > 1:
         raise ValueError("shapes must agree: " + ", ".join(f"{n} {a.shape}" for n, a in arrays.items()))
 
@@ -29,8 +29,8 @@ def check_same_shape(**arrays: Array) -> None:
 def bernoulli_nll(logits: Array, x: Array) -> Array:
     """Negative log-likelihood of intensities under a Bernoulli per pixel, given its logits.
 
-    ``sum_pixels max(l, 0) - x * l + log(1 + exp(-|l|))``, which is ``softplus(l) - x * l`` in the
-    form that neither overflows nor loses the digits of a small value. For grey `x` it is the
+    ``sum_pixels max(l, 0) - x * l + log(1 + exp(-|l|))``, which is ``softplus(l) - x * l`` in a
+    form that does not overflow and keeps the digits of small values. For grey `x` it is the
     cross-entropy, as usual in the literature (Kingma and Welling, arXiv 1312.6114, appendix C.1).
 
     Args:
@@ -54,7 +54,7 @@ def gaussian_nll(mean: Array, log_std: Array | float, x: Array) -> Array:
 
     Args:
       mean: [B, ...].
-      log_std: the logarithm of the standard deviation, a number, [] or as `mean`.
+      log_std: the logarithm of the standard deviation: a number, [], or shaped like `mean`.
       x: intensities [B, ...].
 
     Returns:
@@ -72,11 +72,11 @@ def discretized_logistic_nll(mean: Array, log_scale: Array, x: Array) -> Array:
     """Negative log-probability of 8-bit intensities under a logistic distribution cut into 256 bins.
 
     Kingma et al. (arXiv 1606.04934), section 5.3; the lowest bin reaches to minus infinity and the highest
-    to infinity, so that all 256 sum to 1 (Salimans et al., arXiv 1701.05517, equation 2).
+    to infinity, so that the 256 probabilities sum to 1 (Salimans et al., arXiv 1701.05517, equation 2).
 
     Args:
       mean: [B, ...], in units of intensity.
-      log_scale: the logarithm of the scale, as `mean`.
+      log_scale: the logarithm of the scale, shaped like `mean`.
       x: intensities k / 255 [B, ...].
 
     Returns:
@@ -88,7 +88,7 @@ def discretized_logistic_nll(mean: Array, log_scale: Array, x: Array) -> Array:
     check_same_shape(mean=mean, log_scale=log_scale, x=x)
     inverse = jnp.exp(-log_scale)
     upper, lower = (x + 0.5 / 255 - mean) * inverse, (x - 0.5 / 255 - mean) * inverse
-    # log(sigmoid(upper) - sigmoid(lower)), of which nothing cancels.
+    # log(sigmoid(upper) - sigmoid(lower)), without cancellation.
     between = jax.nn.log_sigmoid(upper) + jax.nn.log_sigmoid(-lower) + jnp.log(-jnp.expm1(-inverse / 255))
     lowest, highest = x < 0.5 / 255, x > 254.5 / 255
     log_p = jnp.where(lowest, jax.nn.log_sigmoid(upper), jnp.where(highest, jax.nn.log_sigmoid(-lower), between))
@@ -96,9 +96,9 @@ def discretized_logistic_nll(mean: Array, log_scale: Array, x: Array) -> Array:
 
 
 def split_scale(decoded: Array) -> PixelDistribution:
-    """A decoder's output [..., 2 C] as a location and a log-scale, each [..., C].
+    """Split a decoder's output [..., 2 C] into a location and a log-scale, each [..., C].
 
-    The log-scale is bounded, as a log-variance is; 0 stands for a scale of exp(-2), an eighth of the range.
+    The log-scale is bounded like a log-variance. An output of 0 means a scale of exp(-2), an eighth of the range.
     """
     location, raw = jnp.split(decoded, 2, axis=-1)
     return PixelDistribution(location, 5 * jnp.tanh(raw / 5) - 2)
@@ -106,7 +106,7 @@ def split_scale(decoded: Array) -> PixelDistribution:
 
 @dataclass(frozen=True)
 class Bernoulli(Likelihood):
-    """A Bernoulli a pixel, by its logit."""
+    """A Bernoulli per pixel, given by its logit."""
 
     continuous: ClassVar[bool] = False
 
@@ -120,12 +120,12 @@ class Bernoulli(Likelihood):
 
 
 class _GaussianBase(Likelihood):
-    """What all Gaussians have in common: their `location` is the mean intensity itself."""
+    """The base of all Gaussians: their `location` is the mean intensity itself."""
 
     continuous: ClassVar[bool] = True
 
     def logits(self, location: Array) -> Array:
-        """See `Likelihood`: of the nearest intensity within (0, 1), since the mean may leave it."""
+        """See `Likelihood`. The mean may lie outside (0, 1), so it is clipped into it first."""
         return logit(location, 1e-5)
 
     def first_bias(self, mean: Array) -> Array:
@@ -135,10 +135,10 @@ class _GaussianBase(Likelihood):
 
 @dataclass(frozen=True)
 class Gaussian(_GaussianBase):
-    """N(mean, likelihood_std^2) a pixel."""
+    """N(mean, likelihood_std^2) per pixel."""
 
     likelihood_std: float = option(0.1, POSITIVE)
-    """Standard deviation of the likelihood gaussian, in units of intensity (0 to 1)."""
+    """Standard deviation of --likelihood gaussian, in units of intensity (0 to 1)."""
 
     def nll(self, pixels: PixelDistribution, x: Array) -> Array:
         """See `Likelihood`."""
@@ -147,7 +147,7 @@ class Gaussian(_GaussianBase):
 
 @dataclass(frozen=True)
 class GaussianGlobal(_GaussianBase):
-    """N(mean, std^2) a pixel, with one standard deviation of all that is learnt."""
+    """N(mean, std^2) per pixel, with one learnt standard deviation for all pixels."""
 
     def parameters(self) -> Mapping[str, float]:
         """See `Likelihood`."""
@@ -165,7 +165,7 @@ class GaussianGlobal(_GaussianBase):
 
 @dataclass(frozen=True)
 class GaussianPixel(_GaussianBase):
-    """N(mean, std^2) a pixel, with a standard deviation of its own that the decoder gives."""
+    """N(mean, std^2) per pixel. The decoder gives each pixel its own standard deviation."""
 
     outputs: ClassVar[int] = 2
 
@@ -182,7 +182,7 @@ class GaussianPixel(_GaussianBase):
 
 @dataclass(frozen=True)
 class Logistic(Likelihood):
-    """A logistic distribution cut into 256 levels a pixel: its mean by the logit, and a scale of its own."""
+    """A logistic distribution per pixel, cut into 256 levels. The decoder gives the logit of its mean and its scale."""
 
     outputs: ClassVar[int] = 2
     continuous: ClassVar[bool] = False
@@ -190,7 +190,7 @@ class Logistic(Likelihood):
     def check(self, config: Any) -> None:
         """See `Component`."""
         if config.parts.inputs.pixels == "binary":
-            raise InputError("--likelihood logistic needs --inputs grey: it is of 256 levels")
+            raise InputError("--likelihood logistic needs --inputs grey: it models 256 levels")
 
     def pixels(self, decoded: Array, learnt: Mapping[str, Array]) -> PixelDistribution:
         """See `Likelihood`."""

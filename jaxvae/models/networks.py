@@ -17,21 +17,21 @@ from jaxvae.options import Range, flag, option
 from jaxvae.protocols import Network
 from jaxvae.typing import ImageShape
 
-MAX_WIDTH = 2**16  # Of a layer; a wider one is a slip of the finger, and would hang while it is allocated.
+MAX_WIDTH = 2**16  # Of a layer. A greater width is a typo, and its allocation would hang.
 _WIDTHS = Range(f"widths from 1 to {MAX_WIDTH}", lambda widths: all(1 <= width <= MAX_WIDTH for width in widths))
 _BLOCKS = Range("from 1 to 64", lambda blocks: 1 <= blocks <= 64)
 
 
 @dataclass(frozen=True)
 class _Mirrored(Network):
-    """A decoder that mirrors its encoder."""
+    """A network with a decoder that mirrors the encoder."""
 
     hidden: tuple[int, ...] = option((256, 64), _WIDTHS)
-    """Widths of the encoder's hidden layers; conv, resnet: channels, such as 32 64. The decoder mirrors them."""
+    """Widths of the encoder's hidden layers (conv, resnet: their channels, such as 32 64). The decoder mirrors them."""
     activation: Activation = option("relu")
     """Activation function between layers."""
     init: Literal["pytorch", "glorot"] = option("pytorch")
-    """Initial weights of dense layers: as PyTorch's; or Glorot's, and the pixels' bias at the logit of their mean."""
+    """Initial weights of dense layers. pytorch: PyTorch's; glorot: Glorot's, output bias at the mean image's logit."""
 
     @property
     def starts_from_mean(self) -> bool:
@@ -41,7 +41,7 @@ class _Mirrored(Network):
 
 @dataclass(frozen=True)
 class Mlp(_Mirrored):
-    """Dense layers of `hidden` widths."""
+    """Dense layers with widths `hidden`."""
 
     def idle(self, config: Any) -> Mapping[str, str]:
         """See `Component`."""
@@ -56,11 +56,11 @@ class Mlp(_Mirrored):
         return Decoder(self.hidden[::-1], image_shape, dtype, self.activation, self.init == "glorot")
 
     def torch_encoder(self, image_shape: ImageShape, size: int) -> Sequence[TorchLayer]:
-        """See `Network`; but of flattened images [B, H W C]."""
+        """See `Network`, but it takes flattened images [B, H W C]."""
         return torch_layers.mlp((math.prod(image_shape), *self.hidden, size), self.activation)
 
     def torch_decoder(self, image_shape: ImageShape, latent_size: int) -> Sequence[TorchLayer]:
-        """See `Network`; but to flattened images [B, H W C]."""
+        """See `Network`, but it returns flattened images [B, H W C]."""
         return torch_layers.mlp((latent_size, *self.hidden[::-1], math.prod(image_shape)), self.activation)
 
 
@@ -71,7 +71,7 @@ class _Convolutional(_Mirrored):
     def check(self, config: Any) -> None:
         """See `Component`."""
         if not self.hidden:
-            raise InputError(f"--architecture {config.architecture} needs {flag('hidden')}: a layer's channels each")
+            raise InputError(f"--architecture {config.architecture} needs {flag('hidden')}: the channels of each layer")
 
     def idle(self, config: Any) -> Mapping[str, str]:
         """See `Component`."""
@@ -101,15 +101,15 @@ class Conv(_Convolutional):
 
 @dataclass(frozen=True)
 class ResNet(_Convolutional):
-    """Residual blocks with `hidden` channels, each level half the size of the one before: `jaxvae.models.resnet`."""
+    """Residual blocks with `hidden` channels. Each level halves the image size: see `jaxvae.models.resnet`."""
 
     blocks: int = option(2, _BLOCKS)
-    """Residual blocks of each level of a resnet, in the encoder and in the decoder."""
+    """Residual blocks per level of a resnet, in the encoder and in the decoder."""
     latents: Literal["dense", "spatial"] = option("dense")
-    """Latents of a resnet. dense: of the image as a whole; spatial: so many for each pixel of the last level."""
+    """Latents of a resnet. dense: of the whole image; spatial: equally many for each pixel of the last level."""
 
     def check_sizes(self, image_shape: ImageShape, latent_size: int) -> None:
-        """See `Network`: spatial latents are as many for each pixel of the last level."""
+        """See `Network`. Each pixel of the last level has the same number of spatial latents."""
         rows, cols = level_sizes(*image_shape[:2], len(self.hidden))[-1]
         cells = rows * cols
         if self.latents == "spatial" and latent_size % cells:
@@ -141,8 +141,8 @@ class ResNet(_Convolutional):
 class TwoLayer(_Mirrored):
     """The dense networks of a model with two layers of latents: `jaxvae.models.two_layer.TwoLayerVAE`.
 
-    Burda, Grosse and Salakhutdinov (arXiv 1509.00519), section 5: between the layers lie two deterministic ones of
-    `hidden[0]` next to the image, and of `hidden[1]` between the latents.
+    Burda, Grosse and Salakhutdinov (arXiv 1509.00519), section 5: two deterministic layers of width `hidden[0]` lie
+    between the image and the lower latents, and two of width `hidden[1]` between the lower and the upper latents.
     """
 
     layers: ClassVar[int] = 2
@@ -150,7 +150,7 @@ class TwoLayer(_Mirrored):
     def check(self, config: Any) -> None:
         """See `Component`."""
         if len(self.hidden) != 2:
-            raise InputError(f"--architecture two-layer needs two {flag('hidden')} widths: one a layer")
+            raise InputError(f"--architecture two-layer needs two {flag('hidden')} widths: one per layer")
 
     def encoder(self, size: int, dtype: Any = jnp.float32) -> nn.Module:
         """See `Network`: from the image to the lower latents."""

@@ -1,10 +1,10 @@
-"""Residual convolutional encoders and decoders, for images whose structure plain convolutions are too shallow for.
+"""Residual convolutional encoders and decoders, for images that need a deeper network than plain convolutions.
 
-Blocks are pre-activation ones (He, Zhang, Ren and Sun, "Identity Mappings in Deep Residual Networks", arXiv
-1603.05027), with group normalisation (Wu and He, "Group Normalization", arXiv 1803.08494), which sees one image at a
-time.
+Blocks are pre-activation blocks (He, Zhang, Ren and Sun, "Identity Mappings in Deep Residual Networks", arXiv
+1603.05027) with group normalisation (Wu and He, "Group Normalization", arXiv 1803.08494), which treats each image
+separately.
 
-Shapes: B images [H, W, C]; L latent dimensions. Parameters are float32; `dtype` is what the products are computed in.
+Shapes: B images [H, W, C]; L latent dimensions. Parameters are float32; `dtype` is that of the matrix products.
 Normalisation is at least float32.
 """
 
@@ -22,12 +22,12 @@ from jaxvae.models.torch_layers import TorchLayer
 from jaxvae.typing import Array, ImageShape
 
 MOST_GROUPS = 32  # As in the paper.
-LEAST_CHANNELS = 8  # Of a group, so that there is something to average even where a level is one pixel.
+LEAST_CHANNELS = 8  # Per group, so that there are values to average even on a level of one pixel.
 EPSILON = 1e-5  # As in the paper and in PyTorch.
 
 
 def group_count(channels: int) -> int:
-    """How many groups are normalised: as many as divide the channels, up to 32, with at least 8 channels each; or 1."""
+    """The number of groups: the most that divide the channels, up to 32, with at least 8 channels each; else 1."""
     most = max(1, min(MOST_GROUPS, channels // LEAST_CHANNELS))
     return next(groups for groups in range(most, 0, -1) if channels % groups == 0)
 
@@ -43,8 +43,8 @@ class GroupNorm(nn.Module):
         bias = self.param("bias", nn.initializers.zeros_init(), (channels,)).astype(x.dtype)
 
         def mean_of_groups(values: Array) -> Array:
-            """[B, H, W, C] to the mean of each group, at each of its channels: [B, 1, 1, C]."""
-            # Over pixels first: a reduction that keeps the channels is several values at once.
+            """The mean of each group of [B, H, W, C], repeated for each of its channels: [B, 1, 1, C]."""
+            # Over pixels first: a reduction that keeps the channels handles several values at once.
             means = values.mean((1, 2)).reshape(values.shape[0], group_count(channels), -1)
             return jnp.broadcast_to(means.mean(-1, keepdims=True), means.shape).reshape(-1, 1, 1, channels)
 
@@ -54,10 +54,10 @@ class GroupNorm(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """``x + f(x)`` of [B, H, W, C], where f is twice: normalisation, activation, 3 x 3 convolution (figure 4e).
+    """``x + f(x)`` for x [B, H, W, C]. f is normalisation, activation and 3 x 3 convolution, twice (figure 4e).
 
-    The last convolution starts at zero, so a fresh block is the identity, however many there are (Zhang, Dauphin and
-    Ma, "Fixup Initialization", arXiv 1901.09321, section 3).
+    The last convolution starts at zero, so untrained blocks are the identity, however many there are (Zhang, Dauphin
+    and Ma, "Fixup Initialization", arXiv 1901.09321, section 3).
     """
 
     activation: str = "relu"
@@ -73,9 +73,9 @@ class ResidualBlock(nn.Module):
 
 
 def nearest_neighbour_init(key: Array, shape: Sequence[int], dtype: Any = jnp.float32) -> Array:
-    """A kernel [4, 4, in, out] that makes `ConvTranspose` nearest-neighbour upsampling and a 3 x 3 convolution.
+    """A kernel [4, 4, in, out] with which `ConvTranspose` is nearest-neighbour upsampling, then a 3 x 3 convolution.
 
-    The 3 x 3 kernel is Glorot's; each of its values is repeated over 2 x 2 places.
+    The 3 x 3 kernel is Glorot's. Each of its values is added to 2 x 2 places.
     """
     kernel: Array = GLOROT["kernel_init"](key, (3, 3, *shape[2:]), dtype)
     for axis in (0, 1):
@@ -86,10 +86,10 @@ def nearest_neighbour_init(key: Array, shape: Sequence[int], dtype: Any = jnp.fl
 
 
 class ResNetEncoder(nn.Module):
-    """Images [B, H, W, C] with intensities in [0, 1] to features [B, out_size], at least float32.
+    """Map images [B, H, W, C] with intensities in [0, 1] to features [B, out_size], at least float32.
 
-    Each level is a 3 x 3 convolution of stride 2 to its number of channels, and `blocks` residual blocks. After the
-    last comes a dense layer; or, if `spatial`, a 1 x 1 convolution to [H', W', out_size / (H' W')].
+    Each level is a 3 x 3 convolution of stride 2 to its number of channels, then `blocks` residual blocks. After the
+    last level comes a dense layer or, if `spatial`, a 1 x 1 convolution to [H', W', out_size / (H' W')].
     """
 
     hidden: tuple[int, ...]
@@ -109,23 +109,24 @@ class ResNetEncoder(nn.Module):
         if self.spatial:
             count, rows, cols, _ = x.shape
             x = nn.Dense(self.out_size // (rows * cols), dtype=self.dtype, **GLOROT, name="out")(x)
-            # Channel by channel: a head that splits the features splits the channels.
+            # Channels first: a head that splits the features then splits the channels.
             return at_least_float32(x.transpose(0, 3, 1, 2).reshape(count, self.out_size))
         x = x.reshape(x.shape[0], -1)
         return at_least_float32(nn.Dense(self.out_size, dtype=self.dtype, **GLOROT, name="out")(x))
 
 
 class ResNetDecoder(nn.Module):
-    """Latents [B, L] to [B, H, W, C], at least float32; `hidden` is in the encoder's order.
+    """Map latents [B, L] to [B, H, W, C], at least float32; `hidden` is in the encoder's order.
 
-    The mirror of `ResNetEncoder`: to a level's size, `blocks` residual blocks, and up to the next, cut to the size its
-    mirror was given. The last step up gives the image, so no block works at its full resolution.
+    It mirrors `ResNetEncoder`: each level has `blocks` residual blocks and an upsampling step, cropped to the input
+    size of the mirrored level. The last upsampling step gives the image, so no block runs at full resolution.
 
-    A step up is a transposed 4 x 4 convolution of stride 2. Every pixel comes from 2 x 2 others, which takes 4/9 of the
-    products of nearest-neighbour upsampling and a 3 x 3 convolution, and can be just that. Transposed convolutions are
-    known for checkerboards, where their overlap is uneven, or by their random first weights (Odena, Dumoulin and Olah,
-    "Deconvolution and Checkerboard Artifacts", Distill 2016). Here the overlap is even, and the first weights are those
-    of nearest-neighbour upsampling (as Aitken et al., arXiv 1707.02937, do for sub-pixel convolutions).
+    An upsampling step is a transposed 4 x 4 convolution of stride 2. Each output pixel depends on 2 x 2 input pixels.
+    This takes 4/9 of the products of nearest-neighbour upsampling and a 3 x 3 convolution, and includes it as a special
+    case. Transposed convolutions are known for checkerboard artifacts, caused by uneven overlap or random initial
+    weights (Odena, Dumoulin and Olah, "Deconvolution and Checkerboard Artifacts", Distill 2016). Here the overlap is
+    even, and the initial weights are those of nearest-neighbour upsampling (as in Aitken et al., arXiv 1707.02937, for
+    sub-pixel convolutions).
     """
 
     hidden: tuple[int, ...]

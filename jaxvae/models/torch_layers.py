@@ -1,7 +1,7 @@
-"""What a network is in PyTorch: the code of every layer, and how its parameters lie there. Needs no PyTorch.
+"""Networks in PyTorch: the code of every layer, and the layout of its parameters. PyTorch itself is not needed.
 
-PyTorch has images as [B, C, H, W], so a dense layer next to one counts its values in the order (C, H, W); ours have
-(H, W, C).
+PyTorch's images are [B, C, H, W], so a dense layer next to an image has its values in the order (C, H, W). In jaxvae
+the order is (H, W, C).
 """
 
 import itertools
@@ -19,16 +19,16 @@ Shape = tuple[int, ...]
 
 
 class TorchArray(NamedTuple):
-    """A parameter, here and in PyTorch.
+    """A parameter in jaxvae and in PyTorch.
 
     Attributes:
-      name: in the state_dict of its layer: "weight".
-      path: here, within the encoder or the decoder: ("conv_0", "kernel").
-      here: its shape here.
-      apart: the same, with the axes apart that PyTorch has in another order.
-      axes: of `apart`, in PyTorch's order.
+      name: its key in the state_dict of its layer, such as "weight".
+      path: its path in jaxvae, within the encoder or the decoder, such as ("conv_0", "kernel").
+      here: its shape in jaxvae.
+      apart: the same shape, with the axes split that PyTorch orders differently.
+      axes: the axes of `apart` in PyTorch's order.
       there: its shape in PyTorch.
-      flipped: whether the last two axes run the other way there.
+      flipped: whether the last two axes are reversed in PyTorch.
     """
 
     name: str
@@ -40,13 +40,13 @@ class TorchArray(NamedTuple):
     flipped: bool = False
 
     def to_torch(self, values: Any) -> NDArray[Any]:
-        """From `here` to `there`."""
+        """Convert values of shape `here` to shape `there`."""
         ordered = np.asarray(values).reshape(self.apart).transpose(self.axes)
         ordered = ordered[..., ::-1, ::-1] if self.flipped else ordered
         return np.ascontiguousarray(ordered.reshape(self.there))  # PyTorch takes no negative strides.
 
     def from_torch(self, values: NDArray[Any]) -> NDArray[Any]:
-        """From `there` to `here`."""
+        """Convert values of shape `there` to shape `here`."""
         ordered = values.reshape([self.apart[axis] for axis in self.axes])
         ordered = ordered[..., ::-1, ::-1] if self.flipped else ordered
         return ordered.transpose(np.argsort(self.axes)).reshape(self.here)
@@ -56,9 +56,9 @@ class TorchLayer(NamedTuple):
     """An entry of an ``nn.Sequential``.
 
     Attributes:
-      code: the Python that makes it: "nn.Linear(784, 256)".
+      code: the Python code that makes it, such as "nn.Linear(784, 256)".
       arrays: its parameters.
-      definition: Python that `code` needs first; "" where ``from torch import nn`` is enough.
+      definition: Python code that must come before `code`; "" if ``from torch import nn`` is enough.
     """
 
     code: str
@@ -66,7 +66,7 @@ class TorchLayer(NamedTuple):
     definition: str = ""
 
 
-# In PyTorch's words, each as `jaxvae.models.layers.ACTIVATIONS` computes it.
+# The PyTorch modules that compute the same as `jaxvae.models.layers.ACTIVATIONS`.
 ACTIVATIONS: Mapping[str, str] = {
     "relu": "nn.ReLU()",
     "tanh": "nn.Tanh()",
@@ -83,7 +83,7 @@ def activation(name: str) -> TorchLayer:
 
 
 def unflatten(rows: int, cols: int, channels: int) -> TorchLayer:
-    """[B, C H W] to [B, C, H, W]."""
+    """Reshape [B, C H W] to [B, C, H, W]."""
     return TorchLayer(f"nn.Unflatten(1, ({channels}, {rows}, {cols}))")
 
 
@@ -94,7 +94,7 @@ def _channels_first(shape: Shape, first: int) -> Shape:
 
 
 def linear(path: tuple[str, ...], inputs: int | ImageShape, outputs: int | ImageShape) -> TorchLayer:
-    """A dense layer. Where it flattens or makes an image, `inputs` or `outputs` is the shape [H, W, C]."""
+    """A dense layer. If it takes or makes a flattened image, `inputs` or `outputs` is the image's shape [H, W, C]."""
     ins, outs = (size if isinstance(size, tuple) else (size,) for size in (inputs, outputs))
     count_in, count_out = math.prod(ins), math.prod(outs)
     first_out = _channels_first(outs, len(ins))
@@ -123,7 +123,7 @@ def conv(path: tuple[str, ...], inputs: int, outputs: int, stride: int = 1) -> T
 
 
 def pointwise(path: tuple[str, ...], inputs: int, outputs: int) -> TorchLayer:
-    """A 1 x 1 convolution, which is a dense layer of the channels here."""
+    """A 1 x 1 convolution. In jaxvae it is a dense layer over the channels."""
     weight = TorchArray(
         "weight", (*path, "kernel"), (inputs, outputs), (1, 1, inputs, outputs), (3, 2, 0, 1), (outputs, inputs, 1, 1)
     )
@@ -131,14 +131,14 @@ def pointwise(path: tuple[str, ...], inputs: int, outputs: int) -> TorchLayer:
 
 
 def pad(rows: int, cols: int) -> TorchLayer:
-    """The padding of a 3 x 3 convolution of stride 2: of an even number of rows or columns, none before the first."""
+    """The padding of a 3 x 3 convolution of stride 2. An even number of rows or columns gets none before the first."""
     return TorchLayer(f"nn.ZeroPad2d(({cols % 2}, 1, {rows % 2}, 1))")
 
 
 def upsample(path: tuple[str, ...], inputs: int, outputs: int, rows: int, cols: int) -> tuple[TorchLayer, TorchLayer]:
-    """A transposed 4 x 4 convolution of stride 2, and what cuts it to `rows` and `cols`.
+    """A transposed 4 x 4 convolution of stride 2, and a layer that crops its output to `rows` and `cols`.
 
-    PyTorch's is the gradient of a convolution, so its kernel runs the other way.
+    PyTorch defines it as the gradient of a convolution, so its kernel is flipped.
     """
     shape = (4, 4, inputs, outputs)
     weight = TorchArray("weight", (*path, "kernel"), shape, shape, (2, 3, 0, 1), (inputs, outputs, 4, 4), flipped=True)
@@ -160,7 +160,7 @@ RESIDUAL = """class Residual(nn.Sequential):
 
 
 def residual(layers: Sequence[TorchLayer]) -> TorchLayer:
-    """The input, and what the layers make of it, added."""
+    """A residual connection: the input plus the output of the layers."""
     arrays = tuple(
         array._replace(name=f"{place}.{array.name}") for place, layer in enumerate(layers) for array in layer.arrays
     )

@@ -17,7 +17,7 @@ class TwoLayerVAE(LatentModel):
 
     Burda, Grosse and Salakhutdinov (arXiv 1509.00519), section 5: h2 has `latent_size` dimensions and h1 twice as many.
 
-    Attributes: those of `LatentModel`; the network is a `TwoLayer`, and the head is not "relu".
+    Attributes: those of `LatentModel`. The network must be a `TwoLayer`, and the head must not be "relu".
     """
 
     network: Network = TwoLayer((200, 100), "tanh", "glorot")
@@ -35,19 +35,19 @@ class TwoLayerVAE(LatentModel):
         self._setup_pixels()
 
     def encode(self, x: Array) -> tuple[Array, Array]:
-        """Images [B, H, W, C] in [0, 1] to the `mean` and `std` of q(h1 | x), each [B, 2 L]."""
+        """Encode images [B, H, W, C] in [0, 1] to the `mean` and `std` of q(h1 | x), each [B, 2 L]."""
         return split_posterior(self.encoder(x), self.head)
 
     def encode_upper(self, h1: Array) -> tuple[Array, Array]:
-        """h1 [..., 2 L] to the `mean` and `std` of q(h2 | h1), each [..., L]."""
+        """Encode h1 [..., 2 L] to the `mean` and `std` of q(h2 | h1), each [..., L]."""
         return split_posterior(at_least_float32(self.encoder_2(h1)), self.head)
 
     def lower(self, upper: Array) -> tuple[Array, Array]:
-        """h2 [..., L] to the `mean` and `std` of p(h1 | h2), each [..., 2 L]."""
+        """Decode h2 [..., L] to the `mean` and `std` of p(h1 | h2), each [..., 2 L]."""
         return split_posterior(at_least_float32(self.decoder_2(upper)), self.head)
 
     def draw(self, batch: Batch, keys: Array, samples: int) -> PosteriorSamples:
-        """As `VAE.draw`; `latent` is h1."""
+        """Like `VAE.draw`; `latent` is h1."""
         mean, std = self.encode(batch["image"])
         noise = example_noise(keys, samples, 3 * self.latent_size, mean.dtype)
         noise_1, noise_2 = jnp.split(noise, [2 * self.latent_size], axis=-1)
@@ -59,12 +59,12 @@ class TwoLayerVAE(LatentModel):
         return PosteriorSamples(self.pixels(h1), prior, posterior, h1, mean, std, None)
 
     def sample_latent(self, key: Array, count: int, batch: Batch | None = None) -> Array:
-        """h1 [count, 2 L] of the prior, as `decode` takes it."""
+        """Draw h1 [count, 2 L] from the prior, for `decode`."""
         mean, std = self.lower(self.sample_prior(key, (count,), batch))
         return mean + std * jax.random.normal(jax.random.fold_in(key, 1), mean.shape)
 
     def __call__(self, x: Array, key: Array) -> VAEOutput:
-        """As `VAE.__call__`, with one latent h1 an image."""
+        """Like `VAE.__call__`, with one latent h1 per image."""
         keys = key if key.ndim else jax.random.split(key, x.shape[0])
         drawn = self.draw({"image": x}, keys, 1)
         logits = self.likelihood.logits(drawn.pixels.location[:, 0])

@@ -1,6 +1,6 @@
-"""The variational autoencoder. Every decoder ends in the parameters of a `jaxvae.protocols.Likelihood`.
+"""The variational autoencoder. Its decoder returns the parameters of a `jaxvae.protocols.Likelihood`.
 
-Shapes: B images [H, W, C]; S latents an image; L latent dimensions.
+Shapes: B images [H, W, C]; S latents per image; L latent dimensions.
 """
 
 from typing import Any, NamedTuple
@@ -22,7 +22,7 @@ LOGVAR_BOUND = 10.0
 
 
 class VAEOutput(NamedTuple):
-    """What `VAE` returns: `logits` [B, H, W, C]; `latent`, a sample of the posterior `mean`, `std` [B, L]."""
+    """What `VAE` returns: `logits` [B, H, W, C]; `latent`, a sample of the posterior, its `mean` and `std` [B, L]."""
 
     logits: Array
     latent: Array
@@ -41,8 +41,8 @@ def reparameterize(key: Array, mean: Array, std: Array) -> Array:
     Kingma and Welling, "Auto-Encoding Variational Bayes" (arXiv 1312.6114), section 2.4.
 
     Args:
-      key: one typed PRNG key for the whole batch, or one an example, shape [B]. With one an
-        example the noise of an example does not depend on who shares its batch or its device.
+      key: one typed PRNG key for the whole batch, or one per example, shape [B]. With one per
+        example, the noise of an example does not depend on the rest of its batch or on the device.
       mean: [B, L].
       std: [B, L], a standard deviation, >= 0.
 
@@ -53,18 +53,18 @@ def reparameterize(key: Array, mean: Array, std: Array) -> Array:
       ValueError: if the shapes do not agree.
     """
     if mean.shape != std.shape:
-        raise ValueError(f"mean {mean.shape} and std {std.shape} must have one shape")
+        raise ValueError(f"mean {mean.shape} and std {std.shape} must have the same shape")
     if key.ndim == 0:
         eps = jax.random.normal(key, mean.shape, mean.dtype)
     elif key.shape == mean.shape[:1]:
         eps = jax.vmap(lambda k: jax.random.normal(k, mean.shape[1:], mean.dtype))(key)
     else:
-        raise ValueError(f"key {key.shape} must be a single key or one an example of mean {mean.shape}")
+        raise ValueError(f"key {key.shape} must be a single key or one per example of mean {mean.shape}")
     return mean + std * eps
 
 
 def split_posterior(features: Array, head: Head) -> tuple[Array, Array]:
-    """Features [..., 2 L] as `mean` and `std` [..., L]; what the halves mean is the head's to say, see `VAE`."""
+    """Split features [..., 2 L] into `mean` and `std` [..., L]. The head decides what the halves mean: see `VAE`."""
     if head == "relu":
         mean, std = jnp.split(nn.relu(features), 2, axis=-1)
         return mean, std
@@ -76,21 +76,21 @@ def split_posterior(features: Array, head: Head) -> tuple[Array, Array]:
 
 
 def example_noise(keys: Array, samples: int, size: int, dtype: Any) -> Array:
-    """Standard normal [B, samples, size], keyed by example."""
+    """Standard normal noise [B, samples, size], from one key per example."""
     return jax.vmap(lambda key: jax.random.normal(key, (samples, size), dtype))(keys)
 
 
 class LatentModel(nn.Module):
-    """What all models with a distribution of latents share: from latents to pixels, and the prior.
+    """The base of all models with a distribution of latents: it has the decoder and the prior.
 
     Attributes:
       image_shape: (H, W, C).
       network: its encoder and decoder.
       latent_size: L.
       head: what the encoder's output means; see `VAE`.
-      likelihood: the distribution of an image, which decides what the decoder gives.
+      likelihood: the distribution of an image. It decides what the decoder returns.
       prior: the distribution of the latents.
-      dtype: what the products are computed in; parameters are float32, and what follows the layers at least that.
+      dtype: the dtype of the matrix products; parameters are float32, and all that follows the layers at least float32.
     """
 
     image_shape: ImageShape
@@ -109,12 +109,12 @@ class LatentModel(nn.Module):
         self.p_z: Any = self.prior.module(self.latent_size)
 
     def pixels(self, latent: Array) -> PixelDistribution:
-        """Latents [..., L] next to the image, decoded as one batch, to the distribution of images [..., H, W, C]."""
+        """Decode the latents next to the image [..., L], as one batch, to the distribution of images [..., H, W, C]."""
         flat: Array = self.decoder(latent.reshape(-1, latent.shape[-1]))
         return self.likelihood.pixels(flat.reshape(*latent.shape[:-1], *flat.shape[1:]), self.learnt)
 
     def decode(self, latent: Array) -> Array:
-        """Latents [B, L] next to the image to logits of the mean intensities [B, H, W, C]."""
+        """Decode the latents next to the image [B, L] to logits of the mean intensities [B, H, W, C]."""
         return self.likelihood.logits(self.pixels(latent).location)
 
     def log_prior(self, latent: Array, batch: Batch) -> Array:
@@ -123,7 +123,7 @@ class LatentModel(nn.Module):
         return density
 
     def sample_prior(self, key: Array, shape: tuple[int, ...], batch: Batch | None = None) -> Array:
-        """Latents [*shape, L] of the prior; see `PriorModule.sample`."""
+        """Draw latents [*shape, L] from the prior; see `PriorModule.sample`."""
         latent: Array = self.p_z.sample(key, shape, batch)
         return latent
 
@@ -133,12 +133,12 @@ class VAE(LatentModel):
 
     The encoder's last layer is 2 L wide and is split into halves. `head` says what they mean:
 
-    - "relu", the notes': both halves go through a ReLU and are the mean and the standard
-      deviation itself (which can be exactly 0).
-    - "linear", the field's: the mean, and a log-variance held within +-`LOGVAR_BOUND` by
-      ``bound * tanh(x / bound)``, the identity near 0, so that ``std = exp(logvar / 2)`` can
+    - "relu", as in the notes: both halves go through a ReLU. They are the mean and the standard
+      deviation itself, which can be exactly 0.
+    - "linear", the usual one: the mean, and a log-variance kept within +-`LOGVAR_BOUND` by
+      ``bound * tanh(x / bound)``. That is the identity near 0, and ``std = exp(logvar / 2)`` can
       neither overflow nor reach 0.
-    - "logvar": the mean and a log-variance without a bound, as most PyTorch VAEs have it.
+    - "logvar": the mean and a log-variance without a bound, as in most PyTorch VAEs.
     - "exp": the mean, and the logarithm of the standard deviation, without a bound.
 
     Attributes: those of `LatentModel`.
@@ -149,11 +149,11 @@ class VAE(LatentModel):
         self._setup_pixels()
 
     def encode(self, x: Array) -> tuple[Array, Array]:
-        """Images [B, H, W, C] in [0, 1] to the posterior's `mean` and `std`, each [B, L]."""
+        """Encode images [B, H, W, C] in [0, 1] to the posterior's `mean` and `std`, each [B, L]."""
         return split_posterior(self.encoder(x), self.head)
 
     def draw(self, batch: Batch, keys: Array, samples: int) -> PosteriorSamples:
-        """Draw `samples` latents for each image of a batch, with a key for each."""
+        """Draw `samples` latents for each image of a batch, with one key per image."""
         mean, std = self.encode(batch["image"])
         latent = mean[:, None] + std[:, None] * example_noise(keys, samples, self.latent_size, mean.dtype)
         posterior = log_normal(latent, mean[:, None], std[:, None])
@@ -166,11 +166,11 @@ class VAE(LatentModel):
         return kl
 
     def sample_latent(self, key: Array, count: int, batch: Batch | None = None) -> Array:
-        """Latents [count, L] of the prior, as `decode` takes them."""
+        """Draw latents [count, L] from the prior, for `decode`."""
         return self.sample_prior(key, (count,), batch)
 
     def __call__(self, x: Array, key: Array) -> VAEOutput:
-        """Encode `x` [B, H, W, C], draw one latent an image with `key` (see `reparameterize`), decode it."""
+        """Encode `x` [B, H, W, C], draw one latent per image with `key` (see `reparameterize`), and decode it."""
         mean, std = self.encode(x)
         latent = reparameterize(key, mean, std)
         return VAEOutput(self.decode(latent), latent, mean, std)

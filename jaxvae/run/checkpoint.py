@@ -2,8 +2,8 @@
 
 A checkpoint is a directory ``<run>/checkpoints/<step>``: ``state/``, as Orbax writes it, and
 ``record.json``, which says what it belongs to and holds the digest of every array, of every file and
-of itself. It appears by one rename, when all of it is on the disk: a step that is there is whole, or
-was damaged later, which the digests tell.
+of itself. It appears by one rename, once all of it is on disk: a step is whole, or was damaged later,
+which the digests detect.
 """
 
 import contextlib
@@ -43,18 +43,18 @@ from jaxvae.run.step_files import (
 
 TEMPORARY = ".tmp"  # Ends the name of what is being written or deleted.
 DAMAGED = "damaged-"  # Begins the name of a step that was set aside.
-TRIES = 20  # To read a step before the run that is writing deletes it.
+TRIES = 20  # Attempts to read a step before the run that writes deletes it.
 T = TypeVar("T")
 
 
 class Checkpoints:
     """The checkpoints of one run. A context manager: leaving it waits for the save under way.
 
-    A background thread writes. What goes wrong there is raised by the next `check`, `save`, `wait`, or on
+    A background thread writes. Its errors are raised by the next `check`, `save` or `wait`, or on
     leaving. One process of a job saves and restores; the others need not have the directory.
 
     Args:
-      directory: theirs, made if need be.
+      directory: of the checkpoints, created if needed.
       keep: newest checkpoints to keep.
       keep_best: checkpoints with the lowest validation cost to keep besides.
       read_only: change nothing: neither clean up nor set damaged steps aside.
@@ -101,7 +101,7 @@ class Checkpoints:
             error.add_note(str(failed))
 
     def steps(self) -> list[int]:
-        """The steps saved, damaged or not, in their order."""
+        """The saved steps, damaged or not, in order."""
         paths = self.directory.iterdir() if self.directory.is_dir() else ()
         return sorted(int(path.name) for path in paths if path.name.isascii() and path.name.isdigit())
 
@@ -124,13 +124,13 @@ class Checkpoints:
         """Save `state` under its step, in the background.
 
         Args:
-          state: arrays all of which this process holds.
-          record: JSON, what the state belongs to.
-          validation_cost: what the model costs on the validation images, by which the best is chosen: lower is
-            better, and None or a number that is not finite is never best.
+          state: arrays that this process holds in full.
+          record: JSON that says which run and data the state belongs to.
+          validation_cost: the model's cost on the validation images, by which the best is chosen: lower is
+            better; None or a number that is not finite is never best.
 
         Raises:
-          SaveError: the save before this one failed, or there is a step as late as this one.
+          SaveError: the save before this one failed, or this step or a later one was saved.
         """
         self.wait()
         host: State = jax.device_get(state)
@@ -152,7 +152,7 @@ class Checkpoints:
 
     def _write(self, step: int, state: State, record: dict[str, Any]) -> None:
         with self._writing(step) as temporary:
-            # Before Orbax meets a full disk: its threads would complain on stderr, each for itself.
+            # Before Orbax meets a full disk: each of its threads would complain on stderr.
             if shutil.disk_usage(temporary).free < sum(leaf.nbytes for leaf in jax.tree.leaves(state)):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             write_state(temporary / "state", state)
@@ -174,7 +174,7 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def _writing(self, step: int) -> Iterator[Path]:
-        """A directory to write to, which is gone in the end; then prune. Raises `SaveError`."""
+        """A temporary directory to write to; afterwards, prune. Raises `SaveError`."""
         target = self.directory / str(step)
         temporary = self.directory / f"{step}{TEMPORARY}"
         try:
@@ -186,7 +186,7 @@ class Checkpoints:
         try:
             self._prune()
         except OSError as error:
-            raise SaveError(f"{target} is saved, but none before it could be deleted: {reason(error)}") from error
+            raise SaveError(f"{target} is saved, but an older one could not be deleted: {reason(error)}") from error
 
     def _prune(self) -> None:
         """Delete all steps but the newest and the best."""
@@ -196,7 +196,7 @@ class Checkpoints:
             kept.update(self._ranked()[: self._keep_best])
         for step in steps:
             if step not in kept:
-                # Renamed first: a step that is there is there as a whole.
+                # Renamed first, so that a step is always whole.
                 doomed = self.directory / f"{step}{TEMPORARY}"
                 (self.directory / str(step)).rename(doomed)
                 shutil.rmtree(doomed)
@@ -234,7 +234,7 @@ class Checkpoints:
         return self._again_if_pruned(read)
 
     def _again_if_pruned(self, read: Callable[[], T]) -> T:
-        """What `read` returns, from the start with the steps that are there then, wherever it meets `PrunedError`."""
+        """What `read` returns. After a `PrunedError` it is called again, on the steps that exist then."""
         for _ in range(TRIES):
             with contextlib.suppress(PrunedError):
                 return read()
@@ -244,7 +244,7 @@ class Checkpoints:
         )
 
     def image_shape(self) -> tuple[int, int, int]:
-        """(H, W, C) of what was trained on, as `read_record` finds it. Raises `InputError` as it does, or for none."""
+        """(H, W, C) of the training images, from `read_record`. Raises `InputError` as that does, or if it has none."""
         shape = self.read_record().get("image_shape")
         if not isinstance(shape, list) or len(shape) != 3 or not all(type(n) is int and n > 0 for n in shape):
             raise InputError(f"{self.directory}: the newest record.json names no image shape")
@@ -254,18 +254,18 @@ class Checkpoints:
     def restore(self, like: S, best: bool = False, partial: bool = False) -> Saved[S] | None:
         """The newest undamaged checkpoint, or the best by the validation images; None if none was ever saved.
 
-        Where a damaged step is passed over, a warning names it and what is damaged, and it is set
+        Damaged steps are skipped: a warning names the step and what is damaged, and the step is set
         aside as ``damaged-STEP``.
 
         Args:
           like: a state with the structure, shapes and dtypes to restore to; its leaves may be
             `jax.ShapeDtypeStruct`.
-          best: that with the lowest validation cost rather than the newest.
-          partial: whether the checkpoint may hold more arrays than `like`, which are not restored.
+          best: the one with the lowest validation cost, not the newest.
+          partial: whether the checkpoint may hold more arrays than `like`; those are not restored.
 
         Raises:
-          InputError: all checkpoints are damaged; or an undamaged one does not fit `like`, or is of
-            a version that this one does not know; or `best`, and none has a validation cost.
+          InputError: all checkpoints are damaged; or an undamaged one does not fit `like`, or has an
+            unknown format; or `best` is set, and none has a validation cost.
         """
         return self._again_if_pruned(lambda: self._restore(like, best, partial))
 

@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on."""
+"""What the user sees during a run."""
 
 import sys
 import time
@@ -9,11 +9,11 @@ from typing import Self
 from jaxvae.errors import one_line
 from jaxvae.run.records import Record, words
 
-QUIET_SECONDS = 60.0  # Without a line, after which progress is told where there is no terminal.
+QUIET_SECONDS = 60.0  # Without a line, after which progress is printed if there is no terminal.
 
 
 class Console:
-    """What a person sees: a live progress bar on a terminal, plain lines otherwise. All on stderr.
+    """What the user sees: a live progress bar on a terminal, plain lines otherwise. All on stderr.
 
     Args:
       epochs: of the whole run.
@@ -56,14 +56,14 @@ class Console:
         self._rich.print(one_line(text), markup=False)
 
     def _left(self, step: int) -> str:
-        """The time left, if all that is still to do goes as fast as all that has been done since the start."""
+        """The time left, at the average speed since the start."""
         if not self._first_step < step < self._steps:
             return ""
         seconds = (time.perf_counter() - self._start) / (step - self._first_step) * (self._steps - step)
         return f"{_duration(seconds)} left"
 
     def progress(self, train: Record, steps_per_second: float) -> None:
-        """Move the bar to the step of a train record, with its metrics: all of them, or the loss where it is narrow."""
+        """Move the bar to the step of a train record, and show its metrics, or only the loss on a narrow terminal."""
         step, wide = train["step"], self._rich.width >= 110
         epoch = min(train["epoch"] + (step * self._epochs % self._steps == 0), self._epochs)
         shown = f"{words(train)} ({self._unit})" if wide else f"loss {train['loss']:.4g} {self._unit}"
@@ -73,7 +73,7 @@ class Console:
             self.say(f"epoch {epoch}/{self._epochs}  step {step:,}/{self._steps:,}  {shown}  {speed}")
 
     def epoch(self, lines: Sequence[Record], steps_per_second: float | None) -> None:
-        """Print the line of a finished epoch, with the records of each split and the speed, where one was measured."""
+        """Print the line of a finished epoch, with the records of each split and the speed, if one was measured."""
         step, said = lines[0]["step"], "  ".join(f"{line['split']} {words(line)}" for line in lines)
         self.say(
             f"epoch {lines[0]['epoch']}/{self._epochs}  step {step:,}  {said}  ({self._unit})  "
@@ -82,7 +82,7 @@ class Console:
 
 
 def speed_words(steps_per_second: float) -> str:
-    """A speed in words: "1,024 steps/s", "0.25 steps/s", or nothing where none was measured yet (0)."""
+    """A speed in words: "1,024 steps/s", "0.25 steps/s", or nothing if none was measured yet (0)."""
     if not steps_per_second:
         return ""
     return f"{steps_per_second:,.0f} steps/s" if steps_per_second >= 10 else f"{steps_per_second:.2g} steps/s"

@@ -13,7 +13,7 @@ from jaxvae.run.lock import check_free
 
 @contextmanager
 def told(run_dir: Path, error: type[InputError] | type[SaveError]) -> Iterator[None]:
-    """Turn what the file system says into an `error` about `run_dir`: `InputError` before a run, or `SaveError`."""
+    """Turn errors of the file system into an `error` about `run_dir`: `InputError` before a run, or `SaveError`."""
     try:
         yield
     except OSError as reason:
@@ -21,15 +21,15 @@ def told(run_dir: Path, error: type[InputError] | type[SaveError]) -> Iterator[N
 
 
 def check(run_dir: Path, resume: bool, files: Sequence[str]) -> None:
-    """Refuse, before anything is read, a run directory that holds the wrong thing; it stays as it is.
+    """Refuse an unsuitable run directory before anything is read; it stays as it is.
 
     Args:
-      run_dir: there or not.
-      resume: whether it is to hold a run, the first of whose `files` is what makes it one.
-      files: names of what a run leaves.
+      run_dir: may or may not exist.
+      resume: whether it must hold a run: then the first of `files` exists.
+      files: names of the files of a run.
 
     Raises:
-      InputError: it is no directory, is in use, or holds a run where it should not, or none where it should.
+      InputError: it is not a directory, is in use, or holds a run exactly if it should not.
     """
     with told(run_dir, InputError):
         if run_dir.exists() and not run_dir.is_dir():
@@ -45,7 +45,7 @@ def check(run_dir: Path, resume: bool, files: Sequence[str]) -> None:
 
 
 def _check_name(path: Path) -> None:
-    """Raise `InputError` for a name that checkpoints could not be written under: TensorStore takes UTF-8 alone."""
+    """Raise `InputError` for a name under which no checkpoint can be written: TensorStore takes only UTF-8."""
     try:
         os.path.abspath(path).encode("utf-8")
     except UnicodeEncodeError:
@@ -53,22 +53,22 @@ def _check_name(path: Path) -> None:
 
 
 def check_epochs(step: int, epochs: int, steps_per_epoch: int) -> None:
-    """Raise `InputError` where a run that is at `step` is to go on to fewer epochs than it has begun."""
+    """Raise `InputError` if a run at `step` is resumed with fewer epochs than it has begun."""
     if step > epochs * steps_per_epoch:
         raise InputError(
-            f"--epochs {epochs} is less than what is done already: step {step:,} of {steps_per_epoch:,} an epoch"
+            f"--epochs {epochs} is less than what is done already: step {step:,}, at {steps_per_epoch:,} steps an epoch"
         )
 
 
 def check_kinds(run_dir: Path) -> None:
-    """Raise `InputError` if anything but files and directories is there: a pipe would hang whoever opens it."""
+    """Raise `InputError` if `run_dir` holds anything but files and directories: to open a pipe would hang."""
     for path in run_dir.rglob("*"):
         if path.exists() and not (path.is_file() or path.is_dir()):
             raise InputError(f"{path} is neither a file nor a directory")
 
 
 def check_empty(run_dir: Path, files: Sequence[str]) -> None:
-    """Raise `InputError` if one of `files` is there."""
+    """Raise `InputError` if one of `files` exists."""
     found = [name for name in files if (run_dir / name).exists()]
     if found:
         raise InputError(
@@ -77,7 +77,7 @@ def check_empty(run_dir: Path, files: Sequence[str]) -> None:
 
 
 def make(run_dir: Path | None, prefix: str) -> Path:
-    """Make the run directory that was asked for, which may be there, or a new one, runs/PREFIX-DATE-TIME.
+    """Make `run_dir`, which may exist, or for None a new directory, runs/PREFIX-DATE-TIME.
 
     Raises:
       InputError: it cannot be made.
@@ -101,7 +101,7 @@ def make(run_dir: Path | None, prefix: str) -> Path:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a file such that the old one stays whole until the new one is. Raises `OSError`."""
+    """Write a file; the old one stays until the new one is complete. Raises `OSError`."""
     fresh = path.with_name(path.name + ".tmp")
     fresh.write_text(text, encoding="utf-8")
     fresh.replace(path)

@@ -14,16 +14,16 @@ NAME = "lock"
 
 
 class RunLock:
-    """The lock of a run directory, taken at once and held until it is left or this process ends, however it does.
+    """The lock of a run directory: taken on creation, held until the context exits or the process ends in any way.
 
-    The operating system holds it on the file ``lock``, whose content names the holder: a holder that
-    was killed leaves the file, but not the lock.
+    The operating system holds it on the file ``lock``, which names the holder. A holder that was killed
+    leaves the file, but not the lock.
 
     Args:
       run_dir: an existing directory.
 
     Raises:
-      InputError: another process holds it, whom the message names; or it cannot be taken.
+      InputError: another process holds it, named in the message; or it cannot be taken.
     """
 
     def __init__(self, run_dir: Path):
@@ -53,7 +53,7 @@ class RunLock:
 def check_free(run_dir: Path) -> None:
     """Raise `InputError` if a process holds the lock of `run_dir`; the directory stays as it is."""
     with contextlib.suppress(FileNotFoundError, PermissionError):
-        # Without waiting, should somebody have put a pipe there.
+        # Without waiting, in case the file is a pipe.
         file = os.open(run_dir / NAME, os.O_RDONLY | os.O_NONBLOCK)
         try:
             # Shared: several processes of a job may look at once.

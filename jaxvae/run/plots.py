@@ -1,4 +1,4 @@
-"""Host arrays to pictures: grids of images as PNG, curves of metrics with matplotlib."""
+"""Pictures from host arrays: grids of images as PNG, curves of metrics with matplotlib."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -42,7 +42,7 @@ def image_grid(images: NDArray[Any], columns: int = COLUMNS) -> NDArray[np.uint8
 def reconstruction_grid(x: NDArray[Any], x_hat: NDArray[Any], columns: int = COLUMNS) -> NDArray[np.uint8]:
     """Rows of images `x` [N, H, W, C], each over the row of their reconstructions `x_hat` [N, H, W, C]."""
     rows = [_as_uint8(a[i : i + columns]) for i in range(0, len(x), columns) for a in (x, x_hat)]
-    # A last row that is not full is filled up, or the reconstructions would slide up beside it.
+    # An incomplete last row is padded, or its reconstructions would move up beside it.
     missing = columns - len(rows[-1])
     blank = np.full((missing, *x.shape[1:]), _BACKGROUND, np.uint8)
     return image_grid(np.concatenate([*rows[:-2], rows[-2], blank, rows[-1], blank]), columns)
@@ -57,7 +57,7 @@ def save_png(path: Path, picture: NDArray[np.uint8], scale: int = 1) -> None:
 
 
 def save_curves(path: Path, records: Sequence[Mapping[str, Any]], title: str) -> None:
-    """Draw the loss and its terms against the step, of each split, a panel a term, as PNG.
+    """Draw the loss and its terms against the step as PNG: a panel per term, a line per split.
 
     Args:
       path: the file to write.
@@ -81,15 +81,15 @@ def save_curves(path: Path, records: Sequence[Mapping[str, Any]], title: str) ->
 def save_axis(
     path: Path, rows: Sequence[Mapping[str, Any]], title: str, axis: str, split: str, others: Sequence[str] = ()
 ) -> None:
-    """Draw the metrics of a split against one axis of a sweep: the mean over seeds, and least to greatest; as PNG.
+    """Draw the metrics of a split against one axis of a sweep as PNG: mean, least and greatest value over the seeds.
 
     Args:
       path: the file to write.
-      rows: of ``members.csv``, with their metrics as numbers; none may lack the split's loss.
+      rows: of ``members.csv``, with their metrics as numbers; each must have the split's loss.
       title: what was trained.
-      axis: the column to draw against. Numbers are spaced as numbers, by their logarithms where all are positive.
+      axis: the column to draw against. Numbers are drawn to scale, on a logarithmic axis if all are positive.
       split: "validation" or "test".
-      others: columns that tell the lines apart.
+      others: columns that distinguish the lines.
     """
     names = ordered(name.removeprefix(f"{split}_") for row in rows for name in row if name.startswith(f"{split}_"))
     terms = [term for term in names if all(row.get(f"{split}_{term}") is not None for row in rows)]
@@ -122,17 +122,17 @@ def save_axis(
 def save_rate_distortion(
     path: Path, rows: Sequence[Mapping[str, Any]], title: str, split: str, settings: Sequence[str]
 ) -> None:
-    """Draw distortion (reconstruction) against rate (KL) on the images of a split, a point a member, as PNG.
+    """Draw distortion (reconstruction) against rate (KL) on the images of a split as PNG: a point per member.
 
-    The dashed line has the sum of the two that is the lowest: where beta is 1, that is the best bound. (Alemi et
-    al., "Fixing a Broken ELBO", arXiv 1711.00464.)
+    The dashed line marks the lowest sum of the two: where beta is 1, that is the best bound. (Alemi et al.,
+    "Fixing a Broken ELBO", arXiv 1711.00464.)
 
     Args:
       path: the file to write.
       rows: of ``members.csv``, with their metrics as numbers; those without the split's kl are left out.
       title: what was trained.
       split: "validation" or "test".
-      settings: columns that tell the points apart; seeds of one setting have one colour.
+      settings: columns that distinguish the points; seeds of one setting have one colour.
     """
     rows = [row for row in rows if row.get(f"{split}_kl") is not None]
     figure, (axes,) = _panels(title, 1, width=6.4, height=4.6)
@@ -175,7 +175,7 @@ def _colours(count: int) -> Any:
 
 
 def _by(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[tuple[Any, ...], list[Mapping[str, Any]]]:
-    """Rows by their values of some columns, in the order of the rows."""
+    """Rows grouped by their values in some columns, in the order of the rows."""
     groups: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
     for row in rows:
         groups.setdefault(tuple(row[name] for name in names), []).append(row)

@@ -1,7 +1,7 @@
-"""Figures from the device to the terminal, to JSONL and to TensorBoard.
+"""Metrics from the device to the terminal, to JSONL and to TensorBoard.
 
 ``metrics.jsonl`` holds what a run computed and nothing that depends on the clock, so two runs of
-one configuration write the same bytes. ``timing.jsonl`` holds what the clock said.
+one configuration write the same bytes. ``timing.jsonl`` holds times.
 """
 
 import json
@@ -23,7 +23,7 @@ from jaxvae.typing import RECORD_FIELDS
 
 Record = dict[str, Any]
 
-# The terms that people read first, in the order in which they read them: others follow.
+# The terms shown first, in this order; others follow.
 FIRST = (
     *("loss", "recon", "kl"),
     *(f"{kind}{bound}" for bound in ("elbo", "iwae_bound") for kind in ("", "density_", "unnormalised_")),
@@ -31,18 +31,18 @@ FIRST = (
 
 
 def rounded(value: Any, digits: int) -> float:
-    """A number to so many significant digits, as records and tables hold it."""
+    """A number rounded to `digits` significant digits, as records and tables hold it."""
     return float(f"{float(value):.{digits}g}")
 
 
 def ordered(names: Iterable[str]) -> list[str]:
-    """Names of terms in the order in which they are read: `FIRST`, then the others as they come, each once."""
+    """Names of terms in the order of display: `FIRST`, then the others as they come, each once."""
     found = list(dict.fromkeys(names))
     return [name for name in FIRST if name in found] + [name for name in found if name not in FIRST]
 
 
 def terms_of(lines: Iterable[Mapping[str, Any]]) -> list[str]:
-    """The terms that any of some records has, in order."""
+    """All terms that occur in some records, `ordered`."""
     return ordered(name for line in lines for name in line if name not in RECORD_FIELDS)
 
 
@@ -56,7 +56,7 @@ def record(step: int, epoch: int, split: str, unit: str, values: Mapping[str, ND
 
 
 class Windows:
-    """Averages the terms of training over windows of steps, whatever calls the steps come in.
+    """Averages the terms of training over windows of steps, however the steps are cut into calls.
 
     A window begins every `length` steps of an epoch and ends with the epoch at the latest. Sums are taken step by
     step in float64, so that the average does not depend on the calls either.
@@ -64,10 +64,10 @@ class Windows:
     Args:
       length: steps; 0: an epoch.
       steps_per_epoch: steps an epoch.
-      saved: what `open` returned where a run was stopped, to go on with.
+      saved: what `open` returned when the run was stopped, to continue with.
 
     Raises:
-      InputError: `saved` is something else.
+      InputError: `saved` is not such a window.
     """
 
     def __init__(self, length: int, steps_per_epoch: int, saved: Any = None):
@@ -76,11 +76,11 @@ class Windows:
         if saved is not None:
             try:
                 if int(saved["length"]) != self._length:
-                    return  # What was averaged then is no part of a window of today.
+                    return  # Windows now have another length: the saved one does not count.
                 self._count = int(saved["steps"])
                 self._sums = {str(name): np.array(value, np.float64) for name, value in saved["sums"].items()}
             except (ValueError, TypeError, KeyError, AttributeError):
-                raise InputError("the newest checkpoint's record.json: its window is not one of metrics") from None
+                raise InputError("the newest checkpoint's record.json: its window of metrics is malformed") from None
 
     def add(self, step: int, values: Mapping[str, NDArray[Any]]) -> list[tuple[int, dict[str, NDArray[Any]]]]:
         """Add the values [..., count] of the steps that ended at `step`; the last step and means [...] of each window
@@ -106,7 +106,7 @@ class Windows:
         return done
 
     def open(self) -> dict[str, Any] | None:
-        """The window that is not complete, as JSON; None if there is none."""
+        """The incomplete window, as JSON; None if there is none."""
         if not self._count:
             return None
         return {
@@ -121,10 +121,10 @@ def read_records(path: Path, integers: Sequence[str] = ()) -> list[Record]:
 
     Args:
       path: of the file, which need not exist.
-      integers: what each record has beside the step and the epoch of `record`.
+      integers: names of integers that each record has besides step and epoch.
 
     Raises:
-      InputError: the file cannot be read, or a line of it is no record.
+      InputError: the file cannot be read, or a line is not a record.
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
@@ -141,7 +141,7 @@ def read_records(path: Path, integers: Sequence[str] = ()) -> list[Record]:
 
 
 def _checked(values: Any, integers: Sequence[str]) -> Record:
-    """A line's values. Raises `ValueError` and the like where they are not those of a record."""
+    """The values of a line. Raises `ValueError` and the like if they are not those of a record."""
     texts = values["split"], values["unit"]
     if not all(isinstance(text, str) for text in texts) or not all(type(values[name]) is int for name in integers):
         raise ValueError
@@ -158,7 +158,7 @@ class RunLog:
       run_dir: an existing directory.
       step: the step the run starts or resumes from. Lines of ``metrics.jsonl`` past it belong to
         steps that will be taken again, and are dropped.
-      final: splits that are evaluated at the end of a run alone. Their lines are dropped, too: the run goes on.
+      final: splits that are evaluated only at the end of a run. Their lines are dropped too, since the run goes on.
 
     Raises:
       InputError: `run_dir` cannot be written, or a file in it cannot be read.
@@ -181,12 +181,12 @@ class RunLog:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Close the files. Raises `SaveError` where that fails and no other error is on its way."""
+        """Close the files. Raises `SaveError` if that fails and no other error is being raised."""
         try:
             with told(self._run_dir, SaveError):
                 self._files.close()
         except SaveError:
-            # What a failed write left in a buffer fails once more here.
+            # What a failed write left in a buffer fails again here.
             if error is None:
                 raise
 
@@ -209,12 +209,12 @@ class RunLog:
         self._board.picture(name, picture, step)
 
     def sync(self) -> None:
-        """Have ``metrics.jsonl`` on the disk before the checkpoint that goes with it, should the power fail."""
+        """Flush ``metrics.jsonl`` to disk before the checkpoint that goes with it, in case the power fails."""
         os.fsync(self._metrics.fileno())
 
 
 def json_line(values: Mapping[str, Any]) -> str:
-    """`values` as a line of a JSONL file. Raises `ValueError` for what is not finite, which JSON cannot say."""
+    """`values` as a line of a JSONL file. Raises `ValueError` for values that are not finite: JSON has none."""
     return json.dumps(values, allow_nan=False) + "\n"
 
 

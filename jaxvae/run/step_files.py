@@ -1,6 +1,6 @@
 """The files of one checkpoint: written, sealed with digests, and verified when they are read.
 
-The only module that imports Orbax, and not before it is needed: its import takes as long as many a training epoch.
+Only this module imports Orbax, and only when it is needed: the import can take as long as a training epoch.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ import numpy as np
 
 from jaxvae.errors import InputError
 
-FORMAT = 1  # Of record.json and what lies beside it.
+FORMAT = 1  # Of record.json and the files beside it.
 
 
 class DamagedError(Exception):
@@ -27,11 +27,11 @@ class DamagedError(Exception):
 
 
 class PrunedError(Exception):
-    """A checkpoint was deleted, as a whole, while it was read: its run has gone on and saved later ones."""
+    """A whole checkpoint was deleted while it was read: its run has saved later ones."""
 
 
 class State(Protocol):
-    """What can be saved: a `NamedTuple` of trees of arrays that knows its step, such as a `TrainState`."""
+    """A state that can be saved: a `NamedTuple` of trees of arrays with a `step`, such as a `TrainState`."""
 
     @property
     def step(self) -> Any:
@@ -55,13 +55,13 @@ def parts_with_arrays(state: Any) -> dict[str, Any]:
 
 
 def make_checkpointer() -> Any:
-    """Orbax's checkpointer, of this process alone."""
+    """Orbax's checkpointer, for this process alone."""
     import orbax.checkpoint as ocp
 
-    # Orbax reports every phase of every save, its own fallbacks, and with several tracebacks each error that it
+    # Orbax logs every phase of every save, its own fallbacks, and, with several tracebacks, each error that it
     # raises anyway.
     logging.getLogger("absl").setLevel(logging.CRITICAL)
-    # Of the processes of a job, this one alone: Orbax would wait for the others.
+    # Only this process of a job: Orbax would wait for the others.
     here = jax.process_index()
     options = ocp.options.MultiprocessingOptions(
         primary_host=here, active_processes={here}, barrier_sync_key_prefix=f"jaxvae{here}"
@@ -91,7 +91,7 @@ def _restored(path: Path, like: State, partial: bool) -> Any:
 
 @contextlib.contextmanager
 def unless_pruned(path: Path) -> Iterator[None]:
-    """Reads a step. Raises `DamagedError` if that fails, but `PrunedError` if the step is not there any more."""
+    """Around the reading of a step: raises `DamagedError` if that fails, but `PrunedError` if the step is gone."""
     try:
         yield
     except (DamagedError, FileNotFoundError) as error:
@@ -103,13 +103,13 @@ def unless_pruned(path: Path) -> Iterator[None]:
 def read_step(path: Path, like: S, partial: bool = False) -> Saved[S]:
     """One checkpoint, verified. Raises `DamagedError`, and `InputError` if it does not fit `like`."""
     content = read_record(path)
-    # A pipe would hang whoever opens it, and a link leads elsewhere.
+    # To open a pipe would hang, and a link leads elsewhere.
     for entry in path.rglob("*"):
         if not stat.S_ISREG(mode := entry.lstat().st_mode) and not stat.S_ISDIR(mode):
             raise DamagedError(f"{entry.relative_to(path)} is no regular file")
     present = set(files_below(path)) - {"record.json"}
     for name in sorted({*content["files"], *present}):
-        if name not in present:  # Nor is anything read outside.
+        if name not in present:  # Also refuses names that lead outside.
             raise DamagedError(f"{name} is missing")
         if name not in content["files"]:
             raise DamagedError(f"{name} does not belong there")
@@ -145,14 +145,14 @@ def finite(cost: float | None) -> float | None:
 
 
 def write_record(path: Path, content: dict[str, Any]) -> None:
-    """Write record.json, sealed, and have all of the directory on the disk."""
+    """Write record.json, sealed, and flush the whole directory to disk."""
     sealed = {**content, "digest": digest_of(content)}
     (path / "record.json").write_text(json.dumps(sealed, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     _sync(path)
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """What record.json holds. Raises `DamagedError`, or `InputError` for a version that is not known."""
+    """The content of record.json. Raises `DamagedError`, or `InputError` for an unknown version."""
     if (path / "_CHECKPOINT_METADATA").exists() and not (path / "record.json").exists():
         raise InputError(f"checkpoint {path} was saved by a version of jaxvae that this one cannot read")
     try:
@@ -232,7 +232,7 @@ def reason(error: Exception) -> str:
 
 
 def _sync(directory: Path) -> None:
-    """Have everything below `directory` on the disk, so that the power may fail."""
+    """Flush everything below `directory` to disk, in case the power fails."""
     for path in directory.rglob("*"):
         if path.is_dir():
             sync_directory(path)
@@ -243,7 +243,7 @@ def _sync(directory: Path) -> None:
 
 
 def sync_directory(directory: Path) -> None:
-    """Have the entries of a directory on the disk."""
+    """Flush the entries of a directory to disk."""
     handle = os.open(directory, os.O_RDONLY)
     try:
         os.fsync(handle)

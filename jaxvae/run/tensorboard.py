@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 class Board:
     """TensorBoard events, written by the calling thread.
 
-    The writers that come with TensorBoard and its kin have a thread with a queue: one that fails on a full
-    disk does so in silence, or blocks whoever writes.
+    The writers of TensorBoard and similar packages have a thread with a queue: on a full disk, they fail
+    silently or block the caller.
     """
 
     def __init__(self, directory: Path, step: int):
@@ -23,12 +23,12 @@ class Board:
         from tensorboard.summary.writer.record_writer import RecordWriter
 
         directory.mkdir(exist_ok=True)
-        # TensorBoard reads files of this name, of one directory in the order of their names.
+        # TensorBoard reads the files of this name in a directory in the order of their names.
         path = directory / f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}"
         self._writer = RecordWriter(path.open("ab"))
         self._event, self._summary = Event, Summary
         self._add(file_version="brain.Event:2")
-        # What was written past it, by a run that was killed, is void.
+        # TensorBoard drops what a killed run wrote past this step.
         self._add(step=step + 1, session_log=SessionLog(status=SessionLog.START))
 
     def _add(self, **content: Any) -> None:

@@ -1,7 +1,7 @@
 """Train a grid of models at once: ``python -m jaxvae.sweep``.
 
-Members that differ in seed and in traced hyperparameters (`jaxvae.config.TRACED`) train in one program; `OUTER`
-fields, which change shapes, make several, run one after the other.
+Members that differ in seed and in traced hyperparameters (`jaxvae.config.TRACED`) train in one program. `OUTER`
+fields change shapes and need several programs, run one after the other.
 """
 
 import argparse
@@ -36,29 +36,29 @@ each written with commas: --hidden 512,256 256,128. All other flags are those of
 
 @dataclasses.dataclass(frozen=True)
 class Arguments:
-    """Where the sweep lives, and what it is."""
+    """What to train, and where to keep the sweep."""
 
     config: Config
     run_dir: Path | None = None
-    """Directory of the sweep, created if need be. Default: a new one, runs/sweep-PRESET-DATE-TIME."""
+    """Directory of the sweep, created if needed. Default: a new one, runs/sweep-PRESET-DATE-TIME."""
     resume: bool = False
-    """Go on with the sweep in --run-dir: its grid, from its newest checkpoints."""
+    """Resume the sweep in --run-dir, with its grid, from its newest checkpoints."""
     seeds: int = 1
     """Seeds per setting: --seed, --seed + 1, and so on."""
     devices: str = "all"
-    """How many devices share the members: a number, or all; on a CPU, there is one for each core."""
+    """How many devices share the members: a number, or all. On a CPU, each core is a device."""
     members_per_program: int | None = None
-    """Most members of one program. Default: as many as fit the memory."""
+    """Most members in one program. Default: as many as fit in memory."""
     extract: str | None = None
-    """Make the member of this number, or the best by the validation images, in --run-dir a run of its own in --to."""
+    """Copy one member of the sweep in --run-dir to a run in --to: a number, or best, by the validation images."""
     to: Path | None = None
-    """Directory of the run that --extract makes; jaxvae.evaluate, generate and train --resume take it."""
+    """Directory of the run that --extract makes, for jaxvae.evaluate, jaxvae.generate and jaxvae.train --resume."""
     no_compilation_cache: bool = False
-    """Compile everything afresh. Else compiled programs are kept in the user's cache directory, and loaded again."""
+    """Compile everything: do not use the cache of compiled programs in the user's cache directory."""
 
 
 def parse(argv: Sequence[str]) -> tuple[Arguments, Axes]:
-    """The command line: `Arguments`, whose config has the first value of every axis, and the axes.
+    """Parse the command line: `Arguments`, with the first value of every axis in its config, and the axes.
 
     Raises:
       InputError: in one line.
@@ -114,7 +114,7 @@ def parse(argv: Sequence[str]) -> tuple[Arguments, Axes]:
 
 
 def _refuse_untraced(argv: Sequence[str], kind: Any, axes: Sequence[str]) -> None:
-    """Raise `InputError` for several values of an option that takes one alone."""
+    """Raise `InputError` for several values of an option that takes only one."""
     options = {flag(o.name): o for o in configs.options_of(kind) if o.name not in axes and o.annotation is not bool}
     for at, word in enumerate(argv[:-2]):
         values = list(itertools.takewhile(lambda value: not value.startswith("--"), argv[at + 1 :]))
@@ -124,7 +124,7 @@ def _refuse_untraced(argv: Sequence[str], kind: Any, axes: Sequence[str]) -> Non
 
 
 def _settings(name: str, values: Sequence[str]) -> list[str]:
-    """Widths without commas are one setting, as for jaxvae.train; with commas, one each."""
+    """Widths without commas are one setting, as in jaxvae.train; with commas, each value is one."""
     if name == "hidden" and not any("," in value for value in values):
         return [",".join(values)]
     return list(values)
@@ -143,16 +143,16 @@ def _value(name: str, text: str) -> Any:
 
 
 def use_every_core() -> None:
-    """On a CPU, one device for each core, so that each trains members of its own; not where XLA_FLAGS says otherwise.
+    """On a CPU, make each core a device, so that each trains its own members; not if XLA_FLAGS is set.
 
-    To be called before JAX starts; it has no effect on an accelerator.
+    Call this before JAX starts; it has no effect on an accelerator.
     """
     if "XLA_FLAGS" not in os.environ and jax.config.jax_num_cpu_devices < 0:  # type: ignore[attr-defined]
         jax.config.update("jax_num_cpu_devices", cores())
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; the exit code (see `jaxvae.cli`)."""
+    """Run the command line and return the exit code (see `jaxvae.cli`)."""
     arguments, axes = parse(sys.argv[1:] if argv is None else argv)
     if arguments.extract is None and arguments.to is not None:
         raise InputError("--to goes with --extract: which member to put there")

@@ -1,4 +1,4 @@
-"""A member of a sweep as a run of its own."""
+"""Extract a member of a sweep as a run of its own."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -30,19 +30,19 @@ def restore(directory: Path, members: Sequence[Config], numbers: Sequence[int]) 
 
 
 def extract(sweep_dir: Path, member: int | str, run_dir: Path) -> int:
-    """Make one member of a sweep a run directory of its own: config.json, metrics.jsonl and its newest checkpoint.
+    """Write one member of a sweep to a run directory of its own: config.json, metrics.jsonl and its newest checkpoint.
 
     Args:
-      sweep_dir: of a sweep, done or not.
+      sweep_dir: of a sweep, finished or not.
       member: its number, or "best": see `jaxvae.sweep.tables.best`.
-      run_dir: a directory that holds no run yet, created if need be.
+      run_dir: a directory that holds no run yet, created if needed.
 
     Returns:
       The member's number.
 
     Raises:
-      InputError: there is no such member, it diverged or was not started, none can be called the best, or a
-        directory is not what it should be.
+      InputError: there is no such member, it diverged or was not started, there is no best one, or a
+        directory is unsuitable.
     """
     run_dirs.check_kinds(sweep_dir)
     grid, programs = load_sweep(sweep_dir)
@@ -85,7 +85,7 @@ def extract(sweep_dir: Path, member: int | str, run_dir: Path) -> int:
 
 
 def _own_record(record: Mapping[str, Any], place: int) -> dict[str, Any]:
-    """The record of a program's checkpoint, for the member at `place`: of the unfinished averages, its own."""
+    """The record of a program's checkpoint, for the member at `place`: only its own unfinished averages."""
     window = record.get("window")
     if window is None:
         return dict(record)
@@ -93,4 +93,4 @@ def _own_record(record: Mapping[str, Any], place: int) -> dict[str, Any]:
         sums = {name: values[place] for name, values in window["sums"].items()}
         return {**record, "window": {**window, "sums": sums}}
     except (TypeError, KeyError, IndexError, AttributeError):
-        raise InputError("the newest checkpoint's record.json: its window is not one of the members' metrics") from None
+        raise InputError("the newest checkpoint's record.json: its window of metrics is malformed") from None

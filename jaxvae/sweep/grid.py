@@ -22,7 +22,7 @@ Axes = dict[str, list[Any]]
 
 
 def axes_of(kind: Any) -> tuple[str, ...]:
-    """What a sweep of configurations of a class can take several values of, in the order in which members count."""
+    """The options of a configuration class that a sweep can vary, in the order in which members are numbered."""
     traced = traced_of(kind)
     first = tuple(name for name in FIRST if name in traced)
     return (*first, *(name for name in traced if name not in first), *OUTER)
@@ -36,7 +36,7 @@ class Grid(NamedTuple):
     seeds: list[int]
 
     def members(self) -> list[Config]:
-        """The configuration of every member, the seed running fastest. Raises `InputError`."""
+        """The configuration of every member, the seed varying fastest. Raises `InputError`."""
         names, found = list(self.axes), []
         for values in itertools.product(*self.axes.values()):
             for seed in self.seeds:
@@ -50,7 +50,7 @@ class Grid(NamedTuple):
 
 
 def shape_of(config: Config) -> tuple[Any, ...]:
-    """What a member must have in common with the others of its program: all but its seed and numbers."""
+    """What all members of a program must have in common: all but the seed and the traced hyperparameters."""
     traced = traced_of(type(config))
     common = [value for name, value in values_of(config).items() if name not in (*traced, "seed")]
     # Without decay the optimiser's state has another structure.
@@ -58,7 +58,7 @@ def shape_of(config: Config) -> tuple[Any, ...]:
 
 
 def programs_of(members: Sequence[Config]) -> list[list[int]]:
-    """The numbers of the members that can share a program, in order."""
+    """Groups of members that can share a program, by their numbers, in order."""
     groups: dict[tuple[Any, ...], list[int]] = {}
     for number, member in enumerate(members):
         groups.setdefault(shape_of(member), []).append(number)

@@ -1,4 +1,4 @@
-"""The JSONL files of a sweep's program, and what is said of its members."""
+"""The JSONL files of a sweep's program, and how its members are described."""
 
 import os
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from jaxvae.sweep.grid import (
 
 
 class ProgramLog:
-    """The JSONL files of a program: of the metrics there are, `kept` stay, and new lines follow."""
+    """The JSONL files of a program: of its old metrics, only `kept` stay, and new lines follow."""
 
     def __init__(self, directory: Path, kept: Sequence[records.Record]):
         path = directory / "metrics.jsonl"
@@ -35,7 +35,7 @@ class ProgramLog:
         self._metrics.flush()
 
     def sync(self) -> None:
-        """Have the metrics on the disk before the checkpoint that goes with them, should the power fail."""
+        """Flush the metrics to disk before the checkpoint that goes with them, in case the power fails."""
         os.fsync(self._metrics.fileno())
 
     def time(self, event: str, **values: float) -> None:
@@ -44,7 +44,7 @@ class ProgramLog:
 
 
 def member_words(member: Config) -> str:
-    """A member's seed and numbers, where they are not the preset's."""
+    """A member's seed, and its swept values that differ from the preset."""
     base = configs.PRESETS[member.preset]
     changed = [name for name in axes_of(type(member)) if getattr(member, name) != getattr(base, name, None)]
     return ", ".join([f"{name} {cell(getattr(member, name))}" for name in changed] + [f"seed {member.seed}"])

@@ -1,4 +1,4 @@
-"""The one place of a sweep with effects: its programs one after the other, metrics, checkpoints, signals."""
+"""The only module of sweeps with side effects: runs programs one after the other; metrics, checkpoints, signals."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -54,15 +54,15 @@ def sweep(
 
     Args:
       grid: what to train. Its dataset "auto" is resolved, and the resolved name recorded.
-      run_dir: a directory that holds no run yet, created if need be; None: a new one. It gets sweep.json (the
-        grid), members.csv (a row a member), summary.csv (mean and spread over the seeds), plots, and
+      run_dir: a directory that holds no run yet, created if needed; None: a new one. It gets sweep.json (the
+        grid), members.csv (a row per member), summary.csv (mean and spread over the seeds), plots, and
         programs/N/ with metrics.jsonl, timing.jsonl and checkpoints.
       resume: go on from the newest undamaged checkpoints in `run_dir`.
-      devices: to share the members; None: all there are.
-      members_per_program: most members of one program; None: as many as fit the memory.
+      devices: how many share the members; None: all.
+      members_per_program: most members in one program; None: as many as fit in memory.
 
     Returns:
-      None if all is done, or the number of the signal that stopped it; its state is saved then.
+      None if all is done, or the number of the signal that stopped it, after a save.
 
     Raises:
       InputError: bad input, found before anything is compiled.
@@ -124,7 +124,7 @@ def sweep(
 def _check_programs(
     run_dir: Path, members: Sequence[Config], programs: Sequence[Sequence[int]], images: data.ImageData
 ) -> None:
-    """Refuse, before anything is written, to go on with other images or with metrics that cannot be read."""
+    """Refuse, before anything is written, to resume with other images or with metrics that cannot be read."""
     digests = data.digests(images)
     for index, numbers in enumerate(programs):
         directory = run_dir / PROGRAMS / str(index)
@@ -145,7 +145,7 @@ def _check_programs(
 
 
 def _room_for(member: Config, count: int, images: data.ImageData, devices: Sequence[jax.Device]) -> int:
-    """How many members a program takes, said on stderr."""
+    """How many members fit in a program; also printed on stderr."""
     fits: Room = room(common_config([member]), images, devices)
     say(
         f"{count} members could share a program; {fits.members} fit: {fits.member_bytes / 2**20:,.0f} MiB each "
@@ -160,11 +160,11 @@ class _Program:
 
     Args:
       directory: of the program.
-      title: for the person watching.
+      title: for the console.
       members: all of the sweep.
       numbers: of those in the program.
-      images, digests: what they train and are tested on, and what tells them from others.
-      devices: which share the members.
+      images, digests: what they train and are tested on, and its digests.
+      devices: those that share the members.
     """
 
     def __init__(
@@ -192,7 +192,7 @@ class _Program:
         }
 
     def train(self, stop: StopSignals) -> int | None:
-        """Train to the end, or until a signal; its number, or None."""
+        """Train to the end, or until a signal; returns its number, or None."""
         trainer, config = self._trainer, self._config
         self._directory.mkdir(parents=True, exist_ok=True)
         total = config.epochs * trainer.steps_per_epoch
@@ -202,8 +202,8 @@ class _Program:
             )
             saved = self._checkpoints.restore(trainer.abstract_state())
             step = 0 if saved is None else saved.step
-            # Lines past the step from which it goes on are of steps that will be taken again; the test images are
-            # seen at the end alone, where there are validation images to watch.
+            # Lines past the resumed step belong to steps that will be taken again. If there are validation images,
+            # the test images are evaluated only at the end.
             watched, *_ = splits(len(trainer.images.validation) > 0, last=False)
             final = ("test",) if watched != "test" and step < total else ()
             kept = [
@@ -217,7 +217,7 @@ class _Program:
             evaluated = seen >= set(splits(len(trainer.images.validation) > 0, last=step == total))
             if (step >= total and evaluated) or self._dead.all():
                 return None
-            if not evaluated:  # All of it is done once more.
+            if not evaluated:  # The whole evaluation is repeated.
                 kept = [line for line in kept if line["step"] < step or line["split"] in ("train", DIVERGED)]
             record = {} if saved is None else saved.record
             for warning in version_warnings(record.get("versions", {}), run_versions()):
@@ -263,7 +263,7 @@ class _Program:
         self._checkpoints.check()
         self._speed = len(self._numbers) * speed.per_second if speed else 0.0
         diverged = self._trainer.host(values[DIVERGED])[:, 0]
-        # Where a member has diverged there is nothing to average.
+        # A diverged member has nothing to average.
         terms = {
             name: np.nan_to_num(self._trainer.host(value), nan=0, posinf=0, neginf=0)
             for name, value in values.items()
@@ -285,7 +285,7 @@ class _Program:
         self, step: int, evaluations: Mapping[str, Values], pictures: object, checkpoint: MembersState | None
     ) -> None:
         """See `jaxvae.train.pipeline.Sink`."""
-        # The next training step would most likely find out too, but there may be none.
+        # The next training step would most likely notice, too, but there may be none.
         finite = [np.isfinite(v).all(axis=1) for values in evaluations.values() for v in values.values()]
         self._note_diverged(np.where(np.all(finite, axis=0), 0, step))
         for split, values in evaluations.items():
@@ -295,7 +295,7 @@ class _Program:
                 lines[index] = records.record(step, self._epoch(step), split, self._trainer.unit, own)
                 self._write(index, lines[index])
             self._say_epoch(step, split, lines)
-        # A signal that came before the evaluation had it saved already.
+        # A signal before the evaluation had this step saved already.
         if checkpoint is not None and self._checkpoints.latest_step() != step:
             self._save(checkpoint)
 
@@ -320,7 +320,7 @@ class _Program:
         return -(-step // self._trainer.steps_per_epoch)
 
     def _say_epoch(self, step: int, split: str, lines: Mapping[int, records.Record]) -> None:
-        """Say what the members, by their place in the program, have come to."""
+        """Print a summary of the members' `lines`, which are by place in the program."""
         out = len(self._numbers) - len(lines)
         lost = f", {out} diverged" if out else ""
         said = "no member has a finite loss"

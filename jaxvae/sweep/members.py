@@ -34,7 +34,7 @@ class Trained(NamedTuple):
 def member_configs(
     config: Config, seeds: Sequence[int], hyperparameters: Mapping[str, Sequence[float]] | None = None
 ) -> list[Config]:
-    """The configuration of a run of its own for each of M members. Raises `InputError` as `train_members` does."""
+    """The configuration of each of M members, as of a separate run. Raises `InputError` as `train_members` does."""
     hyperparameters = hyperparameters or {}
     for name, values in hyperparameters.items():
         if name not in traced_of(type(config)):
@@ -58,14 +58,14 @@ def train_members(
     hyperparameters: Mapping[str, Sequence[float]] | None = None,
     devices: Sequence[jax.Device] | None = None,
 ) -> Trained:
-    """Train M models in one program, each as a run of its own with its seed and hyperparameters would be.
+    """Train M models in one program, each as a separate run with its seed and hyperparameters would be.
 
     Args:
       config: what they have in common.
       images: what to train and to test on; binarised here where `config` says "static".
       seeds: [M].
-      hyperparameters: any of `jaxvae.config.SWEPT`, [M] each; `config` has the others.
-      devices: to share the members. Default: all there are.
+      hyperparameters: any of `jaxvae.config.TRACED`, [M] each; `config` has the others.
+      devices: those that share the members. Default: all.
 
     Raises:
       InputError: a number is out of range or cannot be swept, or there is not one for each seed.

@@ -1,4 +1,4 @@
-"""How many members fit the memory of the devices."""
+"""How many members fit in the memory of the devices."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -11,8 +11,8 @@ from jaxvae.data.images import ImageData
 from jaxvae.sweep.trainer import MembersTrainer, abstract_members
 from jaxvae.train.step import example_of
 
-MEMORY_FRACTION = 0.8  # Of an accelerator's free memory, that members may fill.
-HOST_MEMORY_FRACTION = 0.5  # Of the free memory of a machine that trains on its CPU: others live there too.
+MEMORY_FRACTION = 0.8  # Of an accelerator's free memory: members may fill this part.
+HOST_MEMORY_FRACTION = 0.5  # The same of a machine that trains on its CPU: other programs need memory, too.
 
 
 class Room(NamedTuple):
@@ -20,8 +20,8 @@ class Room(NamedTuple):
 
     Attributes:
       members: in one program, over all devices.
-      member_bytes: of a device's memory that each takes.
-      free_bytes: of a device's memory that they may take together.
+      member_bytes: what each takes of a device's memory.
+      free_bytes: what they may take together of a device's memory.
     """
 
     members: int
@@ -30,10 +30,10 @@ class Room(NamedTuple):
 
 
 def room(config: Config, images: ImageData, devices: Sequence[jax.Device]) -> Room:
-    """How many members fit the memory of the devices.
+    """How many members fit in the memory of the devices.
 
-    What a member takes is what the compiled program of one of them says, without the images; what is free is
-    `MEMORY_FRACTION` of what the device reports, or `HOST_MEMORY_FRACTION` of the machine's, in equal shares.
+    A member takes the memory of a compiled program of one member, without the images. Free is `MEMORY_FRACTION` of
+    what the device reports; on a CPU, `HOST_MEMORY_FRACTION` of the machine's, in equal shares for the devices.
     """
     required = memory.required_bytes(
         abstract_members(config, images.image_shape, 1, example_of(images.split("train"))),
@@ -43,7 +43,7 @@ def room(config: Config, images: ImageData, devices: Sequence[jax.Device]) -> Ro
     )
     memory.check_fits(required, images.nbytes, devices[:1])
     accelerator = memory.device_stats(devices[0]) is not None
-    # Before the images are there, which are counted below, and a member, which is not to stay.
+    # Measured before the images, which are counted below, and before a member that does not stay.
     free = memory.free_bytes(devices[0])
     free = int(MEMORY_FRACTION * free) if accelerator else int(HOST_MEMORY_FRACTION * free) // len(devices)
     free -= images.nbytes
@@ -52,7 +52,7 @@ def room(config: Config, images: ImageData, devices: Sequence[jax.Device]) -> Ro
     state = trainer.start(None)
     trainer.compile(state)
     program = trainer._programs.memory()
-    # The state goes in and comes out in one place, but a device that maps over members holds both.
+    # The new state overwrites the old one, but a device that maps over members holds both.
     member_bytes = program.argument_size_in_bytes + program.output_size_in_bytes + program.temp_size_in_bytes
     member_bytes -= sum(values.nbytes for values in images.split("train").values())
     return Room(max(1, free // member_bytes) * len(devices), member_bytes, max(free, 0))

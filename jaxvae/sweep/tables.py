@@ -1,4 +1,4 @@
-"""A sweep's tables and plots: a row a member, a row a setting, metrics against each axis, and which is best."""
+"""A sweep's tables and plots: a row per member or setting, metrics against each axis, and which is best."""
 
 import csv
 import io
@@ -21,7 +21,7 @@ SPLITS = ("train", "validation", "test")
 
 
 def write_tables(run_dir: Path) -> list[Row]:
-    """Write members.csv and summary.csv of a sweep, as far as it has come; the rows of the first."""
+    """Write members.csv and summary.csv of a sweep, finished or not; returns the rows of members.csv."""
     grid, _ = load_sweep(run_dir)
     rows = table(run_dir)
     _write_csv(run_dir / "members.csv", rows)
@@ -34,12 +34,12 @@ def member_records(directory: Path) -> list[records.Record]:
     path = directory / "metrics.jsonl"
     lines = records.read_records(path, integers=("member",))
     if any(type(line.get("at")) is not int for line in lines if line["split"] == DIVERGED):
-        raise InputError(f"{path}: a member diverged, and it does not say at which step")
+        raise InputError(f"{path}: the record of a diverged member has no step")
     return lines
 
 
 def table(run_dir: Path) -> list[Row]:
-    """A row a member of a sweep: its number, status, axes, and its last metrics of each split.
+    """A row per member of a sweep: its number, status, axes, and its last metrics of each split.
 
     The status is "done", "diverged at step N", "stopped at step N" or "not started". Metrics are None (an empty
     cell) where the member diverged or has none yet.
@@ -76,10 +76,7 @@ def table(run_dir: Path) -> list[Row]:
 
 
 def summary(grid: Grid, rows: Sequence[Row]) -> list[Row]:
-    """A row a setting: mean, deviation, least and greatest of each metric over the seeds that have one.
-
-    Of the validation and the test images.
-    """
+    """A row per setting: mean, deviation, least and greatest of each held-out metric, over the seeds that have it."""
     settings: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
         settings.setdefault(tuple(row[name] for name in grid.axes), []).append(row)
@@ -102,7 +99,7 @@ def summary(grid: Grid, rows: Sequence[Row]) -> list[Row]:
 
 
 def _terms(rows: Sequence[Row], split: str) -> list[str]:
-    """The terms that a table has of a split."""
+    """The terms of a split in a table."""
     prefix = f"{split}_"
     return records.ordered(name.removeprefix(prefix) for row in rows for name in row if name.startswith(prefix))
 
@@ -112,7 +109,7 @@ def _deviation(numbers: Sequence[float]) -> Any:
 
 
 def best(grid: Grid, rows: Sequence[Row], statistic: str = "") -> tuple[str, Row]:
-    """The best row, and the column that says so: the validation metric that `selection_term` names.
+    """The column of the validation metric that `selection_term` names, and the row that is the best by it.
 
     That metric means the same for all members, whatever the weights in their objectives.
 
@@ -121,11 +118,11 @@ def best(grid: Grid, rows: Sequence[Row], statistic: str = "") -> tuple[str, Row
       rows: of its `table`; or of its `summary`, with the statistic "_mean".
 
     Raises:
-      InputError: the sweep holds no validation images out, no row has the metric, or the members' IWAE bounds
-        are of different numbers of samples: a bound of more samples is tighter, so it does not compare.
+      InputError: the sweep holds out no validation images, no row has the metric, or the members' IWAE bounds
+        have different numbers of samples: more samples make a tighter bound, so these do not compare.
     """
     if not grid.config.validation:
-        raise InputError("this sweep holds no images out to choose by (--validation 0)")
+        raise InputError("this sweep holds out no images to choose by (--validation 0)")
     if grid.config.parts.objective.tightens and "samples" in grid.varied():
         raise InputError("IWAE bounds of different --samples cannot be compared")
     term, higher = selection_term(grid.config)
@@ -137,7 +134,7 @@ def best(grid: Grid, rows: Sequence[Row], statistic: str = "") -> tuple[str, Row
 
 
 def summary_lines(grid: Grid, rows: Sequence[Row]) -> list[str]:
-    """A line a setting, in words, with the metrics of `shown_split`; last, where there are several, the best."""
+    """A line per setting with the metrics of `shown_split`; then, if there are several, the best."""
     split, settings, lines = shown_split(rows), summary(grid, rows), []
     for line in settings:
         terms = [
@@ -174,7 +171,7 @@ def shown_split(rows: Sequence[Row]) -> str:
 
 
 def draw(run_dir: Path, grid: Grid, rows: Sequence[Row]) -> None:
-    """Metrics of `shown_split` against each axis, and rate against distortion."""
+    """Draw the metrics of `shown_split` against each axis, and rate against distortion."""
     split = shown_split(rows)
     usable = [row for row in rows if row.get(f"{split}_loss") is not None]
     if not usable:

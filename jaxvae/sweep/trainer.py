@@ -1,8 +1,8 @@
-"""Many models trained in one program: members that differ in seed and in hyperparameters, and in nothing else.
+"""Many models trained in one program: members that differ only in seed and hyperparameters.
 
-Members never exchange anything, so they are shared out over the devices without any communication. Within a
+Members never exchange anything, so the devices share them without any communication. Within a
 device they are taken `at_once` together (`jax.vmap`), one group after the other (`jax.lax.map`). An accelerator
-takes all of them together: a small model leaves it idle. A CPU core takes one at a time: the batched products that
+takes all of them together: one small model leaves it idle. A CPU core takes one at a time: the batched products that
 several would need are slower there than products one after the other, and one model stays in its cache.
 """
 
@@ -37,7 +37,7 @@ from jaxvae.typing import Batch, Collections, ImageShape, Params
 Array = jax.Array
 
 AXIS = "member"
-MOST_VALUES = 2**20  # Of a term, of all steps and members of a compiled call, held on the devices.
+MOST_VALUES = 2**20  # Most values of a term, over all steps and members of a compiled call, held on the devices.
 DIVERGED = "diverged"
 _PURPOSES: tuple[Purpose, ...] = ("init", "shuffle", "train-noise", "test-noise")
 
@@ -49,8 +49,8 @@ class MembersState(NamedTuple):
       step: int32 [], of all.
       params: as in `TrainState`, each leaf with a first axis of M.
       opt_state: the same.
-      diverged: int32 [M], the step at which a member's loss was not finite any more; 0 while it is.
-        The parameters and the optimiser's state of such a member are zeros.
+      diverged: int32 [M], the step at which a member diverged; 0 for members that have not.
+        The parameters and the optimiser's state of a diverged member are zeros.
       collections: as `params`.
     """
 
@@ -61,7 +61,7 @@ class MembersState(NamedTuple):
     collections: Collections = {}  # noqa: RUF012
 
     def member(self, index: int) -> TrainState:
-        """One member's state, as a run of its own would hold it."""
+        """One member's state, as a separate run would hold it."""
         own = jax.tree.map(lambda leaf: leaf[index], (self.params, self.opt_state, self.collections))
         return TrainState(self.step, *own)
 
@@ -76,8 +76,8 @@ def make_run_members(
     """``run_members(state, examples, orders, noise_keys, hyperparameters, count) -> (state, metrics)``: a call of
     every member.
 
-    To be jitted. What each member computes is `jaxvae.train.programs.make_call`, with an order, a key and
-    `hyperparameters` of its own, [M] each; `metrics` are its terms at every step, [M, capacity].
+    To be jitted. Each member computes `jaxvae.train.programs.make_call` with its own order, key and `hyperparameters`,
+    [M] each; `metrics` are its terms at every step, [M, capacity].
     """
 
     call = make_call(config, model, num_images, capacity)
@@ -95,9 +95,9 @@ def make_run_members(
             params, opt_state, collections, diverged, order, key, hyperparameters = member
             start = TrainState(state.step, params, opt_state, collections)
             end, metrics = call(start, examples, order, key, hyperparameters, count)
-            # Looked at once a call: a choice at every step would move every parameter and moment once more. So that
-            # it does not matter which steps make a call, a loss is looked at wherever it is, but the parameters at
-            # the end of an epoch alone, and zeros take the place of what diverged.
+            # Checked once per call: a choice at every step would move every parameter and moment once more. So that
+            # the cut into calls does not matter, the loss of every step is checked, but the parameters only at the
+            # end of an epoch, and zeros replace a state that diverged.
             finite = jnp.isfinite(metrics["loss"])
             whole = jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(end)]).all()
             bad = jnp.where(finite.all(), count, jnp.argmin(finite).astype(jnp.int32) + 1)
@@ -115,7 +115,7 @@ def make_run_members(
 
 
 def map_members(function: Callable[[Any], Any], members: Any, at_once: int) -> Any:
-    """`function` of each member of a tree with a first axis of M, `at_once` together."""
+    """Map `function` over the members of a tree with a first axis of M, `at_once` together."""
     count = jax.tree.leaves(members)[0].shape[0]
     if at_once == 1:
         return jax.lax.map(function, members)
@@ -128,14 +128,14 @@ class MembersTrainer:
     """The device's side of many runs at once: as `jaxvae.train.trainer.Trainer`, with an axis of members.
 
     Args:
-      config: what all have in common; its seed and `TRACED` hyperparameters are not looked at, but that its weight
-        decay must not be 0 where a member's is not.
+      config: what all have in common. Its seed and `TRACED` hyperparameters are ignored, but its weight decay must
+        not be 0 if a member's is not.
       images: what to train and to test on.
       seeds: [M].
       hyperparameters: all of `TRACED`, [M] each.
-      devices: to share the members; at most as many are used as there are members.
+      devices: those that share the members; at most one per member is used.
       at_once: members of a device that are computed together. Default: 1 on a CPU, else all.
-      traced: as of `StepPrograms`.
+      traced: see `StepPrograms`.
     """
 
     def __init__(
@@ -153,7 +153,7 @@ class MembersTrainer:
         devices = (devices or jax.devices())[: self.count]
         share = -(-self.count // len(devices))
         self.at_once = at_once or (1 if devices[0].platform == "cpu" else share)
-        # Where shares are not equal, copies of the last member fill them; they are never looked at.
+        # If shares are not equal, copies of the last member fill them; these are never read.
         self._padding = share * len(devices) - self.count
         self._seeds = self._padded(np.asarray(seeds, np.uint32))
         self._hyperparameters = {
@@ -184,7 +184,7 @@ class MembersTrainer:
         self._programs = StepPrograms(program, capacity, traced)
         held_out = {split: images.split(split) for split in ("validation", "test")}
         self._held_out: dict[str, Any] = {split: found for split, found in held_out.items() if len(found["image"])}
-        # So that evaluation takes no more memory than training, however many are computed together.
+        # So that evaluation takes no more memory than training, however many members are computed together.
         pixels = math.prod(images.image_shape) * config.parts.objective.latents
         most = max(config.batch_size, min(PART_BATCHES * config.batch_size, PIXELS_AT_ONCE // pixels // self.at_once))
         self._sizes = {split: min(most, len(found["image"])) for split, found in self._held_out.items()}
@@ -207,7 +207,7 @@ class MembersTrainer:
         return np.concatenate([values, np.repeat(values[-1:], self._padding, axis=0)])
 
     def _first(self) -> MembersState:
-        """The first states of all, to be traced."""
+        """The first states of all members. To be traced."""
         mean = output_mean(self.config, self.images)
         optimizer = build_optimizer(self.config, self.steps_per_epoch)
 
@@ -224,7 +224,7 @@ class MembersTrainer:
         return abstract_members(self.config, self.images.image_shape, self.count, self._example)
 
     def start(self, state: MembersState | None) -> MembersState:
-        """Put the images on the devices, and there make the first states, or put `state`, of the host's arrays."""
+        """Put the images on the devices, and there make the first states or put `state`, which is on the host."""
         each, one = self._spread, self._everywhere
         self._train_examples = parallel.place(self.images.split("train"), one)
         self._held_out = {split: parallel.place(found, one) for split, found in self._held_out.items()}
@@ -258,7 +258,7 @@ class MembersTrainer:
         return self._programs.compile(count, *self._arguments(state, 0))
 
     def run_steps(self, state: MembersState, step: int, count: int) -> tuple[MembersState, Mapping[str, Array]]:
-        """See `Computer`: the values of the steps are [M, capacity], and "diverged" is that of the state, [M]."""
+        """See `Computer`: the values of the steps are [M, capacity], and "diverged" is that of the state, [M, 1]."""
         end, terms = self._programs(count, *self._arguments(state, step))
         # A copy, since the state itself is donated to the next call.
         return end, {**terms, DIVERGED: jnp.copy(end.diverged)[:, None]}
@@ -283,7 +283,7 @@ class MembersTrainer:
         return joined([self.host(dict(part)) for part in parts], len(self._held_out[split]["image"]), axis=1)
 
     def pictures(self, state: MembersState, step: int, total: int) -> None:
-        """None: of members nothing is drawn."""
+        """None: no pictures of members are drawn."""
 
     def checkpoint(self, state: MembersState, step: int, total: int) -> MembersState | None:
         """See `Computer`."""
@@ -317,7 +317,7 @@ class MembersTrainer:
 
 
 def variables_of(state: MembersState) -> dict[str, Any]:
-    """What the members are evaluated with, each leaf with a first axis of M; see `TrainState.variables`."""
+    """The variables for evaluation, each leaf with a first axis of M; see `TrainState.variables`."""
     return TrainState(state.step, state.params, state.opt_state, state.collections).variables
 
 
@@ -335,9 +335,9 @@ def abstract_members(
 
 
 def common_config(configs: Sequence[Config]) -> Config:
-    """What `MembersTrainer` takes for members of these configurations: they differ in seed and `TRACED` alone.
+    """The config of a `MembersTrainer` for members of these configurations, which differ only in seed and `TRACED`.
 
-    Its traced hyperparameters are the greatest of any member, so that none is 0 where a member's is not.
+    Its traced hyperparameters are the greatest of any member, so that none is 0 if a member's is not.
     """
     names = configs[0].traced()
     return replace(configs[0], **{name: max(getattr(config, name) for config in configs) for name in names})

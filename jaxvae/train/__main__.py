@@ -22,36 +22,36 @@ T = TypeVar("T")
 
 DESCRIPTION = """Train an autoencoder or a variational autoencoder on images.
 
-Most people need few flags: --preset vae, --dataset FOLDER, --epochs, --run-dir; --architecture, --hidden,
+Most runs need few flags: --preset vae, --dataset FOLDER, --epochs and --run-dir; --architecture, --hidden,
 --likelihood and --latent-size for the model; --batch-size and --learning-rate; --resume to go on.
 
-Without any flag, it trains the notes' VAE on MNIST. --preset sets the defaults of the other flags: name one on this
-line to see its defaults."""
+Without flags, it trains the notes' VAE on MNIST. --preset sets the defaults of the other flags: add it to --help to
+see them."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Arguments:
-    """Where the run lives, and what it is."""
+    """What to train, and where to keep the run."""
 
     config: Config
     run_dir: Path | None = None
-    """Directory of the run, created if need be. Default: a new one, runs/PRESET-DATE-TIME."""
+    """Directory of the run, created if needed. Default: a new one, runs/PRESET-DATE-TIME."""
     resume: bool = False
-    """Go on with the run in --run-dir, from its newest checkpoint and with its configuration."""
+    """Resume the run in --run-dir from its newest checkpoint, with its configuration."""
     devices: str = "all"
     """How many devices of each process share each batch: a number, or all."""
     coordinator: str | None = None
-    """HOST:PORT of process 0, where several processes train together. Slurm and the like need no such flag."""
+    """HOST:PORT of process 0, if several processes train together. Not needed under Slurm and the like."""
     num_processes: int | None = None
     """How many processes train together."""
     process_id: int | None = None
-    """Which of them this is, from 0."""
+    """Number of this process among them, from 0."""
     no_compilation_cache: bool = False
-    """Compile everything afresh. Else compiled programs are kept in the user's cache directory, and loaded again."""
+    """Compile everything: do not use the cache of compiled programs in the user's cache directory."""
 
 
 def parse(argv: Sequence[str]) -> Arguments:
-    """The command line, as `Arguments`. Raises `InputError`."""
+    """Parse the command line. Raises `InputError`."""
     prog = "python -m jaxvae.train"
     known = peek(argv)
     base, run_dir = configs.preset(known.preset or Config.preset), known.run_dir
@@ -66,7 +66,7 @@ def parse(argv: Sequence[str]) -> Arguments:
 
 
 def peek(argv: Sequence[str]) -> argparse.Namespace:
-    """The flags that decide the defaults of all the others, or which others there are. Raises `InputError`."""
+    """The flags that decide which other flags there are, and their defaults. Raises `InputError`."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--preset")
     parser.add_argument("--run-dir", "--run_dir", type=Path)
@@ -81,13 +81,13 @@ def peek(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def with_own(base: Config, known: argparse.Namespace) -> Config:
-    """`base`, with the options of the user's own components among what `peek` found, at their defaults."""
+    """`base`, with the options of the user's own components in `known`, at their defaults."""
     own = {slot: name for slot in SLOTS if is_own(name := getattr(known, slot))}
     if not own:
         return base
     kind = configs.config_type({**configs.values_of(base), **own})
     extended: Any = object.__new__(kind)
-    # Not checked: the flags that make it whole are still to come.
+    # Not checked: the flags that complete it are parsed later.
     values = {o.name: getattr(base, o.name, o.default) for o in configs.options_of(kind)}
     extended.__dict__.update(values)
     found: Config = extended
@@ -95,7 +95,7 @@ def with_own(base: Config, known: argparse.Namespace) -> Config:
 
 
 def arguments_of(kind: type[T], base: Config) -> type[T]:
-    """The dataclass of arguments `kind`, its `config` of the class of `base`."""
+    """The dataclass `kind`, with a `config` of the class of `base`."""
     if type(base) is Config:
         return kind
     return dataclasses.make_dataclass(kind.__name__, [("config", type(base))], bases=(kind,), frozen=True)
@@ -113,13 +113,13 @@ def flags_of(config: Config) -> list[str]:
 
 
 def advice(config: Config) -> str:
-    """What to try where a run diverged."""
+    """What to try after a run diverged."""
     clip = f"a lower --clip-norm than {config.clip_norm:g}" if config.clip_norm else "--clip-norm 1"
     return f"start a new run with a lower --learning-rate than {config.learning_rate:g}, or {clip}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; the exit code (see `jaxvae.cli`)."""
+    """Run the command line and return the exit code (see `jaxvae.cli`)."""
     arguments = parse(sys.argv[1:] if argv is None else argv)
     devices = cli.device_count(arguments.devices)
     distributed.join(arguments.coordinator, arguments.num_processes, arguments.process_id, arguments.run_dir)

@@ -1,4 +1,4 @@
-"""What the pipeline needs of whatever computes a run."""
+"""The interface between the pipeline and what computes a run."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, TypeVar
@@ -8,11 +8,11 @@ from jax import Array
 from numpy.typing import NDArray
 
 S = TypeVar("S")
-PART_BATCHES = 8  # Evaluated in one call at most, which takes about as long as three steps.
+PART_BATCHES = 8  # Most batches evaluated in one call, which takes about as long as three steps.
 
 
 class Computer(Protocol[S]):
-    """What computes a run, one model's or many members'. Every method dispatches work and waits for nothing.
+    """Computes a run of one model or of many members. Every method dispatches work and waits for nothing.
 
     Attributes:
       steps_per_epoch: steps an epoch.
@@ -27,19 +27,19 @@ class Computer(Protocol[S]):
         """Compile the program of a call of `count` steps; the seconds it took, 0 if it was compiled before."""
 
     def run_steps(self, state: S, step: int, count: int) -> tuple[S, Mapping[str, Array]]:
-        """The `count` steps from `step`, the step of `state`, on; the values of every step, [..., capacity]."""
+        """Take `count` steps from `step`, the step of `state`: the state, the values of every step, [..., capacity]."""
 
     def splits(self, step: int, total: int) -> Sequence[str]:
-        """What is evaluated at the end of the epoch that ends at `step`, of a run of `total` steps."""
+        """The splits evaluated at `step`, the end of an epoch, in a run of `total` steps."""
 
     def parts(self, split: str) -> range:
-        """The places at which the parts begin in which the images of a split are evaluated."""
+        """A split is evaluated in parts: the place of the first image of each."""
 
     def evaluate(self, state: S, split: str, first: int) -> Mapping[str, Array]:
         """The objective's terms of the part that begins at place `first`, [..., size]."""
 
     def joined(self, split: str, parts: Sequence[Mapping[str, Array]]) -> dict[str, NDArray[Any]]:
-        """The terms of all parts on the host: of every image of the split, [..., N]."""
+        """The terms of every image of a split, [..., N], on the host, from those of its parts."""
 
     def pictures(self, state: S, step: int, total: int) -> Mapping[str, Array] | None:
         """The pictures due at the end of an epoch, or None."""
@@ -48,14 +48,14 @@ class Computer(Protocol[S]):
         """A copy of `state` where a checkpoint is due at the end of an epoch, or None."""
 
     def greatest(self, values: NDArray[np.float32]) -> Array:
-        """The greatest of each of the values [N] that the processes of the job say, [N]."""
+        """The elementwise maximum, [N], of the values [N] of all processes of the job."""
 
 
 def advance(computer: Computer[S], state: S, step: int, count: int) -> tuple[S, list[tuple[int, Mapping[str, Array]]]]:
-    """Dispatch `count` steps from `step`, the step of `state`, on, in as few calls as there can be.
+    """Dispatch `count` steps from `step`, the step of `state`, in as few calls as possible.
 
     Returns:
-      The state; of each call, its number of steps and their values, [..., capacity].
+      The state; and for each call, its number of steps and their values, [..., capacity].
     """
     calls, end = [], step + count
     while step < end:
@@ -67,15 +67,19 @@ def advance(computer: Computer[S], state: S, step: int, count: int) -> tuple[S, 
 
 
 def due(every: int, step: int, total: int, steps_per_epoch: int) -> bool:
-    """Whether something is due at `step`, the end of an epoch: after every so many epochs (0: none), and at the end."""
+    """Whether something is due at `step`, the end of an epoch: every `every` epochs (0: never), and at the end."""
     return step == total or (every > 0 and step // steps_per_epoch % every == 0)
 
 
 def splits(validation: bool, last: bool) -> Sequence[str]:
-    """The splits evaluated at the end of an epoch: of a run with validation images or not, the last epoch or not.
+    """The splits evaluated at the end of an epoch.
 
-    The test images are for final metrics, and seen at the end alone; but where no validation images are held out, they
-    are what is watched, and nothing is chosen by them.
+    The test images are for final metrics, and evaluated only at the end. Without validation images they are evaluated
+    after every epoch instead, and nothing is chosen by them.
+
+    Args:
+      validation: whether the run has validation images.
+      last: whether it is the last epoch.
     """
     if not validation:
         return ("test",)

@@ -1,4 +1,4 @@
-"""An objective's terms of held-out images, every image once."""
+"""Evaluation of an objective's terms on held-out images, every image once."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +16,7 @@ from jaxvae.objectives.base import Context, Loss
 from jaxvae.train.step import as_batch
 from jaxvae.typing import Array, Batch, Params, Terms
 
-PIXELS_AT_ONCE = 2**20  # Of the reconstructions that an evaluation has in work.
+PIXELS_AT_ONCE = 2**20  # Of all reconstructions that an evaluation holds in memory.
 
 
 def make_evaluate(
@@ -27,13 +27,13 @@ def make_evaluate(
 ) -> Callable[[Params, Batch | Array, Array, int | Array], Terms]:
     """``evaluate(variables, examples, key, first) -> terms``: the objective's terms of some images, [size] each.
 
-    To be jitted. `variables` are all of the model's, by collection. `examples` are arrays [N, ...] by name, among
-    them the images, uint8 [N, H, W, C]; or the images alone. Those from place `first` on are taken, `size` of them, and
-    the last one again in the places past it, which `joined` cuts off. Each image's noise is keyed by its place, so
-    `size` does not matter (but for rounding). Terms are per example: the caller reduces. Float32
-    products are float32, whatever the model was trained with.
+    To be jitted. `variables` are all the model's variables, by collection. `examples` are arrays [N, ...] by name,
+    among them the images, uint8 [N, H, W, C]; or the images alone. `size` of them are taken from place `first` on;
+    places past the end repeat the last one, and `joined` cuts them off. Each image's noise is keyed by its place, so
+    `size` does not matter (except for rounding). Terms are per example: the caller reduces. Float32 products are
+    computed in float32, whatever precision the model was trained with.
 
-    With `batch_sharding`, the sharding of an array whose first axis is the images', each device works on its share.
+    With `batch_sharding`, the sharding of an array with a first axis of images, each device works on its share.
     """
 
     def evaluate(variables: Params, examples: Batch | Array, key: Array, first: int | Array) -> Terms:
@@ -51,23 +51,23 @@ def make_evaluate(
 def evaluation_size(
     image_shape: Sequence[int], num_images: int, samples: int = 1, shares: int = 1, most: int | None = None
 ) -> int:
-    """How many images `make_evaluate` should take at once: `PIXELS_AT_ONCE` of reconstructions in all.
+    """How many images `make_evaluate` should take at once: their reconstructions have `PIXELS_AT_ONCE` pixels in all.
 
-    So memory grows neither with the number of images nor with that of samples.
+    So memory grows neither with the number of images nor with the number of samples.
 
     Args:
       image_shape: (H, W, C).
       num_images: N.
-      samples: reconstructions of an image, the objective's.
+      samples: the objective's reconstructions per image.
       shares: devices that share them; the size is a multiple of it.
-      most: images that it may be at most, so that a signal does not wait long. None: any number.
+      most: the largest size allowed, so that a signal does not wait long. None: any size.
     """
     size = min(max(1, PIXELS_AT_ONCE // (math.prod(image_shape) * samples)), num_images, most or num_images)
     return -(-size // shares) * shares
 
 
 def joined(parts: Sequence[Mapping[str, Any]], num_images: int, axis: int = 0) -> dict[str, NDArray[Any]]:
-    """The terms of one call of `make_evaluate` after the other, on the host: those of all images, [N] each."""
+    """The terms of successive calls of `make_evaluate`, joined on the host: [N] each."""
     cut = (slice(None),) * axis + (slice(num_images),)
     return {name: np.concatenate([np.asarray(part[name]) for part in parts], axis=axis)[cut] for name in parts[0]}
 

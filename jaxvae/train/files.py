@@ -1,4 +1,4 @@
-"""The host's side of a run: its files, and the person watching."""
+"""The host's side of a run: its files and its console."""
 
 import shutil
 import time
@@ -30,17 +30,16 @@ RUN_FILES = ("config.json", "metrics.jsonl", "timing.jsonl", "checkpoints", "ima
 
 
 class RunFiles:
-    """The host's side of a run: its files, and the person watching. A context manager.
+    """The host's side of a run: its files and its console. A context manager.
 
     Args:
       trainer: what computes the run.
-      run_dir: None: a new one.
-      resume: whether to go on with what is in `run_dir`; `saved` is what it holds, if anything.
-      record: what the run's checkpoints say they belong to.
+      run_dir: the run directory; None: a new one.
+      resume: whether to resume the run in `run_dir`; `saved` is then its checkpoint, if there is one.
+      record: JSON saved with every checkpoint, which identifies the run's data.
 
     Raises:
-      InputError: the directory is in use, is of another run, cannot be written, or holds nothing
-        that can be read.
+      InputError: the directory is in use, belongs to another run, or cannot be written or read.
     """
 
     def __init__(self, trainer: Trainer, run_dir: Path | None, resume: bool, record: dict[str, Any]):
@@ -51,7 +50,7 @@ class RunFiles:
         self._versions, self._warnings = run_versions(), list[str]()
         self._watched, *_ = splits(len(self._images.validation) > 0, last=False)
         self._written = False  # Whether a step was taken.
-        self._epoch_speed: Span | None = None  # Of the spans that ended in this epoch.
+        self._epoch_speed: Span | None = None  # The sum of the spans that ended in this epoch.
 
     def __enter__(self) -> Self:
         config = self._config
@@ -97,7 +96,7 @@ class RunFiles:
         self._stack.__exit__(kind, error, trace)
         begun = self._resume or self._written or isinstance(error, Diverged | SaveError)
         if error is not None and not begun:
-            # What is wrong was found before a step was taken: the directory is as it was.
+            # The error came before the first step: leave the directory as it was.
             for name in (*RUN_FILES, NAME):
                 path = self.run_dir / name
                 shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
@@ -118,11 +117,11 @@ class RunFiles:
             return checkpoints.restore(self._like)
 
     def say(self, text: str) -> None:
-        """Tell the person watching."""
+        """Print a line on the console."""
         self._console.say(text)
 
     def evaluated(self) -> bool:
-        """Whether the end of the epoch that ends at the step saved has been seen to."""
+        """Whether the epoch that ends at the saved step has been evaluated."""
         step = 0 if self.saved is None else self.saved.step
         seen = {line["split"] for line in self.log.records if line["step"] == step}
         last = step == self._config.epochs * self._steps_per_epoch
@@ -144,7 +143,7 @@ class RunFiles:
         )
 
     def write_steps(self, step: int, values: Values, speed: Span | None) -> None:
-        """Write the averages that the steps up to `step` complete, and show how far the run has come."""
+        """Write the averages that are complete at `step`, and show the progress."""
         self._written = True
         self._checkpoints.check()
         for end, means in self._windows.add(step, values):
@@ -159,13 +158,13 @@ class RunFiles:
         pictures: Mapping[str, Array] | None,
         checkpoint: TrainState | None,
     ) -> None:
-        """Write and show what the end of an epoch left."""
+        """Write and show an epoch's results."""
         lines = [
             records.record(step, self._epoch(step), split, self._unit, values) for split, values in evaluations.items()
         ]
         seen = {line["split"] for line in self.log.records if line["step"] == step}
         for line in lines:
-            if line["split"] not in seen:  # Where a run goes on, some may be there already.
+            if line["split"] not in seen:  # A resumed run may have some already.
                 self.log.write(line)
         train = [line for line in self.log.records if line["split"] == "train" and line["step"] == step]
         speed, self._epoch_speed = self._epoch_speed, None
@@ -184,7 +183,7 @@ class RunFiles:
         self.log.sync()
         record = {**self._record, "versions": self._versions, "window": self._windows.open()}
         if self._checkpoints.latest_step() == int(state.step):
-            # A signal that came before the evaluation had it saved already.
+            # A signal before the evaluation had this step saved already.
             self._checkpoints.rank(int(state.step), validation_cost)
         else:
             self._checkpoints.save(state, record, validation_cost)
@@ -204,7 +203,7 @@ class RunFiles:
             plots.save_curves(self.run_dir / "images" / "curves.png", self.log.records, title)
 
     def finish(self, state: TrainState, step: int) -> None:
-        """Save `state` if that has not been done, wait until it is, and draw the curves. Raises `SaveError`."""
+        """Save `state` if it is not saved yet, draw the curves, and wait for the save. Raises `SaveError`."""
         with run_dirs.told(self.run_dir, SaveError):
             if self._checkpoints.latest_step() != step:
                 lines = (line for line in self.log.records if line["step"] == step and line["split"] == "validation")

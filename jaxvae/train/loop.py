@@ -1,10 +1,10 @@
-"""Training from start to end: the one place with effects.
+"""Training from start to end: the only module of training with side effects.
 
 The device is kept busy: a compiled call is dispatched, and while it runs the host fetches, writes
-and draws what the call before it left.
+and draws the results of the call before it.
 
-In a job of several processes all of them compute, and come to the same decisions from the same
-metrics; process 0 alone has files and a voice.
+In a job of several processes, all compute and make the same decisions from the same metrics. Only
+process 0 writes files and prints.
 """
 
 import os
@@ -39,8 +39,8 @@ class Outcome(NamedTuple):
     """How training ended.
 
     Attributes:
-      run_dir: the run directory; None where this process of a job does not know it.
-      stopped_by: the number of the signal that stopped the run, whose state is saved then; None if all epochs are done.
+      run_dir: the run directory; None if this process of a job does not know it.
+      stopped_by: the number of the signal that stopped the run, after a save; None if all epochs are done.
     """
 
     run_dir: Path | None
@@ -60,10 +60,10 @@ def train(
       config: what to train. Its dataset "auto" is resolved, and the resolved name recorded.
       run_dir: a directory that holds no run yet, created if need be; None: a new one,
         runs/PRESET-DATE-TIME. Gets `RUN_FILES`.
-      resume: go on from the newest undamaged checkpoint of `run_dir`, with the configuration that
-        is there but for the fields that may change.
-      devices: of every process, to share each batch; None: all there are.
-      images: in place of those that `config` names.
+      resume: resume the run in `run_dir` from its newest undamaged checkpoint. `config` must be that
+        of the run, except for the fields that may change.
+      devices: how many of every process share each batch; None: all.
+      images: used instead of those that `config` names.
 
     Raises:
       InputError: bad input, found before anything is compiled; the run directory is as it was.
@@ -89,7 +89,7 @@ def train(
 def _prepare(
     config: Config, run_dir: Path | None, resume: bool, devices: int | None, given: data.ImageData | None
 ) -> tuple[Trainer, dict[str, Any]]:
-    """Check all that can be checked without writing, and read the images. Every process does."""
+    """Check all that can be checked without writing, and read the images. Every process does this."""
     if run_dir is not None:
         run_dirs.check(run_dir, resume, RUN_FILES)
     images = given or data.load(config.dataset, config.data_dir)
@@ -115,7 +115,7 @@ def _prepare(
 
 
 def _train(trainer: Trainer, files: "RunFiles | None") -> int | None:
-    """`train`, once all that could be wrong has been checked. `files` are None but on process 0."""
+    """`train`, after all checks. `files` is None except on process 0."""
     saved = files.saved if files is not None else None
     said = distributed.gather([-1 if saved is None else saved.step, files is not None and files.evaluated()])
     step, evaluated = max(step for step, _ in said), any(evaluated for _, evaluated in said)
@@ -137,7 +137,7 @@ def _train(trainer: Trainer, files: "RunFiles | None") -> int | None:
     with StopSignals(distributed.request_stop) as stop, Pipeline(trainer, sink, stop) as pipeline:
         state = trainer.start(state)
         first: TrainState = state
-        # One process of a job cannot leave the others, so there a signal is heeded after the compilation.
+        # A process cannot leave its job alone, so in a job a signal is heeded after the compilation.
         heeded = stop if jax.process_count() == 1 else StopSignals()
         seconds = unless_stopped(lambda: trainer.compile(first), heeded)
         if seconds is None:
@@ -157,7 +157,7 @@ def _train(trainer: Trainer, files: "RunFiles | None") -> int | None:
             if files is not None:
                 files.finish(state, step)
 
-        # The other processes wait: one that has left is taken for dead, and all are ended.
+        # The other processes wait: one that left would count as lost, and all would end.
         distributed.on_lead(finish)
     if pipeline.stopped_by is not None:
         if files is not None:
@@ -169,7 +169,7 @@ def _train(trainer: Trainer, files: "RunFiles | None") -> int | None:
 
 
 class _RunSink:
-    """What becomes of a run's results: looked at in every process, written by the one that has files."""
+    """Takes a run's results: every process checks them, and the one with files writes them."""
 
     finished = False
 
@@ -191,7 +191,7 @@ class _RunSink:
                 self._files.say(advice)
 
     def steps(self, step: int, values: Values, speed: Span | None) -> None:
-        """Raises `Diverged` in every process alike, and `SaveError` as `_write` does."""
+        """Raises `Diverged` in all processes alike, and `SaveError` as `_write` does."""
         for name in sorted(values, key=lambda name: name != "loss"):
             bad = np.flatnonzero(~np.isfinite(values[name]))
             if bad.size:
@@ -216,7 +216,7 @@ class _RunSink:
         self._write(lambda files: files.write_epoch(step, evaluations, pictures, checkpoint))
 
     def _write(self, action: Callable[["RunFiles"], None]) -> None:
-        """Raises `SaveError` where this is the only process; in a job all are told to stop first."""
+        """Raises `SaveError` if this is the only process; in a job, all processes stop together first."""
         if self._files is None or self.failure is not None:
             return
         try:
@@ -229,7 +229,7 @@ class _RunSink:
 
 
 def _check_finite(state: TrainState, step: int) -> None:
-    """Raise `Diverged` for a state that nobody would want to go on from."""
+    """Raise `Diverged` for a state that is not finite."""
     if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.device_get(state))):
         raise Diverged(f"a parameter is not finite at step {step:,}")
 

@@ -1,8 +1,8 @@
-"""What drives a run, or a sweep's program: compiled calls one after the other, and what each leaves, in order.
+"""Drives a run, or a program of a sweep: dispatches compiled calls, and hands over their results in order.
 
-The device is kept busy: one call is queued while another runs, and meanwhile the host takes what the call before
-left. A call takes about `CALL_SECONDS`, whatever a step costs, so that progress is seen and signals are heeded.
-How a run is cut into calls changes nothing that it computes.
+The device is kept busy: one call is queued while another runs, and meanwhile the host takes the results of the call
+before. A call takes about `CALL_SECONDS`, whatever a step costs, so that progress is visible and signals are heeded.
+How a run is cut into calls does not change its results.
 """
 
 import time
@@ -24,11 +24,11 @@ S = TypeVar("S")
 C = TypeVar("C", contravariant=True)
 Values = Mapping[str, NDArray[Any]]
 
-CALL_SECONDS = 0.4  # Of a compiled call: half of what a person waits for without wondering.
-QUEUED_SECONDS = 1.0  # A longer call is waited for before the next is queued, since a signal waits for both.
-GROWTH = 8  # From call to call at most, while the cost of a step is not yet known well.
-SPAN_SECONDS = 0.25  # The least time that a speed is measured over.
-FAILED = 255  # Said among the processes of a job in place of a signal: a file could not be written.
+CALL_SECONDS = 0.4  # Of a compiled call: half the delay that a person hardly notices.
+QUEUED_SECONDS = 1.0  # No call is queued behind a longer one, since a signal waits for both.
+GROWTH = 8  # Most growth from call to call, while the cost of a step is not yet well known.
+SPAN_SECONDS = 0.25  # The shortest time over which a speed is measured.
+FAILED = 255  # Sent between the processes of a job in place of a signal: a file could not be written.
 
 
 class Span(NamedTuple):
@@ -45,26 +45,26 @@ class Span(NamedTuple):
 
 
 class Speed:
-    """Times the steps of a run on the device, by the moments at which results were seen to be ready.
+    """Times the steps of a run on the device, from the moments at which results were seen to be ready.
 
-    Such a moment may be seen late, where the host is busy; then one call seems long and the next one short. So
-    speeds are taken over spans of at least `SPAN_SECONDS`, in which only the ends can be wrong.
+    A busy host may see such a moment late; then one call seems long and the next one short. So speeds are measured
+    over spans of at least `SPAN_SECONDS`, where only the ends can be wrong.
     """
 
     def __init__(self) -> None:
-        self._free = 0.0  # When the device was done with all before.
+        self._free = 0.0  # When the device finished all earlier work.
         self._steps, self._seconds = 0, 0.0
         self.last: Span | None = None
-        self.step_seconds = 0.0  # The cost of a step, as well as it is known: that of the first call, at first.
+        self.step_seconds = 0.0  # The best estimate of the cost of a step: at first, that of the first call.
 
     def add(self, step: int, steps: int, dispatched: float, ready: float) -> Span | None:
-        """Note work (of 0 steps where it is not training) that ended at `step`; a span, where one is complete."""
+        """Note work that ended at `step`, of 0 `steps` if it is not training; a span, if one is now complete."""
         start, self._free = max(dispatched, self._free), ready
         if not steps:
             return None
         seconds = max(ready - start, 0.0)
         if not self.step_seconds:
-            # The first call touches its memory for the first time, which says nothing of those that follow.
+            # The first call touches its memory for the first time: it says nothing about later ones.
             self.step_seconds = max(seconds, 1e-9) / steps
             return None
         self._steps, self._seconds = self._steps + steps, self._seconds + seconds
@@ -77,15 +77,15 @@ class Speed:
         return self.last
 
     def rest(self, step: int) -> Span | None:
-        """The span that is not complete at `step`, the end; None if there is none."""
+        """The incomplete span at `step`, the end of the run; None if there is none."""
         return Span(step, self._steps, self._seconds) if self._steps else None
 
 
 class Agreement:
-    """What the processes of a job say to each other with every call: a signal, and what a step costs.
+    """What the processes of a job exchange before every call: a signal, and the cost of a step.
 
-    The greatest of each counts, in every process that asks as often. What is said travels with one call and is read
-    with the next but one, so that no process waits for another.
+    The maximum of each counts, in all processes; all must ask equally often. What is said before one call is read
+    before the next, so that no process waits for another.
     """
 
     def __init__(self, computer: Computer[Any]):
@@ -93,7 +93,7 @@ class Agreement:
         self._said: deque[jax.Array] = deque()
 
     def __call__(self, signal: int, step_seconds: float) -> tuple[int, float]:
-        """The greatest signal (0: none) and cost of a step (0: not known yet) that any process said."""
+        """The greatest signal (0: none) and cost of a step (0: not known yet) of any process."""
         if jax.process_count() == 1:
             return signal, step_seconds
         self._said.append(self._computer.greatest(np.array([signal, step_seconds], np.float32)))
@@ -104,11 +104,11 @@ class Agreement:
 
 
 class Sink(Protocol[C]):
-    """The host's side of a run: what becomes of the results, in the order in which they were computed.
+    """The host's side of a run: takes the results, in the order in which they were computed.
 
     Attributes:
-      failure: what keeps this process from going on, which is to be told to the others of its job.
-      finished: whether there is nothing more to compute, before the last step.
+      failure: the error that stops this process; the other processes of its job must stop, too.
+      finished: whether nothing is left to compute, even before the last step.
     """
 
     failure: SaveError | None
@@ -132,7 +132,7 @@ class Sink(Protocol[C]):
         pictures: Mapping[str, jax.Array] | None,
         checkpoint: C | None,
     ) -> None:
-        """An epoch ended at `step`: the terms of every image by split, and what was due."""
+        """An epoch ended at `step`: the terms of every image by split, and the pictures and checkpoint due."""
 
 
 class _Pending(NamedTuple):
@@ -146,11 +146,11 @@ class _Pending(NamedTuple):
 
 
 class Pipeline(Generic[S]):
-    """Drives a computer from step to step, and gives a sink what it computes. A context manager.
+    """Drives a computer from step to step, and passes its results to a sink. A context manager.
 
     Args:
-      computer: what computes; its programs are compiled when they are first needed.
-      sink: what becomes of the results.
+      computer: its programs are compiled when they are first needed.
+      sink: takes the results.
       stop: the signals to heed.
     """
 
@@ -158,12 +158,12 @@ class Pipeline(Generic[S]):
         self._computer, self._sink, self._stop = computer, sink, stop
         self._agreement = Agreement(computer)
         self._speed = Speed()
-        self._step_seconds, self._count = 0.0, 0  # As agreed; of the latest call.
+        self._step_seconds, self._count = 0.0, 0  # As agreed; the steps of the latest call.
         self._pending: deque[_Pending] = deque()
         self.stopped_by: int | None = None
 
     def __enter__(self) -> Self:
-        # A thread of its own sees when results are ready, however long the host writes.
+        # A separate thread sees when results are ready, however long the host writes.
         self._watcher = ThreadPoolExecutor(1, thread_name_prefix="watcher")
         return self
 
@@ -177,7 +177,7 @@ class Pipeline(Generic[S]):
           state: on the devices.
           step: its step.
           total: steps of the whole run.
-          evaluated: whether the end of the epoch that may end at `step` has been seen to, which a signal can prevent.
+          evaluated: whether an epoch that ends at `step` has been evaluated; a signal can prevent that.
 
         Returns:
           The state, and its step.
@@ -215,7 +215,7 @@ class Pipeline(Generic[S]):
         return self.stopped_by is not None
 
     def _end_epoch(self, state: S, step: int, total: int) -> None:
-        """Evaluate, part by part, and dispatch what else is due. A signal ends it; then it is done on resume."""
+        """Evaluate part by part, and dispatch what else is due. A signal stops this; resuming then does it."""
         computer = self._computer
         parts: dict[str, list[Mapping[str, jax.Array]]] = {}
         for split in computer.splits(step, total):
@@ -245,12 +245,12 @@ class Pipeline(Generic[S]):
     def _push(self, step: int, steps: int, dispatched: float, results: Any, take: Callable[[], None]) -> None:
         ready = self._watcher.submit(_when_ready, results)
         self._pending.append(_Pending(step, steps, dispatched, ready, take))
-        # A part of an evaluation takes no longer than so many steps.
+        # A part of an evaluation takes no longer than `PART_BATCHES` steps.
         quick = 0 < (steps or PART_BATCHES) * self._step_seconds <= QUEUED_SECONDS
         self._drain(1 if quick else 0)
 
     def _drain(self, left: int) -> None:
-        """Take results until so many are left in flight."""
+        """Take results until only `left` are in flight."""
         while len(self._pending) > left:
             work = self._pending.popleft()
             span = self._speed.add(work.step, work.steps, work.dispatched, work.ready.result())

@@ -22,12 +22,12 @@ from jaxvae.train.step import (
 )
 from jaxvae.typing import Array, Batch
 
-MOST_STEPS = 2**15  # In one compiled call, whose metrics of every step are held on the device.
+MOST_STEPS = 2**15  # In one compiled call: the metrics of every step are held on the device.
 SIZES = (1, 8, 64, 512)  # Steps of a compiled call on an accelerator.
 
 
 def steps_per_epoch(config: Config, num_images: int) -> int:
-    """Steps an epoch takes: the last, incomplete batch is dropped, of images that are shuffled anew every epoch.
+    """Steps of an epoch. The last, incomplete batch is dropped; the images are shuffled again every epoch.
 
     Raises:
       InputError: a batch is larger than the training set, or a line of metrics would average over more than an epoch.
@@ -44,13 +44,13 @@ class StepPrograms:
     """The compiled programs that take a run's steps.
 
     On a CPU one program takes any number of steps, so nothing depends on how a run is cut into calls. An accelerator
-    would ask the host before every step of such a program: there each of `SIZES` is a program of its own, compiled
-    when it is first needed.
+    would ask the host before every step of such a program: there each of `SIZES` has its own program, compiled when it
+    is first needed.
 
     Args:
-      make: the function to jit and lower, of a capacity as `make_run_steps` takes it; its last argument is the count.
+      make: from a capacity, as of `make_run_steps`, to the jitted function. Its last argument is the count.
       capacity: the largest number of steps a call may take.
-      traced: whether one program takes any number. Default: on a CPU.
+      traced: whether one program takes any number of steps. Default: only on a CPU.
     """
 
     def __init__(self, make: Callable[[int | None], Any], capacity: int, traced: bool | None = None):
@@ -79,7 +79,7 @@ class StepPrograms:
         return time.perf_counter() - start
 
     def __call__(self, count: int, *arguments: Any) -> Any:
-        """Dispatch a call of `count` steps. Waits for nothing but a compilation that is still to do."""
+        """Dispatch a call of `count` steps. Waits only for a compilation, if one is needed."""
         self.compile(count, *arguments)
         if self._traced:
             return self._compiled[None](*arguments, np.int32(count))
@@ -93,7 +93,7 @@ class StepPrograms:
 def shares_batches(config: Config) -> bool:
     """Whether several devices may each take a share of a batch: not if the model is the user's own.
 
-    It may hold batch statistics or random streams, which are of the batch as a whole.
+    Such a model may hold batch statistics or random streams, which belong to the whole batch.
     """
     return config.parts.model is None and build_objective(config, 0, 0).per_example
 
@@ -107,9 +107,9 @@ def make_call(
 ) -> Callable[[TrainState, Batch, Array, Array, Hyperparameters, int | Array], tuple[TrainState, Metrics]]:
     """``call(state, examples, order, noise_key, hyperparameters, count) -> (state, metrics)``, as `make_run_steps`.
 
-    To be jitted. `hyperparameters` take the place of ``config.traced()``. They are arguments, not constants that the
-    compiler might fold, so that models which differ in them round alike (where the compiler makes the same
-    instructions of the step within larger programs, too, as `tests/test_members.py` shows for the presets).
+    To be jitted. `hyperparameters` replace ``config.traced()``. They are arguments, not constants that the compiler
+    might fold, so that models that differ in them round alike. (The compiler must also make the same instructions of
+    the step within larger programs; `tests/test_members.py` shows that it does for the presets.)
     """
     steps = steps_per_epoch(config, num_images)
 
@@ -125,7 +125,7 @@ def make_call(
         optimizer = build_optimizer(config, steps, hyperparameters)
         traced_model = with_traced_parts(model, hyperparameters)
         if batch_sharding is None or not shares_batches(config):
-            # Where a model looks at the batch as a whole, the compiler shares out the work.
+            # If a model needs the whole batch, the compiler distributes the work.
             step: Any = make_train_step(traced_model, objective, optimizer)
         else:
             shared = make_train_step(traced_model, objective, optimizer, batch_sharding.spec[0])

@@ -1,4 +1,4 @@
-"""Signals that stop a run: noted, answered in words at once, and heeded between two compiled calls."""
+"""Signals that stop a run: noted and acknowledged at once, and heeded between two compiled calls."""
 
 import contextlib
 import os
@@ -17,12 +17,12 @@ class StopSignals:
 
     A second signal of the same kind ends the process at once, with nothing more saved. A thread reads what the C
     handlers write to a pipe (`signal.set_wakeup_fd`): a Python handler would wait until the main thread leaves
-    compiled code, and equal signals that wait become one.
+    compiled code, and equal signals that are pending become one.
 
     Outside the main thread, where Python allows no handlers, nothing is noted: the caller owns the signals.
 
     Args:
-      tell: called with the first signal, by the thread; for the other processes of a job.
+      tell: called by the thread with the first signal, to pass it on to the other processes of a job.
 
     Attributes:
       received: the first signal, or None.
@@ -37,7 +37,7 @@ class StopSignals:
         if threading.current_thread() is not threading.main_thread():
             return self
         numbers = [signal.SIGINT, signal.SIGTERM]
-        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # As nohup leaves it.
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # As nohup sets it.
             numbers.append(signal.SIGHUP)
         self._read, self._write = os.pipe()
         os.set_blocking(self._write, False)
@@ -71,7 +71,7 @@ class StopSignals:
                 name = signal.Signals(number).name
                 if number in seen:
                     _say(f"{name} again: ended, with nothing saved since the last checkpoint")
-                    # Not by an exception: a save may be under way, whose threads would be waited for for ever.
+                    # Not by an exception: Python would wait for the threads of a save under way, perhaps for ever.
                     os._exit(128 + number)
                 self.received = self.received or number
                 if not seen:
@@ -81,15 +81,15 @@ class StopSignals:
 
 
 def _say(text: str) -> None:
-    """Not by the console, which another thread may be using."""
+    """Write to stderr, not through the console, which another thread may be using."""
     with contextlib.suppress(OSError):  # The terminal may be gone.
         os.write(2, f"{text}\n".encode())
 
 
 def unless_stopped(function: Callable[[], T], stop: StopSignals) -> T | None:
-    """The result of `function`, run in a thread of its own; None, without waiting for it, where a signal comes first.
+    """The result of `function`, run in its own thread; None, without waiting for it, if a signal comes first.
 
-    For what cannot be interrupted, such as a compilation. The thread goes on; it does not keep the process from ending.
+    For work that cannot be interrupted, such as a compilation. The thread goes on, but does not keep the process alive.
     """
     result: Future[T] = Future()
 

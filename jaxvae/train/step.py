@@ -24,7 +24,7 @@ Metrics: TypeAlias = dict[str, Array]
 
 
 class TrainState(NamedTuple):
-    """All there is to save.
+    """All that a checkpoint saves.
 
     Attributes:
       step: the number of steps taken, int32 [].
@@ -40,7 +40,7 @@ class TrainState(NamedTuple):
 
     @property
     def variables(self) -> dict[str, Any]:
-        """What the model is evaluated with: the parameters, or their average where there is one, and the rest."""
+        """The variables for evaluation: the parameters, or their average if there is one, and the other collections."""
         return {**evaluated(self.params, self.opt_state), **self.collections}
 
 
@@ -54,11 +54,11 @@ def init_state(
     """A fresh state at step 0, float32.
 
     Args:
-      model: whose variables they are.
-      optimizer: whose state.
-      key: of the first weights.
-      output_mean: [H, W, C], the mean of the training images: then the decoder starts out from it.
-      example: a batch of one example, of which the shapes count. Default: an image of ``model.image_shape``.
+      model: the model.
+      optimizer: the optimiser.
+      key: for the initial weights.
+      output_mean: [H, W, C], the mean of the training images. If given, the decoder starts from it.
+      example: a batch of one example; only its shapes count. Default: an image of ``model.image_shape``.
     """
     if example is None:
         example = {"image": jnp.zeros((1, *model.image_shape), jnp.float32)}
@@ -78,7 +78,7 @@ def abstract_state(
 
 
 def example_of(split: Mapping[str, Any]) -> dict[str, Any]:
-    """A batch of one example like those of a split, zeros, as `init_state` takes it; images are float32."""
+    """A batch of one example like those of a split, all zeros, for `init_state`; images are float32."""
     return {
         name: np.zeros((1, *values.shape[1:]), np.float32 if name == "image" else values.dtype)
         for name, values in split.items()
@@ -89,7 +89,7 @@ def intensities(images: Array) -> Array:
     """Intensities in [0, 1]: uint8 images are divided by 255 (float32), float images are taken as they are.
 
     Raises:
-      TypeError: another dtype, whose scale nobody could tell.
+      TypeError: any other dtype, since its scale is unknown.
     """
     if images.dtype == jnp.uint8:
         return images.astype(jnp.float32) / 255
@@ -99,7 +99,7 @@ def intensities(images: Array) -> Array:
 
 
 def as_batch(batch: Batch | Array) -> dict[str, Array]:
-    """A batch, its images as intensities; images alone are a batch, too."""
+    """`batch` as a mapping, with images as intensities; images alone are a batch, too."""
     named = dict(batch) if isinstance(batch, Mapping) else {"image": batch}
     return {**named, "image": intensities(named["image"])}
 
@@ -120,8 +120,8 @@ def make_train_step(
     With `axis_name`, the step runs inside `pmap` or `shard_map` over that axis, or axes: `batch` is this
     device's share, gradients and metrics are averaged over the *global* batch, and noise is keyed
     by the place in it, so any number of devices computes what one computes (to rounding). The average
-    is one collective of one vector: between machines, each costs its latency, whatever its size. Variables of the model
-    other than its parameters are averaged with it.
+    is one collective of one vector, since between machines every collective costs its latency. The model's other
+    variables are averaged with it.
     """
 
     def train_step(state: TrainState, batch: Batch | Array, key: Array) -> tuple[TrainState, Metrics]:
@@ -129,8 +129,8 @@ def make_train_step(
         size = x["image"].shape[0]
         params = state.params
         if axis_name is not None:
-            # Where shard_map tracks what varies, a gradient by parameters that do not would be summed over
-            # the devices unasked; `pmean` below is to be the only reduction.
+            # If shard_map tracks which values vary, it sums the gradients of parameters that do not over the
+            # devices; `pmean` below must be the only reduction.
             params = jax.lax.pcast(params, axis_name, to="varying")
         first = 0 if axis_name is None else jax.lax.axis_index(axis_name) * size
         step_key = jax.random.fold_in(key, state.step)
@@ -161,14 +161,14 @@ def make_train_step(
 def on_every_device(
     train_step: Callable[[TrainState, Any, Array], tuple[TrainState, Metrics]], batch_sharding: NamedSharding
 ) -> Callable[[TrainState, Any, Array], tuple[TrainState, Metrics]]:
-    """`train_step`, made with the axes of ``batch_sharding.spec[0]``, of a whole batch that the devices share."""
+    """`train_step`, made with the axes of ``batch_sharding.spec[0]``, as a step on a whole batch that devices share."""
     axes = batch_sharding.spec[0]
     return jax.shard_map(
         train_step,
         mesh=batch_sharding.mesh,
         in_specs=(PartitionSpec(), PartitionSpec(axes), PartitionSpec()),
         out_specs=PartitionSpec(),
-        # Along other axes of the mesh, the compiler shares the work as the state's sharding says.
+        # Along other axes of the mesh, the compiler distributes the work according to the state's sharding.
         axis_names={axes} if isinstance(axes, str) else set(axes),
         check_vma=False,
     )
@@ -198,9 +198,9 @@ def make_run_steps(
       batch_size: images a step.
       steps_per_epoch: steps an epoch.
       capacity: the largest `count` of a program whose `count` is traced, so that one program takes any number
-        of steps. None: `count` is a Python number, and each number is a program of its own.
-      batch_sharding: the sharding of an array whose first axis is the batch's, where the devices share every batch:
-        then `train_step` is one that was put `on_every_device`, or one of a whole batch that the compiler shares out.
+        of steps. None: `count` is a Python number, and each number has its own program.
+      batch_sharding: the sharding of an array with a first axis of the batch, if the devices share every batch. Then
+        `train_step` comes from `on_every_device`, or takes a whole batch that the compiler distributes.
     """
 
     def run_steps(

@@ -1,4 +1,4 @@
-"""The device's side of a run: its programs, each compiled once, and what they work on."""
+"""The device's side of a run: its programs, each compiled once, and their data."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -34,15 +34,15 @@ SAMPLED = 64  # Samples from the prior in a picture.
 
 
 class Trainer:
-    """The device's side of a run: its programs, each compiled once, and what they work on. A `Computer`.
+    """The device's side of a run: its programs, each compiled once, and their data. A `Computer`.
 
-    `start`, then `compile`, then `run_steps` as often as wanted.
+    Call `start`, then `compile`, then `run_steps` any number of times.
 
     Args:
       config: what to train.
       images: what to train and to test on.
-      placement: how the run's arrays lie on the devices. Default: all on the first device there is.
-      traced: as of `StepPrograms`.
+      placement: how the run's arrays lie on the devices. Default: all on the first device.
+      traced: see `StepPrograms`.
 
     Raises:
       InputError: a batch cannot be cut into equal shares, or is larger than the training set.
@@ -117,7 +117,7 @@ class Trainer:
         memory.check_fits(required, images.nbytes, list(self.placement.batch.mesh.devices.flat))
 
     def start(self, state: TrainState | None) -> TrainState:
-        """Put the images on the devices, and there make the first state, or put `state`, which is on the host."""
+        """Put the images on the devices, and there make the first state or put `state`, which is on the host."""
         placement = self.placement
         self._train_examples = parallel.place(self.images.split("train"), placement.images)
         self._held_out_examples = {
@@ -156,7 +156,7 @@ class Trainer:
         return self._programs.compile(count, *self._arguments(state, 0))
 
     def program_bytes(self) -> int:
-        """Memory of the compiled training program: arguments, results and temporaries, those shared counted once."""
+        """Bytes of the compiled training program: arguments, results and temporaries; shared memory counts once."""
         memory = self._programs.memory()
         total = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
         return int(total - memory.alias_size_in_bytes)
@@ -207,10 +207,9 @@ class Trainer:
         return result
 
     def _pictures(self, variables: Params, keys: Mapping[Purpose, Array]) -> dict[str, Array]:
-        """Held-out images as the model sees them with their reconstructions, [2, N, H, W, C], and samples, [N, H, W,
-        C].
+        """Held-out images as the model sees them, with their reconstructions, [2, N, H, W, C]; samples, [N, H, W, C].
 
-        Either is left out where the model gives none.
+        Either is left out if the model gives none.
         """
         key = keys["reconstructions"]
         batch = as_batch(jax.tree.map(jnp.asarray, self._shown))
@@ -218,14 +217,14 @@ class Trainer:
         drawn = reconstruct(self.model, variables, {**batch, "image": x}, key)
         pictures = {} if drawn is None else {"reconstructions": jnp.stack([x, drawn])}
         if can_sample(self.model):
-            # A prior that depends on the batch gets one: the images shown, over and over.
+            # A prior that depends on the batch gets the images shown, repeated.
             given = {name: values[np.arange(SAMPLED) % len(values)] for name, values in batch.items()}
             pictures["samples"] = sample(self.model, variables, keys["samples"], SAMPLED, given)
         return pictures
 
 
 def output_mean(config: Config, images: ImageData) -> NDArray[np.float32] | None:
-    """The mean training image [H, W, C], where the decoder is to start out from it."""
+    """The mean training image [H, W, C], if the decoder starts from it; else None."""
     if config.parts.model is not None or not config.parts.network.starts_from_mean:
         return None
     return np.float32(images.train.mean(axis=0, dtype=np.float64) / 255)  # type: ignore[return-value]
