@@ -102,7 +102,7 @@ def _flags(kind: type) -> list[str]:
 
 
 def _reworded(sentence: str) -> str:
-    """What tyro says about a wrong value, in other words; for a flag with choices, with the nearest one."""
+    """tyro's sentence about a wrong value, reworded; for a flag with choices, with the nearest one."""
     if found := re.match(r"invalid choice '(.*)' for argument '(.*)'\. Expected one of \((.*)\)", sentence):
         value, name, listed = found.groups()
         choices = [choice.strip(" '") for choice in listed.split(",") if choice]

@@ -1,4 +1,4 @@
-"""Evaluate a run on the real test split: ``python -m jaxvae.evaluate RUN_DIR``."""
+"""Evaluate a run on its test split: ``python -m jaxvae.evaluate RUN_DIR``."""
 
 import dataclasses
 import json
@@ -34,19 +34,19 @@ class Arguments:
     run_dir: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN_DIR")]
     """Directory of a run of jaxvae.train."""
     dataset: str | None = None
-    """The dataset, where its path is another than in training; the test images must be the same."""
+    """The dataset, if its path is not that of training; the test images must be the same."""
     data_dir: str | None = None
-    """Directory of its IDX files, where it is another than in training."""
+    """Directory of its IDX files, if it is not that of training."""
     best: bool = False
-    """The best checkpoint by the validation images, not the newest. The run needs --validation."""
+    """Use the best checkpoint by the validation images, not the newest. The run must have had --validation."""
     samples: int = 0
-    """Estimate log p(x) too, with so many latents an image, as papers do with 5000. VAEs in nats only."""
+    """Estimate log p(x) too, with this many latents per image; papers use 5000. VAEs in nats only."""
     metric: tuple[str, ...] = ()
-    """package.module:Name of metrics of your own to report besides."""
+    """Your own metrics to report as well: package.module:Name of each."""
     json: Path | None = None
     """File to write the metrics to, as JSON."""
     no_compilation_cache: bool = False
-    """Compile everything afresh. Else compiled programs are kept in the user's cache directory, and loaded again."""
+    """Compile everything: do not use the cache of compiled programs in the user's cache directory."""
 
 
 def evaluate_run(
@@ -60,15 +60,15 @@ def evaluate_run(
 ) -> dict[str, Any]:
     """The test metrics of a run's newest checkpoint (or its best): a record of ``metrics.jsonl``, and more.
 
-    The noise is that of the evaluations during training: the terms are those of its last test line.
+    The noise is the same as in evaluations during training, so the terms are those of its last test line.
 
     Args:
       run_dir: of the run.
-      dataset, data_dir: where the images lie, if elsewhere than in training.
+      dataset, data_dir: where the images are, if not where they were in training.
       best: the best checkpoint by the validation images.
-      samples: latents an image for an estimate of log p(x); 0: none.
-      metrics: to report besides those of `jaxvae.metrics.METRICS`.
-      images: what the run was trained and tested on, where that was given in Python: `jaxvae.fitting.image_data`.
+      samples: latents per image for an estimate of log p(x); 0: none.
+      metrics: to report besides those in `jaxvae.metrics.METRICS`.
+      images: what the run was trained and tested on, if that was given in Python: see `jaxvae.fitting.image_data`.
 
     Returns:
       A record of ``metrics.jsonl`` with standard errors over the images, and what each metric found.
@@ -111,7 +111,7 @@ def _measured(
             )
         images = data.load(dataset or config.dataset, data_dir or config.data_dir)
     images = data.as_seen(images, config)
-    # Weights that were imported know of no images.
+    # Imported weights have no digest of images.
     digest = run.record.get("test_images_sha256")
     if list(images.image_shape) != run.record["image_shape"] or digest not in (None, data.digest(images.test)):
         raise InputError(f"{images.source}: not the test images of {run_dir}")
@@ -149,7 +149,7 @@ def _rounded(value: Any, digits: int) -> Any:
 
 
 def metrics_of(names: Sequence[str]) -> list[Metric]:
-    """Metrics of the user's own by ``package.module:Name``. Raises `InputError`."""
+    """The user's own metrics, by ``package.module:Name``. Raises `InputError`."""
     found = []
     for name in names:
         metric = resolve(name, "--metric")
@@ -161,7 +161,7 @@ def metrics_of(names: Sequence[str]) -> list[Metric]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; the exit code (see `jaxvae.cli`)."""
+    """Run the command line and return the exit code (see `jaxvae.cli`)."""
     args = sys.argv[1:] if argv is None else argv
     arguments = cli.parse(Arguments, args, prog="python -m jaxvae.evaluate", description=DESCRIPTION)
     if arguments.samples < 0:

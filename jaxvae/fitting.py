@@ -1,4 +1,4 @@
-"""Training from Python: `fit`, with a model, a loss, an optimiser and data of the user's own."""
+"""Training from Python: `fit`, with the user's own model, loss, optimiser and data."""
 
 import contextlib
 import dataclasses
@@ -27,7 +27,7 @@ from jaxvae.train import loop
 from jaxvae.train.step import TrainState, abstract_state
 from jaxvae.trained import TrainedRun, example_of_run
 
-PRESET = "vae"  # Where no configuration is given.
+PRESET = "vae"  # If no configuration is given.
 
 
 class Fit(NamedTuple):
@@ -71,29 +71,29 @@ def fit(
     Args:
       config: a `jaxvae.Config`, or the name of a preset. Default: the preset "vae".
       data: what to train on, in place of the dataset of `config`: a name or path that ``--dataset`` takes; images
-        [N, H, W, C] or [N, H, W], integers from 0 to 255 or floats in [0, 1]; a mapping with "image" and whatever else
-        the model or the loss reads, arrays with one first axis; a pair of any of these, for training and testing; an
-        iterable of batches of images or of such mappings, which is read once, to its end; or a `jaxvae.ImageData`. Of
-        what comes without test images every tenth is held out.
+        [N, H, W, C] or [N, H, W], integers from 0 to 255 or floats in [0, 1]; a mapping with "image" and anything else
+        that the model or the loss reads, arrays with the same first axis; a pair of any of these, for training and
+        testing; an iterable of batches of images or of such mappings, which is read once, to its end; or a
+        `jaxvae.ImageData`. Without test images, every tenth example is held out.
       model: a Flax module. Its ``__call__`` gets the images of a batch, float32 [B, H, W, C] in [0, 1], or the whole
         batch if its first parameter is called `batch`; and, by their names, `train` (or `deterministic`) and `key`.
         Mutable collections and random streams work. Default: that of `config`.
-      objective: a function ``objective(output, batch) -> terms`` of what the model returns and the batch, a mapping, to
-        named values [B], or [] of the batch as a whole, among them "loss"; or a `jaxvae.protocols.Objective`; or the
-        name of one. Default: that of `config`.
-      optimizer: of optax, or a name. Default: that of `config`.
+      objective: a function ``objective(output, batch) -> terms``. It takes what the model returns and the batch, a
+        mapping, and returns named values, [B] or, for the whole batch, [], among them "loss". Or a
+        `jaxvae.protocols.Objective`, or the name of one. Default: that of `config`.
+      optimizer: an optimiser of optax, or a name. Default: that of `config`.
       run_dir: a directory that holds no run yet; default: a new one, runs/PRESET-DATE-TIME.
-      resume: go on with what `run_dir` holds, given the same arguments; the end is that of a run never stopped.
-      devices: how many share each batch. Default: all there are.
-      options: changes of `config`, such as ``epochs=5``, and components: ``likelihood="logistic"``, a name
-        ``"module:Name"``, or an object, ``likelihood=StudentT(freedom=3.0)``.
+      resume: resume the run in `run_dir`, with the same arguments; the result is that of a run never stopped.
+      devices: how many share each batch. Default: all.
+      options: changes to `config`, such as ``epochs=5``, and components, by name (``likelihood="logistic"`` or
+        ``"module:Name"``) or as objects (``likelihood=StudentT(freedom=3.0)``).
 
-    On resume, `fit` does not notice a function or an optimiser that has the same name and computes something else.
+    On resume, `fit` cannot notice a function or an optimiser that has the same name but computes something else.
 
     Raises:
       InputError: bad input, found before a step is taken; a `ValueError`.
       jaxvae.Diverged: a loss or a parameter is not finite.
-      KeyboardInterrupt: of Ctrl-C, once the state is saved.
+      KeyboardInterrupt: after Ctrl-C, once the state is saved.
     """
     with _arguments_named():
         base = Config(preset=config or PRESET) if not isinstance(config, Config) else config
@@ -113,7 +113,8 @@ def fit(
         path = None if run_dir is None else Path(run_dir)
         outcome = loop.train(full, path, resume, devices, images)
         if outcome.stopped_by == signal.SIGINT:
-            raise KeyboardInterrupt(f"saved; go on with fit(..., run_dir={str(outcome.run_dir)!r}, resume=True)")
+            # A signal before the first step leaves nothing to resume.
+            raise KeyboardInterrupt(f"if a step was saved: fit(..., run_dir={str(outcome.run_dir)!r}, resume=True)")
         if outcome.stopped_by is not None:
             raise SystemExit(128 + outcome.stopped_by)
         if outcome.run_dir is None:
@@ -122,18 +123,18 @@ def fit(
 
 
 def _named(slot: str, thing: Any) -> str:
-    """The name of a component or a model that was given, by a name or as it is."""
+    """The name of a component or a model that was given by name or as an object."""
     if isinstance(thing, str):
         return thing
     if isinstance(thing, optax.GradientTransformation):
-        return give(thing, f"{GIVEN}:{slot}")  # Its class says nothing of it.
+        return give(thing, f"{GIVEN}:{slot}")  # Its class does not identify it.
     if isinstance(thing, type | types.FunctionType | nn.Module):
         return give(thing)
-    return give(thing, f"{GIVEN}:{type(thing).__name__}")  # Its options are its own.
+    return give(thing, f"{GIVEN}:{type(thing).__name__}")  # It has its own options.
 
 
 def result_of(run_dir: Path) -> Fit:
-    """What `fit` returned for the run in a directory. Raises `InputError` where none can be read."""
+    """What `fit` returned for the run in a directory. Raises `InputError` if none can be read."""
     config = config_file.load(run_dir / "config.json")
     with Checkpoints(run_dir / "checkpoints", read_only=True) as checkpoints:
         shape = checkpoints.image_shape()
@@ -153,7 +154,7 @@ def result_of(run_dir: Path) -> Fit:
 
 @contextlib.contextmanager
 def _arguments_named() -> Iterator[None]:
-    """In messages, names arguments where the command lines name flags."""
+    """In messages, replace the names of flags by those of arguments."""
     try:
         yield
     except InputError as error:
@@ -170,7 +171,7 @@ def image_data(given: Any) -> data.ImageData:
 
 
 def _columns(given: Any) -> dict[str, NDArray[Any]]:
-    """Examples by what they hold, arrays with one first axis."""
+    """Examples as arrays by name, with the same first axis."""
     if isinstance(given, Mapping):
         return {str(name): np.asarray(values) for name, values in given.items()}
     if hasattr(given, "__array__"):

@@ -9,12 +9,12 @@ from jax.interpreters.partial_eval import dce_jaxpr
 
 
 def product_flops(jaxpr: Any) -> tuple[int, list[str]]:
-    """FLOP of the matrix products and convolutions in a jaxpr, 2 a multiplication and addition.
+    """FLOP of the matrix products and convolutions in a jaxpr, 2 per multiplication and addition.
 
-    Counted is what the mathematics asks for: a convolution's products of weights and pixels, in both of its gradients
-    as many as forward, and none with the zeros of padding and dilation. A convolution written as a product of patches
-    counts as that product, padding included. A loop counts as often as it turns, of branches the dearest counts, and
-    what no output needs does not.
+    The count is what the mathematics needs. For a convolution, that is its products of weights and pixels, without the
+    zeros of padding and dilation; each of its two gradients needs as many. A convolution written as a product of
+    patches counts as that product, padding included. A loop counts once per iteration, a conditional counts as its
+    most expensive branch, and what no output needs does not count.
 
     Args:
       jaxpr: such as ``jax.make_jaxpr(train_step)(...).jaxpr``.
@@ -40,14 +40,14 @@ def _multiplications(jaxpr: Any, missed: list[str]) -> int:
         elif name == "scan":
             total += equation.params["length"] * sum(inner)
         elif name == "cond" and equation.params.get("branches_platforms"):
-            # Of one computation a platform, the last is that of all others: the convolution itself.
+            # One branch per platform; the last is for all other platforms: the convolution itself.
             total += inner[-1]
         elif name == "cond":
             total += max(inner)
         elif name == "while":
             total += sum(inner)
             if sum(inner):
-                missed.append("a loop whose number of turns is not known beforehand counts as one turn")
+                missed.append("a loop with an unknown number of iterations counts as one iteration")
         elif name in ("pallas_call", "ffi_call", "pure_callback", "io_callback"):
             missed.append(f"what JAX does not look into ({name}) is not counted")
         else:
@@ -65,7 +65,7 @@ def inner_jaxprs(equation: Any) -> Iterator[Any]:
 
 
 def _of_convolution(equation: Any) -> int:
-    """The triples of a pixel, a weight and an output that a convolution sums over."""
+    """The number of triples of a pixel, a weight and an output that a convolution sums over."""
     params, (image, kernel, *_) = equation.params, (v.aval.shape for v in equation.invars)
     image_axes, kernel_axes, out_axes = params["dimension_numbers"]
     out = equation.outvars[0].aval.shape

@@ -17,7 +17,7 @@ from jaxvae.run import plots
 
 MOST = 10_000  # Images in one picture.
 
-DESCRIPTION = "Draw images from the prior of a run's newest VAE, as a PNG grid, 8 to a row."
+DESCRIPTION = "Draw images from the prior of a run's newest VAE, as a PNG grid with 8 images per row."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,11 +31,11 @@ class Arguments:
     out: Path = Path("samples.png")
     """PNG file to write."""
     seed: int = 0
-    """Another seed draws other images."""
+    """Seed of the draws: another seed gives other images."""
     best: bool = False
-    """The best checkpoint by the validation images, not the newest. The run needs --validation."""
+    """Use the best checkpoint by the validation images, not the newest. The run must have had --validation."""
     no_compilation_cache: bool = False
-    """Compile everything afresh. Else compiled programs are kept in the user's cache directory, and loaded again."""
+    """Compile everything: do not use the cache of compiled programs in the user's cache directory."""
 
 
 def generate(run_dir: Path, n: int, seed: int = 0, best: bool = False) -> NDArray[np.float32]:
@@ -52,7 +52,7 @@ def generate(run_dir: Path, n: int, seed: int = 0, best: bool = False) -> NDArra
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; the exit code (see `jaxvae.cli`)."""
+    """Run the command line and return the exit code (see `jaxvae.cli`)."""
     args = sys.argv[1:] if argv is None else argv
     arguments = cli.parse(Arguments, args, prog="python -m jaxvae.generate", description=DESCRIPTION)
     if not 1 <= arguments.n <= MOST:

@@ -17,7 +17,7 @@ _KINDS = (
 
 
 def processor() -> dict[str, str]:
-    """What tells the processor from others: its name, and its instructions where the operating system lists them."""
+    """What identifies the processor: its name, and its instructions if the operating system lists them."""
     found = {"machine": platform.machine(), "processor": platform.processor()}
     try:
         first, _, _ = CPUINFO.read_text(encoding="utf-8", errors="replace").partition("\n\n")

@@ -1,4 +1,4 @@
-"""What fits the memory of a device, or of this machine; and errors of a memory that was not enough."""
+"""What fits in the memory of a device or of this machine, and out-of-memory errors."""
 
 import math
 import os
@@ -16,7 +16,7 @@ PROC, CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
 
 
 def free_bytes(device: jax.Device) -> int:
-    """What is free of an accelerator's memory, or of this machine's where the device is a CPU."""
+    """Free memory of an accelerator, or of this machine if the device is a CPU."""
     stats = device_stats(device)
     if stats and "bytes_limit" in stats:
         return int(stats["bytes_limit"]) - int(stats.get("bytes_in_use", 0))
@@ -30,7 +30,7 @@ def device_stats(device: jax.Device) -> Mapping[str, int] | None:
 
 
 def host_free_bytes() -> int:
-    """What this process can still get of the machine's memory and swap, its control group's, or its own limit's."""
+    """Memory that this process can still get: the least that the machine, its control groups and its limit leave."""
     free = [*_machine(), *_control_groups(), *_address_space()]
     return max(min(free), 0)
 
@@ -39,12 +39,12 @@ def _machine() -> Sequence[int]:
     try:
         fields = dict(line.split(":") for line in (PROC / "meminfo").read_text().splitlines())
         return [1024 * sum(int(fields[name].split()[0]) for name in ("MemAvailable", "SwapFree"))]
-    except (OSError, ValueError, KeyError):  # No Linux.
+    except (OSError, ValueError, KeyError):  # Not Linux.
         return [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
 
 
 def _control_groups() -> Sequence[int]:
-    """Of this process's control group and those it lies in, of version 1 or 2; where a container is one, its own."""
+    """Free memory of this process's control group and its parents, version 1 or 2; in a container, of its own."""
     free = []
     try:
         lines = [line.split(":", 2) for line in (PROC / "self" / "cgroup").read_text().splitlines()]
@@ -65,7 +65,7 @@ def _control_groups() -> Sequence[int]:
             try:
                 most, used = int((directory / limit).read_text()), int((directory / usage).read_text())
                 parts = dict(line.split() for line in (directory / "memory.stat").read_text().splitlines())
-                # Pages of files that the kernel takes back first.
+                # Pages of files, which the kernel reclaims first.
                 spare = int(parts["inactive_file"])
             except (OSError, ValueError, KeyError):  # No such group here, or "max".
                 continue
@@ -85,13 +85,13 @@ def _address_space() -> Sequence[int]:
 
 
 def required_bytes(state: Any, image_shape: Sequence[int], share: int, samples: int) -> dict[str, int]:
-    """What training takes of a device at the very least, by what takes it.
+    """The least memory of a device that training takes, in bytes, by purpose.
 
     Args:
       state: the train state, or its shapes and dtypes.
       image_shape: (H, W, C).
       share: images of a batch on the device.
-      samples: reconstructions of an image.
+      samples: reconstructions per image.
 
     Returns:
       "state": the parameters, their gradient and the optimiser's state; "batch": the images of a batch and their
@@ -108,18 +108,18 @@ def _nbytes(tree: Any) -> int:
 
 
 def check_fits(required: Mapping[str, int], images: int, devices: Sequence[jax.Device]) -> None:
-    """Refuse, before anything is compiled, a model or a batch that certainly does not fit the memory.
+    """Refuse, before anything is compiled, a model or a batch that certainly does not fit in memory.
 
     Args:
-      required: of each device, as `required_bytes` says.
-      images: bytes of the images, which each device is to hold.
-      devices: those of this process are looked at.
+      required: bytes on each device, as from `required_bytes`.
+      images: bytes of the images, which each device must hold.
+      devices: only those of this process are checked.
 
     Raises:
       InputError: it does not fit, in one line with the numbers and what to lower.
     """
     here = [device for device in devices if device.process_index == jax.process_index()]
-    # On a CPU the images are in the memory already, and all devices share it.
+    # On a CPU the images are in memory already, and all devices share it.
     on_cpu = device_stats(here[0]) is None
     parts = dict(required) if on_cpu else {**required, "images": images}
     copies = len(here) if on_cpu else 1
@@ -136,7 +136,7 @@ def check_fits(required: Mapping[str, int], images: int, devices: Sequence[jax.D
 
 
 def shortage(error: BaseException) -> str | None:
-    """A line for an error of a memory, a device's or the machine's, that was not enough; None for any other error."""
+    """A line for an out-of-memory error, of a device or of the machine; None for any other error."""
     if isinstance(error, MemoryError):
         free = host_free_bytes()
     elif isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error):
@@ -144,8 +144,8 @@ def shortage(error: BaseException) -> str | None:
     else:
         return None
     said = str(error).partition("\n")[0].removeprefix("RESOURCE_EXHAUSTED: ").rstrip(".")[:300]
-    asked = re.sub(r"\b\d{4,}(?= bytes)", lambda n: f"{in_words(int(n[0]))}, {n[0]}", said) or "Python could not go on"
-    return f"the memory is not enough: {asked}; {in_words(free)} are free: lower --batch-size, --hidden or --samples"
+    asked = re.sub(r"\b\d{4,}(?= bytes)", lambda n: f"{in_words(int(n[0]))}, {n[0]}", said) or "Python needs more"
+    return f"not enough memory: {asked}; {in_words(free)} are free: lower --batch-size, --hidden or --samples"
 
 
 def in_words(size: int) -> str:

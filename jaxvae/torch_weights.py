@@ -1,15 +1,15 @@
-"""Weights travel between PyTorch and jaxvae.
+"""Move weights between PyTorch and jaxvae.
 
     python -m jaxvae.torch_weights export RUN_DIR weights.safetensors
     python -m jaxvae.torch_weights import weights.pt RUN_DIR --preset notes-vae
 
-The PyTorch side is the state_dict of a module whose `encoder` and `decoder` are `nn.Sequential`: ``encoder.0.weight``,
-``encoder.0.bias``, ``encoder.2.weight`` ... ``decoder.4.bias``, as NumPy arrays. Which layers stand in them is the
-network's to say (`jaxvae.protocols.Network.torch_encoder`). Dense models take flattened images, in the order (H, W, C)
+The PyTorch side is the state_dict of a module with `nn.Sequential` as `encoder` and `decoder`: ``encoder.0.weight``,
+``encoder.0.bias``, ``encoder.2.weight`` ... ``decoder.4.bias``, as NumPy arrays. The network defines their layers
+(`jaxvae.protocols.Network.torch_encoder`). Dense models take flattened images, in the order (H, W, C)
 on both sides; with one channel, as in the notes, that is PyTorch's (C, H, W) too. All others take images [B, C, H, W].
 
-Weights are half of a model: `torch_code` says what PyTorch must compute with exported ones, and an imported
-model takes a log-variance as PyTorch's modules do, without the bound that the head "linear" has.
+Weights are only half of a model: `torch_code` says what PyTorch must compute with exported ones, and an imported
+model uses a log-variance as PyTorch's modules do, without the bound of the head "linear".
 """
 
 import dataclasses
@@ -52,7 +52,7 @@ _PARTS = ("encoder", "decoder")
 
 
 def _layers(model: Model) -> dict[str, Sequence[TorchLayer]]:
-    """The encoder and the decoder of a model in PyTorch. Raises `InputError` where they have no such form."""
+    """The encoder and the decoder of a model in PyTorch. Raises `InputError` if they have no form there."""
     if not isinstance(model, AutoEncoder | VAE):
         raise InputError(f"{type(model).__name__} has no form in PyTorch: only models of one stochastic layer have one")
     height, width, channels = model.image_shape
@@ -66,7 +66,7 @@ def _layers(model: Model) -> dict[str, Sequence[TorchLayer]]:
 
 
 class _Place(NamedTuple):
-    """A name of the state_dict: its parameter, how that lies there (None: as here), and its shape there."""
+    """A name of the state_dict: the path of its parameter, its layout there (None: as here), and its shape there."""
 
     path: tuple[str, ...]
     array: TorchArray | None
@@ -74,14 +74,14 @@ class _Place(NamedTuple):
 
 
 def _places(model: Model, shapes: Params) -> dict[str, _Place]:
-    """Every name of the state_dict of a model whose parameters have these shapes; in the order of the layers."""
+    """Every name of the state_dict of a model with parameters of these shapes, in the order of the layers."""
     found = {
         f"{part}.{place}.{array.name}": _Place((part, *array.path), array, array.there)
         for part, layers in _layers(model).items()
         for place, layer in enumerate(layers)
         for array in layer.arrays
     }
-    # Of the likelihood and the prior.
+    # Parameters of the likelihood and the prior.
     others = {path: leaf for path, leaf in flatten_dict(shapes["params"]).items() if path[0] not in _PARTS}
     return found | {".".join(path): _Place(path, None, leaf.shape) for path, leaf in others.items()}
 
@@ -89,7 +89,7 @@ def _places(model: Model, shapes: Params) -> dict[str, _Place]:
 def torch_from_params(params: Params, model: Model) -> StateDict:
     """The parameters of an `AutoEncoder` or a `VAE` as a state_dict: names, shapes and order of axes are PyTorch's.
 
-    Values and dtypes are kept. What PyTorch must compute with them is `torch_code`'s to say.
+    Values and dtypes are kept. `torch_code` says what PyTorch must compute with them.
 
     Raises:
       InputError: the model has no form in PyTorch.
@@ -104,12 +104,12 @@ def torch_from_params(params: Params, model: Model) -> StateDict:
 def params_from_torch(state_dict: Mapping[str, NDArray[Any]], model: Model, dtype: DTypeLike = np.float32) -> Params:
     """A state_dict as the parameters of `model`.
 
-    The weights do not say what is computed with them: `model` must have the head and the activation that the
-    PyTorch module has. A log-variance is most often `VAE.head` "logvar".
+    The weights do not say what is computed with them: `model` must have the head and the activation of the
+    PyTorch module. If that gives a log-variance, the right `VAE.head` is most often "logvar".
 
     Args:
       state_dict: floating-point arrays by name, shaped as PyTorch's.
-      model: whose parameters they are to be; it says which names and shapes are right.
+      model: the model of the parameters; it defines their names and shapes.
       dtype: of the result; jaxvae trains float32 parameters.
 
     Returns:
@@ -166,14 +166,14 @@ _PIXELS: Mapping[type, str] = {
 def torch_code(model: Model) -> str:
     """What PyTorch must compute with the weights of a model, in Python.
 
-    Of a dense model, three lines. The first is the activation between the layers of `encoder` and `decoder`, each an
-    ``nn.Sequential``. The second takes flattened images `x` [B, H W C] in [0, 1] to `mean` and `std` [B, L]; of an
+    For a dense model: three lines. The first is the activation between the layers of `encoder` and `decoder`, each an
+    ``nn.Sequential``. The second takes flattened images `x` [B, H W C] in [0, 1] to `mean` and `std` [B, L]; for an
     autoencoder, to its code `z`. The third takes `z` [B, L] to mean intensities `x_hat` [B, H W C] and, where the
-    decoder gives it, the `log_scale` of every pixel's distribution, for images of so many `channels`. Where the
+    decoder gives it, the `log_scale` of every pixel's distribution, for images of `channels` channels. If the
     likelihood is the user's own, it takes `z` to what the decoder gives: `decoded`.
 
-    Of any other model, what makes `encoder`, `decoder` and `model`, the module whose state_dict the weights are; and
-    after an empty line and a comment the last two lines, of images and intensities [B, C, H, W].
+    For any other model: code that makes `encoder`, `decoder` and `model`, the module with the weights as state_dict;
+    then, after an empty line and a comment, the last two lines, for images and intensities [B, C, H, W].
 
     Raises:
       InputError: the model has no form in PyTorch.
@@ -216,7 +216,7 @@ def export_run(run_dir: Path, out: Path) -> tuple[StateDict, str]:
     """Write the newest weights of a run to `out`; return them, and what PyTorch must compute (`torch_code`).
 
     Raises:
-      InputError: no run, an unreadable checkpoint, a model that has no form in PyTorch, or as `save_weights`.
+      InputError: no run, an unreadable checkpoint, a model that has no form in PyTorch, or as in `save_weights`.
     """
     from jaxvae import trained
 
@@ -230,25 +230,25 @@ def export_run(run_dir: Path, out: Path) -> tuple[StateDict, str]:
 
 
 def without_bound(config: configs.Config) -> configs.Config:
-    """`config` with the head "logvar" in place of "linear": a log-variance of PyTorch's has no bound."""
+    """`config` with the head "logvar" in place of "linear": a log-variance in PyTorch has no bound."""
     return dataclasses.replace(config, head="logvar") if config.head == "linear" else config
 
 
 def import_run(
     weights: Path, run_dir: Path, config: configs.Config, image_shape: tuple[int, int, int] = (28, 28, 1)
 ) -> None:
-    """Make a run directory, to evaluate and to generate from, of weights that PyTorch trained.
+    """Make a run directory from weights that PyTorch trained, for evaluation and generation.
 
-    Its one checkpoint is at step 0. It cannot be resumed: it does not know its training images.
+    Its only checkpoint is at step 0. It cannot be resumed: it does not know its training images.
 
     Args:
-      weights: as `load_weights` takes.
+      weights: a file as `load_weights` takes.
       run_dir: a directory to create.
-      config: which model the weights are of, and what it is evaluated on.
+      config: the model of the weights, and the dataset to evaluate it on.
       image_shape: (H, W, C).
 
     Raises:
-      InputError: `run_dir` exists, or as `load_weights` and `params_from_torch`.
+      InputError: `run_dir` exists, or as in `load_weights` and `params_from_torch`.
     """
     from jaxvae.run.checkpoint import Checkpoints
 
@@ -270,7 +270,7 @@ def import_run(
         raise InputError(f"{run_dir} cannot be created: {error.strerror}") from None
     with Checkpoints(run_dir / "checkpoints") as checkpoints:
         checkpoints.save(state, {"image_shape": list(image_shape)})
-    # Last, since it is what makes the directory a run.
+    # Last, since this file makes the directory a run.
     (run_dir / "config.json").write_text(config_file.to_json(config), encoding="utf-8")
 
 
@@ -286,19 +286,19 @@ class Export:
 
 @dataclasses.dataclass(frozen=True)
 class Import:
-    """Make a run directory, for jaxvae.evaluate and jaxvae.generate, of weights that PyTorch trained.
+    """Make a run directory from weights that PyTorch trained, for jaxvae.evaluate and jaxvae.generate.
 
-    The flags of jaxvae.train say which model they are of; those that say how to train have no effect here. The
+    The flags of jaxvae.train describe the model; those that say how to train have no effect here. The
     module's `encoder` and `decoder` must each be an nn.Sequential, since layers are named by their places. Dense
     models: Linear layers of the widths --hidden with an activation after each, so they are encoder.0, encoder.2, ...,
     decoder.0, decoder.2, ... Convolutional models (--architecture conv): for each of --hidden ZeroPad2d, Conv2d(..., 3,
-    stride=2) and the activation, then Flatten and Linear; the decoder: Linear and Unflatten, then for each of them the
+    stride=2) and the activation, then Flatten and Linear; the decoder: Linear and Unflatten, then for each width the
     activation, ConvTranspose2d(..., 4, stride=2, padding=1) and ZeroPad2d, which cuts to size. The export of a run
     prints its modules, residual ones (--architecture resnet) too. Layers with other names (fc1, fc21, fc22) must be
-    renamed, and the two that give mean and log-variance joined to one, the mean's weights and biases first.
+    renamed, and the two that give mean and log-variance joined into one, the mean's weights and biases first.
 
     The weights do not say what is computed with them. The import assumes that the module computes what the preset
-    does, but for what --head, --activation and --likelihood change: vae: mean and log-variance (no bound), ReLU
+    does, except for what --head, --activation and --likelihood change: vae: mean and log-variance (no bound), ReLU
     between layers; notes-vae: mean and standard deviation after a ReLU; notes-ae: the code after a ReLU; iwae: mean and
     the logarithm of the standard deviation, tanh between layers; and the sigmoid of the decoder's last layer. For
     weights that jaxvae exported from the preset vae, add --head linear: its log-variance has the bound that the
@@ -315,7 +315,7 @@ class Import:
 
 
 def _parse_import(argv: Sequence[str], prog: str) -> Import:
-    """The command line of an import. Raises `InputError`."""
+    """Parse the command line of an import. Raises `InputError`."""
     known = peek(argv)
     base = without_bound(configs.preset(known.preset or configs.Config.preset))
     base = with_own(dataclasses.replace(base, dataset="mnist"), known)
@@ -325,7 +325,7 @@ def _parse_import(argv: Sequence[str], prog: str) -> Import:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; the exit code (see `jaxvae.cli`)."""
+    """Run the command line and return the exit code (see `jaxvae.cli`)."""
     args = list(sys.argv[1:] if argv is None else argv)
     cli.answer_version(args)
     prog, commands = "python -m jaxvae.torch_weights", ("export", "import")

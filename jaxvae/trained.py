@@ -29,13 +29,13 @@ from jaxvae.typing import Array, Batch, ImageShape, Params
 
 @dataclass(frozen=True, eq=False)
 class TrainedRun:
-    """A trained model. Images go in as people have them, and come out as images.
+    """A trained model, to apply to images.
 
-    Images are arrays [N, H, W, C], or [N, H, W] where C is 1: uint8, or floats in [0, 1]. What comes out for images has
-    their dtype; what comes out for latents is float32 in [0, 1]. All methods work on chunks, so N may be large.
+    Images are arrays [N, H, W, C], or [N, H, W] where C is 1: uint8, or floats in [0, 1]. Images made from images
+    have their dtype; images made from latents are float32 in [0, 1]. All methods work on chunks, so N may be large.
 
-    The model sees pixels as in training: binarised with ``inputs="dynamic"``, noised with `dequantize`. Give a model of
-    ``inputs="static"`` binary images; training drew its own once.
+    The model sees pixels as in training: binarised with ``inputs="dynamic"``, noised with `dequantize`. A model with
+    ``inputs="static"`` needs binary images; training drew its own once.
 
     Attributes:
       config: of the run.
@@ -43,7 +43,7 @@ class TrainedRun:
       variables: its variables, by collection, as ``model.apply`` takes them.
       step: the number of steps it was trained for.
       image_shape: (H, W, C).
-      record: what the checkpoint says it belongs to.
+      record: the checkpoint's record of the run and data that it belongs to.
     """
 
     config: Config
@@ -56,7 +56,7 @@ class TrainedRun:
     def encode(self, images: ArrayLike, **others: ArrayLike) -> NDArray[np.float32]:
         """The latents of images, [N, L]: the posterior's mean, or an autoencoder's code.
 
-        `others` are what else the model reads of a batch, such as ``label=...``, [N, ...] each. Raises `ValueError` for
+        `others` is what else the model reads of a batch, such as ``label=...``, [N, ...] each. Raises `ValueError` for
         images of another shape or scale, and `TypeError` for a model without a method ``encode``.
         """
         self._needs("encode")
@@ -68,15 +68,15 @@ class TrainedRun:
         return self._like(images, self._map(self._reconstruct, self._batch(images, others), seed))
 
     def decode(self, latents: ArrayLike) -> NDArray[np.float32]:
-        """The mean images of latents [N, L], [N, H, W, C]. (Of a model of two layers, those next to the image.)"""
+        """The mean images [N, H, W, C] of latents [N, L]. (For a model of two layers, latents next to the image.)"""
         self._needs("decode")
         images: NDArray[np.float32] = self._map(self._decode, {"latent": np.asarray(latents, np.float32)})
         return images
 
     def sample(self, count: int, seed: int = 0, **others: ArrayLike) -> NDArray[np.float32]:
-        """Images drawn from the model, [count, H, W, C]. Raises `TypeError` for a model that cannot, an autoencoder.
+        """Images drawn from the model, [count, H, W, C]. Raises `TypeError` for an autoencoder.
 
-        `others` are what a prior that depends on the batch reads of it, such as ``label=...``, [count, ...] each.
+        `others` is what a prior that depends on the batch reads from it, such as ``label=...``, [count, ...] each.
         """
         if not can_sample(self.model):
             raise TypeError("the model has no prior to draw from")
@@ -88,7 +88,7 @@ class TrainedRun:
 
         Args:
           start, end: an image each, [H, W, C], or [H, W] where C is 1.
-          steps: images, both ends' reconstructions among them; at least 2.
+          steps: the number of images, including the reconstructions of both ends; at least 2.
         """
         first, last = self.encode(np.stack([np.asarray(start), np.asarray(end)]))
         way = np.linspace(0, 1, steps, dtype=np.float32)[:, None]
@@ -111,7 +111,7 @@ class TrainedRun:
         return {"image": array, **self._others(others, len(array))}
 
     def _others(self, given: Mapping[str, ArrayLike], count: int) -> dict[str, Any]:
-        """What examples hold besides images. Raises `ValueError` for a name or a length that is wrong."""
+        """What examples hold besides images. Raises `ValueError` for a wrong name or length."""
         known = self.record.get("example", {})
         for name, values in given.items():
             if name not in known:
@@ -155,7 +155,7 @@ class TrainedRun:
 
     def _map(self, run: Any, batch: Mapping[str, NDArray[Any]], seed: int = 0) -> Any:
         count = len(next(iter(batch.values())))
-        # A power of two, so that few sizes are compiled, whatever numbers of images come.
+        # A power of two, so that few sizes are compiled for any numbers of images.
         size = min(2 ** math.ceil(math.log2(max(count, 1))), max(1, PIXELS_AT_ONCE // math.prod(self.image_shape)))
         return in_chunks(run, self.variables, batch, purpose_key(seed, "reconstructions"), size, np.float32)
 
@@ -164,13 +164,13 @@ class TrainedRun:
 
 
 def load_run(run_dir: Path, best: bool = False) -> TrainedRun:
-    """The newest model of a run directory, or the best by the validation images, to be used, not trained on.
+    """The newest model of a run directory, or the best by the validation images, for use, not for training.
 
-    A damaged checkpoint is passed over with a warning on stderr.
+    A damaged checkpoint is skipped with a warning on stderr.
 
     Raises:
-      InputError: it is no run directory, none of its checkpoints can be read, or `best`, and it had no validation
-        images.
+      InputError: it is not a run directory, none of its checkpoints can be read, or `best` is set and it had no
+        validation images.
     """
     if not (run_dir / "config.json").is_file():
         raise InputError(f"{run_dir} is not a run directory: it has no config.json")
@@ -196,7 +196,7 @@ def example_of_run(image_shape: ImageShape, record: Mapping[str, Any]) -> dict[s
 
 
 def _used_of(config: Config, model: Model, example: Mapping[str, Any]) -> TrainState:
-    """The shapes and dtypes of the part of a state that a trained model needs: not the optimiser's, but the average."""
+    """The shapes and dtypes of the part of a state that a trained model needs: the average, but not the optimiser's."""
 
     def used() -> TrainState:
         state = init_state(model, optax.identity(), purpose_key(0, "init"), example=example)
@@ -213,8 +213,8 @@ def load(run_dir: str | Path, best: bool = False, model: nn.Module | None = None
     Args:
       run_dir: of a run of ``jaxvae.train`` or `jaxvae.fit`.
       best: the best checkpoint by the validation images, rather than the newest.
-      model: the module that the run was given by `jaxvae.fit`, if no other process can import it by its name.
-      objective: the same of its objective.
+      model: the module that was given to `jaxvae.fit`, if this process cannot import it by its name.
+      objective: the same for the objective.
 
     Raises:
       InputError: there is no such run, or nothing in it that can be read.

@@ -1,4 +1,4 @@
-"""What besides its configuration a run's numbers depend on: the versions, the generator, the platform."""
+"""What a run's numbers depend on besides its configuration: the versions, the generator, the platform."""
 
 import importlib.metadata
 from collections.abc import Mapping
@@ -24,21 +24,21 @@ def _version(name: str) -> str:
 def run_versions() -> dict[str, str]:
     """What a run records: `package_versions`, the "generator" of its random numbers, and its "platform".
 
-    Starts JAX's backend, if nothing has.
+    Starts JAX's backend, if it is not started yet.
     """
     return {**package_versions(), "generator": GENERATOR, "platform": jax.default_backend()}
 
 
 def version_warnings(old: Mapping[str, Any], new: Mapping[str, str]) -> list[str]:
-    """A sentence for each way in which what a run was trained with differs from what it goes on with.
+    """A sentence for each difference between what a run was trained with and what it resumes with.
 
     Args:
-      old: what the run recorded, of `run_versions` then; what it lacks is not known, and passed over.
+      old: `run_versions` as the run recorded it; entries that it lacks are skipped.
       new: `run_versions` now.
     """
     return [
-        f"this run was trained with {name} {old[name]}, and goes on with {name} {version}: it will not end bit for "
-        "bit as it would have"
+        f"this run was trained with {name} {old[name]}, and resumes with {name} {version}: its results will not be "
+        "bit for bit the same"
         for name, version in new.items()
         if name in old and old[name] != version
     ]

@@ -1,4 +1,4 @@
-"""Files of arrays by name, as PyTorch's users have them. Nothing that a file holds is executed."""
+"""Files of arrays by name, as users of PyTorch have them. Nothing in a file is executed."""
 
 import pickle
 from collections.abc import Mapping
@@ -37,7 +37,7 @@ def load_weights(path: Path) -> StateDict:
     except InputError:
         raise
     except Exception as error:  # All three libraries raise many kinds for a damaged file.
-        # What PyTorch says of a pickle that it refuses is how to run it all the same.
+        # PyTorch's message about a refused pickle says how to run it anyway.
         refused = isinstance(error, pickle.UnpicklingError)
         reason = "it is damaged, or holds more than tensors" if refused else str(error).split("\n")[0]
         raise InputError(f"{path} is no {path.suffix} file of arrays by name: {reason}") from None

@@ -5,8 +5,8 @@ import tempfile
 
 # Eight devices, so that what runs on several is tested on every machine. Must be set before JAX starts.
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
-# Many tests run one small program, here or in processes of their own: what one has compiled, the next loads. The
-# command lines leave the user's own cache alone where this is set.
+# Many tests run the same small program, here or in other processes: what one has compiled, the next loads. With this
+# set, the command lines do not touch the user's own cache.
 os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="jaxvae-tests-")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "0"
@@ -33,7 +33,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     if os.environ.get("JAX_DISABLE_MOST_OPTIMIZATIONS") != variable:
         os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = variable
         jax.config.update("jax_disable_most_optimizations", unoptimized)
-        jax.clear_caches()  # The setting is not part of what a compiled program is found by.
+        jax.clear_caches()  # JAX finds compiled programs without looking at this setting.
 
 
 # The files that take longest go first, so that no worker is left alone with one of them in the end.

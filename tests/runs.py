@@ -1,4 +1,4 @@
-"""Runs of the command line of training, in this process or in others, and how two of them are compared."""
+"""Run the command line of training, in this process or in others, and compare two runs."""
 
 import dataclasses
 import json
@@ -29,7 +29,7 @@ SMALL = ["--hidden", "16", "8", "--latent-size", "4", "--batch-size", "8"]
 
 
 def train(*args: str) -> int:
-    """The command line in this process, on one of the suite's devices unless told otherwise: its exit code."""
+    """Run the command line in this process, by default on one device; returns its exit code."""
     devices = [] if "--devices" in args else ["--devices", "1"]
     return cli.run(lambda: command.main([*args, *devices]))
 
@@ -39,7 +39,7 @@ def state_of(run_dir: Path) -> Any:
 
 
 def assert_same_run(a: Path, b: Path) -> None:
-    """The same figures, byte for byte, and the same state, bit for bit."""
+    """The same metrics, byte for byte, and the same state, bit for bit."""
     assert (a / "metrics.jsonl").read_bytes() == (b / "metrics.jsonl").read_bytes()
     one, other = state_of(a), state_of(b)
     assert jax.tree.structure(one) == jax.tree.structure(other)
@@ -57,19 +57,19 @@ def train_command(*args: str) -> list[str]:
 
 
 def environment(devices: int = 1) -> dict[str, str]:
-    """That of a process with so many emulated devices."""
+    """The environment of a process with so many emulated devices."""
     return {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
 
 
 def caching(caches: Path) -> dict[str, str]:
-    """That of a process with one device whose user's caches are in `caches`, without the suite's own of programs."""
+    """The environment of a process with one device and user caches in `caches`, without the suite's cache."""
     kept = {name: value for name, value in environment().items() if "CACHE" not in name}
-    # Not Matplotlib's, which takes long to make.
+    # Matplotlib's cache stays, since it takes long to make.
     return {**kept, "XDG_CACHE_HOME": str(caches), "MPLCONFIGDIR": str(Path.home() / ".cache" / "matplotlib")}
 
 
 def free_address() -> str:
-    """HOST:PORT on this machine that nobody listens at."""
+    """HOST:PORT on this machine where nobody listens."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return f"127.0.0.1:{probe.getsockname()[1]}"
@@ -110,7 +110,7 @@ class Job:
 
 
 def assert_same_curve(a: Path, b: Path, steps: int) -> None:
-    """The losses of the first steps of two runs, every step of which was logged, agree."""
+    """The losses of the first steps agree in two runs that logged every step."""
     curves = []
     for run_dir in (a, b):
         lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
@@ -162,7 +162,7 @@ def float64_steps(preset: str, way: str, devices: Sequence[jax.Device], steps: i
 
 
 def assert_same_training(losses: Any, params: Any, other_losses: Any, other_params: Any) -> None:
-    """To rounding in float64, which 200 steps of `notes-vae` multiply, where a sigma is all but 0.
+    """To rounding in float64. 200 steps of `notes-vae` multiply it, where a sigma is almost 0.
 
     Measured: losses 3e-14 and parameters 5e-13 apart at most; with the presets' own widths 6e-11 and 3e-10.
     """

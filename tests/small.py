@@ -58,7 +58,7 @@ def keys_of(seed: int, count: int) -> jax.Array:
 def terms_of(
     config: Config, model: Any, params: Any, x: jax.Array, keys: jax.Array, context: Context | None = None
 ) -> dict[str, jax.Array]:
-    """The objective's terms, [B] each: those of step 0 unless told otherwise."""
+    """The objective's terms, [B] each, by default those of step 0."""
     context = Context(jnp.int32(0)) if context is None else context
     objective = build_objective(config, 1, 100)
     return jax.jit(lambda p, x, k: objective.of(model, p, {"image": x}, k, context)[0])(params, x, keys)
@@ -73,7 +73,7 @@ def many(config: Config, params: Any, model: Any, x: jax.Array, repeats: int) ->
 
 
 class Given:
-    """A view of a model, in evaluation, whose output is given."""
+    """A view of a model in evaluation, with a given output."""
 
     train = False
 

@@ -1,4 +1,4 @@
-"""The house: no import runs upwards, none in a circle, and no room is too large to look over."""
+"""The layers of the package: no import goes up or in a circle, and no module is too long."""
 
 import ast
 from pathlib import Path
@@ -30,8 +30,8 @@ MOST_LINES = 380
 
 
 def floor_of(module: str) -> int:
-    room = module.split(".")[1] if "." in module else "jaxvae"
-    return next(number for number, rooms in enumerate(FLOORS) if room in rooms)
+    part = module.split(".")[1] if "." in module else "jaxvae"
+    return next(number for number, parts in enumerate(FLOORS) if part in parts)
 
 
 def imports_of(module: str) -> set[str]:
@@ -71,5 +71,5 @@ def test_no_import_runs_in_a_circle() -> None:
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_no_room_is_too_large(module: str) -> None:
+def test_no_module_is_too_long(module: str) -> None:
     assert len(MODULES[module].read_text().splitlines()) <= MOST_LINES

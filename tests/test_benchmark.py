@@ -83,13 +83,13 @@ def test_command_line(image_file: Path, tmp_path: Path, capsys: pytest.CaptureFi
         assert r["products"] == "float32-high" and " of float32-high\n" in out
         assert r["peak_fraction"] > 0 and r["compile_seconds"] > 0
         assert f" {benchmark.number(r['steps_per_second'])} " in out
-    # Encoder 30-32-16-2*20, decoder 20-16-32-30: three products a layer, but for the images two.
+    # Encoder 30-32-16-2*20, decoder 20-16-32-30: three products a layer, but two in the first.
     layers = (30 * 32, 32 * 16, 16 * 40, 20 * 16, 16 * 32, 32 * 30)
     assert content["results"][0]["flops_per_step"] == 2 * 8 * (3 * sum(layers) - 30 * 32)
 
 
 @pytest.mark.usefixtures("quick")
-def test_a_model_of_the_users_own_on_a_folder_of_pictures(
+def test_the_users_own_model_on_a_folder_of_pictures(
     images: NDArray[np.uint8], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for number, image in enumerate(images[:20]):
@@ -104,7 +104,7 @@ def test_a_model_of_the_users_own_on_a_folder_of_pictures(
     assert [row.split()[:2] for row in rows] == [["32", "1"], ["128", "1"]]
 
 
-def test_what_it_starts_is_what_it_measures() -> None:
+def test_the_command_it_starts_trains_what_it_measures() -> None:
     args = ["--preset", "vae", "--architecture", "conv", "--hidden", "4", "8", "--likelihood", "own_parts:Cauchy"]
     args += ["--cauchy-scale", "0.2", "--learning-rate", "3e-05", "--dequantize", "--seed", "7"]
     arguments, sized, given = benchmark.parse([*args, "--batch-size", "16", "8", "--rounds", "3"])
@@ -167,13 +167,13 @@ def test_bad_input(args: list[str], message: str, image_file: Path, capsys: pyte
         ({32: 0.1, 512: 0.0}, "the latency of small operations"),
     ],
 )
-def test_it_ends_in_what_to_do(parts: dict[int, float], said: str) -> None:
+def test_the_conclusion_says_what_to_do(parts: dict[int, float], said: str) -> None:
     measured = [{"devices": 1, "batch_size": size, "peak_fraction": part} for size, part in parts.items()]
     more = [{"devices": 2, "batch_size": 32, "peak_fraction": 0.7}]
     assert benchmark.conclusion([*more, *reversed(measured)]).startswith(said)
 
 
-def test_numbers_of_any_size_are_read() -> None:
+def test_numbers_of_any_size_are_readable() -> None:
     words = [benchmark.number(value) for value in (0, 0.0512345, 0.9996, 12.345, 104.2, 104_321.5)]
     assert words == ["0", "0.0512", "1.000", "12.3", "104", "104,322"]
 

@@ -210,13 +210,13 @@ def test_each_damaged_file_is_noticed_and_the_step_before_is_used(damage: Any, t
             assert_same(saved.state, make_state(10, seed=1))
             assert str(directory / "20") in warnings[0] and name.as_posix() in warnings[0], warnings
             assert "damaged-20" in warnings[1]
-            checkpoints.save(make_state(20, seed=3), RECORD)  # Later saves happen.
+            checkpoints.save(make_state(20, seed=3), RECORD)  # Later saves still work.
         assert saved_steps(directory) == [10, 20]
         assert (directory / "damaged-20").is_dir()
         assert_same(restored(directory).state, make_state(20, seed=3))
 
 
-def test_a_file_too_many_is_noticed(tmp_path: Path) -> None:
+def test_an_extra_file_is_noticed(tmp_path: Path) -> None:
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(make_state(10), RECORD)
     (tmp_path / "10" / "state" / "more").write_text("")
@@ -225,8 +225,8 @@ def test_a_file_too_many_is_noticed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["pipe", "link", "linked directory"])
-def test_what_is_no_regular_file_is_not_opened(kind: str, tmp_path: Path) -> None:
-    """A pipe would hang whoever reads it."""
+def test_only_regular_files_are_opened(kind: str, tmp_path: Path) -> None:
+    """To read a pipe would hang."""
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(make_state(10), RECORD)
     path = tmp_path / "10" / ("record.json" if kind != "linked directory" else "state")
@@ -243,7 +243,7 @@ def test_what_is_no_regular_file_is_not_opened(kind: str, tmp_path: Path) -> Non
 
 
 def test_arrays_are_compared_by_digest_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever goes wrong between the arrays of a save and those of a restore is seen."""
+    """Any difference between the saved and the restored arrays is noticed."""
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(make_state(10), RECORD)
     whole = ocp.Checkpointer.restore
@@ -261,13 +261,13 @@ def test_arrays_are_compared_by_digest_too(tmp_path: Path, monkeypatch: pytest.M
     assert "params/params/kernel" in warnings[0]
 
 
-def test_where_all_are_damaged_nothing_is_started_anew(tmp_path: Path) -> None:
+def test_with_only_damaged_checkpoints_nothing_is_restored(tmp_path: Path) -> None:
     with Checkpoints(tmp_path) as checkpoints:
         for step in (10, 20):
             checkpoints.save(make_state(step), RECORD)
     for step in (10, 20):
         truncate(tmp_path / str(step) / "record.json")
-    for _ in range(2):  # Nor at the second try.
+    for _ in range(2):  # Not at the second try, either.
         warnings: list[str] = []
         refused = pytest.raises(InputError, match=str(tmp_path))
         with Checkpoints(tmp_path, warn=warnings.append) as checkpoints, refused:
@@ -305,7 +305,7 @@ def test_what_a_killed_save_left_is_ignored_then_cleaned(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("where", ["the next check", "the next save", "wait", "leaving"])
-def test_a_save_that_fails_in_the_background_is_told(
+def test_a_save_that_fails_in_the_background_is_reported(
     where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with Checkpoints(tmp_path) as checkpoints:
@@ -380,7 +380,7 @@ def test_a_full_disk(tmp_path: Path) -> None:
     assert left == ["10", "30"]
 
 
-def test_what_came_before_and_cannot_be_deleted_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_older_checkpoints_that_cannot_be_deleted_are_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with Checkpoints(tmp_path, keep=1) as checkpoints:
         checkpoints.save(make_state(10), RECORD)
         checkpoints.wait()
@@ -464,7 +464,7 @@ def test_load_run_refuses_what_is_no_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("hook", ["read_record", "file_digest", "make_checkpointer"])
-def test_a_step_that_is_pruned_while_it_is_read_is_no_damage(
+def test_a_step_that_is_pruned_while_it_is_read_is_not_damaged(
     hook: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Before its record is read, between the record and the files, and before the arrays."""
@@ -492,7 +492,7 @@ def test_a_step_that_is_pruned_while_it_is_read_is_no_damage(
     assert_same(saved.state, make_state(20, seed=1))
 
 
-def test_a_run_that_is_always_faster_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_prunes_too_fast_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(make_state(10), RECORD)
 

@@ -89,7 +89,7 @@ def test_a_refusal_is_the_same_on_terminals_with_and_without_boxes(box: str) -> 
     assert cli._first_paragraph(box) == "--a is wrong, or so"
 
 
-def test_what_a_dataclass_refuses_is_told_in_its_own_words() -> None:
+def test_what_a_dataclass_refuses_is_reported_in_its_own_words() -> None:
     with pytest.raises(InputError, match="^--count must not be 13$"):
         parse("here", "--count", "13")
 
@@ -110,7 +110,7 @@ def test_nothing_is_suggested_where_nothing_is_near(word: str) -> None:
 
 
 @pytest.mark.parametrize("module", COMMANDS)
-def test_every_command_tells_its_versions(module: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_command_prints_versions(module: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         importlib.import_module(module).main(["--version"])
     assert not stop.value.code
@@ -165,10 +165,10 @@ def full_disk() -> Iterator[TextIO]:
 
 @pytest.mark.parametrize(("stream", "code"), [("reader_gone", 141), ("full_disk", 4)])
 @pytest.mark.parametrize(("words", "leaves"), [("few", False), ("few", True), ("many " * 10_000, False)])
-def test_results_that_reach_nobody_have_an_exit_code(
+def test_results_that_are_lost_have_an_exit_code(
     stream: str, code: int, words: str, leaves: bool, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Met while it prints, or when the buffer is written at the end; and no more when the stream is closed."""
+    """Found while it prints, or when the buffer is written at the end; but not again when the stream is closed."""
     monkeypatch.setattr(sys, "stdout", request.getfixturevalue(stream))
     monkeypatch.setattr(sys, "stderr", said := io.StringIO())
 

@@ -19,7 +19,7 @@ from jaxvae.compilation_cache import Entries
 
 pytestmark = pytest.mark.unoptimized
 
-# Trains as the command line does, and prints how often JAX said what of its cache.
+# Trains as the command line does, and prints how often JAX reported each event of its cache.
 COUNTING = """
 import json, sys
 import jax
@@ -50,7 +50,7 @@ class Training:
         )
 
     def counts(self) -> dict[str, int]:
-        """What was counted, once it has ended, and well: it must have said nothing but what training says."""
+        """The counts, once it has ended without an error; it must have printed no warning."""
         out, err = self._process.communicate(timeout=PATIENCE)
         assert self._process.returncode == 0, err
         assert not re.search("Warning|warning:|error:|Error|cpu_aot_loader|compilation cache", err), err
@@ -98,7 +98,7 @@ def test_what_was_compiled_once_is_loaded_and_computes_the_same(start: Callable[
 
 
 @pytest.mark.slow
-def test_off_is_off_and_what_the_user_has_chosen_holds(start: Callable[..., Training], tmp_path: Path) -> None:
+def test_the_cache_can_be_turned_off_and_the_users_choice_holds(start: Callable[..., Training], tmp_path: Path) -> None:
     theirs = tmp_path / "theirs"
     chosen = {"JAX_COMPILATION_CACHE_DIR": str(theirs), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
     runs = [start("off", None, "--no-compilation-cache"), start("disabled", JAX_ENABLE_COMPILATION_CACHE="0")]
@@ -112,7 +112,7 @@ def test_off_is_off_and_what_the_user_has_chosen_holds(start: Callable[..., Trai
 
 
 @pytest.mark.slow
-def test_where_no_cache_can_be_there_is_none(start: Callable[..., Training], tmp_path: Path) -> None:
+def test_an_unusable_cache_directory_is_not_used(start: Callable[..., Training], tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     assert MISSES not in start("no folder", tmp_path / "file").counts()
     folder = compilation_cache.directory(caching(tmp_path / "open"))
@@ -207,7 +207,7 @@ def test_the_suite_leaves_the_users_cache_alone() -> None:
 
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "flipped", "gone", "folder"])
-def test_a_damaged_entry_is_none_and_is_replaced(damage: str, tmp_path: Path) -> None:
+def test_a_damaged_entry_is_ignored_and_replaced(damage: str, tmp_path: Path) -> None:
     kept = Entries(tmp_path)
     kept.put("program", b"of machine code")
     assert kept.get("program") == b"of machine code" and kept.get("other") is None
@@ -239,7 +239,7 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert kept.get("program") is None
 
 
-def test_what_was_not_used_for_longest_goes_first(tmp_path: Path) -> None:
+def test_the_least_recently_used_entries_go_first(tmp_path: Path) -> None:
     for number, name in enumerate(("old", "used", "new")):
         folder = tmp_path / name
         folder.mkdir()

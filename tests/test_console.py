@@ -15,7 +15,7 @@ def line(step: int) -> dict[str, Any]:
     return record(step, 1, "train", "per pixel", {"loss": np.float32([step / 7])})
 
 
-def test_console_prints_plain_lines_when_it_is_no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_console_prints_plain_lines_without_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     err = io.StringIO()
     monkeypatch.setattr("sys.stderr", err)
     monkeypatch.setenv("FORCE_COLOR", "1")

@@ -1,7 +1,7 @@
 """The README and the pages of `docs/`, run as a reader would: files are written, commands and Python are run.
 
-In order, in one directory a page. A block below a line ``<!-- not run: REASON -->`` is left out. What would take long
-is made small: see `small`.
+In order, in one directory per page. A block below a line ``<!-- not run: REASON -->`` is left out. Commands that would
+take long are made small: see `small`.
 """
 
 import importlib
@@ -57,7 +57,7 @@ def small(words: list[str]) -> list[str]:
     args = list(words)
     for place, (name, value) in enumerate(itertools.pairwise(words)):
         if name in SMALLER:
-            # To go on, a run must become longer.
+            # A resumed run must become longer.
             most = SMALLER[name] + ("--resume" in words)
             args[place + 1] = str(min(int(value), most))
         elif name == "--dataset" and value in ("mnist", "fashion_mnist", "kmnist"):
@@ -92,7 +92,7 @@ def run(words: list[str]) -> int:
 
 @pytest.fixture
 def directory(images: NDArray[np.uint8], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where a reader is who has a folder of small photographs, and an array of grey images."""
+    """The directory of a reader, with a folder of small photographs and an array of grey images."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setattr(benchmark, "ROUND_SECONDS", 0.01)

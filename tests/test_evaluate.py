@@ -22,7 +22,7 @@ from jaxvae.trained import load_run
 
 pytestmark = pytest.mark.unoptimized
 
-BOUNDS_AND_LIKELIHOODS = ("elbo", "iwae_bound", "log_likelihood", "log_density")  # Or with a measure before them.
+BOUNDS_AND_LIKELIHOODS = ("elbo", "iwae_bound", "log_likelihood", "log_density")  # Or one of these with a prefix.
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def evaluated(run_dir: Path, out: Path, *flags: str) -> Any:
 
 
 @pytest.mark.parametrize("inputs", ["grey", "dynamic", "static"])
-def test_the_figures_of_a_run(inputs: str, base: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_metrics_of_a_run(inputs: str, base: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = tmp_path / "run"
     weights = ["--beta", "3", "--free-bits", "0.3"]
     assert train("--preset", "vae", *base, "--inputs", inputs, *weights, "--run-dir", str(run)) == 0

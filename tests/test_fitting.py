@@ -1,4 +1,4 @@
-"""`jaxvae.fit` with a model, a loss, an optimiser and data of the user's own."""
+"""`jaxvae.fit` with the user's own model, loss, optimiser and data."""
 
 import json
 import os
@@ -25,7 +25,7 @@ OWN: dict[str, Any] = {"model": own_parts.Net(), "objective": own_parts.loss, "o
 SMALL: dict[str, Any] = {"batch_size": 16, "epochs": 3, "checkpoint_every": 1, "devices": 1}
 
 
-def test_all_that_a_run_has_comes_with_a_model_of_ones_own(images: NDArray[np.uint8], tmp_path: Path) -> None:
+def test_the_users_own_model_gets_all_that_a_run_has(images: NDArray[np.uint8], tmp_path: Path) -> None:
     run = fit(data=images, run_dir=tmp_path / "run", **OWN, **SMALL)
     assert run.run_dir == tmp_path / "run"
     assert {"config.json", "metrics.jsonl", "checkpoints", "images", "tensorboard"} <= set(os.listdir(run.run_dir))
@@ -94,7 +94,7 @@ def test_any_number_of_devices_computes_what_one_does(devices: int, images: NDAr
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), *stats)
 
 
-def test_what_else_an_example_holds_reaches_the_model_and_the_loss(images: NDArray[np.uint8], tmp_path: Path) -> None:
+def test_other_arrays_of_an_example_reach_the_model_and_the_loss(images: NDArray[np.uint8], tmp_path: Path) -> None:
     label = np.arange(96, dtype=np.int32) % 4
     run = fit(
         data={"image": images, "label": label}, model=own_parts.Labelled(), objective=own_parts.label_loss,
@@ -185,7 +185,7 @@ def test_a_failed_start_leaves_nothing(images: NDArray[np.uint8], tmp_path: Path
 
 
 @pytest.mark.parametrize("name", ["step", "unit"])
-def test_terms_are_not_called_as_what_a_line_holds(name: str, images: NDArray[np.uint8], tmp_path: Path) -> None:
+def test_terms_may_not_have_the_names_of_record_fields(name: str, images: NDArray[np.uint8], tmp_path: Path) -> None:
     def loss(output: Any, batch: Any) -> Any:
         return {**squares(output, batch), name: squares(output, batch)["loss"]}
 
@@ -250,7 +250,7 @@ def test_a_preset_is_fitted_by_its_name(images: NDArray[np.uint8], tmp_path: Pat
 
 
 def test_a_run_of_objects_is_loaded_with_them(images: NDArray[np.uint8], tmp_path: Path) -> None:
-    """A process that cannot import them is told so; one that gives them can use the model."""
+    """A process that cannot import them gets an error; one that gives them can use the model."""
     fit(data=images, run_dir=tmp_path / "run", model=Plain(), objective=local_loss(), **{**SMALL, "epochs": 1})
     own._given.clear()
     with pytest.raises(InputError, match="--objective .*given in Python"):

@@ -85,15 +85,15 @@ def test_what_calls_products() -> None:
     assert flops(lambda x: nested(0, 2, lambda _, y: nested(0, 3, lambda _, z: z @ a, y), x), a) == 6 * once
 
 
-def test_what_cannot_be_counted_is_told() -> None:
+def test_what_cannot_be_counted_is_reported() -> None:
     a = jnp.ones((3, 3))
 
     def until_small(x: jax.Array) -> jax.Array:
         return jax.lax.while_loop(lambda x: x.sum() > 1, lambda x: x @ a / 100, x)
 
     found, missed = product_flops(jax.make_jaxpr(until_small)(a).jaxpr)
-    assert found == 2 * 3**3 and missed == ["a loop whose number of turns is not known beforehand counts as one turn"]
-    # Where there is nothing to count in it, nothing is missed.
+    assert found == 2 * 3**3 and missed == ["a loop with an unknown number of iterations counts as one iteration"]
+    # A loop with nothing to count in it is not reported.
     assert product_flops(jax.make_jaxpr(lambda n: jax.lax.fori_loop(0, n, lambda _, x: x + 1, 0))(3).jaxpr) == (0, [])
 
     def of_the_host(x: jax.Array) -> jax.Array:

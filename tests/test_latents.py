@@ -21,7 +21,7 @@ pytestmark = pytest.mark.unoptimized
 
 @pytest.mark.parametrize("inputs", ["grey", "dynamic"])
 def test_posterior_statistics_are_those_of_the_posterior(inputs: str) -> None:
-    """A dimension is active whose mean varies by more than 0.01: here by just more and by just less."""
+    """A dimension is active if its mean varies by more than 0.01: here by just more, and by just less."""
     config = dataclasses.replace(PRESETS["vae"], hidden=(), latent_size=3, head="exp", inputs=inputs)
     model = build_model(config, (2, 2, 1))
     images = np.random.default_rng(0).integers(0, 256, (500, 2, 2, 1), np.uint8)

@@ -45,7 +45,7 @@ LINEAR = dataclasses.replace(
 def linear_vae(weights: Floats, offset: Floats, wrong: float = 0.0) -> tuple[Any, Any]:
     """The VAE with ``p(x | z) = N(W z + b, STD^2)``, W [D, L] with orthogonal columns, and its exact posterior.
 
-    With `wrong`, a posterior that is off by so much.
+    With `wrong`, the posterior is off by that much.
     """
     model = build_model(LINEAR, SHAPE)
     squares = (weights**2).sum(axis=0)

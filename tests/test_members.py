@@ -24,7 +24,7 @@ from jaxvae.train.computer import advance
 from jaxvae.train.step import epoch_order, init_state, make_run_steps, make_train_step
 from jaxvae.train.trainer import Trainer
 
-# Seed, learning rate and beta, no two alike in all three, and no axis a function of another.
+# Seed, learning rate and beta: no two members are equal, and no axis is a function of another.
 GRID = [(0, 1e-3, 1.0), (7, 1e-3, 4.0), (0, 3e-4, 4.0), (2**32 - 1, 3e-4, 0.5), (7, 3e-3, 1.0)]
 
 
@@ -42,7 +42,7 @@ def alone(config: Config, images: ImageData) -> tuple[NDArray[Any], Any, Any]:
 @pytest.mark.slow
 @pytest.mark.parametrize("preset", ["notes-ae", "notes-vae", "vae"])
 def test_every_member_is_the_single_run_to_the_bit(preset: str) -> None:
-    """On a CPU, where members are taken one at a time: every loss of at least 100 steps, and all that is left."""
+    """On a CPU, where members are taken one at a time: every loss of at least 100 steps, and all results."""
     config = dataclasses.replace(PRESETS[preset], batch_size=32, epochs=3)
     images = data.load("digits")
     seeds, rates, betas = zip(*GRID, strict=True)
@@ -108,7 +108,7 @@ def test_members_taken_together_equal_the_single_run_in_float64(preset: str) -> 
 
 @pytest.fixture(scope="module")
 def singles() -> dict[int, Any]:
-    """Runs of their own of members of `GRID`, as they are made."""
+    """Separate runs of members of `GRID`, by number, filled as they are made."""
     return {}
 
 
@@ -144,7 +144,7 @@ def test_members_are_the_same_however_they_are_shared_out(
 
 
 @pytest.mark.slow
-def test_a_member_that_diverges_harms_nobody(images: NDArray[np.uint8]) -> None:
+def test_a_member_that_diverges_does_not_affect_the_others(images: NDArray[np.uint8]) -> None:
     config = dataclasses.replace(PRESETS["vae"], hidden=(8,), latent_size=2, batch_size=16, epochs=3)
     images_ = ImageData("digits", "a test", images[:64], images[64:])
     good = train_members(config, images_, [0, 2], {"learning_rate": [1e-3, 1e-3]})
@@ -160,7 +160,7 @@ def test_a_member_that_diverges_harms_nobody(images: NDArray[np.uint8]) -> None:
         np.testing.assert_array_equal(result.train["loss"][rest], good.train["loss"])
         assert np.isnan(result.test["loss"][at])
         np.testing.assert_array_equal(result.test["loss"][rest], good.test["loss"])
-        # What it was does not depend on the calls in which it was trained.
+        # Zeros do not depend on the calls in which the member was trained.
         assert not any(leaf.any() for leaf in jax.tree.leaves(result.state.member(at).params))
 
 
@@ -181,7 +181,7 @@ def test_weight_decay_may_be_none_for_some(images: NDArray[np.uint8]) -> None:
     ([2**32], {}, "--seed must be .* below 2.32"),
     ([], {}, "no members"),
 ])  # fmt: skip
-def test_what_cannot_be_trained(seeds: list[int], numbers: Any, message: str, images: NDArray[np.uint8]) -> None:
+def test_bad_members_are_refused(seeds: list[int], numbers: Any, message: str, images: NDArray[np.uint8]) -> None:
     with pytest.raises(InputError, match=message):
         train_members(PRESETS["vae"], ImageData("digits", "a test", images, images), seeds, numbers)
 

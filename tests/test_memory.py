@@ -1,4 +1,4 @@
-"""What fits the memory is known before anything is compiled, and what did not is told in one line."""
+"""What does not fit in memory is refused before anything is compiled; out-of-memory errors are one line."""
 
 import dataclasses
 import math
@@ -31,7 +31,7 @@ def test_the_state_takes_four_numbers_a_parameter() -> None:
     state = init_state(build_model(config, (6, 5, 1)), build_optimizer(config), jax.random.key(0))
     count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(state.params))
     required = memory.required_bytes(state, (6, 5, 1), share=8, samples=2)
-    assert 0 <= required["state"] - 16 * count < 100  # And some counts of steps.
+    assert 0 <= required["state"] - 16 * count < 100  # And some counters of steps.
     assert required["batch"] == 8 * 3 * 30 * 4
 
 
@@ -106,7 +106,7 @@ def test_the_least_of_what_limits_a_process_is_free(tmp_path: Path, monkeypatch:
 @pytest.mark.parametrize(
     "allocate", [lambda: jnp.zeros(2**42).block_until_ready(), lambda: np.zeros(2**45) + 1], ids=["XLA", "NumPy"]
 )
-def test_an_allocation_that_fails_is_told_in_one_line(allocate: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_allocation_that_fails_is_reported_in_one_line(allocate: Any, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(lambda: int(allocate()[0])) == cli.EXIT_NO_MEMORY == 6
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and error.startswith("error: ")
@@ -127,7 +127,7 @@ sys.exit(cli.run(lambda: train.main(sys.argv[1:])))
 
 @pytest.mark.slow
 def test_a_limit_of_the_process_counts(image_file: Path, tmp_path: Path) -> None:
-    """13 GB are asked for, which most machines have, where 4 GiB are left."""
+    """Training needs 13 GB, which most machines have, but the limit leaves 4 GiB."""
     args = ["--preset", "vae", "--dataset", str(image_file), "--batch-size", "8", "--hidden", "28000", "28000"]
     found = subprocess.run(
         [sys.executable, "-c", LIMITED, *args, "--run-dir", str(tmp_path / "run")],
@@ -139,10 +139,8 @@ def test_a_limit_of_the_process_counts(image_file: Path, tmp_path: Path) -> None
     assert "--hidden" in found.stderr and found.stderr.count("\n") == 1
 
 
-def test_members_of_an_accelerator_are_counted_without_what_was_counted_before(
-    images: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The device is a CPU whose allocator is made to say what is alive."""
+def test_memory_in_use_leaves_less_room_for_members(images: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The device is a CPU that is made to report the bytes of its live arrays."""
     kept = jnp.ones(1000)  # In use before.
     device = jax.devices()[1]
 

@@ -33,7 +33,7 @@ pytestmark = pytest.mark.unoptimized
 
 
 @pytest.mark.parametrize("count", [0, -1, 9])
-def test_devices_there_are_not(count: int) -> None:
+def test_devices_that_do_not_exist_are_refused(count: int) -> None:
     with pytest.raises(InputError, match=f"--devices {count}: this machine has 8 "):
         parallel.select_devices(count)
 
@@ -69,7 +69,7 @@ def test_divisible() -> None:
     (["--coordinator", "a:9", "--num-processes", "2", "--process-id", "2"], "--process-id must be from 0 to 1, not 2"),
     (["--coordinator", "a:9", "--num-processes", "0", "--process-id", "0"], "--num-processes must be at least 1"),
 ])  # fmt: skip
-def test_what_cannot_be_is_refused(
+def test_bad_input_is_refused(
     flags: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert train("--dataset", "digits", "--run-dir", str(tmp_path / "run"), *flags) == 2
@@ -142,7 +142,7 @@ def test_one_process_refuses_by_itself() -> None:
 #
 # Another order of summation is another rounding, and training a VAE multiplies it: in float32 two runs on *one*
 # device whose weights differ in the last bit drift as far apart as runs on one device and on eight. So what is
-# computed is compared in float64, over 200 steps of each preset; and what float32 makes of it where it can be.
+# computed is compared in float64, over 200 steps of each preset; and in float32 where that is possible.
 
 
 @pytest.fixture(scope="module")
@@ -166,7 +166,7 @@ def test_200_steps_are_the_same_on_any_number_of_devices(
 def test_any_number_of_devices_trains_alike(
     preset: str, devices: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The command line, in float32: for as many steps as rounding stays rounding."""
+    """The command line, in float32, for as many steps as differences stay as small as rounding."""
     for name, flags in (("one", ["--devices", "1"]), ("several", ["--devices", devices])):
         args = ["--preset", preset, "--dataset", "digits", "--epochs", "3" if preset == "notes-ae" else "1"]
         cadence = ["--log-every", "1", "--image-every", "0", "--run-dir", str(tmp_path / name)]
@@ -228,15 +228,15 @@ def test_the_gradient_of_a_term_of_the_batch_is_the_same_on_four_devices(
 ) -> None:
     one = batch_gradient(objective, "plain")
     assert_same_gradient(batch_gradient(objective, way), one)
-    # It would not be, were the shares of the other devices taken for constants.
+    # It would not be if the shares of the other devices counted as constants.
     gather = jax.lax.all_gather
     monkeypatch.setattr(jax.lax, "all_gather", lambda *a, **k: jax.lax.stop_gradient(gather(*a, **k)))
     with pytest.raises(AssertionError):
         assert_same_gradient(batch_gradient(objective, way), one)
 
 
-def test_a_mesh_and_shardings_of_ones_own() -> None:
-    """Batches over one axis of a mesh, the widest layer's weights and moments over the other."""
+def test_the_users_own_mesh_and_shardings() -> None:
+    """Batches are sharded over one axis of a mesh, the widest layer's weights and moments over the other."""
     config = dataclasses.replace(PRESETS["vae"], batch_size=16, hidden=(32,), latent_size=4)
     images = data.load("digits")
     mesh = Mesh(np.array(jax.devices()).reshape(4, 2), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
@@ -312,7 +312,7 @@ def test_a_checkpoint_of_eight_devices_starts_on_fewer_bit_for_bit(devices: int,
 
 @pytest.mark.parametrize("preset", ["notes-vae", "vae"])
 def test_a_step_has_one_collective_of_one_vector(preset: str) -> None:
-    """Of everything that is averaged: between machines each collective costs its latency."""
+    """It averages everything at once: between machines each collective costs its latency."""
     config = dataclasses.replace(PRESETS[preset], hidden=(16, 8), latent_size=4)
     trainer = Trainer(config, data.load("digits"), parallel.data_parallel(jax.devices()[:2]))
     state = trainer.start(None)
@@ -331,6 +331,6 @@ def test_the_time_of_a_collective_is_the_median_of_its_rounds(monkeypatch: pytes
 
 
 @pytest.mark.parametrize(("collective", "step", "said"), [(0.4, 1.0, None), (0.6, 1.0, "60%"), (3.0, 1.0, "100%")])
-def test_communication_that_dominates_is_told(collective: float, step: float, said: str | None) -> None:
+def test_communication_that_dominates_is_reported(collective: float, step: float, said: str | None) -> None:
     advice = parallel.communication_advice(collective, step)
     assert (advice is None) if said is None else (advice is not None and said in advice and "--batch-size" in advice)

@@ -1,4 +1,4 @@
-"""How a run is cut into calls, on a computer whose steps cost what a test says, by a clock that it sets."""
+"""How a run is cut into calls, with a fake computer and a fake clock: each test sets the cost of a step."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,18 +16,18 @@ PER_EPOCH = 1000
 
 
 class Clock:
-    """What `time.perf_counter` says, and when a result is ready."""
+    """A fake `time.perf_counter`, and when each result is ready."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch):
         self.now = 0.0
-        self.free = 0.0  # When the device is.
+        self.free = 0.0  # When the device is free.
         self.ready: dict[int, float] = {}  # By the results' identity.
         monkeypatch.setattr(pipeline.time, "perf_counter", lambda: self.now)
         monkeypatch.setattr(pipeline, "_when_ready", lambda result: self.ready.get(id(result), self.now))
 
 
 class Computer:
-    """One whose steps take `seconds` each. Its state is its step."""
+    """A computer with steps of `seconds` each. Its state is its step."""
 
     steps_per_epoch = PER_EPOCH
 
@@ -77,7 +77,7 @@ class Computer:
 
 
 class Sink:
-    """Keeps what it is given; tells `stop` at a step."""
+    """Keeps what it is given; sends a signal at a step."""
 
     failure: SaveError | None = None
     finished = False
@@ -163,7 +163,7 @@ def test_spans_time_every_step_of_a_long_run_and_none_is_faster_than_the_device(
     assert sum(span.steps for span in sink.spans) == PER_EPOCH * 3 - 1  # All but the first call's.
 
 
-def test_results_that_are_seen_late_do_not_make_a_speed_that_was_not() -> None:
+def test_results_that_are_seen_late_do_not_distort_the_speed() -> None:
     """The host is busy for half of every second; the device takes 100 steps a second, in calls of 0.1 s."""
     speed, spans = Speed(), []
     for number in range(200):
@@ -174,6 +174,6 @@ def test_results_that_are_seen_late_do_not_make_a_speed_that_was_not() -> None:
     total = sum(span.steps for span in spans) / sum(span.seconds for span in spans)
     assert total == pytest.approx(100, rel=0.05)
     assert max(span.per_second for span in spans) < 300
-    # Work that is no training counts for nobody's speed.
+    # Work that is not training does not count for any speed.
     assert speed.add(2000, 0, 20.0, 100.0) is None
     assert speed.add(2010, 100, 20.0, 101.0) == Span(2010, 100, pytest.approx(1.0))

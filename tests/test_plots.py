@@ -59,7 +59,7 @@ def test_png_holds_the_picture(channels: int, mode: str, tmp_path: Path) -> None
 def test_curves_are_drawn(
     splits: tuple[str, ...], terms: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A panel a term, also one that evaluations alone have; and of each split a line, if only of one point."""
+    """A panel per term, also for a term that only evaluations have; a line per split, even of one point."""
     drawn: list[tuple[str, list[int]]] = []
     plot = matplotlib.axes.Axes.plot
 
@@ -83,7 +83,7 @@ def test_curves_are_drawn(
 
 
 def sweep_rows() -> list[dict[str, Any]]:
-    """Of two learning rates, three betas and two seeds, every figure with a spread."""
+    """Rows of two learning rates, three betas and two seeds; every metric has a spread."""
     return [
         {"learning_rate": rate, "beta": beta, "hidden": "8,8", "seed": seed, "unit": "nats/image"}
         | {"test_loss": 100 + beta + seed, "test_recon": 80 + 5 * beta + seed, "test_kl": 20 / beta + seed}
@@ -94,7 +94,7 @@ def sweep_rows() -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize(("axis", "others"), [("beta", ["learning_rate"]), ("learning_rate", []), ("hidden", ["beta"])])
-def test_figures_against_an_axis_are_drawn(axis: str, others: list[str], tmp_path: Path) -> None:
+def test_metrics_against_an_axis_are_drawn(axis: str, others: list[str], tmp_path: Path) -> None:
     plots.save_axis(tmp_path / "axis.png", sweep_rows(), "vae", axis, "test", others)
     assert_drawn(tmp_path / "axis.png", width=540 * 3)
 

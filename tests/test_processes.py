@@ -58,7 +58,7 @@ def in_two_processes(
             [sys.executable, "-c", code, argument, address, str(number), str(file)],
             cwd=Path(__file__).parent,
             env=environment(devices),
-            stdout=subprocess.DEVNULL,  # Where the library below JAX's collectives on the CPU has its say.
+            stdout=subprocess.DEVNULL,  # Where the library below JAX's CPU collectives prints.
         )
         for number, file in enumerate(files)
     ]
@@ -71,7 +71,7 @@ def in_two_processes(
 
 
 def errors_in(said: str) -> list[str]:
-    """What is on stderr but for the words about who is waited for."""
+    """stderr without the lines about waiting."""
     return [line for line in said.splitlines() if not line.startswith("waiting for") and " is here" not in line]
 
 
@@ -85,7 +85,7 @@ def test_200_steps_are_the_same_in_two_processes(preset: str, tmp_path: Path) ->
 
 @pytest.mark.unoptimized
 def test_two_processes_train_like_one(tmp_path: Path) -> None:
-    """The command line, in float32, for as many steps as rounding stays rounding."""
+    """The command line, in float32, for as many steps as differences stay as small as rounding."""
     cadence = ["--log-every", "1", "--image-every", "0", "--checkpoint-every", "0"]
     args = ["--preset", "notes-ae", "--dataset", "digits", "--epochs", "3", *cadence]
     assert train(*args, "--run-dir", str(tmp_path / "one")) == 0
@@ -150,7 +150,7 @@ def test_a_checkpoint_of_eight_devices_starts_in_two_processes_bit_for_bit(base:
 
 
 def wait_for_lines(run_dir: Path, count: int) -> None:
-    """Wait until a run has written so many metrics."""
+    """Wait until a run has written `count` lines of metrics."""
     end = time.monotonic() + PATIENCE
     while not (run_dir / "metrics.jsonl").exists() or (run_dir / "metrics.jsonl").read_text().count("\n") < count:
         assert time.monotonic() < end
@@ -203,7 +203,7 @@ Path(file).write_text(str(cli.run(lambda: train.main([*args, *job]))))
 @pytest.mark.unoptimized
 @pytest.mark.parametrize("at", [16, 32])
 def test_a_save_that_fails_ends_both_with_its_code(at: int, base: list[str], tmp_path: Path) -> None:
-    """In the midst of a run, and at its end."""
+    """In the middle of a run, and at its end."""
     args = [str(at), *base, "--checkpoint-every", "1", "--epochs", "4", "--run-dir", str(tmp_path / "run")]
     assert in_two_processes(FAILING_SAVE, " ".join(args), tmp_path, devices=1) == [b"4", b"4"]
 
@@ -219,7 +219,7 @@ def test_a_save_that_fails_ends_both_with_its_code(at: int, base: list[str], tmp
         ([["--batch-size", "6"]] * 2, "--batch-size 6 does not divide over 4 devices"),
     ],
 )
-def test_what_is_wrong_with_one_is_told_by_both(
+def test_bad_input_to_one_process_is_reported_by_both(
     flags: list[list[str]], words: str, base: list[str], tmp_path: Path
 ) -> None:
     codes, said = Job([*base, "--run-dir", str(tmp_path / "run")], flags, devices=2).wait()
@@ -229,7 +229,7 @@ def test_what_is_wrong_with_one_is_told_by_both(
 
 
 @pytest.mark.unoptimized
-def test_what_process_0_meets_is_told_by_both(base: list[str], tmp_path: Path) -> None:
+def test_an_error_of_process_0_is_reported_by_both(base: list[str], tmp_path: Path) -> None:
     args = [*base, "--epochs", "1", "--run-dir", str(tmp_path / "run")]
     assert train(*args) == 0
     (tmp_path / "run" / "checkpoints" / "8" / "record.json").unlink()
@@ -263,7 +263,7 @@ sys.exit(cli.run(lambda: train.main([*args, *job])))
     [("prepare", "MemoryError", 6), ("prepare", "ZeroDivisionError", 1), ("steps", "ZeroDivisionError", 1)],
 )
 def test_an_error_in_one_process_ends_both(place: str, error: str, code: int, base: list[str], tmp_path: Path) -> None:
-    """While they prepare, where all are told by agreement, and later, where the watch tells."""
+    """During preparation, where `agreed` reports it, and later, where the watch does."""
     args = " ".join([place, error, *base, "--epochs", "2", "--run-dir", str(tmp_path / "run")])
     said = in_two_processes(FAILING, args, tmp_path, devices=1, codes=[cli.EXIT_JOB, code])
     [line] = [line for line in said[0].decode().splitlines() if line.startswith("error: ")]
@@ -306,7 +306,7 @@ def test_processes_that_a_scheduler_started_meet(tmp_path: Path) -> None:
     assert in_two_processes(SCHEDULED, "", tmp_path, devices=1) == [b"0 1", b"0 1"]
 
 
-def test_processes_that_do_not_come_are_not_waited_for_for_ever() -> None:
+def test_waiting_for_missing_processes_ends() -> None:
     address = free_address()
     with pytest.raises(InputError, match=f"--coordinator {address}: of 3 processes, number 1, 2 did not connect"):
         distributed.join(address, 3, 0, timeout=0.3)

@@ -53,7 +53,7 @@ def test_windows_do_not_depend_on_the_calls_that_steps_come_in(length: int, memb
 
 
 def test_a_window_whose_beginning_was_not_seen_has_no_average() -> None:
-    """As where a run goes on with another --log-every, or from a checkpoint of an older version."""
+    """As when a run resumes with another --log-every, or from a checkpoint of an older version."""
     values = np.arange(1, 501, dtype=np.float64)
     first = records.Windows(100, 500)
     first.add(150, {"loss": values[:150]})
@@ -65,7 +65,7 @@ def test_a_window_whose_beginning_was_not_seen_has_no_average() -> None:
 
 
 @pytest.mark.parametrize("saved", [{}, [], {"steps": "many", "sums": {}}, {"steps": 1, "sums": [1]}])
-def test_a_window_that_is_none_is_refused(saved: Any) -> None:
+def test_a_malformed_window_is_refused(saved: Any) -> None:
     with pytest.raises(InputError, match="record.json"):
         records.Windows(0, 11, saved)
 
@@ -131,7 +131,7 @@ def test_tensorboard_forgets_what_a_killed_run_wrote_past_the_step(step: int, tm
 
 @pytest.mark.parametrize("bad", ['{"step": 1}', '{"step": "1", "split": "a", "unit": "u"}', "[1]", "{",
                                  '{"step": 1, "split": "train", "unit": "u", "loss": NaN}'])  # fmt: skip
-def test_what_is_no_record_is_refused(bad: str, tmp_path: Path) -> None:
+def test_a_malformed_record_is_refused(bad: str, tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text(json.dumps(line(1)) + "\n" + bad + "\n")
     with pytest.raises(InputError, match="metrics.jsonl, line 2: not a record"):

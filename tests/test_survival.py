@@ -1,4 +1,4 @@
-"""What a run survives, done to it for real: each fault, and then the same bytes as without it."""
+"""What a run survives. Each fault is real, and the run then gives the same bytes as without it."""
 
 import dataclasses
 import functools
@@ -36,7 +36,7 @@ BUSY = ["--log-every", "2", "--checkpoint-every", "1", "--image-every", "0"]
 
 @pytest.fixture(autouse=True)
 def _short_calls(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Calls of a step or a few, as where a step takes long, so that a run can be stopped anywhere."""
+    """Calls of one or a few steps, as if a step took long, so that a run can be stopped anywhere."""
     monkeypatch.setattr(pipeline, "CALL_SECONDS", 1e-3)
 
 
@@ -129,7 +129,7 @@ PHASES: dict[str, tuple[Any, str]] = {
 
 
 def at_nth_call(monkeypatch: pytest.MonkeyPatch, phase: str, count: int, action: Callable[[], None]) -> None:
-    """Do `action` within the `count`-th call of what a phase of the run does."""
+    """Do `action` within the `count`-th call of a phase of the run."""
     owner, name = PHASES[phase]
     whole, calls = getattr(owner, name), iter(range(1, 1_000_000))
 
@@ -170,7 +170,7 @@ def test_a_signal_in_any_phase_saves_and_stops(
 
 
 def blocked(method: str, *args: str) -> "subprocess.Popen[str]":
-    """A run of which a method of its trainer stays in compiled code for minutes, where Python runs no handler."""
+    """A run with a trainer method that stays in compiled code for minutes, where Python runs no handler."""
     code = (
         "import hashlib, sys\n"
         "from jaxvae import cli\n"
@@ -218,8 +218,8 @@ def test_one_signal_ends_a_compilation_at_once(base: list[str], tmp_path: Path) 
     assert "nothing to save" in said and "Traceback" not in said
 
 
-def test_two_signals_of_different_kinds_are_no_second_one() -> None:
-    """As a terminal that is closed sends them, or a scheduler that is in a hurry."""
+def test_two_signals_of_different_kinds_do_not_end_the_run_at_once() -> None:
+    """As a closing terminal sends them, or a scheduler in a hurry."""
     numbers = [signal.SIGINT, signal.SIGTERM]
     old = [signal.getsignal(number) for number in numbers]
     with StopSignals() as stop:
@@ -249,7 +249,7 @@ def test_a_damaged_newest_checkpoint_costs_the_steps_since_the_one_before(
     said = capsys.readouterr().err
     assert f"checkpoint {victim} is damaged: " in said and data.name in said and "set aside as" in said
     assert (cut / "checkpoints" / f"damaged-{victim.name}").is_dir()
-    assert victim.is_dir()  # Saved anew.
+    assert victim.is_dir()  # Saved again.
     assert_same_run(whole, cut)
 
 
@@ -272,7 +272,7 @@ def test_a_log_that_lost_its_end_is_mended_or_the_run_goes_on_without(
 
 
 def with_file_system(options: str, directory: Path, command: list[str]) -> "subprocess.CompletedProcess[str]":
-    """Run a command that alone sees a tmpfs mounted at `directory`, and its files before they go."""
+    """Run a command with a tmpfs at `directory` that only it sees; it lists the checkpoints at the end."""
     if shutil.which("unshare") is None:
         pytest.skip("no file system can be mounted here")
     unshare = ["unshare", "--mount", "--map-root-user", "sh", "-c"]
@@ -302,11 +302,11 @@ def test_a_disk_that_fills_up(image_file: Path, tmp_path: Path) -> None:
     assert error.startswith("error: checkpoint ") and "could not be saved: " in error
     assert "space" in error.lower(), error
     steps = done.stdout.split()
-    assert steps and all(step.isdigit() for step in steps), "what failed left no remains"
+    assert steps and all(step.isdigit() for step in steps), "the failed save left files"
 
 
 @pytest.mark.slow
-def test_a_run_directory_that_cannot_be_written_is_told_before_anything_compiles(
+def test_a_run_directory_that_cannot_be_written_is_refused_before_anything_compiles(
     base: list[str], tmp_path: Path
 ) -> None:
     (tmp_path / "disk").mkdir()
@@ -319,13 +319,13 @@ def test_a_run_directory_that_cannot_be_written_is_told_before_anything_compiles
 @pytest.mark.parametrize(
     "what", ["lock", "config.json.tmp", "metrics.jsonl.tmp", "checkpoints", "images", "tensorboard"]
 )
-def test_a_run_to_resume_that_cannot_be_written_is_told_in_a_line(
+def test_a_run_to_resume_that_cannot_be_written_is_refused_in_one_line(
     what: str, base: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"
     assert train(*base, "--epochs", "1", "--run-dir", str(run)) == 0
     before = (run / "config.json").read_bytes()
-    # In the place of the file a directory, of the directory a file: not even root can write there.
+    # A directory in place of the file, a file in place of the directory: not even root can write there.
     shutil.rmtree(run / what) if (run / what).is_dir() else (run / what).unlink(missing_ok=True)
     (run / what).write_text("") if what in ("checkpoints", "images", "tensorboard") else (run / what).mkdir()
     capsys.readouterr()
@@ -336,7 +336,7 @@ def test_a_run_to_resume_that_cannot_be_written_is_told_in_a_line(
 
 
 @pytest.mark.parametrize("name", [b"\xff", b"run"])
-def test_a_name_that_no_checkpoint_can_have_is_told_at_once(
+def test_a_run_directory_name_that_is_not_utf8_is_refused_at_once(
     name: bytes, base: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / os.fsdecode(name)
@@ -350,7 +350,7 @@ def test_a_name_that_no_checkpoint_can_have_is_told_at_once(
 
 
 @pytest.mark.parametrize("what", ["config.json", "lock", "metrics.jsonl", "timing.jsonl"])
-def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(
+def test_a_pipe_in_place_of_a_file_does_not_hang(
     what: str, base: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"
@@ -373,8 +373,10 @@ def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(
     assert error.startswith("error: ") and what in error and error.count("\n") == 1, error
 
 
-def test_a_run_whose_watcher_leaves_goes_on(base: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As where its output goes to `head`, or to a terminal that is closed."""
+def test_a_run_goes_on_when_its_output_has_no_reader(
+    base: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As if its output goes to `head`, or to a terminal that is closed."""
     whole, run = tmp_path / "whole", tmp_path / "run"
     assert train(*base, "--epochs", "3", "--run-dir", str(whole)) == 0
     read, write = os.pipe()
@@ -386,7 +388,7 @@ def test_a_run_whose_watcher_leaves_goes_on(base: list[str], tmp_path: Path, mon
 
 
 def test_a_run_without_stderr_is_like_any_other(base: list[str], tmp_path: Path) -> None:
-    """Its number, 2, is free for the first file that is opened, and must not become one of the run's."""
+    """Descriptor 2 is free for the first file that is opened, and must not become a file of the run."""
     whole, run = tmp_path / "whole", tmp_path / "run"
     assert train(*base, "--epochs", "2", "--run-dir", str(whole)) == 0
     command = train_command(*base, "--epochs", "2", "--run-dir", str(run))
@@ -406,8 +408,8 @@ def test_nohup_is_heeded() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("size", ["64k", "88k"])
-def test_a_disk_that_fills_up_with_figures(size: str, base: list[str], tmp_path: Path) -> None:
-    """A log's last lines, which found no room, are not tried once more when it is closed."""
+def test_a_disk_that_fills_up_with_metrics(size: str, base: list[str], tmp_path: Path) -> None:
+    """The last lines of a log, which did not fit, are not written again when it is closed."""
     disk = tmp_path / "disk"
     disk.mkdir()
     cadence = ["--checkpoint-every", "0", "--image-every", "0", "--log-every", "1", "--epochs", "300"]
@@ -420,7 +422,7 @@ def test_a_disk_that_fills_up_with_figures(size: str, base: list[str], tmp_path:
 
 @pytest.mark.slow
 def test_a_disk_that_fills_up_with_pictures(tmp_path: Path) -> None:
-    """No checkpoint meets the full disk first, but the files that are written all the time."""
+    """The files that are written all the time meet the full disk first, not a checkpoint."""
     disk = tmp_path / "disk"
     disk.mkdir()
     args = ["--dataset", "digits", "--preset", "vae", "--hidden", "8", "--epochs", "400", "--checkpoint-every", "0"]
@@ -444,7 +446,7 @@ def test_a_save_that_fails_ends_the_run_with_its_own_code(
     assert train(*base, *BUSY, "--epochs", "3", "--run-dir", str(run)) == cli.EXIT_NOT_SAVED
     assert "error: checkpoint could not be saved: the disk is on fire" in capsys.readouterr().err
     saved = [int(path.name) for path in (run / "checkpoints").glob("[0-9]*")]
-    assert len(saved) == at - 1  # What a failed save was to be followed by is not.
+    assert len(saved) == at - 1  # No save follows the failed one.
     monkeypatch.undo()
     whole = tmp_path / "whole"
     assert train(*base, *BUSY, "--epochs", "3", "--run-dir", str(whole)) == 0
@@ -456,11 +458,11 @@ def test_a_save_that_fails_ends_the_run_with_its_own_code(
 
 
 @pytest.mark.slow
-def test_the_second_of_two_refuses_and_a_dead_one_is_no_obstacle(
+def test_a_second_run_is_refused_and_a_dead_one_is_no_obstacle(
     base: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"
-    # Without checkpoints, so that it does not matter how far it comes.
+    # Without checkpoints, so that it does not matter how far it gets.
     process = start(*base, "--epochs", "1000000", "--checkpoint-every", "0", "--run-dir", str(run))
     while lines(run) < 2:
         assert process.poll() is None
@@ -505,7 +507,7 @@ def test_a_nan_stops_the_run_with_the_last_finite_checkpoint_left(
 
 
 def test_the_best_checkpoint_is_kept_and_used(base: list[str], tmp_path: Path) -> None:
-    """Of the validation images, and with a rate so high that their bound goes down again."""
+    """By the validation images, with a learning rate so high that their bound goes down again."""
     run = tmp_path / "run"
     rate = ["--preset", "vae", "--learning-rate", "0.1", "--checkpoint-every", "1", "--keep-checkpoints", "1"]
     assert train(*base, *rate, "--validation", "0.25", "--epochs", "9", "--run-dir", str(run)) == 0
@@ -594,7 +596,7 @@ def test_a_run_that_was_moved_elsewhere(base: list[str], tmp_path: Path) -> None
 
 
 def test_a_run_of_an_older_version(base: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Its configuration lacks a field that came later, or has one that is gone."""
+    """Its configuration lacks a newer field, or has a removed one."""
     import json
 
     run = tmp_path / "run"

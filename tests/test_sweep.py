@@ -46,7 +46,7 @@ def rows_of(path: Path) -> list[dict[str, str]]:
 
 
 def files_of(run_dir: Path) -> dict[str, bytes]:
-    """All that a sweep writes which must not depend on the clock, but the checkpoints."""
+    """All files of a sweep that must not depend on the clock, except the checkpoints."""
     paths = [*run_dir.glob("*.csv"), *run_dir.glob("programs/*/metrics.jsonl")]
     return {path.relative_to(run_dir).as_posix(): path.read_bytes() for path in sorted(paths)}
 
@@ -102,7 +102,7 @@ def test_a_sweep_is_its_runs(base: list[str], tmp_path: Path, capsys: pytest.Cap
 def test_the_best_member_is_extracted_as_a_run(
     base: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Not the one whose objective is the easiest; and it goes on as the run that it would have been alone."""
+    """Not the one with the easiest objective; and it resumes as the run that it would have been alone."""
     out, run, one = tmp_path / "sweep", tmp_path / "run", tmp_path / "one"
     args = [*base, "--validation", "0.25", "--epochs", "10", "--learning-rate", "1e-2"]
     assert sweep(*args, "--beta", "0", "1", "--run-dir", str(out)) == 0
@@ -124,7 +124,7 @@ def test_the_best_member_is_extracted_as_a_run(
 def test_a_member_is_extracted_in_the_middle_of_an_epoch(
     base: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With the part of the epoch's averages that is its own."""
+    """With its own part of the epoch's averages."""
     out, run, one = tmp_path / "sweep", tmp_path / "run", tmp_path / "one"
     args = [*base, "--log-every", "0"]
     steps = iter(range(12))
@@ -214,7 +214,7 @@ def test_the_grid() -> None:
     }
     grid = Grid(arguments.config, axes, [5, 6])
     found = grid.members()
-    assert list(axes) == ["learning_rate", "beta", "latent_size", "hidden"]  # However they are given.
+    assert list(axes) == ["learning_rate", "beta", "latent_size", "hidden"]  # In whatever order they are given.
     assert len(found) == len(set(found)) == 16
     assert found[0] == dataclasses.replace(
         PRESETS["vae"], seed=5, beta=2.0, learning_rate=1e-3, latent_size=2, hidden=(512, 256)
@@ -250,7 +250,7 @@ def test_the_grid() -> None:
     (["--extract", "0"], "--extract"),
     (["--extract", "0", "--to", "there"], "sweep.json"),
 ])  # fmt: skip
-def test_what_cannot_be_is_refused(
+def test_bad_input_is_refused(
     flags: list[str], message: str, base: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert sweep(*base, "--run-dir", str(tmp_path / "run"), *flags) == 2
@@ -312,7 +312,7 @@ def test_a_summary_leaves_out_what_diverged() -> None:
 
 
 def written(directory: Path, grid: Grid, lines: list[dict[str, Any]]) -> Path:
-    """A sweep that has such lines of metrics, at the end of its epochs."""
+    """A finished sweep with these lines of metrics."""
     programs = programs_of(grid.members())
     common = {"step": 100, "epoch": grid.config.epochs, "unit": "nats/image"}
     for index, numbers in enumerate(programs):
@@ -340,7 +340,7 @@ def beta_sweep(directory: Path, **changes: Any) -> tuple[Path, Grid]:
     return written(directory, grid, lines), grid
 
 
-def test_members_are_ranked_by_what_means_the_same_for_all(tmp_path: Path) -> None:
+def test_members_are_ranked_by_a_metric_that_means_the_same_for_all(tmp_path: Path) -> None:
     """By their own losses, the least beta would always win; and nothing is chosen by the test images."""
     out, grid = beta_sweep(tmp_path / "sweep")
     rows = write_tables(out)
@@ -359,9 +359,7 @@ def test_members_are_ranked_by_what_means_the_same_for_all(tmp_path: Path) -> No
     assert "beta 1.0" in last and "-104.5" in last and "-109" in last
 
 
-def test_panels_are_of_the_validation_images_where_there_are_some(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_panels_show_the_validation_images_if_there_are_any(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     titles: list[str] = []
     for of in ("validation", "test"):
         out, grid = beta_sweep(tmp_path / of)
@@ -426,7 +424,7 @@ def test_one_device_for_each_core() -> None:
 def test_a_refused_resume_leaves_all_as_it_was(
     base: list[str], tmp_path: Path, images: NDArray[np.uint8], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Other images, and figures that cannot be read: found before anything is written."""
+    """Other images, and metrics that cannot be read: found before anything is written."""
     out, other = tmp_path / "sweep", tmp_path / "other.npz"
     np.savez(other, train=images[32:], test=images[:32])
     assert sweep(*base, "--beta", "1", "2", "--run-dir", str(out)) == 0
@@ -476,7 +474,7 @@ def test_a_damaged_sweep_is_refused_in_one_line(change: dict[str, Any], tmp_path
 @pytest.mark.parametrize(
     ("flags", "name"), [("--likelihood own_parts:Cauchy", "cauchy_scale"), ("--prior own_parts:Wide", "prior_width")]
 )
-def test_options_of_ones_own_are_swept(flags: str, name: str, base: list[str], tmp_path: Path) -> None:
+def test_the_users_own_options_are_swept(flags: str, name: str, base: list[str], tmp_path: Path) -> None:
     """Every member is the single run with its value, of a likelihood and of a prior."""
     flag, one = f"--{name.replace('_', '-')}", tmp_path / "sweep"
     args = ["--preset", "vae", *flags.split(), *base, "--epochs", "2"]

@@ -443,7 +443,7 @@ def described(flags: list[str], shape: tuple[int, int, int]) -> Any:
 
 
 def numbered(model: Any) -> Any:
-    """Parameters of a model, no two values of which are the same."""
+    """Parameters of a model, with all values different."""
     shapes = jax.eval_shape(lambda: init_state(model, build_optimizer(PRESETS["vae"]), jax.random.key(0))).params
     return jax.tree.map(lambda a: np.arange(a.size, dtype=np.float32).reshape(a.shape), shapes)
 
@@ -473,7 +473,7 @@ def test_convolutional_weights_that_do_not_fit(shape: tuple[int, int, int], flag
         params_from_torch(weights, described([*CONV, *flags], shape))
 
 
-def test_parts_of_the_users_own_travel_where_they_can() -> None:
+def test_the_users_own_parts_travel_if_they_can() -> None:
     config = dataclasses.replace(PRESETS["vae"], hidden=(4,), likelihood="own_parts:Cauchy", prior="own_parts:Learnt")
     model = build_model(config, (2, 2, 1))
     params = numbered(model)

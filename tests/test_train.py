@@ -101,7 +101,7 @@ def test_another_seed_is_another_run(base: list[str], tmp_path: Path) -> None:
 @pytest.mark.parametrize("preset", ["notes-vae", "vae"])
 @pytest.mark.parametrize("log_every", ["0", "3"])
 def test_a_resumed_run_is_the_uninterrupted_run(preset: str, log_every: str, base: list[str], tmp_path: Path) -> None:
-    """Also where the test images are seen at the end alone, and the end moves."""
+    """Also if the test images are evaluated only at the end, and the end moves."""
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     base = ["--preset", preset, *base, "--log-every", log_every]
     assert train(*base, "--epochs", "4", "--run-dir", str(whole)) == 0
@@ -183,11 +183,11 @@ def test_a_loss_that_is_not_finite_stops_the_run(
     assert all(np.isfinite(line["loss"]) for line in records.read_records(run / "metrics.jsonl"))
 
 
-def test_what_is_not_finite_only_after_the_last_step_stops_the_run_too(
+def test_parameters_that_are_not_finite_after_the_last_step_stop_the_run(
     base: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"
-    # One step: its own loss is finite, what it makes of the parameters is not.
+    # One step: its own loss is finite, but the parameters after it are not.
     args = ["--preset", "vae", *base, "--batch-size", "59", "--learning-rate", "1e30", "--epochs", "1"]
     assert train(*args, "--run-dir", str(run)) == 3
     assert "error: the validation loss is not finite at step 1" in capsys.readouterr().err
@@ -237,7 +237,7 @@ def test_idx_directory_trains_under_its_name(mnist_dir: Path, tmp_path: Path) ->
 
 
 class TestBadInput:
-    """Each: exit code 2, one line that names the culprit, nothing compiled, nothing lost."""
+    """In each case: exit code 2, one line that names the cause, nothing compiled, nothing lost."""
 
     @pytest.fixture(autouse=True)
     def _nothing_compiles(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -405,12 +405,12 @@ def test_a_run_traces_each_of_its_programs_once(
 
     monkeypatch.setattr(NotesElbo, "terms", counted_terms)
     assert train(*base, "--epochs", "4", "--run-dir", str(tmp_path / "run")) == 0
-    assert traces.count("train") == 2  # The first time for the shapes of its values alone.
+    assert traces.count("train") == 2  # The first time only for the shapes of its values.
     assert traces.count("terms") == 3  # Twice in the train step, and in the evaluation.
 
 
 @pytest.mark.slow
-def test_where_every_checkpoint_is_damaged_nothing_is_started_anew(base: list[str], tmp_path: Path) -> None:
+def test_a_run_with_only_damaged_checkpoints_does_not_start_again(base: list[str], tmp_path: Path) -> None:
     run = tmp_path / "run"
     assert train(*base, "--epochs", "1", "--run-dir", str(run)) == 0
     before = (run / "config.json").read_bytes()

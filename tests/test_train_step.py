@@ -90,7 +90,7 @@ def test_each_step_and_each_example_has_noise_of_its_own(images: NDArray[np.uint
 
 @pytest.mark.parametrize(("way", "devices"), [("pmap", 8), ("shard_map", 2), ("shard_map, varying tracked", 4)])
 @pytest.mark.parametrize("preset", PRESETS)
-def test_axis_name_gives_on_many_devices_what_one_computes(
+def test_with_axis_name_many_devices_compute_what_one_does(
     preset: str, way: str, devices: int, images: NDArray[np.uint8]
 ) -> None:
     model, objective, optimizer, state = parts(preset)
@@ -187,7 +187,7 @@ def test_how_an_epoch_is_cut_into_calls_does_not_change_a_bit(preset: str, image
 
 
 def test_a_run_traces_its_step_once(images: NDArray[np.uint8]) -> None:
-    """Whatever the number of steps of its calls. (Twice: their values' shapes are asked for first.)"""
+    """Whatever the number of steps of its calls. (Twice: the first time only for the shapes of its values.)"""
     model, objective, optimizer, state = parts("notes-vae")
     step = make_train_step(model, objective, optimizer)
     traces = 0
@@ -260,9 +260,9 @@ def test_init_state_is_a_function_of_its_key() -> None:
 
 @pytest.mark.parametrize("objective", ["elbo", "iwae", "dreg"])
 def test_evaluation_takes_no_more_memory_for_more_samples(objective: str) -> None:
-    """Of the compiled programs: a single sample's, but for one image, which takes what it takes."""
+    """Measured on compiled programs. (One image with all its samples is always taken at once.)"""
     few, many = (_evaluation_bytes(objective, samples) for samples in (1, 64))
-    assert few > 4 * PIXELS_AT_ONCE  # The bound is what it is bounded by.
+    assert few > 4 * PIXELS_AT_ONCE  # `PIXELS_AT_ONCE` is what limits it.
     assert many < 1.5 * few
 
 

@@ -102,7 +102,7 @@ def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_model_of_binary_pixels_sees_binary_pixels(runs: Path, images: NDArray[np.uint8]) -> None:
-    """What is binary already is encoded as it is; what is grey, as a draw of it."""
+    """Binary images are encoded as they are; of grey images, binary pixels are drawn first."""
     run = loaded(runs, "two-layer")
     binary = np.where(images[:5] > 99, np.uint8(255), np.uint8(0))
     mean, _ = run.model.apply(run.variables, binary / np.float32(255), method="encode")

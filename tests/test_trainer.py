@@ -88,7 +88,7 @@ def test_a_call_of_a_fixed_size_takes_no_more_than_was_asked_for() -> None:
     assert [traced.usable(wanted) for wanted in (1, 7, 600, 9999)] == [1, 7, 600, 600]
 
 
-def test_the_test_images_are_seen_at_the_end_alone_where_there_are_others_to_watch() -> None:
+def test_test_images_are_evaluated_only_at_the_end_if_there_are_validation_images() -> None:
     assert splits(validation=True, last=False) == ("validation",)
     assert splits(validation=True, last=True) == ("validation", "test")
     assert splits(validation=False, last=False) == splits(validation=False, last=True) == ("test",)

@@ -21,7 +21,7 @@ def test_a_run_records_what_its_numbers_depend_on() -> None:
     assert json.loads(json.dumps(found)) == found
 
 
-def test_a_version_that_nothing_knows_is_told_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_version_is_recorded_as_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(name: str) -> str:
         raise versions.importlib.metadata.PackageNotFoundError(name)
 

@@ -1,4 +1,4 @@
-"""The watch that processes keep over each other, with threads for processes and socket pairs for connections."""
+"""How processes watch each other, with threads as processes and socket pairs as connections."""
 
 import os
 import signal
@@ -18,7 +18,7 @@ ADVICE = "go on"
 
 
 class Job:
-    """Three watches; what ends one is noted instead."""
+    """Three watches, of the three processes of a job."""
 
     def __init__(self) -> None:
         pairs = [socket.socketpair(), socket.socketpair()]
@@ -29,14 +29,14 @@ class Job:
         self.watches = [Watch(peer, links, ADVICE) for peer, links in zip(peers, self.links, strict=True)]
 
     def lose(self, number: int) -> None:
-        """As the kernel does with the connections of a process that dies."""
+        """Close its connections, as the kernel does if a process dies."""
         for link in self.links[number]:
             link._connection.shutdown(socket.SHUT_RDWR)
 
 
 @pytest.fixture
 def job(monkeypatch: pytest.MonkeyPatch) -> Iterator[Job]:
-    # A socket pair has no keepalive; a thread that ends is no process that does.
+    # A socket pair has no keepalive, and here no process ends.
     monkeypatch.setattr(Link, "keep_alive", lambda link: None)
     monkeypatch.setattr(watch, "TELL_SECONDS", 0.1)
     made = Job()
@@ -111,7 +111,7 @@ def test_a_process_that_fails_says_why(job: Job, exits: list[int], capfd: pytest
     assert "\x1b" not in lines[0]
 
 
-def test_a_relay_stays_open_when_what_it_leads_to_is_gone() -> None:
+def test_a_relay_stays_open_when_its_target_is_gone() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         host, _, port = watch.relay("127.0.0.1", server.getsockname()[1], 10).rpartition(":")
         with socket.create_connection((host, int(port)), timeout=10) as near:

@@ -1,4 +1,4 @@
-"""`jaxvae.weight_files`: what is written is read, nothing is executed, and what is no such file is refused."""
+"""`jaxvae.weight_files`: what is written is read, nothing is executed, and other files are refused."""
 
 import os
 import sys

@@ -117,7 +117,7 @@ def collective_seconds(size: int, placement: Placement, rounds: int = 5) -> floa
 
 
 def communication_advice(collective: float, step: float) -> str | None:
-    """Advice for the user if the collective of a step takes most of it, else None. Both are in seconds."""
+    """Advice for the user if the collective of a step takes most of it, else None. Arguments are in seconds."""
     part = min(collective / step, 1.0)
     if part <= MOST_COMMUNICATION:
         return None

@@ -38,8 +38,8 @@ def join(
 ) -> None:
     """Join the processes of a job, before JAX is used for anything else.
 
-    Without arguments: as Slurm, Open MPI or Kubernetes say; if none of them started several processes, do
-    nothing. From here on, if another process is lost, this one says so in one line and ends with
+    Without arguments, Slurm, Open MPI or Kubernetes give them; if none of these started several processes,
+    nothing happens. From here on, if another process is lost, this one says so in one line and ends with
     exit code `jaxvae.distributed.watch.EXIT_JOB`.
 
     Args:
@@ -136,7 +136,7 @@ def _keep_watch(own: Peer, links: Sequence[Link], run_dir: Path | None) -> None:
 
 
 def leave(error: BaseException | None = None, code: int | None = None) -> None:
-    """Leave the job, if this process is in one: together with the others, or, after an error, alone: then it ends here.
+    """Leave the job, if this process is in one: together with the others; after an error, alone, and it ends here.
 
     Args:
       error: what ends this process, if anything. Unless `agreed` has raised it in all processes, the others are told,

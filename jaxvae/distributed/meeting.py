@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from jaxvae.errors import InputError, one_line, say
 
 LONGEST = 10_000  # Characters of a message.
-KEEPALIVE_SECONDS = 2  # Between two questions of the kernel to the other side's kernel.
+KEEPALIVE_SECONDS = 2  # Between two keepalive probes of the kernel.
 VANISHED_SECONDS = 10  # Without an answer, after which a machine counts as gone.
 
 

@@ -19,7 +19,7 @@ from jaxvae.errors import one_line
 EXIT_JOB = 5  # The exit code if another process of the job was lost, or failed.
 TELL_SECONDS = 2.0  # For the others to hear why this process ends.
 LEAVE_SECONDS = 300.0  # For all to leave, once one does: a last checkpoint may take long.
-LOSS_SECONDS = 3.0  # After a computation fails, within which the loss of a process is known.
+LOSS_SECONDS = 3.0  # Within which a loss is known, after a computation failed because of it.
 
 
 class Watch:
@@ -81,7 +81,7 @@ class Watch:
                 self._changed.notify_all()
 
     def leave(self) -> None:
-        """Wait until every process leaves, too. Tell those that do not: they would wait for this one."""
+        """Wait until every process leaves, too. End those that do not: they would wait for this one."""
         if self.own.number:
             self._links[0].send("leaving")
         with self._changed:

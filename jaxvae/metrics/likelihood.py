@@ -94,7 +94,7 @@ def bits_per_dimension(log_p: float, num_values: int) -> float:
 
 @dataclass(frozen=True)
 class LogLikelihood(Metric):
-    """The estimate of log p(x); for a probability p(x), also bits per dimension, of that or else of the bound."""
+    """The estimate of log p(x), and bits per dimension if p(x) is a probability: of that, or else of the bound."""
 
     samples: int = option(0, COUNT)
     """Estimate log p(x) too, with this many latents per image; papers use 5000. VAEs in nats only."""

@@ -214,7 +214,7 @@ class Checkpoints:
         return cost if isinstance(cost, float) and math.isfinite(cost) else None
 
     def read_record(self) -> dict[str, Any]:
-        """The record of the newest step whose record is intact.
+        """The newest intact record of a step.
 
         Raises:
           InputError: there is no checkpoint, or the records of all of them are damaged.

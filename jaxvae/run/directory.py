@@ -29,7 +29,7 @@ def check(run_dir: Path, resume: bool, files: Sequence[str]) -> None:
       files: names of the files of a run.
 
     Raises:
-      InputError: it is not a directory, is in use, or holds a run exactly if it should not.
+      InputError: it is not a directory or is in use; or it holds a run without `resume`, or none with it.
     """
     with told(run_dir, InputError):
         if run_dir.exists() and not run_dir.is_dir():

@@ -93,7 +93,7 @@ class Windows:
             taken = slice(first - (step - count), min(first + left, step) - (step - count))
             for name, value in values.items():
                 start = np.asarray(self._sums.get(name, np.zeros(value.shape[:-1])), np.float64)[..., None]
-                # Not `np.sum`, whose order of addition depends on how many numbers there are.
+                # Not `np.sum`: its order of addition depends on how many numbers there are.
                 self._sums[name] = np.cumsum(np.concatenate([start, value[..., taken]], axis=-1), axis=-1)[..., -1]
             first += taken.stop - taken.start
             self._count += taken.stop - taken.start

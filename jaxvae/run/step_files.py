@@ -140,7 +140,7 @@ def read_step(path: Path, like: S, partial: bool = False) -> Saved[S]:
 
 
 def finite(cost: float | None) -> float | None:
-    """`cost`, or None where it is not finite."""
+    """`cost`, or None if it is not finite."""
     return float(cost) if cost is not None and math.isfinite(cost) else None
 
 

@@ -163,7 +163,7 @@ class _Program:
       title: for the console.
       members: all of the sweep.
       numbers: of those in the program.
-      images, digests: what they train and are tested on, and its digests.
+      images, digests: the images to train and test on, and their digests.
       devices: those that share the members.
     """
 

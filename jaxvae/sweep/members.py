@@ -23,7 +23,7 @@ class Trained(NamedTuple):
     Attributes:
       state: of the M members; ``state.member(i)`` is one of them.
       train: the objective's terms at every step, [M, steps].
-      test: their means over the test images, [M]; NaN where a member diverged.
+      test: their means over the test images, [M]; NaN for a member that diverged.
     """
 
     state: MembersState

@@ -11,8 +11,8 @@ from jaxvae.data.images import ImageData
 from jaxvae.sweep.trainer import MembersTrainer, abstract_members
 from jaxvae.train.step import example_of
 
-MEMORY_FRACTION = 0.8  # Of an accelerator's free memory: members may fill this part.
-HOST_MEMORY_FRACTION = 0.5  # The same of a machine that trains on its CPU: other programs need memory, too.
+MEMORY_FRACTION = 0.8  # Part of an accelerator's free memory that members may fill.
+HOST_MEMORY_FRACTION = 0.5  # The same for a machine that trains on its CPU: other programs need memory, too.
 
 
 class Room(NamedTuple):
@@ -32,8 +32,8 @@ class Room(NamedTuple):
 def room(config: Config, images: ImageData, devices: Sequence[jax.Device]) -> Room:
     """How many members fit in the memory of the devices.
 
-    A member takes the memory of a compiled program of one member, without the images. Free is `MEMORY_FRACTION` of
-    what the device reports; on a CPU, `HOST_MEMORY_FRACTION` of the machine's, in equal shares for the devices.
+    A member takes the memory of a compiled program of one member, without the images. The free memory is
+    `MEMORY_FRACTION` of what the device reports; on a CPU, an equal share of `HOST_MEMORY_FRACTION` of the machine's.
     """
     required = memory.required_bytes(
         abstract_members(config, images.image_shape, 1, example_of(images.split("train"))),

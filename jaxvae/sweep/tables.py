@@ -42,7 +42,7 @@ def table(run_dir: Path) -> list[Row]:
     """A row per member of a sweep: its number, status, axes, and its last metrics of each split.
 
     The status is "done", "diverged at step N", "stopped at step N" or "not started". Metrics are None (an empty
-    cell) where the member diverged or has none yet.
+    cell) if the member diverged or has none yet.
     """
     grid, programs = load_sweep(run_dir)
     members = grid.members()
@@ -166,7 +166,7 @@ def _setting(grid: Grid, line: Row) -> str:
 
 
 def shown_split(rows: Sequence[Row]) -> str:
-    """The split whose metrics are plotted and printed: "validation" where there is one, else "test"."""
+    """The split to plot and print: "validation" if there is one, else "test"."""
     return "validation" if any(row.get("validation_loss") is not None for row in rows) else "test"
 
 

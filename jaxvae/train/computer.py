@@ -27,7 +27,7 @@ class Computer(Protocol[S]):
         """Compile the program of a call of `count` steps; the seconds it took, 0 if it was compiled before."""
 
     def run_steps(self, state: S, step: int, count: int) -> tuple[S, Mapping[str, Array]]:
-        """Take `count` steps from `step`, the step of `state`: the state, the values of every step, [..., capacity]."""
+        """Take `count` steps from `step`, that of `state`: the new state, and every step's values, [..., capacity]."""
 
     def splits(self, step: int, total: int) -> Sequence[str]:
         """The splits evaluated at `step`, the end of an epoch, in a run of `total` steps."""
@@ -45,7 +45,7 @@ class Computer(Protocol[S]):
         """The pictures due at the end of an epoch, or None."""
 
     def checkpoint(self, state: S, step: int, total: int) -> S | None:
-        """A copy of `state` where a checkpoint is due at the end of an epoch, or None."""
+        """A copy of `state` if a checkpoint is due at the end of an epoch, or None."""
 
     def greatest(self, values: NDArray[np.float32]) -> Array:
         """The elementwise maximum, [N], of the values [N] of all processes of the job."""

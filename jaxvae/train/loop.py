@@ -40,7 +40,8 @@ class Outcome(NamedTuple):
 
     Attributes:
       run_dir: the run directory; None if this process of a job does not know it.
-      stopped_by: the number of the signal that stopped the run, after a save; None if all epochs are done.
+      stopped_by: the number of the signal that stopped the run, after a save unless no step was taken; None if all
+        epochs are done.
     """
 
     run_dir: Path | None

@@ -24,7 +24,7 @@ S = TypeVar("S")
 C = TypeVar("C", contravariant=True)
 Values = Mapping[str, NDArray[Any]]
 
-CALL_SECONDS = 0.4  # Of a compiled call: half the delay that a person hardly notices.
+CALL_SECONDS = 0.4  # Of a compiled call: half of a delay that a person hardly notices.
 QUEUED_SECONDS = 1.0  # No call is queued behind a longer one, since a signal waits for both.
 GROWTH = 8  # Most growth from call to call, while the cost of a step is not yet well known.
 SPAN_SECONDS = 0.25  # The shortest time over which a speed is measured.
@@ -58,7 +58,7 @@ class Speed:
         self.step_seconds = 0.0  # The best estimate of the cost of a step: at first, that of the first call.
 
     def add(self, step: int, steps: int, dispatched: float, ready: float) -> Span | None:
-        """Note work that ended at `step`, of 0 `steps` if it is not training; a span, if one is now complete."""
+        """Note work that ended at `step` (0 `steps`: not training). Returns a span if one is complete."""
         start, self._free = max(dispatched, self._free), ready
         if not steps:
             return None

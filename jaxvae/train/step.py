@@ -197,7 +197,7 @@ def make_run_steps(
       train_step: the step, as `make_train_step` makes it.
       batch_size: images a step.
       steps_per_epoch: steps an epoch.
-      capacity: the largest `count` of a program whose `count` is traced, so that one program takes any number
+      capacity: the largest `count`. Then `count` is traced, so that one program takes any number
         of steps. None: `count` is a Python number, and each number has its own program.
       batch_sharding: the sharding of an array with a first axis of the batch, if the devices share every batch. Then
         `train_step` comes from `on_every_device`, or takes a whole batch that the compiler distributes.

@@ -108,7 +108,7 @@ class Trainer:
         return abstract_state(self.model, self.optimizer, self._example)
 
     def check_fits(self) -> None:
-        """Raise `InputError` where the devices' memory is certainly not enough; nothing is compiled."""
+        """Raise `InputError` if the devices' memory is certainly not enough; nothing is compiled."""
         config, images = self.config, self.images
         share = config.batch_size // self.placement.shares
         required = memory.required_bytes(
