@@ -48,7 +48,7 @@ __all__ = [
 
 # Imported when first used, since these need more than JAX, Flax and Optax.
 _LATER = {"Fit": "fitting", "fit": "fitting", "TrainedRun": "trained", "load": "trained"}
-_MODULES = ("evaluate", "fitting", "trained")
+_MODULES = ("evaluate", "fitting")
 
 
 def __getattr__(name: str) -> Any:

@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = command.replace("-", "_")
     if command not in COMMANDS:
         near = suggestion(command, COMMANDS)
-        raise InputError(f"{args[0]}: there is no such command{near}; choose from {', '.join(COMMANDS)}")
+        raise InputError(f"{args[0]}: no such command; choose from {', '.join(COMMANDS)}{near}")
     module, _ = COMMANDS[command]
     code: int = importlib.import_module(module).main(rest)
     return code

@@ -294,9 +294,9 @@ def conclusion(results: Sequence[Mapping[str, Any]]) -> str:
     mine = sorted((r["batch_size"], r["peak_fraction"]) for r in results if r["devices"] == fewest)
     bound = [size for size, part in mine if part >= BOUND]
     if len(bound) == len(mine):
-        return "matrix products bound every step: only a smaller model, or a lower precision on a GPU or TPU, is faster"
-    rest = "the latency of small operations and memory bound it: a larger batch or jaxvae.sweep uses the machine better"
-    return f"matrix products bound a step from batch size {bound[0]} on; below that, {rest}" if bound else rest
+        return "matrix products limit every step: only a smaller model, or a lower precision on a GPU or TPU, is faster"
+    rest = "small operations and memory limit a step: use a larger batch, or train several models with jaxvae.sweep"
+    return f"matrix products limit a step from batch size {bound[0]} on; below that, {rest}" if bound else rest
 
 
 def number(value: float) -> str:

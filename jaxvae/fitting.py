@@ -114,7 +114,8 @@ def fit(
         outcome = loop.train(full, path, resume, devices, images)
         if outcome.stopped_by == signal.SIGINT:
             # A signal before the first step leaves nothing to resume.
-            raise KeyboardInterrupt(f"if a step was saved: fit(..., run_dir={str(outcome.run_dir)!r}, resume=True)")
+            where = f"fit(..., run_dir={str(outcome.run_dir)!r}, resume=True)"
+            raise KeyboardInterrupt(f"stopped; to resume, if a step was saved: {where}")
         if outcome.stopped_by is not None:
             raise SystemExit(128 + outcome.stopped_by)
         if outcome.run_dir is None:

@@ -161,10 +161,10 @@ def test_bad_input(args: list[str], message: str, image_file: Path, capsys: pyte
     [
         (
             {32: 0.3, 512: 0.61, 4096: 0.8},
-            "matrix products bound a step from batch size 512 on; below that, the latency",
+            "matrix products limit a step from batch size 512 on; below that, small operations",
         ),
-        ({32: 0.9, 512: 0.9}, "matrix products bound every step: only a smaller model"),
-        ({32: 0.1, 512: 0.0}, "the latency of small operations"),
+        ({32: 0.9, 512: 0.9}, "matrix products limit every step: only a smaller model"),
+        ({32: 0.1, 512: 0.0}, "small operations and memory limit a step"),
     ],
 )
 def test_the_conclusion_says_what_to_do(parts: dict[int, float], said: str) -> None:

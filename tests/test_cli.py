@@ -12,13 +12,10 @@ import jax
 import pytest
 import tyro
 
-from jaxvae import cli
+from jaxvae import __main__, cli
 from jaxvae.errors import InputError, SaveError
 
-COMMANDS = [
-    *("jaxvae.train.__main__", "jaxvae.sweep.__main__"),
-    *("jaxvae.evaluate", "jaxvae.generate", "jaxvae.benchmark", "jaxvae.torch_weights"),
-]
+COMMANDS = [module for module, _ in __main__.COMMANDS.values()]
 
 
 @dataclasses.dataclass(frozen=True)

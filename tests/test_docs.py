@@ -39,7 +39,8 @@ def blocks(page: str) -> Iterator[Block]:
     """The blocks that are run."""
     found = re.finditer(r"(<!-- not run: [^\n]+ -->\n)?^ *```(\w+)[^\n]*\n(.*?)^ *```$", page, re.MULTILINE | re.DOTALL)
     for left_out, language, text in (match.groups() for match in found):
-        if not left_out and language in ("python", "sh"):
+        assert language in ("python", "sh", "text"), language  # No other is run.
+        if not left_out and language != "text":
             yield Block(language, text)
 
 
@@ -106,6 +107,7 @@ def directory(images: NDArray[np.uint8], tmp_path: Path, monkeypatch: pytest.Mon
     return tmp_path
 
 
+@pytest.mark.slow
 @pytest.mark.unoptimized
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
 def test_a_page_runs(path: Path, directory: Path, capsys: pytest.CaptureFixture[str]) -> None:

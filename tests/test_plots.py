@@ -3,6 +3,7 @@ from typing import Any
 
 import matplotlib.axes
 import matplotlib.figure
+import matplotlib.legend
 import numpy as np
 import pytest
 from PIL import Image
@@ -114,6 +115,21 @@ def test_a_plot_says_what_was_trained(tmp_path: Path, monkeypatch: pytest.Monkey
     plots.save_axis(tmp_path / "b.png", sweep_rows(), "two", "beta", "test")
     plots.save_rate_distortion(tmp_path / "c.png", sweep_rows(), "three", "test", ["beta"])
     assert titles == ["one", "two", "three"]
+
+
+def test_no_plot_searches_all_points_for_a_place_for_its_legend(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Matplotlib warns where that takes more than a second: on a slow machine, or for a long run."""
+
+    def searched(*_: Any) -> None:
+        raise AssertionError("a search")
+
+    monkeypatch.setattr(matplotlib.legend.Legend, "_find_best_position", searched)
+    records = [record(10, 1, "train", "nats/image", {"loss": np.float32([1.0])})]
+    plots.save_curves(tmp_path / "a.png", records, "one")
+    plots.save_axis(tmp_path / "b.png", sweep_rows(), "two", "beta", "test", ["learning_rate"])
+    plots.save_rate_distortion(tmp_path / "c.png", sweep_rows(), "three", "test", ["beta"])
 
 
 def assert_drawn(path: Path, width: int) -> None:

@@ -76,19 +76,20 @@ class Process:
 
 def best_cores(name: str, preset: str, batch_size: int, data_dir: Path) -> Process:
     """The contender on one core or on all (None), whichever is faster in the median of `TRIALS` epochs, in turn."""
-    processes = [Process(name, preset, batch_size, data_dir, cores) for cores in (1, None)]
-    speeds: list[list[float]] = [[] for _ in processes]
+    one, every = (Process(name, preset, batch_size, data_dir, cores) for cores in (1, None))
+    one.ask("epoch")
     try:
-        for process in processes:
-            process.ask("epoch", PATIENCE)
-        for _ in range(TRIALS):
-            for process, found in zip(processes, speeds, strict=True):
-                found.append(process.steps_per_second())
+        every.ask("epoch", PATIENCE)
     except TimeoutError:  # More threads than help.
-        speeds = [[1.0], [0.0]]
-    best = int(np.argmax([np.median(found) for found in speeds]))
-    processes[1 - best].end()
-    return processes[best]
+        every.end()
+        return one
+    speeds: dict[Process, list[float]] = {one: [], every: []}
+    for _ in range(TRIALS):
+        for process, found in speeds.items():
+            found.append(process.steps_per_second())
+    best = max(speeds, key=lambda process: float(np.median(speeds[process])))
+    (every if best is one else one).end()
+    return best
 
 
 def race(

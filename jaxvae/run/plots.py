@@ -11,6 +11,7 @@ from jaxvae.run.records import ordered, terms_of
 
 COLUMNS = 8  # Images to a row, as in the notes.
 _GAP = 2  # Pixels between images.
+_LEGEND = "upper right"  # To find the best place, Matplotlib looks at every point, and warns if that takes long.
 _BACKGROUND = 96  # A dark grey that neither black nor white images vanish into.
 
 
@@ -74,7 +75,7 @@ def save_curves(path: Path, records: Sequence[Mapping[str, Any]], title: str) ->
                 axes.plot(steps, [r[term] for r in lines], style, color=colour, markersize=3, label=split)
         axes.set(title=term, xlabel="step", ylabel=records[0]["unit"])
         axes.grid(alpha=0.3)
-        axes.legend()
+        axes.legend(loc=_LEGEND)
     figure.savefig(path, dpi=120)
 
 
@@ -115,7 +116,7 @@ def save_axis(
         axes.set(title=f"{split} {term}", xlabel=axis, ylabel=rows[0]["unit"])
         axes.grid(alpha=0.3)
         if 1 < len(_by(rows, others)) <= 12:
-            axes.legend(fontsize=7)
+            axes.legend(loc=_LEGEND, fontsize=7)
     figure.savefig(path, dpi=120)
 
 
@@ -153,7 +154,7 @@ def save_rate_distortion(
     axes.set(xlim=(left, right), ylim=(low, high))
     axes.grid(alpha=0.3)
     if len(groups) <= 16:
-        axes.legend(fontsize=7)
+        axes.legend(loc=_LEGEND, fontsize=7)
     figure.savefig(path, dpi=120)
 
 
