@@ -14,6 +14,7 @@ COMMANDS = {
     "sweep": ("jaxvae.sweep.__main__", "train a grid of models in one program"),
     "benchmark": ("jaxvae.benchmark", "measure training on this machine"),
     "torch_weights": ("jaxvae.torch_weights", "move weights to PyTorch and back"),
+    "completion": ("jaxvae.completion", "print a script that completes commands and flags in a shell"),
 }
 
 

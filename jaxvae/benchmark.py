@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxvae import cli, data
+from jaxvae import cli, data, flags
 from jaxvae import config as configs
 from jaxvae.config import Config
 from jaxvae.distributed import devices as parallel
@@ -33,7 +33,6 @@ from jaxvae.models.build import build_model
 from jaxvae.models.layers import Precision, with_precision
 from jaxvae.objectives.build import build_objective
 from jaxvae.optimizer import build_optimizer
-from jaxvae.train.__main__ import arguments_of, flags_of, peek, with_own
 from jaxvae.train.computer import advance
 from jaxvae.train.programs import steps_per_epoch
 from jaxvae.train.step import abstract_state, make_train_step
@@ -80,17 +79,10 @@ def parse(argv: Sequence[str]) -> tuple[Arguments, list[Config], bool]:
         sizes, rest = parser.parse_known_args(argv)
     except argparse.ArgumentError as error:
         raise InputError(str(error)) from None
-    known = peek(argv)
-    base = with_own(configs.preset(known.preset or Config.preset), known)
-    kind, default = arguments_of(Arguments, base), Arguments(base)
+    known = flags.peek(argv)
+    default = Arguments(flags.with_own(configs.preset(known.preset or Config.preset), known))
     parsed = [
-        cli.parse(
-            kind,
-            [*rest, "--batch-size", size],
-            prog="python -m jaxvae.benchmark",
-            description=DESCRIPTION,
-            default=default,
-        )
+        flags.parse(default, [*rest, "--batch-size", size], prog="python -m jaxvae.benchmark", description=DESCRIPTION)
         for size in sizes.batch_size or BATCH_SIZES
     ]
     arguments = parsed[0]
@@ -204,8 +196,8 @@ def first_step_seconds(config: Config, caches: Path) -> float:
     with tempfile.TemporaryDirectory() as directory:
         run_dir, log = Path(directory) / "run", Path(directory) / "log"
         # A line of metrics a step.
-        flags = flags_of(dataclasses.replace(config, log_every=1))
-        command = [sys.executable, "-m", "jaxvae.train", *flags, "--run-dir", str(run_dir)]
+        given = flags.flags_of(dataclasses.replace(config, log_every=1))
+        command = [sys.executable, "-m", "jaxvae.train", *given, "--run-dir", str(run_dir)]
         environment = {**os.environ, "XDG_CACHE_HOME": str(caches)}
         environment.pop("JAX_COMPILATION_CACHE_DIR", None)
         with log.open("wb") as output:
@@ -215,7 +207,7 @@ def first_step_seconds(config: Config, caches: Path) -> float:
                 while not _text(run_dir / "metrics.jsonl"):
                     if process.poll() is not None:
                         said = one_line(_text(log)[-300:]).strip()
-                        raise InputError(f"jaxvae.train {shlex.join(flags)} ended before its first step: {said}")
+                        raise InputError(f"jaxvae.train {shlex.join(given)} ended before its first step: {said}")
                     time.sleep(0.005)
                 return time.perf_counter() - start
             finally:

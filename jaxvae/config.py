@@ -15,7 +15,7 @@ from typing_extensions import Doc
 
 from jaxvae.components import SLOTS, Parts, kind_of, parts_of
 from jaxvae.errors import InputError
-from jaxvae.fields import HELD_OUT, Fields
+from jaxvae.fields import GROUPS, HELD_OUT, Fields
 from jaxvae.models.layers import Precision
 from jaxvae.objectives.build import OBJECTIVES
 from jaxvae.options import (
@@ -43,6 +43,7 @@ RESUMABLE_FIELDS = frozenset(
 _COMMAND_FLAGS = frozenset(
     {"config", "run_dir", "resume", "devices", "coordinator", "num_processes", "process_id", "no_compilation_cache"}
     | {"seeds", "members_per_program", "extract", "to", "help", "version", "rounds", "skip_first_step", "json"}
+    | {"weights", "image_shape"}
 )
 
 
@@ -147,9 +148,10 @@ def _from_preset(kind: Any) -> Any:
 @functools.cache
 def _config_type(own: tuple[tuple[str, str, Any], ...]) -> type:
     by_slot = {slot: tuple(name for s, name, _ in own if s == slot) for slot, _, _ in own}
-    fields = []
+    fields, group = [], ""
     for o in _declared(by_slot):
-        metadata = {"must": o.must, "traced": o.traced}
+        group = GROUPS.get(o.name, group)
+        metadata = {"must": o.must, "traced": o.traced, "group": group}
         fields.append(
             (o.name, Annotated[o.annotation, Doc(o.help)], dataclasses.field(default=o.default, metadata=metadata))
         )

@@ -12,6 +12,15 @@ from jaxvae.options import AT_LEAST_1, COUNT, FRACTION, NOT_NEGATIVE, Range, opt
 _SEED = Range("at least 0 and below 2^32", lambda value: 0 <= value < 2**32)
 HELD_OUT = Range("below 1 or a whole number", lambda value: math.isfinite(value) and (value <= 1 or not value % 1))
 
+# The first option of each group, and the group's name. An option of a component is in the group of what names it.
+GROUPS = {
+    "dataset": "data",
+    "model": "model",
+    "objective": "objective",
+    "optimizer": "training",
+    "log_every": "output",
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class Fields:

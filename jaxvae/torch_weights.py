@@ -25,7 +25,7 @@ import tyro
 from flax.traverse_util import flatten_dict, unflatten_dict
 from numpy.typing import DTypeLike, NDArray
 
-from jaxvae import cli, config_file
+from jaxvae import cli, config_file, flags
 from jaxvae import config as configs
 from jaxvae.errors import InputError
 from jaxvae.keys import purpose_key
@@ -36,7 +36,6 @@ from jaxvae.models.networks import Mlp
 from jaxvae.models.torch_layers import ACTIVATIONS, TorchArray, TorchLayer
 from jaxvae.models.vae import VAE
 from jaxvae.optimizer import build_optimizer
-from jaxvae.train.__main__ import arguments_of, peek, with_own
 from jaxvae.train.loop import with_absolute_paths
 from jaxvae.train.step import TrainState, init_state
 from jaxvae.typing import Params
@@ -314,14 +313,16 @@ class Import:
     """Height, width and channels of the images."""
 
 
+Arguments = Export | Import
+
+
 def _parse_import(argv: Sequence[str], prog: str) -> Import:
     """Parse the command line of an import. Raises `InputError`."""
-    known = peek(argv)
+    known = flags.peek(argv)
     base = without_bound(configs.preset(known.preset or configs.Config.preset))
-    base = with_own(dataclasses.replace(base, dataset="mnist"), known)
+    base = flags.with_own(dataclasses.replace(base, dataset="mnist"), known)
     default = Import(tyro.MISSING, tyro.MISSING, base)
-    kind = arguments_of(Import, base)
-    return cli.parse(kind, argv, prog=prog, description=inspect.getdoc(Import) or "", default=default)
+    return flags.parse(default, argv, prog=prog, description=inspect.getdoc(Import) or "")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

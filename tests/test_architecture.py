@@ -18,13 +18,13 @@ FLOORS = (
     ("noise", "models"),
     ("objectives", "optimizer"),
     ("components", "fields", "config", "config_file"),
-    ("data", "distributed", "cli", "weight_files"),
+    ("data", "distributed", "cli", "flags", "weight_files"),
     ("run",),
     ("train", "chunks"),
     ("metrics", "trained"),
     ("sweep",),
     ("evaluate", "generate", "benchmark", "torch_weights", "fitting"),
-    ("jaxvae", "__main__"),
+    ("jaxvae", "__main__", "completion"),
 )
 MOST_LINES = 380
 

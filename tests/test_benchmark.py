@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from small import products
 
-from jaxvae import benchmark, build_model, build_objective, build_optimizer, cli, data, make_train_step
+from jaxvae import benchmark, build_model, build_objective, build_optimizer, cli, data, flags, make_train_step
 from jaxvae.config import PRESETS
 from jaxvae.errors import InputError
 from jaxvae.train import __main__ as train_command
@@ -110,9 +110,9 @@ def test_the_command_it_starts_trains_what_it_measures() -> None:
     arguments, sized, given = benchmark.parse([*args, "--batch-size", "16", "8", "--rounds", "3"])
     assert given and [config.batch_size for config in sized] == [16, 8] and arguments.rounds == 3
     for config in sized:
-        assert train_command.parse(train_command.flags_of(config)).config == config
+        assert train_command.parse(flags.flags_of(config)).config == config
     for preset in PRESETS.values():
-        assert train_command.parse(train_command.flags_of(preset)).config == preset
+        assert train_command.parse(flags.flags_of(preset)).config == preset
 
 
 def test_images_are_repeated_within_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:

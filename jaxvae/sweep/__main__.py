@@ -15,7 +15,7 @@ from typing import Any
 
 import jax
 
-from jaxvae import cli, compilation_cache
+from jaxvae import cli, compilation_cache, flags
 from jaxvae import config as configs
 from jaxvae.config import Config
 from jaxvae.errors import InputError, say
@@ -24,7 +24,6 @@ from jaxvae.options import flag
 from jaxvae.sweep.extract import extract
 from jaxvae.sweep.grid import FILE, OUTER, Axes, Grid, axes_of, load_sweep
 from jaxvae.sweep.loop import sweep
-from jaxvae.train.__main__ import arguments_of, peek, with_own
 
 DESCRIPTION = """Train many models at once, in one program: a grid of seeds and hyperparameters.
 
@@ -67,7 +66,7 @@ def parse(argv: Sequence[str]) -> tuple[Arguments, Axes]:
     parser.add_argument("--preset")
     parser.add_argument("--run-dir", "--run_dir", type=Path)
     parser.add_argument("--resume", action="store_true")
-    kind = type(with_own(configs.PRESETS[Config.preset], peek(argv)))
+    kind = type(flags.with_own(configs.PRESETS[Config.preset], flags.peek(argv)))
     names = axes_of(kind)
     _refuse_untraced(argv, kind, names)
     for name in names:
@@ -98,11 +97,9 @@ def parse(argv: Sequence[str]) -> tuple[Arguments, Axes]:
     tokens += ["--preset", known.preset] if known.preset else []
     tokens += ["--run-dir", str(known.run_dir)] if known.run_dir else []
     tokens += ["--resume"] if known.resume else []
-    base = with_own(base, peek(argv))
+    base = flags.with_own(base, flags.peek(argv))
     default = Arguments(base, seeds=seeds)
-    arguments = cli.parse(
-        arguments_of(Arguments, base), tokens, prog="python -m jaxvae.sweep", description=DESCRIPTION, default=default
-    )
+    arguments = flags.parse(default, tokens, prog="python -m jaxvae.sweep", description=DESCRIPTION)
     if arguments.seeds < 1:
         raise InputError(f"--seeds must be at least 1, not {arguments.seeds}")
     if known.resume:
