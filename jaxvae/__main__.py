@@ -13,6 +13,7 @@ COMMANDS = {
     "generate": ("jaxvae.generate", "draw images from a run"),
     "sweep": ("jaxvae.sweep.__main__", "train a grid of models in one program"),
     "benchmark": ("jaxvae.benchmark", "measure training on this machine"),
+    "data": ("jaxvae.data.__main__", "say what a dataset holds, and how to train on it"),
     "torch_weights": ("jaxvae.torch_weights", "move weights to PyTorch and back"),
     "completion": ("jaxvae.completion", "print a script that completes commands and flags in a shell"),
 }

@@ -80,7 +80,7 @@ def parse(argv: Sequence[str]) -> tuple[Arguments, list[Config], bool]:
     except argparse.ArgumentError as error:
         raise InputError(str(error)) from None
     known = flags.peek(argv)
-    default = Arguments(flags.with_own(configs.preset(known.preset or Config.preset), known))
+    default = Arguments(flags.defaults(configs.preset(known.preset or Config.preset), known))
     parsed = [
         flags.parse(default, [*rest, "--batch-size", size], prog="python -m jaxvae.benchmark", description=DESCRIPTION)
         for size in sizes.batch_size or BATCH_SIZES
@@ -313,7 +313,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         cli.check_writable("--json", arguments.json)
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
     config = arguments.config
-    images = data.prepared(data.load(config.dataset, config.data_dir), config)
+    images = data.prepared(data.load(config.dataset, config.data_dir, data.reading_of(config)), config)
     found, images = len(images.train), repeated(images)
     if len(images.train) > found:
         print(f"{images.source}: its {found:,} images are repeated to make {len(images.train):,}")

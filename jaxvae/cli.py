@@ -61,8 +61,6 @@ def parse(kind: type[T], args: Sequence[str], *, prog: str, description: str, de
     except SystemExit as stop:
         if not stop.code:
             raise
-        if isinstance(refused := stop.__context__ and stop.__context__.__context__, InputError):
-            raise refused from None  # By a dataclass itself.
         said = _unknown_flag(kind, args) or _reworded(_first_paragraph(refusal.getvalue()))
         raise InputError(f"{said} (see {prog} --help)") from None
 

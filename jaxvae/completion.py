@@ -15,8 +15,9 @@ from jaxvae.config import Config
 
 DESCRIPTION = """Print a script that completes the commands and flags of `jaxvae` in a shell.
 
-bash: add  source <(jaxvae completion bash)  to ~/.bashrc; zsh: write it to a file _jaxvae in a directory of $fpath;
-fish: write it to ~/.config/fish/completions/jaxvae.fish; tcsh: source it. Write it again after an update."""
+Write it to a file that the shell reads: bash: ~/.local/share/bash-completion/completions/jaxvae; zsh: _jaxvae in a
+directory of $fpath; fish: ~/.config/fish/completions/jaxvae.fish; tcsh: a file that ~/.tcshrc sources. Write it again
+after an update."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -34,7 +34,7 @@ _NOT_WITH_MODEL = ("architecture", "prior", "latent_size", "head", "compute_dtyp
 # Fields that may change when a run is resumed: its length, what it writes and when, and the paths of
 # the images. The images themselves are compared by digest.
 RESUMABLE_FIELDS = frozenset(
-    {"epochs", "dataset", "data_dir", "log_every", "image_every"}
+    {"epochs", "dataset", "data_dir", "skip_bad", "log_every", "image_every"}
     | {"checkpoint_every", "keep_checkpoints", "keep_best_checkpoints"}
 )
 
@@ -133,13 +133,27 @@ def _declared(own: Mapping[str, tuple[str, ...]]) -> Iterator[Option]:
                 raise InputError(f"{flag(each.name)} of a component is declared twice, with another type or default")
 
 
+def own_widths(architecture: str | None) -> tuple[int, ...] | None:
+    """A network's own default of `hidden`; None: the preset's."""
+    if architecture is None or not (architecture in SLOTS["architecture"] or is_own(architecture)):
+        return None  # It is refused elsewhere.
+    kind: Any = kind_of("architecture", architecture)
+    if not isinstance(kind, type) or all(o.name != "hidden" for o in options(kind)):
+        return None
+    widths: tuple[int, ...] | None = getattr(kind, "widths", None)
+    return widths
+
+
 def _from_preset(kind: Any) -> Any:
     """Let fields that are not given take the values of the preset."""
     init = kind.__init__
 
     @functools.wraps(init)
     def filled(self: Any, preset: str = Fields.preset, **given: Any) -> None:
-        init(self, preset, **{**overrides(preset), **given})
+        values = {**overrides(preset), **given}
+        if "hidden" not in given and (widths := own_widths(values.get("architecture"))):
+            values["hidden"] = widths
+        init(self, preset, **values)
 
     kind.__init__ = filled
     return kind
@@ -233,6 +247,8 @@ def unmet(config: Any, name: str) -> str | None:
         return "no --model"
     if name in ("validation_seed", "keep_best_checkpoints"):
         return None if config.validation else "--validation"
+    if name == "resize":
+        return None if config.image_size else "--image-size"
     if name in ("likelihood", "prior"):
         if name in parts.objective.uses:
             return None

@@ -25,7 +25,10 @@ FORMERLY: Mapping[int, Mapping[str | None, Mapping[str, Any]]] = types.MappingPr
             None: {"validation": 0.0, "validation_seed": 0, "dequantize": False, "matmul_precision": "default"},
         },
         2: {None: {"model": None, "prior": "normal", "optimizer": "adam", "ema": 0.0}},
-        3: {None: {"blocks": 2, "latents": "dense"}},
+        3: {
+            None: {"blocks": 2, "latents": "dense"}
+            | {"image_size": (), "resize": "crop", "channels": None, "skip_bad": False}
+        },
     }
 )
 
@@ -70,7 +73,10 @@ def annotation_words(annotation: Any) -> str:
     if typing.get_origin(annotation) is tuple:
         return "a list of whole numbers"
     names = {int: "a whole number", float: "a number", str: "a string", bool: "true or false"}
-    return names.get(annotation, "a string or null")
+    if annotation in names:
+        return names[annotation]
+    kinds = [kind for kind in typing.get_args(annotation) if kind in names]
+    return " or ".join([*(names[kind] for kind in kinds), "null"]) if kinds else "another value"
 
 
 def from_json(text: str, origin: str = "config.json", to_use: bool = False) -> Config:

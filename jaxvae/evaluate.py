@@ -109,7 +109,7 @@ def _measured(
                 f"{run_dir} was trained on data given in Python: name a --dataset with the same test images, "
                 "or give it to jaxvae.evaluate.evaluate_run(images=...)"
             )
-        images = data.load(dataset or config.dataset, data_dir or config.data_dir)
+        images = data.load(dataset or config.dataset, data_dir or config.data_dir, data.reading_of(config))
     images = data.as_seen(images, config)
     # Imported weights have no digest of images.
     digest = run.record.get("test_images_sha256")

@@ -2,14 +2,20 @@
 
 import dataclasses
 import math
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from jaxvae.models.autoencoder import Head
 from jaxvae.models.layers import Precision
 from jaxvae.models.networks import MAX_WIDTH
 from jaxvae.options import AT_LEAST_1, COUNT, FRACTION, NOT_NEGATIVE, Range, option
 
+Resize: TypeAlias = Literal["crop", "pad", "stretch"]
+MAX_SIDE = 2**14  # Of an image, in pixels.
 _SEED = Range("at least 0 and below 2^32", lambda value: 0 <= value < 2**32)
+_IMAGE_SIZE = Range(
+    f"one or two numbers from 1 to {MAX_SIDE}",
+    lambda value: len(value) <= 2 and all(1 <= side <= MAX_SIDE for side in value),
+)
 HELD_OUT = Range("below 1 or a whole number", lambda value: math.isfinite(value) and (value <= 1 or not value % 1))
 
 # The first option of each group, and the group's name. An option of a component is in the group of what names it.
@@ -31,9 +37,17 @@ class Fields:
 
     # Data.
     dataset: str = option("auto", Range("a name or a path, not empty", bool))
-    """auto (mnist, or digits if offline), mnist, fashion_mnist, kmnist, digits, a .npy/.npz file, an image folder."""
+    """auto (mnist, or digits if offline), mnist, fashion_mnist, kmnist, digits, a .npy/.npz file, a picture folder."""
     data_dir: str | None = option(None)
     """Directory of IDX files (.gz or not). Without it, they are downloaded once and verified by checksum."""
+    image_size: tuple[int, ...] = option((), _IMAGE_SIZE)
+    """Height and width of all images, or one number for squares. Default: images must have one size, and keep it."""
+    resize: Resize = option("crop")
+    """How --image-size is reached. crop: the middle; pad: all, with black bars; stretch: all, distorted."""
+    channels: int | None = option(None, Range("1 or 3", lambda value: value in (None, 1, 3)))
+    """1: grey, 3: colour. Default: as the images are; of a folder, 1 if all pictures are grey, else 3."""
+    skip_bad: bool = option(False)
+    """Leave out picture files that cannot be read, instead of refusing them."""
     validation: float = option(0.0, NOT_NEGATIVE)
     """Training images to hold out for choosing the best checkpoint: a fraction below 1, or a number; 0: none."""
     validation_seed: int = option(0, COUNT)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from jaxvae import config_file, data
 from jaxvae.components import SLOTS
-from jaxvae.config import Config, config_type, values_of
+from jaxvae.config import Config, config_type, own_widths, values_of
 from jaxvae.errors import InputError, suggestion
 from jaxvae.models.build import build_model
 from jaxvae.optimizer import build_optimizer
@@ -109,6 +109,9 @@ def fit(
             options["dataset"] = str(data)
         elif data is not None:
             images = image_data(data)
+        network = own.get("architecture", base.architecture)
+        if network != base.architecture and (widths := own_widths(network)):
+            options.setdefault("hidden", widths)
         full = dataclasses.replace(base, **own, **options)
         path = None if run_dir is None else Path(run_dir)
         outcome = loop.train(full, path, resume, devices, images)

@@ -36,7 +36,7 @@ FIRST = frozenset(
     {"preset", "dataset", "architecture", "hidden", "latent_size", "likelihood"}
     | {"learning_rate", "batch_size", "epochs"}
 )
-# The flags of commands that say on what to compute.
+# Flags of the commands about devices, processes and compilation.
 DEVICE = ("devices", "coordinator", "num_processes", "process_id", "no_compilation_cache")
 
 
@@ -55,8 +55,13 @@ def peek(argv: Sequence[str]) -> argparse.Namespace:
     return known
 
 
-def with_own(base: Config, known: argparse.Namespace) -> Config:
-    """`base`, with the options of the user's own components in `known`, at their defaults."""
+def defaults(base: Config, known: argparse.Namespace) -> Config:
+    """`base`, with what follows from the components in `known`: a network's own widths, and options of the user's own.
+
+    These are the defaults of the flags.
+    """
+    if known.architecture != base.architecture and (widths := configs.own_widths(known.architecture)):
+        base = dataclasses.replace(base, hidden=widths)
     own = {slot: name for slot in SLOTS if is_own(name := getattr(known, slot))}
     if not own:
         return base
@@ -78,7 +83,10 @@ def parse(default: T, argv: Sequence[str], *, prog: str, description: str) -> T:
     own = [field.name for field in dataclasses.fields(default) if field.name != "config"]
     values = configs.values_of(default.config) | {name: getattr(default, name) for name in own}
     shape = grouped(type(default), kind)
-    given = _flat(cli.parse(shape, argv, prog=prog, description=description, default=_filled(shape, values)))
+    # A flag that is set already, as on resume, is no flag to tyro, but may be repeated.
+    done = {flag(name) for name, value in values.items() if value is True}
+    rest = [word for word in argv if word.replace("_", "-") not in done]
+    given = _flat(cli.parse(shape, rest, prog=prog, description=description, default=_filled(shape, values)))
     config = kind(**{o.name: given[o.name] for o in configs.options_of(kind)})
     return dataclasses.replace(default, config=config, **{name: given[name] for name in own})
 
@@ -115,7 +123,9 @@ def _flat(instance: Any) -> dict[str, Any]:
 
 def flags_of(config: Config) -> list[str]:
     """The flags that make `config`."""
-    given, flags = overrides(config.preset), ["--preset", config.preset]
+    given, flags = dict(overrides(config.preset)), ["--preset", config.preset]
+    if widths := configs.own_widths(config.architecture):
+        given["hidden"] = widths
     for o in configs.options_of(type(config)):
         value = getattr(config, o.name)
         if o.name != "preset" and value != given.get(o.name, o.default):

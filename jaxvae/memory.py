@@ -150,4 +150,5 @@ def shortage(error: BaseException) -> str | None:
 
 def in_words(size: int) -> str:
     """A size in bytes, for people."""
-    return f"{size / 2**30:,.1f} GiB" if size >= 2**30 else f"{size / 2**20:,.1f} MiB"
+    unit, name = (2**30, "GiB") if size >= 2**30 else (2**20, "MiB") if size >= 2**20 else (2**10, "KiB")
+    return f"{size / unit:,.1f} {name}"

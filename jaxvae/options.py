@@ -57,7 +57,7 @@ class Option(NamedTuple):
     def check(self, value: Any) -> None:
         """Raise `InputError` for a value out of range."""
         if self.must is not None and not self.must.holds(value):
-            raise InputError(f"{flag(self.name)} must be {self.must.words}, not {value}")
+            raise InputError(f"{flag(self.name)} must be {self.must.words}, not {words(value)}")
 
 
 def options(kind: Any) -> tuple[Option, ...]:

@@ -144,9 +144,11 @@ class Network(Component, Protocol):
 
     Attributes:
       layers: the number of layers of latents.
+      widths: its own default of ``--hidden``, if the presets' widths of dense layers make no sense for it.
     """
 
     layers: ClassVar[int] = 1
+    widths: ClassVar[tuple[int, ...] | None] = None
 
     @property
     def starts_from_mean(self) -> bool:

@@ -25,7 +25,7 @@ import tyro
 from flax.traverse_util import flatten_dict, unflatten_dict
 from numpy.typing import DTypeLike, NDArray
 
-from jaxvae import cli, config_file, flags
+from jaxvae import cli, config_file, data, flags
 from jaxvae import config as configs
 from jaxvae.errors import InputError
 from jaxvae.keys import purpose_key
@@ -36,6 +36,7 @@ from jaxvae.models.networks import Mlp
 from jaxvae.models.torch_layers import ACTIVATIONS, TorchArray, TorchLayer
 from jaxvae.models.vae import VAE
 from jaxvae.optimizer import build_optimizer
+from jaxvae.options import words
 from jaxvae.train.loop import with_absolute_paths
 from jaxvae.train.step import TrainState, init_state
 from jaxvae.typing import Params
@@ -254,6 +255,9 @@ def import_run(
     config = with_absolute_paths(config)
     if min(image_shape) < 1:
         raise InputError(f"--image-shape takes sizes of at least 1, not {list(image_shape)}")
+    reading = data.reading_of(config)
+    if reading.size not in (None, image_shape[:2]) or reading.channels not in (None, image_shape[2]):
+        raise InputError(f"--image-shape {words(tuple(image_shape))} is not what --image-size and --channels give")
     model = build_model(config, image_shape)
     try:
         params = params_from_torch(load_weights(weights), model)
@@ -320,7 +324,7 @@ def _parse_import(argv: Sequence[str], prog: str) -> Import:
     """Parse the command line of an import. Raises `InputError`."""
     known = flags.peek(argv)
     base = without_bound(configs.preset(known.preset or configs.Config.preset))
-    base = flags.with_own(dataclasses.replace(base, dataset="mnist"), known)
+    base = flags.defaults(dataclasses.replace(base, dataset="mnist"), known)
     default = Import(tyro.MISSING, tyro.MISSING, base)
     return flags.parse(default, argv, prog=prog, description=inspect.getdoc(Import) or "")
 

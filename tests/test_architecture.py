@@ -23,14 +23,15 @@ FLOORS = (
     ("train", "chunks"),
     ("metrics", "trained"),
     ("sweep",),
-    ("evaluate", "generate", "benchmark", "torch_weights", "fitting"),
+    ("evaluate", "generate", "benchmark", "torch_weights", "fitting", "data.__main__"),
     ("jaxvae", "__main__", "completion"),
 )
 MOST_LINES = 380
 
 
 def floor_of(module: str) -> int:
-    part = module.split(".")[1] if "." in module else "jaxvae"
+    name = module.removeprefix("jaxvae.")
+    part = name if any(name in parts for parts in FLOORS) else name.split(".")[0]
     return next(number for number, parts in enumerate(FLOORS) if part in parts)
 
 

@@ -29,10 +29,6 @@ class Inner:
     colour: Literal["red", "green"] = "red"
     """Which."""
 
-    def __post_init__(self) -> None:
-        if self.count == 13:
-            raise InputError("--count must not be 13")
-
 
 @dataclasses.dataclass(frozen=True)
 class Outer:
@@ -84,11 +80,6 @@ def test_a_refusal_is_one_line_that_names_the_flag(args: list[str], words: list[
 )
 def test_a_refusal_is_the_same_on_terminals_with_and_without_boxes(box: str) -> None:
     assert cli._first_paragraph(box) == "--a is wrong, or so"
-
-
-def test_what_a_dataclass_refuses_is_reported_in_its_own_words() -> None:
-    with pytest.raises(InputError, match="^--count must not be 13$"):
-        parse("here", "--count", "13")
 
 
 def test_help_explains_and_exits_with_0(capsys: pytest.CaptureFixture[str]) -> None:

@@ -21,13 +21,14 @@ from jaxvae.config import PRESETS, Config
 from jaxvae.errors import InputError
 from jaxvae.keys import purpose_key
 from jaxvae.models.build import build_model
-from jaxvae.models.networks import Mlp
+from jaxvae.models.networks import Conv, Mlp
 from jaxvae.models.priors import StandardNormalModule, log_normal
 from jaxvae.models.vae import VAE
 from jaxvae.objectives.build import build_objective
 from jaxvae.optimizer import build_optimizer
 from jaxvae.protocols import Prior
 from jaxvae.sweep import grid
+from jaxvae.train.__main__ import parse
 from jaxvae.train.step import init_state, make_train_step
 
 configs = st.builds(
@@ -46,6 +47,19 @@ configs = st.builds(
 @given(configs)
 def test_json_round_trip_is_exact(original: Config) -> None:
     assert config_file.from_json(config_file.to_json(original)) == original
+
+
+def test_networks_of_convolutions_do_not_take_widths_of_dense_layers_for_channels() -> None:
+    for name in ("conv", "resnet"):
+        assert Config("vae", architecture=name).hidden == (32, 64)
+        assert Config("vae", architecture=name, hidden=(512, 256)).hidden == (512, 256)
+        assert parse(["--preset", "vae", "--architecture", name]).config == Config("vae", architecture=name)
+        wide = parse(["--preset", "vae", "--architecture", name, "--hidden", "8"]).config
+        assert wide == Config("vae", architecture=name, hidden=(8,))
+    assert Config("vae").hidden == Config("vae", architecture="mlp").hidden == (512, 256)
+    # A network that was given as an object has its own widths.
+    own.give(Conv((8,)), "given:Conv")
+    assert Config("vae", architecture="given:Conv").hidden == (512, 256)
 
 
 def test_notes_presets_have_the_values_of_the_notes() -> None:

@@ -11,44 +11,24 @@ import re
 import struct
 import tracemalloc
 import zipfile
-import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from image_files import FUZZ, loads_or_refuses, mutated, noise, refuses, save, whole
 
 from jaxvae import data
 from jaxvae.config import PRESETS, Config
 from jaxvae.errors import InputError
 
 TRAIN, TEST = "train-images-idx3-ubyte", "t10k-images-idx3-ubyte"
-FUZZ = settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], database=None
-)
-
-
-def noise(*shape: int, seed: int = 0) -> data.Images:
-    return np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
 
 
 def idx(images: data.Images) -> bytes:
     return struct.pack(">BBBB", 0, 0, 8, 3) + struct.pack(">III", *images.shape) + images.tobytes()
-
-
-def refuses(*fragments: object, dataset: str, data_dir: Path | None = None) -> None:
-    """Assert that `load` raises a one-line `InputError` with all fragments. Matches inside paths do not count."""
-    with pytest.raises(InputError) as caught:
-        data.load(dataset, data_dir)
-    message = str(caught.value)
-    assert "\n" not in message
-    for fragment in sorted(map(str, fragments), key=lambda text: os.sep not in text):
-        assert fragment in message
-        if os.sep in fragment:
-            message = message.replace(fragment, "PATH")
 
 
 # --- Names and flags ----------------------------------------------------------------------------------------
@@ -201,30 +181,6 @@ def test_fuzz_idx_mutated(edit: st.DataObject, zipped: bool, tmp_path: Path) -> 
     loads_or_refuses("mnist", tmp_path)
 
 
-def mutated(content: bytes, edit: st.DataObject) -> bytes:
-    """`content` with a few bytes replaced, removed or inserted."""
-    changed = bytearray(content)
-    for _ in range(edit.draw(st.integers(1, 4))):
-        start = edit.draw(st.integers(0, len(changed)))
-        stop = start + edit.draw(st.integers(0, 4))
-        changed[start:stop] = edit.draw(st.binary(max_size=4))
-    return bytes(changed)
-
-
-def loads_or_refuses(dataset: str, data_dir: Path | None = None) -> None:
-    try:
-        loaded = data.load(dataset, data_dir)
-    except InputError as error:
-        message = str(error)
-        assert "\n" not in message
-    else:
-        for images in (loaded.train, loaded.test):
-            assert images.dtype == np.uint8
-            assert images.ndim == 4
-            assert images.size > 0
-        assert loaded.train.shape[1:] == loaded.test.shape[1:]
-
-
 # --- Digits -------------------------------------------------------------------------------------------------
 
 
@@ -246,20 +202,6 @@ def test_digits_match_scikit_learn() -> None:
 
 
 # --- NumPy files --------------------------------------------------------------------------------------------
-
-
-def save(path: Path, array: Any) -> str:
-    np.save(path, array)
-    return str(path)
-
-
-def whole(loaded: data.ImageData) -> data.Images:
-    """The images of a dataset before it was split."""
-    total = len(loaded.train) + len(loaded.test)
-    images = np.empty((total, *loaded.train.shape[1:]), np.uint8)
-    is_test = np.arange(total) % 10 == 9
-    images[is_test], images[~is_test] = loaded.test, loaded.train
-    return images
 
 
 @pytest.mark.parametrize("n", [10, 19, 20, 101])
@@ -633,221 +575,3 @@ def test_static_pixels_do_not_depend_on_the_split() -> None:
         np.testing.assert_array_equal(part.test, whole.test)
     with pytest.raises(ValueError, match="validation"):
         data.binarized(data.with_validation(images, 0.1, 0), 2)
-
-
-# --- Folders of pictures ------------------------------------------------------------------------------------
-
-
-def picture(path: Path, pixels: Any, **options: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels).save(path, **options)
-
-
-def test_grey_folder_in_order_of_relative_paths(tmp_path: Path) -> None:
-    names = ["b/0.png", "a.png", "b.PNG", "c/d/e.png", *(f"n{i}.png" for i in range(8))]
-    pixels = {name: noise(5, 4, seed=i) for i, name in enumerate(names)}
-    for name, values in pixels.items():
-        picture(tmp_path / name, values)
-    (tmp_path / "notes.txt").write_text("not a picture")
-    picture(tmp_path / "other.bmp", noise(9, 9))
-    loaded = data.load(str(tmp_path))
-    expected = np.stack([pixels[name] for name in sorted(names)])[..., None]
-    np.testing.assert_array_equal(whole(loaded), expected)
-    assert loaded.name == str(tmp_path)
-    assert str(tmp_path) in loaded.source
-
-
-def test_colour_folder_turns_grey_pictures_to_rgb(tmp_path: Path) -> None:
-    colour, grey = noise(5, 4, 3), noise(5, 4)
-    for i in range(10):
-        picture(tmp_path / f"{i}.png", grey)
-    picture(tmp_path / "3.png", colour)
-    images = whole(data.load(str(tmp_path)))
-    assert images.shape == (10, 5, 4, 3)
-    np.testing.assert_array_equal(images[3], colour)
-    np.testing.assert_array_equal(images[5], np.stack([grey] * 3, axis=-1))
-
-
-def test_other_picture_modes(tmp_path: Path) -> None:
-    for i in range(10):
-        picture(tmp_path / f"{i}.png", noise(5, 4) > 127)
-    Image.fromarray(noise(5, 4)).convert("LA").save(tmp_path / "2.png")  # All of it opaque.
-    images = whole(data.load(str(tmp_path)))
-    assert images.shape == (10, 5, 4, 1)
-    np.testing.assert_array_equal(images[0, ..., 0], np.where(noise(5, 4) > 127, 255, 0))
-    np.testing.assert_array_equal(images[2, ..., 0], noise(5, 4))
-
-    palette = Image.fromarray(np.full((5, 4, 3), (10, 200, 30), np.uint8)).convert(
-        "P", palette=Image.Palette.ADAPTIVE, colors=2
-    )
-    palette.save(tmp_path / "5.png")
-    Image.new("CMYK", (4, 5), (0, 0, 0, 0)).save(tmp_path / "6.jpeg")
-    images = whole(data.load(str(tmp_path)))
-    assert images.shape == (11, 5, 4, 3)
-    np.testing.assert_allclose(images[5, 0, 0], (10, 200, 30), atol=5)
-    np.testing.assert_array_equal(images[6, 0, 0], (255, 255, 255))
-
-
-def over_white(colours: Any, alpha: Any) -> Any:
-    """Colours [..., C] over white, with opacities alpha [...] from 0 to 255; float64."""
-    opacity = np.float64(alpha)[..., None] / 255
-    return opacity * np.float64(colours) + (1 - opacity) * 255
-
-
-@pytest.mark.parametrize("mode", ["RGBA", "LA"])
-def test_transparent_pictures_are_composited_over_white(mode: str, tmp_path: Path) -> None:
-    """The colour of an invisible pixel does not matter."""
-    alphas = np.repeat(np.uint8([0, 64, 128, 192, 255]), 4).reshape(5, 4)
-    colours = [noise(5, 4, 3 if mode == "RGBA" else 1, seed=seed) for seed in range(10)]
-    for i, values in enumerate(colours):
-        pixels = np.concatenate([values, alphas[..., None]], axis=-1)
-        Image.frombytes(mode, (4, 5), pixels.tobytes()).save(tmp_path / f"{i}.png")
-    images = whole(data.load(str(tmp_path)))
-    assert images.shape == (10, 5, 4, 3 if mode == "RGBA" else 1)
-    np.testing.assert_allclose(images, over_white(np.stack(colours), alphas), atol=0.51)
-    np.testing.assert_array_equal(images[:, 0], 255)
-    np.testing.assert_array_equal(images[:, 4], np.stack(colours)[:, 4])
-
-
-@pytest.mark.filterwarnings("always")
-@pytest.mark.parametrize("kind", ["palette", "palette with alphas", "key colour", "grey key"])
-def test_other_kinds_of_transparency(kind: str, tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
-    """A colour that means transparent, or an opacity for each colour of a palette."""
-    if kind.startswith("palette"):
-        image = Image.fromarray(np.uint8([[0, 1], [2, 2]]), "P")
-        image.putpalette([1, 2, 3, 10, 20, 30, 200, 100, 50])
-        transparency: Any = 1 if kind == "palette" else bytes([128, 0, 255])
-        first: Any = (1, 2, 3) if kind == "palette" else over_white((1, 2, 3), 128)
-        expected = [[first, (255, 255, 255)], [(200, 100, 50)] * 2]
-    elif kind == "key colour":
-        image = Image.fromarray(np.uint8([[(1, 2, 3), (10, 20, 30)], [(200, 100, 50)] * 2]))
-        transparency, expected = (10, 20, 30), [[(1, 2, 3), (255, 255, 255)], [(200, 100, 50)] * 2]
-    else:
-        image = Image.fromarray(np.uint8([[1, 10], [200, 100]]))
-        transparency, expected = 10, [[(1,), (255,)], [(200,), (100,)]]
-    for i in range(10):
-        image.save(tmp_path / f"{i}.png", transparency=transparency)
-    np.testing.assert_allclose(whole(data.load(str(tmp_path)))[3], expected, atol=0.51)
-    assert not recwarn.list
-
-
-def test_four_channels_of_an_array_are_kept_as_they_are(tmp_path: Path) -> None:
-    array = noise(10, 5, 4, 4)
-    np.testing.assert_array_equal(whole(data.load(save(tmp_path / "x.npy", array))), array)
-
-
-@pytest.mark.filterwarnings("always")
-@pytest.mark.parametrize("suffix", [".png", ".jpg"])
-def test_odd_metadata_gives_no_warning(suffix: str, tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
-    """An EXIF block that is cut off in its second entry. The first, the orientation, may be ignored."""
-    entry = struct.pack("<HHIHH", 0x0112, 3, 1, 1, 0)
-    exif = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 9) + entry + entry[:5]
-    for i in range(10):
-        picture(tmp_path / f"{i}{suffix}", np.full((5, 4), 77, np.uint8), exif=exif)
-    np.testing.assert_allclose(whole(data.load(str(tmp_path))), 77, atol=1)
-    assert not recwarn.list
-
-
-def test_sixteen_bits_are_refused_not_clipped(tmp_path: Path) -> None:
-    Image.fromarray(np.full((5, 4), 40000, np.uint16)).save(tmp_path / "deep.png")
-    refuses(tmp_path / "deep.png", dataset=str(tmp_path))
-
-
-def test_folder_with_train_and_test(tmp_path: Path) -> None:
-    for i in range(3):
-        picture(tmp_path / "train" / f"{i}.png", np.full((5, 4), i, np.uint8))
-    picture(tmp_path / "test" / "sub" / "0.png", np.full((5, 4), 9, np.uint8))
-    picture(tmp_path / "ignored.png", noise(8, 8))
-    loaded = data.load(str(tmp_path))
-    assert loaded.train[:, 0, 0, 0].tolist() == [0, 1, 2]
-    assert loaded.test[:, 0, 0, 0].tolist() == [9]
-    # One colour picture makes both sets RGB, so that they agree.
-    picture(tmp_path / "test" / "1.png", noise(5, 4, 3))
-    loaded = data.load(str(tmp_path))
-    assert loaded.train.shape == (3, 5, 4, 3)
-    assert loaded.test.shape == (2, 5, 4, 3)
-
-
-def test_pictures_of_different_sizes(tmp_path: Path) -> None:
-    for i in range(10):
-        picture(tmp_path / f"{i}.png", noise(5, 4))
-    picture(tmp_path / "6.png", noise(4, 5))
-    picture(tmp_path / "8.png", noise(9, 9))
-    refuses(tmp_path / "6.png", tmp_path / "0.png", "5x4", "4x5", dataset=str(tmp_path))
-
-
-def test_pictures_are_turned_upright(tmp_path: Path) -> None:
-    pixels = noise(5, 4)
-    exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned by 90 degrees clockwise
-    for i in range(10):
-        picture(tmp_path / f"{i}.png", np.rot90(pixels), exif=exif)
-    np.testing.assert_array_equal(whole(data.load(str(tmp_path)))[0, ..., 0], pixels)
-
-
-def test_links_to_files_elsewhere(tmp_path: Path) -> None:
-    picture(tmp_path / "elsewhere.png", noise(5, 4))
-    folder = tmp_path / "folder"
-    folder.mkdir()
-    for i in range(10):
-        (folder / f"{i}.png").symlink_to(tmp_path / "elsewhere.png")
-    assert whole(data.load(str(folder))).shape == (10, 5, 4, 1)
-    (folder / "3.png").unlink()
-    (folder / "3.png").symlink_to(tmp_path / "nowhere.png")
-    refuses(folder / "3.png", dataset=str(folder))
-
-
-@pytest.mark.parametrize("suffix", [".png", ".jpg"])
-@pytest.mark.parametrize("damage", ["empty", "junk", "cut", "other format"])
-def test_pictures_that_cannot_be_decoded(suffix: str, damage: str, tmp_path: Path) -> None:
-    path = tmp_path / f"x{suffix}"
-    picture(path, noise(50, 40))
-    content = path.read_bytes()
-    bitmap = io.BytesIO()
-    Image.fromarray(noise(5, 4)).save(bitmap, "BMP")
-    bad = {"empty": b"", "junk": b"junk" * 99, "cut": content[: len(content) // 2]}
-    path.write_bytes(bad.get(damage, bitmap.getvalue()))
-    refuses(path, dataset=str(tmp_path))
-
-
-@pytest.mark.filterwarnings("default")
-@pytest.mark.parametrize("side", [10_000, 20_000, 2**31 - 1], ids=["warning", "error", "absurd"])
-def test_decompression_bombs(side: int, tmp_path: Path) -> None:
-    def chunk(kind: bytes, body: bytes) -> bytes:
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-
-    path = tmp_path / "bomb.png"
-    path.write_bytes(
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0))
-        + chunk(b"IDAT", zlib.compress(bytes(1000)))
-        + chunk(b"IEND", b"")
-    )
-    refuses(path, side * side, dataset=str(tmp_path))
-
-
-def test_folder_without_pictures(tmp_path: Path) -> None:
-    (tmp_path / "x.npy").write_bytes(b"")
-    (tmp_path / "folder.png").mkdir()
-    refuses(tmp_path, dataset=str(tmp_path))
-    picture(tmp_path / "train" / "0.png", noise(5, 4))
-    (tmp_path / "test").mkdir()
-    refuses(tmp_path / "test", dataset=str(tmp_path))
-
-
-def test_too_few_pictures(tmp_path: Path) -> None:
-    for i in range(9):
-        picture(tmp_path / f"{i}.png", noise(5, 4))
-    refuses(tmp_path, "9", "10", dataset=str(tmp_path))
-
-
-@FUZZ
-@given(edit=st.data(), jpeg=st.booleans())
-def test_fuzz_pictures_mutated(edit: st.DataObject, jpeg: bool, tmp_path: Path) -> None:
-    content = io.BytesIO()
-    Image.fromarray(noise(8, 8, 3)).save(content, "JPEG" if jpeg else "PNG")
-    for part in ("train", "test"):
-        path = tmp_path / part / "x.png"
-        path.parent.mkdir(exist_ok=True)
-        path.write_bytes(mutated(content.getvalue(), edit))
-    loads_or_refuses(str(tmp_path))

@@ -98,11 +98,13 @@ def directory(images: NDArray[np.uint8], tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setattr(benchmark, "ROUND_SECONDS", 0.01)
     monkeypatch.setattr(benchmark, "IMAGES", 300)
-    (tmp_path / "photos").mkdir()
+    photos = tmp_path / "path" / "to" / "photos"
+    photos.mkdir(parents=True)
+    (tmp_path / "photos").symlink_to(photos)
     rng = np.random.default_rng(0)
     for number in range(24):
         picture = rng.integers(0, 256, (3, 3, 3), np.uint8).repeat(4, 0).repeat(4, 1)[:, :10]
-        Image.fromarray(picture).save(tmp_path / "photos" / f"{number:02}.png")
+        Image.fromarray(picture).save(photos / f"{number:02}.png")
     np.savez(tmp_path / "images.npz", train=images[:64], test=images[64:])
     return tmp_path
 

@@ -16,6 +16,7 @@ from runs import assert_same_run
 
 import jaxvae
 from jaxvae import fitting, own
+from jaxvae.config import Config
 from jaxvae.errors import InputError
 from jaxvae.fitting import fit, image_data
 
@@ -175,6 +176,20 @@ def test_errors_name_arguments(images: NDArray[np.uint8], tmp_path: Path) -> Non
         fit(data=images, model=own_parts.Net(), objective=own_parts.loss, latent_size=3)
     with pytest.raises(InputError, match="hiden: there is no such option; did you mean hidden"):
         fit(data=images, hiden=(3,))
+
+
+def test_networks_have_the_same_default_widths_as_on_the_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Given(Exception):
+        pass
+
+    def train(config: Config, *_: Any) -> None:
+        raise Given(config)
+
+    monkeypatch.setattr(fitting.loop, "train", train)
+    for options in ({"architecture": "conv"}, {"architecture": "resnet", "hidden": (8,)}, {"architecture": "mlp"}):
+        with pytest.raises(Given) as given:
+            fit("vae", **options)
+        assert given.value.args == (Config("vae", **options),)
 
 
 def test_a_failed_start_leaves_nothing(images: NDArray[np.uint8], tmp_path: Path) -> None:

@@ -27,6 +27,12 @@ def groups(command: str, capsys: pytest.CaptureFixture[str], *args: str) -> dict
     return found
 
 
+@pytest.fixture(autouse=True)
+def _narrow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wide terminals show help in two columns."""
+    monkeypatch.setenv("COLUMNS", "80")
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_the_help_begins_with_what_most_people_need_and_groups_the_rest(
     command: str, capsys: pytest.CaptureFixture[str]
@@ -74,7 +80,20 @@ def test_what_the_configuration_refuses_is_told_in_its_own_words() -> None:
         train.parse(["--preset", "notes-ae", "--beta", "2"])
 
 
-@pytest.mark.parametrize("config", PRESETS.values(), ids=PRESETS)
+def test_a_flag_that_is_set_may_be_repeated() -> None:
+    default = train.Arguments(Config("vae", skip_bad=True))
+    for argv in ([], ["--skip-bad"], ["--skip_bad", "--beta", "1"]):
+        assert flags.parse(default, argv, prog="prog", description="") == default
+
+
+CONVOLUTIONS = [
+    Config("vae", architecture=name, hidden=hidden)
+    for name in ("conv", "resnet")
+    for hidden in ((32, 64), (512, 256), (8,))
+]
+
+
+@pytest.mark.parametrize("config", [*PRESETS.values(), *CONVOLUTIONS])
 def test_the_flags_of_a_configuration_make_it(config: Config) -> None:
     for each in (config, dataclasses.replace(config, hidden=(8, 4), epochs=3, learning_rate=3e-5, seed=7)):
         assert train.parse(flags.flags_of(each)).config == each

@@ -172,11 +172,15 @@ def test_a_sweep_goes_on_bit_for_bit(base: list[str], tmp_path: Path) -> None:
 def test_all_members_may_diverge(base: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "sweep"
     args = [*base, "--epochs", "50", "--learning-rate", "1e20", "--seeds", "2"]
-    assert sweep(*args, "--run-dir", str(out)) == 0
-    assert "no finite metric, 2 seeds  2 diverged" in capsys.readouterr().err
+    assert sweep(*args, "--run-dir", str(out)) == cli.EXIT_DIVERGED
+    said = capsys.readouterr().err
+    assert (
+        "no finite metric, 2 seeds  2 diverged" in said
+        and "sweep: every member diverged: start a new run with a lower --learning-rate" in said
+    )
     assert [row["status"] for row in rows_of(out / "members.csv")] == ["diverged at step 2"] * 2
     before = files_of(out)
-    assert sweep("--resume", "--run-dir", str(out)) == 0
+    assert sweep("--resume", "--run-dir", str(out)) == cli.EXIT_DIVERGED
     assert files_of(out) == before
     assert sweep("--run-dir", str(out), "--extract", "best", "--to", str(tmp_path / "x")) == 2
 

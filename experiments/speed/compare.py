@@ -15,8 +15,6 @@ import argparse
 import datetime
 import json
 import platform
-import select
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -27,6 +25,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 from contenders import CONTENDERS
+from turns import Process, best_cores
 
 from jaxvae import machine
 
@@ -40,56 +39,12 @@ BATCH_SIZES = (32, 128, 512, 4096)
 IMAGES = 60_000
 QUALITY = {"notes-vae": 0.0575, "notes-ae": 0.0225}  # Test loss, per pixel: what takes a few epochs.
 MOST_EPOCHS = 15
-TRIALS = 3  # Epochs by which the number of cores is chosen.
-PATIENCE = 90  # Seconds for a trial's first epoch, compilation included: more threads than help can take far longer.
 
 
-class Process:
-    """A contender in a process of its own."""
-
-    def __init__(self, name: str, preset: str, batch_size: int, data_dir: Path, cores: int | None, seed: int = 0):
-        command = [sys.executable, str(HERE / "contenders.py"), name, "--preset", preset, "--seed", str(seed)]
-        command += ["--batch-size", str(batch_size), "--data-dir", str(data_dir)]
-        command += ["--cores", str(cores)] if cores else []
-        self.cores, self._batch_size = cores, batch_size
-        self.started = time.perf_counter()
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-
-    def ask(self, command: str, patience: float | None = None) -> dict[str, float]:
-        """Send a command and wait for its answer. Raises `TimeoutError` after `patience` seconds."""
-        assert self._process.stdin is not None and self._process.stdout is not None
-        print(command, file=self._process.stdin, flush=True)
-        if not select.select([self._process.stdout], [], [], patience)[0]:
-            raise TimeoutError
-        answer: dict[str, float] = json.loads(self._process.stdout.readline())
-        return answer
-
-    def steps_per_second(self) -> float:
-        """Train one epoch."""
-        return IMAGES // self._batch_size / self.ask("epoch")["seconds"]
-
-    def end(self) -> None:
-        """End the process."""
-        self._process.kill()
-        self._process.wait()
-
-
-def best_cores(name: str, preset: str, batch_size: int, data_dir: Path) -> Process:
-    """The contender on one core or on all (None), whichever is faster in the median of `TRIALS` epochs, in turn."""
-    one, every = (Process(name, preset, batch_size, data_dir, cores) for cores in (1, None))
-    one.ask("epoch")
-    try:
-        every.ask("epoch", PATIENCE)
-    except TimeoutError:  # More threads than help.
-        every.end()
-        return one
-    speeds: dict[Process, list[float]] = {one: [], every: []}
-    for _ in range(TRIALS):
-        for process, found in speeds.items():
-            found.append(process.steps_per_second())
-    best = max(speeds, key=lambda process: float(np.median(speeds[process])))
-    (every if best is one else one).end()
-    return best
+def command(name: str, preset: str, batch_size: int, data_dir: Path, seed: int = 0) -> list[str]:
+    """The command that starts a contender."""
+    given = [sys.executable, str(HERE / "contenders.py"), name, "--preset", preset, "--seed", str(seed)]
+    return [*given, "--batch-size", str(batch_size), "--data-dir", str(data_dir)]
 
 
 def race(
@@ -98,15 +53,16 @@ def race(
     """Steps per second of every contender in every round, and the cores each took: those `known`, or the better."""
     processes = {}
     for name in CONTENDERS:
+        start = command(name, preset, batch_size, data_dir)
         if known is None:
-            processes[name] = best_cores(name, preset, batch_size, data_dir)
+            processes[name] = best_cores(start)
         else:
-            processes[name] = Process(name, preset, batch_size, data_dir, known[name])
+            processes[name] = Process(start, known[name])
             processes[name].ask("epoch")
     speeds: dict[str, list[float]] = {name: [] for name in CONTENDERS}
     for _ in range(rounds):
         for name, process in processes.items():
-            speeds[name].append(process.steps_per_second())
+            speeds[name].append(IMAGES // batch_size / process.epoch())
     cores = {name: process.cores for name, process in processes.items()}
     for process in processes.values():
         process.end()
@@ -115,7 +71,7 @@ def race(
 
 def time_to_quality(preset: str, name: str, data_dir: Path, cores: int | None, seed: int) -> dict[str, Any]:
     """Seconds from the process's start to a test loss of `QUALITY`, and the test loss after every epoch."""
-    process = Process(name, preset, 32, data_dir, cores, seed)
+    process = Process(command(name, preset, 32, data_dir, seed), cores)
     losses: list[float] = []
     testing = 0.0
     while len(losses) < MOST_EPOCHS and (not losses or losses[-1] > QUALITY[preset]):

@@ -1,7 +1,19 @@
 """Load images by name or path, validate them, binarise them and hold some out."""
 
 from jaxvae.data.arrays import GIVEN, from_arrays
-from jaxvae.data.images import ImageData, Images, Split, as_seen, binarized, digest, digests, prepared, with_validation
+from jaxvae.data.images import (
+    ImageData,
+    Images,
+    Split,
+    as_seen,
+    binarized,
+    digest,
+    digests,
+    prepared,
+    reading_of,
+    with_validation,
+)
+from jaxvae.data.reading import Reading
 from jaxvae.data.sources import DATASETS, IDX_DATASETS, load
 
 __all__ = [
@@ -10,6 +22,7 @@ __all__ = [
     "IDX_DATASETS",
     "ImageData",
     "Images",
+    "Reading",
     "Split",
     "as_seen",
     "binarized",
@@ -18,5 +31,6 @@ __all__ = [
     "from_arrays",
     "load",
     "prepared",
+    "reading_of",
     "with_validation",
 ]

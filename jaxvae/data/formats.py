@@ -1,4 +1,4 @@
-"""Read image files as arrays: IDX files, NumPy files, and folders of pictures. All input is untrusted."""
+"""Read files of arrays: IDX files and NumPy files. All input is untrusted."""
 
 import contextlib
 import io
@@ -7,7 +7,7 @@ import os
 import struct
 import warnings
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -17,7 +17,6 @@ from jaxvae.data.arrays import paired, require_image_shape, split_off_test, to_u
 from jaxvae.data.images import ImageData, Images
 from jaxvae.errors import InputError
 
-_IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 _IDX_MAGIC = 0x00000803  # unsigned bytes, three dimensions
 _DEFLATE_MAX_RATIO = 1032  # the most that deflate can expand, in bytes per compressed byte
 _CHUNK = 1 << 20  # bytes per read
@@ -135,62 +134,3 @@ def _read_npy(file: IO[bytes], size: int, label: object) -> np.ndarray[Any, Any]
     require_image_shape(shape, label)
     flat = np.frombuffer(_read_exactly(file, claimed, label), dtype)
     return flat.reshape(shape, order="F" if fortran else "C")
-
-
-def folder_of_pictures(name: str, folder: Path) -> ImageData:
-    """The images of a folder of PNG and JPEG files. Raises `InputError`."""
-    parts = [folder / "train", folder / "test"]
-    with blaming(folder):
-        split_already = all(part.is_dir() for part in parts)
-    groups = [_picture_files(part) for part in (parts if split_already else [folder])]
-    images = _read_pictures([path for group in groups for path in group])
-    source = f"pictures in {folder}"
-    if split_already:
-        n = len(groups[0])
-        return paired(name, source, images[:n], images[n:])
-    return split_off_test(name, source, images)
-
-
-def _picture_files(folder: Path) -> list[Path]:
-    with blaming(folder):
-        found = [p for p in folder.rglob("*") if p.suffix.lower() in _IMAGE_SUFFIXES and not p.is_dir()]
-    if not found:
-        raise InputError(f"{folder}: no PNG or JPEG files in or below this folder")
-    return sorted(found, key=lambda p: p.relative_to(folder).as_posix())
-
-
-def _read_pictures(paths: Sequence[Path]) -> Images:
-    """Read picture files of one size as uint8 ``[N, H, W, C]``, C = 1 if all are grey, else 3."""
-    from PIL import Image
-
-    images: list[Images] = []
-    with warnings.catch_warnings():
-        # Warnings of odd metadata or palettes do not matter as long as the pixels can be read.
-        warnings.simplefilter("ignore")
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        for path in paths:
-            image = _read_picture(path)
-            if images and image.shape[:2] != images[0].shape[:2]:
-                (h, w), (first_h, first_w) = image.shape[:2], images[0].shape[:2]
-                raise InputError(
-                    f"{path}: {w}x{h} pixels, but {paths[0]} has {first_w}x{first_h}; all must have one size"
-                )
-            images.append(image)
-    channels = max(image.shape[2] for image in images)
-    return np.stack([np.broadcast_to(image, (*image.shape[:2], channels)) for image in images])
-
-
-def _read_picture(path: Path) -> Images:
-    """Read one picture, composited over white, as uint8 ``[H, W, 1]`` if its mode is grey, else ``[H, W, 3]``."""
-    from PIL import Image, ImageOps
-
-    with blaming(path), Image.open(path, formats=("PNG", "JPEG")) as image:
-        if image.mode.startswith(("I", "F")):
-            # Pillow would clip these to 255 instead of scaling them.
-            raise InputError(f"{path}: has more than 8 bits per pixel; convert it to 8 bits")
-        grey = image.mode in ("1", "L", "LA")
-        upright = ImageOps.exif_transpose(image)
-        if upright.has_transparency_data:
-            rgba = upright.convert("RGBA")
-            upright = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
-        return np.atleast_3d(np.asarray(upright.convert("L" if grey else "RGB")))

@@ -8,12 +8,10 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from jaxvae.config import Config
+from jaxvae.data.reading import Images, Reading, applied, shape_words
 from jaxvae.errors import InputError
 from jaxvae.noise import Static
 from jaxvae.typing import ImageShape
-
-Images: TypeAlias = np.ndarray[Any, np.dtype[np.uint8]]
-
 
 Split: TypeAlias = Mapping[str, np.ndarray[Any, np.dtype[Any]]]
 """Examples: named arrays with a common first axis. Always uint8 "image" [N, H, W, C]; others are optional."""
@@ -31,6 +29,7 @@ class ImageData:
       test: uint8 ``[M, H, W, C]``, M >= 1, with the H, W and C of `train`. For final metrics: nothing is chosen by it.
       validation: uint8 ``[V, H, W, C]``, V >= 0, held out of the training images to select models. Default: none.
       others: the other arrays of a split, by split and name, such as ``{"train": {"label": [N]}, ...}``.
+      skipped: a line for each file that was left out because it cannot be read.
     """
 
     name: str
@@ -39,6 +38,7 @@ class ImageData:
     test: Images
     validation: Images = None  # type: ignore[assignment]
     others: Mapping[str, Split] = dataclasses.field(default_factory=dict)
+    skipped: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.validation is None:
@@ -54,10 +54,24 @@ class ImageData:
         _, height, width, channels = self.train.shape
         return height, width, channels
 
+    def read_as(self, reading: Reading) -> "ImageData":
+        """The same images, with the size and channels of `reading`. Raises `InputError`."""
+        splits = {name: applied(getattr(self, name), reading, self.name) for name in SPLITS}
+        return dataclasses.replace(self, **splits)
+
     @property
     def nbytes(self) -> int:
         """Bytes of all examples."""
         return sum(array.nbytes for name in SPLITS for array in self.split(name).values())
+
+
+def in_words(images: ImageData) -> str:
+    """How many there are and how large they are: "train 54 + validation 3 + test 6 images, 48 x 30 x 3"."""
+    counts = [f"{name} {len(getattr(images, name)):,}" for name in SPLITS if len(getattr(images, name))]
+    others = [name for name in images.split("train") if name != "image"]
+    return f"{' + '.join(counts)} images, {shape_words(images.image_shape)}" + (
+        f", with {', '.join(others)}" if others else ""
+    )
 
 
 def prepared(images: ImageData, config: Config) -> ImageData:
@@ -70,9 +84,14 @@ def prepared(images: ImageData, config: Config) -> ImageData:
 
 
 def as_seen(images: ImageData, config: Config) -> ImageData:
-    """The images with the pixels that models of `config` see, if those are drawn once; else unchanged."""
-    inputs = config.parts.inputs
+    """The images as models of `config` see them: in their size and channels, and with pixels that are drawn once."""
+    images, inputs = images.read_as(reading_of(config)), config.parts.inputs
     return binarized(images, inputs.static_seed) if isinstance(inputs, Static) else images
+
+
+def reading_of(config: Config) -> Reading:
+    """How a run of `config` reads its images."""
+    return Reading(**{field.name: getattr(config, field.name) for field in dataclasses.fields(Reading)})
 
 
 def with_validation(images: ImageData, amount: float, seed: int) -> ImageData:

@@ -13,8 +13,10 @@ import numpy as np
 from jaxvae import errors
 from jaxvae.data import download
 from jaxvae.data.arrays import GIVEN, paired
-from jaxvae.data.formats import blaming, folder_of_pictures, npy_file, npz_file, read_idx
+from jaxvae.data.formats import blaming, npy_file, npz_file, read_idx
 from jaxvae.data.images import ImageData
+from jaxvae.data.pictures import folder_of_pictures
+from jaxvae.data.reading import AS_THEY_ARE, Reading
 from jaxvae.errors import InputError, suggestion
 
 IDX_DATASETS = tuple(download.BASE_URLS)
@@ -28,6 +30,7 @@ _IDX_STEMS = ("train-images", "t10k-images")
 def load(
     dataset: str,
     data_dir: str | os.PathLike[str] | None = None,
+    reading: Reading = AS_THEY_ARE,
     *,
     warn: Callable[[str], None] = errors.warn,
 ) -> ImageData:
@@ -41,8 +44,8 @@ def load(
       ``digits``, and `warn` is called.
     - ``FILE.npy``: one array, split.
     - ``FILE.npz``: ``x_train`` and ``x_test``, or ``train`` and ``test``, or a single array, split.
-    - a folder: the PNG and JPEG files in and below its ``train/`` and ``test/`` if it has both, else all in
-      and below the folder, split.
+    - a folder: the picture files (PNG, JPEG, WebP, BMP, TIFF, GIF) in and below its ``train/`` and ``test/``
+      if it has both, else all in and below the folder, split.
 
     *Split* means that every tenth image (index 9, 19, ...) is held out for the test set. This needs at least
     10 images.
@@ -52,15 +55,16 @@ def load(
 
     A fourth channel of an array is kept as it is.
 
-    Image files must all have one size. They are sorted by relative path and turned upright as their EXIF
-    tag says. If all modes are grey (1, L, LA), C is 1, else C is 3. Pictures with transparency are
-    composited over white, so the colour of a transparent pixel does not matter.
-    Links to files are followed, links to folders below the given one are not.
+    Picture files must all have one size, unless `reading` gives them one. They are sorted by relative path and
+    turned upright as their EXIF tag says. If all modes are grey (1, L, LA), C is 1, else C is 3. Pictures with
+    transparency are composited over white, so the colour of a transparent pixel does not matter. Of an animation
+    the first frame is taken. Links to files are followed, links to folders below the given one are not.
 
     Args:
       dataset: one of `DATASETS`, or a path; ``./mnist`` is a path, ``mnist`` a name.
       data_dir: folder with the IDX files; for ``auto`` and `IDX_DATASETS` only.
-      warn: called with one line when ``auto`` falls back.
+      reading: the size and channels that images are given, and whether bad picture files are left out.
+      warn: called with one line when ``auto`` falls back, and when files are left out.
 
     Raises:
       InputError: an unknown name, a missing, damaged or unsuitable file, or a failed download. Only
@@ -69,6 +73,15 @@ def load(
     if data_dir is not None and dataset not in ("auto", *IDX_DATASETS):
         names = ", ".join(("auto", *IDX_DATASETS))
         raise InputError(f"--data-dir goes with --dataset {names}, not with {dataset!r}")
+    found = _found(dataset, data_dir, reading, warn).read_as(reading)
+    if found.skipped:
+        warn(f"picture files that cannot be read are left out: {len(found.skipped)}, such as {found.skipped[0]}")
+    return found
+
+
+def _found(
+    dataset: str, data_dir: str | os.PathLike[str] | None, reading: Reading, warn: Callable[[str], None]
+) -> ImageData:
     if dataset == "auto":
         return _auto(data_dir, warn)
     if dataset in IDX_DATASETS:
@@ -81,14 +94,14 @@ def load(
     with blaming(f"--dataset {dataset!r}"):
         is_folder, is_file = path.is_dir() and dataset != "", path.is_file()
     if is_folder:
-        return folder_of_pictures(dataset, path)
+        return folder_of_pictures(dataset, path, reading)
     if is_file and path.suffix.lower() == ".npy":
         return npy_file(dataset, path)
     if is_file and path.suffix.lower() == ".npz":
         return npz_file(dataset, path)
     raise InputError(
         f"--dataset {dataset!r} is neither one of {', '.join(DATASETS)}, "
-        f"nor the path of a .npy file, a .npz file or a folder of PNG or JPEG images{suggestion(dataset, DATASETS)}"
+        f"nor the path of a .npy file, a .npz file or a folder of pictures{suggestion(dataset, DATASETS)}"
     )
 
 

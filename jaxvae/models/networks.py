@@ -68,6 +68,9 @@ class Mlp(_Mirrored):
 class _Convolutional(_Mirrored):
     """Convolutions with `hidden` channels, for images of any size."""
 
+    # As channels, a preset's widths of dense layers would be too many by far.
+    widths: ClassVar[tuple[int, ...] | None] = (32, 64)
+
     def check(self, config: Any) -> None:
         """See `Component`."""
         if not self.hidden:

@@ -9,6 +9,7 @@ import dataclasses
 import itertools
 import os
 import sys
+import typing
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,13 @@ import jax
 from jaxvae import cli, compilation_cache, flags
 from jaxvae import config as configs
 from jaxvae.config import Config
-from jaxvae.errors import InputError, say
+from jaxvae.errors import Diverged, InputError, say
 from jaxvae.machine import cores
 from jaxvae.options import flag
 from jaxvae.sweep.extract import extract
 from jaxvae.sweep.grid import FILE, OUTER, Axes, Grid, axes_of, load_sweep
 from jaxvae.sweep.loop import sweep
+from jaxvae.train.__main__ import advice
 
 DESCRIPTION = """Train many models at once, in one program: a grid of seeds and hyperparameters.
 
@@ -66,7 +68,7 @@ def parse(argv: Sequence[str]) -> tuple[Arguments, Axes]:
     parser.add_argument("--preset")
     parser.add_argument("--run-dir", "--run_dir", type=Path)
     parser.add_argument("--resume", action="store_true")
-    kind = type(flags.with_own(configs.PRESETS[Config.preset], flags.peek(argv)))
+    kind = type(flags.defaults(configs.PRESETS[Config.preset], flags.peek(argv)))
     names = axes_of(kind)
     _refuse_untraced(argv, kind, names)
     for name in names:
@@ -97,7 +99,7 @@ def parse(argv: Sequence[str]) -> tuple[Arguments, Axes]:
     tokens += ["--preset", known.preset] if known.preset else []
     tokens += ["--run-dir", str(known.run_dir)] if known.run_dir else []
     tokens += ["--resume"] if known.resume else []
-    base = flags.with_own(base, flags.peek(argv))
+    base = flags.defaults(base, flags.peek(argv))
     default = Arguments(base, seeds=seeds)
     arguments = flags.parse(default, tokens, prog="python -m jaxvae.sweep", description=DESCRIPTION)
     if arguments.seeds < 1:
@@ -112,7 +114,12 @@ def parse(argv: Sequence[str]) -> tuple[Arguments, Axes]:
 
 def _refuse_untraced(argv: Sequence[str], kind: Any, axes: Sequence[str]) -> None:
     """Raise `InputError` for several values of an option that takes only one."""
-    options = {flag(o.name): o for o in configs.options_of(kind) if o.name not in axes and o.annotation is not bool}
+    single = [
+        o
+        for o in configs.options_of(kind)
+        if o.name not in axes and o.annotation is not bool and typing.get_origin(o.annotation) is not tuple
+    ]
+    options = {flag(o.name) for o in single}
     for at, word in enumerate(argv[:-2]):
         values = list(itertools.takewhile(lambda value: not value.startswith("--"), argv[at + 1 :]))
         if word in options and len(values) > 1:
@@ -166,7 +173,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     compilation_cache.use(not arguments.no_compilation_cache)
     seeds = [arguments.config.seed + number for number in range(arguments.seeds)]
     grid = Grid(arguments.config, axes, seeds)
-    stopped_by = sweep(grid, arguments.run_dir, arguments.resume, devices, arguments.members_per_program)
+    try:
+        stopped_by = sweep(grid, arguments.run_dir, arguments.resume, devices, arguments.members_per_program)
+    except Diverged as error:
+        say(f"error: {error}: {advice(arguments.config)}")
+        return cli.EXIT_DIVERGED
     return cli.EXIT_OK if stopped_by is None else 128 + stopped_by
 
 

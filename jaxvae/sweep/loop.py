@@ -14,7 +14,7 @@ from jaxvae import config as configs
 from jaxvae import data
 from jaxvae.config import Config
 from jaxvae.distributed import devices as parallel
-from jaxvae.errors import InputError, SaveError, say
+from jaxvae.errors import Diverged, InputError, SaveError, say
 from jaxvae.models.build import build_model
 from jaxvae.objectives.build import measure_warning, selection_term
 from jaxvae.run import console, records
@@ -36,6 +36,7 @@ from jaxvae.sweep.log import ProgramLog, member_words
 from jaxvae.sweep.room import Room, room
 from jaxvae.sweep.trainer import MembersState, MembersTrainer, common_config
 from jaxvae.train.computer import splits
+from jaxvae.train.files import SKIPPED
 from jaxvae.train.loop import with_absolute_paths
 from jaxvae.train.pipeline import Pipeline, Span, Values
 from jaxvae.train.programs import steps_per_epoch
@@ -67,6 +68,7 @@ def sweep(
     Raises:
       InputError: bad input, found before anything is compiled.
       SaveError: a checkpoint could not be saved. Those before it are intact.
+      Diverged: no member is left. Everything is written.
     """
     if members_per_program is not None and members_per_program < 1:
         raise InputError(f"--members-per-program must be at least 1, not {members_per_program}")
@@ -74,7 +76,8 @@ def sweep(
     chosen = parallel.select_devices(devices)
     if run_dir is not None:
         run_dirs.check(run_dir, resume, SWEEP_FILES)
-    images = data.load(grid.config.dataset, grid.config.data_dir)
+    images = data.load(grid.config.dataset, grid.config.data_dir, data.reading_of(grid.config))
+    data.reading_of(grid.config).check(images.name)
     grid = grid._replace(config=with_absolute_paths(dataclasses.replace(grid.config, dataset=images.name)))
     images = data.prepared(images, grid.config)
     members = grid.members()
@@ -104,6 +107,8 @@ def sweep(
                 programs += [[int(n) for n in part] for part in np.array_split(numbers, parts)]
         with run_dirs.told(run_dir, InputError):
             run_dirs.write_whole(run_dir / FILE, to_json(grid, programs))
+            if images.skipped:
+                run_dirs.write_whole(run_dir / SKIPPED, "\n".join([*images.skipped, ""]))
         stop = stack.enter_context(StopSignals())
         stack.enter_context(run_dirs.told(run_dir, SaveError))
         for index, numbers in enumerate(programs):
@@ -117,6 +122,8 @@ def sweep(
         tables.draw(run_dir, grid, rows)
         for line in tables.summary_lines(grid, rows):
             say(line)
+        if all(row["status"].startswith(DIVERGED) for row in rows):
+            raise Diverged(f"{run_dir}: every member diverged")
         say(f"done: {run_dir}")
     return None
 

@@ -50,7 +50,7 @@ def parse(argv: Sequence[str]) -> Arguments:
         if not (run_dir / "config.json").is_file():
             raise InputError(f"--resume: {run_dir} holds no run (no config.json)")
         base = config_file.load(run_dir / "config.json")
-    return flags.parse(Arguments(flags.with_own(base, known)), argv, prog=prog, description=DESCRIPTION)
+    return flags.parse(Arguments(flags.defaults(base, known)), argv, prog=prog, description=DESCRIPTION)
 
 
 def advice(config: Config) -> str:

@@ -13,6 +13,7 @@ from jax import Array
 
 from jaxvae import config as configs
 from jaxvae import config_file
+from jaxvae.data.images import in_words
 from jaxvae.errors import Diverged, InputError, SaveError
 from jaxvae.objectives.build import measure_warning, selection_cost
 from jaxvae.run import console, plots, records
@@ -27,6 +28,7 @@ from jaxvae.train.trainer import Trainer
 from jaxvae.versions import run_versions, version_warnings
 
 RUN_FILES = ("config.json", "metrics.jsonl", "timing.jsonl", "checkpoints", "images", "tensorboard")
+SKIPPED = "skipped.txt"  # The picture files that were left out; of a run, in images/.
 
 
 class RunFiles:
@@ -46,6 +48,7 @@ class RunFiles:
         self._config, self._steps_per_epoch = trainer.config, trainer.steps_per_epoch
         self._images, self._unit, self._record = trainer.images, trainer.objective.unit, record
         self._like, self._requested, self._resume = trainer.abstract_state(), run_dir, resume
+        self._parameters = sum(leaf.size for leaf in jax.tree.leaves(self._like.params))
         self._hardware = _hardware(trainer.placement.batch.mesh.size)
         self._versions, self._warnings = run_versions(), list[str]()
         self._watched, *_ = splits(len(self._images.validation) > 0, last=False)
@@ -70,6 +73,8 @@ class RunFiles:
             run_dirs.check_epochs(step, config.epochs, self._steps_per_epoch)
             with run_dirs.told(self.run_dir, InputError):
                 (self.run_dir / "images").mkdir(exist_ok=True)
+                if self._images.skipped:
+                    run_dirs.write_whole(self.run_dir / "images" / SKIPPED, "\n".join([*self._images.skipped, ""]))
                 run_dirs.write_whole(self.run_dir / "config.json", config_file.to_json(config))
             self._checkpoints = stack.enter_context(
                 Checkpoints(self.run_dir / "checkpoints", config.keep_checkpoints, config.keep_best_checkpoints)
@@ -82,7 +87,8 @@ class RunFiles:
             self._console = stack.enter_context(console.Console(config.epochs, total, step, self._unit))
             self._stack = stack.pop_all()
         what = configs.describe(config)
-        self.say(f"{what} on {self._images.name} ({self._images.source}): {len(self._images.train):,} images")
+        self.say(f"{what} on {self._images.name} ({self._images.source})")
+        self.say(f"{in_words(self._images)}; {self._parameters:,} parameters")
         self.say(f"{self._hardware}, {self._steps_per_epoch:,} steps an epoch -> {self.run_dir}")
         if (warning := measure_warning(config)) is not None:
             self._warnings.append(warning)

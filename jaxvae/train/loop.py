@@ -18,7 +18,7 @@ import jax
 import numpy as np
 
 from jaxvae import config as configs
-from jaxvae import config_file, data
+from jaxvae import config_file, data, errors
 from jaxvae.config import Config
 from jaxvae.distributed import devices as parallel
 from jaxvae.distributed import job as distributed
@@ -93,7 +93,11 @@ def _prepare(
     """Check all that can be checked without writing, and read the images. Every process does this."""
     if run_dir is not None:
         run_dirs.check(run_dir, resume, RUN_FILES)
-    images = given or data.load(config.dataset, config.data_dir)
+    # All processes read the images; one tells of it.
+    warn = errors.warn if distributed.is_lead() else lambda _: None
+    images = given or data.load(config.dataset, config.data_dir, data.reading_of(config), warn=warn)
+    if not given:
+        data.reading_of(config).check(images.name)
     config = replace(config, dataset=images.name)
     config = config if given else with_absolute_paths(config)
     images = data.prepared(images, config)

@@ -1,0 +1,128 @@
+"""Say what a dataset holds, before anyone trains on it: ``python -m jaxvae.data PATH_OR_NAME``."""
+
+import dataclasses
+import shlex
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import tyro
+from numpy.typing import NDArray
+
+from jaxvae import cli, memory
+from jaxvae.config import Config
+from jaxvae.data.images import ImageData, in_words, prepared, reading_of
+from jaxvae.data.sources import load
+from jaxvae.errors import InputError, one_line
+from jaxvae.fields import Resize
+from jaxvae.options import flag
+from jaxvae.run import plots
+
+DESCRIPTION = """Say what a dataset holds: images, sizes, values, files that cannot be read, and how to train on it.
+
+The flags are those of jaxvae.train."""
+
+BINS = 8  # Of the histogram of values.
+BAR = 40  # Its longest line.
+SHOWN = 64  # Images of the picture,
+MOST_PIXELS = 2**24  # within this many pixels.
+LISTED = 10  # Files that were left out.
+SMALL_SIDE = 28  # Up to this size, dense layers do well.
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """Which images."""
+
+    dataset: Annotated[str, tyro.conf.Positional]
+    """A name, such as mnist, a .npy/.npz file, or a picture folder."""
+    data_dir: str | None = None
+    """Directory of IDX files."""
+    image_size: tuple[int, ...] = ()
+    """Height and width of all images, or one number for squares."""
+    resize: Resize = "crop"
+    """How --image-size is reached."""
+    channels: int | None = None
+    """1: grey, 3: colour."""
+    skip_bad: bool = False
+    """Leave out picture files that cannot be read."""
+    out: Path | None = None
+    """PNG file to write: the first images, as training sees them."""
+
+
+def lines(images: ImageData, config: Config) -> Iterator[str]:
+    """What there is to say about the images of a run of `config`."""
+    yield f"{images.name} ({images.source})"
+    yield in_words(prepared(images, config))
+    yield f"{memory.in_words(images.nbytes)} on every device"
+    for reason in images.skipped[:LISTED]:
+        yield f"left out: {reason}"
+    if len(images.skipped) > LISTED:
+        yield f"left out: {len(images.skipped) - LISTED} more"
+    yield "values of the training images:"
+    # Image by image: counting makes a copy of eight times the size.
+    counts = sum((np.bincount(image.reshape(-1), minlength=256) for image in images.train), np.zeros(256, np.int64))
+    width = 256 // BINS
+    for start, part in zip(range(0, 256, width), counts.reshape(BINS, width).sum(1) / counts.sum(), strict=True):
+        yield f"  {start:3}-{start + width - 1:3} {part:6.1%} {'#' * round(BAR * part)}".rstrip()
+    binary = set(np.flatnonzero(counts)) <= {0, 255}
+    if binary:
+        yield "all are 0 or 255: the Bernoulli likelihood of --preset vae gives the probability of an image"
+    else:
+        yield "they have grey levels: --likelihood logistic gives the probability of an image"
+    yield f"to train: {shlex.join(command(images, config, binary))}"
+
+
+def command(images: ImageData, config: Config, binary: bool) -> list[str]:
+    """A command that trains on the images, to begin with."""
+    words = ["python", "-m", "jaxvae.train", "--preset", "vae", "--dataset", images.name]
+    for name in ("data_dir", "image_size", "resize", "channels"):
+        value = getattr(config, name)
+        if value != getattr(Config("vae"), name):
+            words += [flag(name), *map(str, value if isinstance(value, tuple) else (value,))]
+    words += ["--skip-bad"] if config.skip_bad else []
+    height, width, channels = images.image_shape
+    if max(height, width) > SMALL_SIDE or channels > 1:
+        words += ["--architecture", "conv"]
+    words += [] if binary else ["--likelihood", "logistic"]
+    words += [] if config.validation else ["--validation", "0"]
+    count = len(images.train) - round(config.validation * len(images.train))
+    if count < config.batch_size:
+        words += ["--batch-size", str(1 << (max(count // 4, 1).bit_length() - 1))]
+    return words
+
+
+def picture(images: ImageData) -> NDArray[np.uint8]:
+    """The first training images side by side, small ones twice as large."""
+    side = max(images.image_shape[:2])
+    shown = images.train[: min(SHOWN, max(1, MOST_PIXELS // side**2))]
+    grid = plots.image_grid(shown)
+    return grid.repeat(2, 0).repeat(2, 1) if side <= 2 * SMALL_SIDE else grid
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit code (see `jaxvae.cli`)."""
+    args = sys.argv[1:] if argv is None else argv
+    given = cli.parse(Arguments, args, prog="python -m jaxvae.data", description=DESCRIPTION)
+    if given.out is not None:
+        if given.out.suffix.lower() != ".png":
+            raise InputError(f"--out {given.out}: must end in .png")
+        cli.check_writable("--out", given.out)
+    values = {field.name: getattr(given, field.name) for field in dataclasses.fields(given) if field.name != "out"}
+    config = Config("vae", **values)
+    images = load(config.dataset, config.data_dir, reading_of(config))
+    reading_of(config).check(images.name)
+    if not round(config.validation * len(images.train)):  # Too few to hold one out.
+        config = dataclasses.replace(config, validation=0.0)
+    for line in lines(images, config):
+        print(one_line(line))
+    if given.out is not None:
+        plots.save_png(given.out, picture(images))
+        print(one_line(f"the first training images -> {given.out}"))
+    return cli.EXIT_OK
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))

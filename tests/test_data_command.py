@@ -1,0 +1,97 @@
+"""`python -m jaxvae.data`: what it says of a dataset, and that what it proposes trains."""
+
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+from image_files import noise, save
+from PIL import Image
+
+from jaxvae import cli
+from jaxvae.data import __main__ as command
+from jaxvae.train import __main__ as train
+
+
+def run(*args: object) -> int:
+    return cli.run(lambda: command.main([str(arg) for arg in args]))
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """40 colour pictures of two sizes, one of them damaged."""
+    folder = tmp_path / "my photos"
+    folder.mkdir()
+    for number in range(40):
+        shape = (40, 30, 3) if number % 2 else (50, 64, 3)
+        Image.fromarray(np.full(shape, 6 * number, np.uint8)).save(folder / f"{number:02}.png")
+    (folder / "07.png").write_bytes(b"")
+    return folder
+
+
+def proposed(out: str) -> list[str]:
+    """The words of the command that it proposes."""
+    (line,) = [line for line in out.splitlines() if line.startswith("to train: ")]
+    return shlex.split(line.removeprefix("to train: "))
+
+
+def test_what_it_says_of_a_folder(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    picture = tmp_path / "seen.png"
+    assert run(photos, "--image-size", 32, "--skip-bad", "--out", picture) == 0
+    out = capsys.readouterr().out
+    # Of 39 pictures, 3 are held out for testing, and a twelfth of the others by the preset.
+    assert "train 33 + validation 3 + test 3 images, 32 x 32 x 3" in out
+    assert "117.0 KiB" in out and "left out: " in out and "07.png: empty" in out
+    words = proposed(out)
+    assert words[:3] == ["python", "-m", "jaxvae.train"]
+    config = train.parse(words[3:]).config
+    assert (config.dataset, config.image_size, config.skip_bad) == (str(photos), (32,), True)
+    assert (config.architecture, config.likelihood) == ("conv", "logistic") and config.batch_size <= 33
+    with Image.open(picture) as image:
+        assert image.mode == "RGB" and image.size == (2 * (8 * 34 + 2), 2 * (5 * 34 + 2))
+
+
+def test_the_histogram_counts_the_values(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pixels = np.repeat(np.uint8([0, 40, 40, 255]), 20 * 9).reshape(4, 20, 3, 3).swapaxes(0, 1)
+    file = tmp_path / "x.npz"
+    np.savez(file, train=pixels.reshape(-1, 3, 3), test=noise(5, 3, 3))
+    assert run(file) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("  ")]
+    assert [row[-2] if "#" in row[-1] else row[-1] for row in rows] == [
+        *("25.0%", "50.0%", "0.0%", "0.0%", "0.0%", "0.0%", "0.0%", "25.0%")
+    ]
+    assert [len(row[-1]) if "#" in row[-1] else 0 for row in rows] == [10, 20, 0, 0, 0, 0, 0, 10]
+
+
+def test_binary_images_need_no_other_likelihood(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(save(tmp_path / "x.npy", noise(300, 6, 5) > 127)) == 0
+    out = capsys.readouterr().out
+    assert "all are 0 or 255" in out
+    config = train.parse(proposed(out)[3:]).config
+    assert (config.likelihood, config.architecture, config.batch_size) == ("bernoulli", "mlp", 128)
+
+
+def test_sizes_that_differ_are_named_with_what_to_pass(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(photos, "--skip-bad") == cli.EXIT_BAD_INPUT
+    error = capsys.readouterr().err
+    assert "2 sizes" in error and "50 x 64 (20, such as" in error and "--image-size 30" in error
+
+
+def test_few_images_are_not_held_out_for_validation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    np.savez(tmp_path / "x.npz", train=noise(5, 6, 5), test=noise(2, 6, 5))
+    assert run(tmp_path / "x.npz") == 0
+    out = capsys.readouterr().out
+    assert "train 5 + test 2 images" in out
+    config = train.parse(proposed(out)[3:]).config
+    assert (config.validation, config.batch_size) == (0.0, 1)
+
+
+def test_to_leave_files_out_needs_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(save(tmp_path / "x.npy", noise(20, 6, 5)), "--skip-bad") == cli.EXIT_BAD_INPUT
+    assert "--skip-bad has no effect" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("out", ["grid.jpg", "no/such/folder/grid.png"])
+def test_a_picture_that_cannot_be_written(out: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(save(tmp_path / "x.npy", noise(20, 6, 5)), "--out", tmp_path / out) == cli.EXIT_BAD_INPUT
+    assert "--out" in capsys.readouterr().err
