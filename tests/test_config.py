@@ -243,6 +243,7 @@ ADDED_SINCE = {
     "validation": 0, "validation_seed": 0, "dequantize": False, "matmul_precision": "default",
     "model": None, "prior": "normal", "optimizer": "adam", "ema": 0.0,
     "blocks": 2, "latents": "dense",
+    "image_size": [], "resize": "crop", "channels": None, "skip_bad": False,
 }  # fmt: skip
 
 
