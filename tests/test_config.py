@@ -365,6 +365,9 @@ OUTSIDE = {
     "preset",
     "dataset",
     "data_dir",
+    "image_size",
+    "resize",
+    "channels",
     "static_seed",
     "validation",
     "validation_seed",
@@ -376,7 +379,7 @@ CONDITIONAL = {
     *("likelihood", "likelihood_std", "prior", "samples", "beta", "kl_warmup_epochs", "kl_cycles", "free_bits"),
     *("mmd_weight", "learning_rate", "schedule", "warmup_epochs", "weight_decay", "clip_norm"),
     *("adam_b1", "adam_b2", "adam_eps", "architecture", "hidden", "latent_size", "head", "compute_dtype"),
-    *("blocks", "latents"),
+    *("blocks", "latents", "resize"),
 }
 # User-defined components, for fields with at most one built-in choice.
 OWN = {"model": "own:model", "prior": "own:Prior", "optimizer": "own:sgd"}
