@@ -31,8 +31,9 @@ class Arguments:
 def print_script(shell: str) -> None:
     """Print the script for `shell`: one of those that `Arguments` takes."""
     kinds = [_subcommand(name, importlib.import_module(module).Arguments) for name, (module, _) in COMMANDS.items()]
+    whole: Any = Union[tuple(kinds)]  # noqa: UP007
     tyro.cli(
-        Union[tuple(kinds)],  # type: ignore[arg-type]  # noqa: UP007
+        whole,
         prog="jaxvae",
         args=["--tyro-write-completion", shell, "-"],
         config=(tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
@@ -41,7 +42,7 @@ def print_script(shell: str) -> None:
 
 def _subcommand(name: str, kind: Any) -> Any:
     if kinds := typing.get_args(kind):
-        named = Union[tuple(_subcommand(each.__name__.lower(), each) for each in kinds)]  # noqa: UP007
+        named: Any = Union[tuple(_subcommand(each.__name__.lower(), each) for each in kinds)]  # noqa: UP007
         kind = dataclasses.make_dataclass(name, [("command", named)])
     elif "config" in typing.get_type_hints(kind):
         kind = flags.grouped(kind, Config)

@@ -187,7 +187,7 @@ def plot(runs: Sequence[Mapping[str, Any]], path: Path) -> None:
     for name in NAMES:
         mine = sorted((run for run in runs if run["name"] == name), key=lambda run: seconds_to(run, min(TARGETS)))
         epochs = [e for e in mine[len(mine) // 2]["events"] if e["event"] == "epoch"]
-        bold = {"linewidth": 2.5, "zorder": 3} if name.startswith("jaxvae") else {"linewidth": 1.2}
+        bold: dict[str, Any] = {"linewidth": 2.5, "zorder": 3} if name.startswith("jaxvae") else {"linewidth": 1.2}
         style = "--" if AGAIN in name else "-"
         axis.plot([e["seconds"] for e in epochs], [e["loss"] for e in epochs], style, label=name, **bold)
     for target in TARGETS:
@@ -217,7 +217,7 @@ def main() -> int:
     result = {"date": datetime.date.today().isoformat(), **here, "targets": TARGETS, "runs": runs}
     with tempfile.TemporaryDirectory() as directory:
         images = Path(directory) / "binarised.npz"
-        np.savez(images, **drawn)
+        np.savez(images, train=drawn["train"], test=drawn["test"])
         for run in measure(images, args.seeds):
             runs.append(run)
             print(json.dumps(run), file=sys.stderr, flush=True)

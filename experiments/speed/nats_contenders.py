@@ -9,6 +9,7 @@ test images: the negative ELBO in nats, with one latent an image.
 """
 
 import argparse
+import functools
 import json
 import sys
 from collections.abc import Callable, Iterator
@@ -56,7 +57,8 @@ def flax_example(seed: int, train: Images, test: Images, jitted: bool) -> Iterat
     model = VAE()
 
     def loss_of(params: Any, x: Any, key: Any) -> Any:
-        logits, mean, logvar = model.apply({"params": params}, x, key)
+        output: Any = model.apply({"params": params}, x, key)
+        logits, mean, logvar = output
         recon = optax.sigmoid_binary_cross_entropy(logits, x).sum(-1)
         kl = -0.5 * (1 + logvar - jnp.square(mean) - jnp.exp(logvar)).sum(-1)
         return (recon + kl).mean()
@@ -190,11 +192,11 @@ def torch_way(seed: int, train: Images, test: Images, compiled: bool) -> Iterato
 
 
 CONTENDERS: dict[str, Callable[[int, Images, Images], Iterator[float]]] = {
-    "Flax's example": lambda *given: flax_example(*given, jitted=False),
-    "Flax's example, jitted": lambda *given: flax_example(*given, jitted=True),
+    "Flax's example": functools.partial(flax_example, jitted=False),
+    "Flax's example, jitted": functools.partial(flax_example, jitted=True),
     "NumPyro's example": numpyro_example,
-    "PyTorch eager": lambda *given: torch_way(*given, compiled=False),
-    "PyTorch compiled": lambda *given: torch_way(*given, compiled=True),
+    "PyTorch eager": functools.partial(torch_way, compiled=False),
+    "PyTorch compiled": functools.partial(torch_way, compiled=True),
 }
 
 

@@ -3,7 +3,6 @@
 from jaxvae.data.arrays import GIVEN, from_arrays
 from jaxvae.data.images import (
     ImageData,
-    Images,
     Split,
     as_seen,
     binarized,
@@ -13,7 +12,7 @@ from jaxvae.data.images import (
     reading_of,
     with_validation,
 )
-from jaxvae.data.reading import Reading
+from jaxvae.data.reading import Images, Reading
 from jaxvae.data.sources import DATASETS, IDX_DATASETS, load
 
 __all__ = [

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from jaxvae.data.images import ImageData, Images, Split
+from jaxvae.data.images import ImageData, Split
+from jaxvae.data.reading import Images
 from jaxvae.errors import InputError
 
 GIVEN = "given"  # The name of a dataset that was given in Python.

@@ -14,7 +14,8 @@ from typing import IO, Any
 import numpy as np
 
 from jaxvae.data.arrays import paired, require_image_shape, split_off_test, to_uint8
-from jaxvae.data.images import ImageData, Images
+from jaxvae.data.images import ImageData
+from jaxvae.data.reading import Images
 from jaxvae.errors import InputError
 
 _IDX_MAGIC = 0x00000803  # unsigned bytes, three dimensions

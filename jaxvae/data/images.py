@@ -56,8 +56,8 @@ class ImageData:
 
     def read_as(self, reading: Reading) -> "ImageData":
         """The same images, with the size and channels of `reading`. Raises `InputError`."""
-        splits = {name: applied(getattr(self, name), reading, self.name) for name in SPLITS}
-        return dataclasses.replace(self, **splits)
+        train, validation, test = (applied(getattr(self, name), reading, self.name) for name in SPLITS)
+        return dataclasses.replace(self, train=train, validation=validation, test=test)
 
     @property
     def nbytes(self) -> int:

@@ -15,8 +15,8 @@ import numpy as np
 
 from jaxvae.data.arrays import paired, split_off_test
 from jaxvae.data.formats import blaming
-from jaxvae.data.images import ImageData, Images
-from jaxvae.data.reading import Reading, shape_words
+from jaxvae.data.images import ImageData
+from jaxvae.data.reading import Images, Reading, shape_words
 from jaxvae.errors import InputError
 from jaxvae.machine import cores
 from jaxvae.options import one_of
