@@ -488,6 +488,19 @@ def test_export_refuses_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "not a run directory" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("flags", [("--image-size", "64"), ("--channels", "3")])
+def test_an_imported_model_is_for_images_as_they_will_be_read(
+    flags: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args = ("import", tmp_path / "w.npz", tmp_path / "run", "--preset", "vae")
+    assert run(*args, *flags) == cli.EXIT_BAD_INPUT
+    assert "--image-shape 28,28,1 is not what --image-size and --channels give" in capsys.readouterr().err
+    assert (
+        run(*args, *flags, "--image-shape", "64", "64", "1" if "--image-size" in flags else "3") == cli.EXIT_BAD_INPUT
+    )
+    assert "w.npz" in capsys.readouterr().err  # Which is not there.
+
+
 def test_usage(capsys: pytest.CaptureFixture[str]) -> None:
     for args in ([], ["convert"], ["--help"]):
         assert run(*args) == (cli.EXIT_OK if args == ["--help"] else cli.EXIT_BAD_INPUT)
