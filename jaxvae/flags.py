@@ -114,7 +114,7 @@ def _filled(kind: Any, values: Mapping[str, Any]) -> Any:
 
 
 def _flat(instance: Any) -> dict[str, Any]:
-    """The values of `_filled`, again."""
+    """The values in an instance that `_filled` made, by name."""
     found = dict[str, Any]()
     for name, value in vars(instance).items():
         found |= _flat(value) if dataclasses.is_dataclass(value) else {name: value}
