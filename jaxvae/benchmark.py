@@ -313,7 +313,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         cli.check_writable("--json", arguments.json)
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
     config = arguments.config
-    images = data.prepared(data.load(config.dataset, config.data_dir, data.reading_of(config)), config)
+    reading = data.reading_of(config)
+    images = data.load(config.dataset, config.data_dir, reading)
+    reading.check(images.name)
+    images = data.prepared(images, config)
     found, images = len(images.train), repeated(images)
     if len(images.train) > found:
         print(f"{images.source}: its {found:,} images are repeated to make {len(images.train):,}")
