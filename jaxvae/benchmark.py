@@ -138,7 +138,7 @@ def measure(config: Config, images: data.ImageData, devices: int, rounds: int) -
     trainer = Trainer(config, images, placement)
     trainer.check_fits()
     state, step = trainer.start(None), 0
-    compile_seconds = trainer.compile(state, trainer.usable(trainer.steps_per_epoch))
+    compile_seconds = trainer.compile(state)
     matmul = matmul_timer(config.compute_dtype, config.matmul_precision)
 
     def timed(count: int) -> float:

@@ -100,8 +100,9 @@ def test_the_users_own_model_on_a_folder_of_pictures(
     out = capsys.readouterr().out
     assert "architecture conv" in out and "likelihood own_parts:Cauchy, cauchy_scale 0.2" in out
     # Of the sizes that are measured by default, those that 300 images fill.
-    rows = out.partition("batch devices")[2].splitlines()[1:]
+    rows = out.partition("batch devices")[2].splitlines()[1:3]
     assert [row.split()[:2] for row in rows] == [["32", "1"], ["128", "1"]]
+    assert "\n   512 " not in out
 
 
 def test_the_command_it_starts_trains_what_it_measures() -> None:

@@ -177,7 +177,7 @@ def test_weight_decay_may_be_none_for_some(images: NDArray[np.uint8]) -> None:
 @pytest.mark.parametrize(("seeds", "numbers", "message"), [
     ([0], {"hidden": [3]}, f"hidden cannot differ between members; what can: seed, {', '.join(TRACED)}$"),
     ([0, 1], {"beta": [1.0]}, "--beta has 1 values for 2 members"),
-    ([0], {"learning_rate": [-1.0]}, "--learning-rate must be positive and finite, not -1.0"),
+    ([0], {"learning_rate": [-1.0]}, "--learning-rate must be positive and finite, not -1"),
     ([2**32], {}, "--seed must be .* below 2.32"),
     ([], {}, "no members"),
 ])  # fmt: skip

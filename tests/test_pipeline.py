@@ -40,7 +40,7 @@ class Computer:
     def usable(self, wanted: int) -> int:
         return wanted
 
-    def compile(self, state: int, count: int = 1) -> float:
+    def compile(self, state: int) -> float:
         return 0.0
 
     def run_steps(self, state: int, step: int, count: int) -> tuple[int, Mapping[str, Any]]:
@@ -88,9 +88,6 @@ class Sink:
         self.losses: list[float] = []
         self.epochs: list[tuple[int, dict[str, int], int]] = []
         self.spans: list[Span] = []
-
-    def compiled(self, seconds: float) -> None:
-        raise AssertionError("nothing is compiled")
 
     def steps(self, step: int, values: Any, speed: Span | None) -> None:
         self._clock.now = max(self._clock.now, self._computer.ends.pop(0)[0])

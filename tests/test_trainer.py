@@ -15,7 +15,7 @@ from jaxvae.distributed import devices as parallel
 from jaxvae.errors import InputError
 from jaxvae.keys import purpose_key
 from jaxvae.train.computer import PART_BATCHES, advance, splits
-from jaxvae.train.programs import SIZES, StepPrograms, make_call, steps_per_epoch
+from jaxvae.train.programs import make_call, steps_per_epoch
 from jaxvae.train.step import make_train_step
 from jaxvae.train.trainer import Trainer
 
@@ -69,23 +69,20 @@ def test_no_part_of_an_evaluation_takes_longer_than_some_steps(images: NDArray[n
     assert trainer.joined("test", parts)["loss"].shape == (96,)
 
 
-def test_programs_of_fixed_sizes_compute_the_same_bits(images: NDArray[np.uint8]) -> None:
-    """As an accelerator has them, here on the CPU."""
+def test_blocks_of_steps_compute_the_same_bits(images: NDArray[np.uint8]) -> None:
+    """As an accelerator takes them, here on the CPU: an epoch of 4 steps is a block of 3 and a single step."""
     results = []
-    for traced in (True, False):
-        trainer = trainer_of(images, traced=traced)
+    for block in (1, 3):
+        trainer = trainer_of(images, block=block)
         state, calls = advance(trainer, trainer.start(None), 0, 10)
         results.append((jax.device_get(state), losses_of(calls)))
-        assert [count for count, _ in calls] == ([4, 4, 2] if traced else [1] * 10)
+        assert [count for count, _ in calls] == [4, 4, 2]
     jax.tree.map(np.testing.assert_array_equal, *results)
 
 
-def test_a_call_of_a_fixed_size_takes_no_more_than_was_asked_for() -> None:
-    programs = StepPrograms(lambda capacity: None, 600, traced=False)
-    assert [programs.usable(wanted) for wanted in (1, 7, 8, 100, 511, 512, 9999)] == [1, 1, 8, 64, 64, 512, 512]
-    assert {programs.usable(wanted) for wanted in range(1, 1000)} == set(SIZES)
-    traced = StepPrograms(lambda capacity: None, 600, traced=True)
-    assert [traced.usable(wanted) for wanted in (1, 7, 600, 9999)] == [1, 7, 600, 600]
+def test_a_call_takes_no_more_than_it_holds(images: NDArray[np.uint8]) -> None:
+    trainer = trainer_of(images)
+    assert [trainer.usable(wanted) for wanted in (1, 3, 4, 9999)] == [1, 3, 4, 4]
 
 
 def test_test_images_are_evaluated_only_at_the_end_if_there_are_validation_images() -> None:
@@ -113,7 +110,7 @@ def test_each_device_works_on_its_share(images: NDArray[np.uint8]) -> None:
     trainer = trainer_of(images, 8)
     state = trainer.start(None)
     trainer.compile(state)
-    program = trainer._programs._compiled[None].as_text()
+    program = trainer._program._compiled.as_text()
     assert "all-reduce" in program
     # The first layer's product, for 2 of the 16 examples.
     assert "f32[2,30]" in program and "f32[16,30]" not in program
@@ -130,7 +127,7 @@ def test_a_mesh_of_one_device_adds_nothing_to_the_program(images: NDArray[np.uin
     def instructions(lowered: Any) -> list[str]:
         return sorted(re.findall(r"= (\S.*? [a-z-]+)\(", lowered.compile().as_text()))
 
-    ours = instructions(trainer._programs.lower(1, *arguments))
+    ours = instructions(trainer._program.lower(*arguments))
     assert len(ours) > 100
     assert ours == instructions(plain.lower(*unplaced))
 

@@ -87,28 +87,62 @@ def torch_best(args: argparse.Namespace, train: Images, test: Images) -> Contend
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     images = torch.from_numpy(train.copy()).to(device)[:, None].float() / 255
     model = torch_notes.MODULES[args.preset]().to(device)
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True, capturable=device.type == "cuda")
     size = args.batch_size
 
     def loss_of(x: Any) -> Any:
         return torch_notes.terms(model, x, torch.randn(size, 10, device=device))["loss"]
 
-    compiled: Any = torch.compile(loss_of, mode="max-autotune" if device.type == "cuda" else None)
+    compiled: Any = torch.compile(loss_of)
+
+    def step(indices: Any) -> Any:
+        loss = compiled(images[indices])
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        return loss
 
     class TorchBest:
         def epoch(self) -> None:
             order = torch.randperm(len(images), device=device)
             for start in range(0, len(images) - size + 1, size):
-                loss = compiled(images[order[start : start + size]])
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                optimizer.step()
+                loss = step(order[start : start + size])
             loss.item()
 
         def test(self) -> float:
             return torch_test(model, test, device)
 
-    return TorchBest()
+    class TorchGraph(TorchBest):
+        """A whole step, Adam included, is one CUDA graph, which finds its own batch: the host only starts it."""
+
+        def __init__(self) -> None:
+            self.order = torch.randperm(len(images), device=device)
+            self.place = torch.zeros((), dtype=torch.int64, device=device)
+            self.offsets = torch.arange(size, device=device)
+            cuda: Any = torch.cuda
+            stream = cuda.Stream()
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                for _ in range(3):
+                    self.step()
+            torch.cuda.current_stream().wait_stream(stream)
+            self.graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self.graph):
+                self.loss = self.step()
+
+        def step(self) -> Any:
+            loss = step(self.order[self.place + self.offsets])
+            self.place += size
+            return loss
+
+        def epoch(self) -> None:
+            self.order.copy_(torch.randperm(len(images), device=device))
+            self.place.zero_()
+            for _ in range(len(images) // size):
+                self.graph.replay()
+            self.loss.item()
+
+    return TorchGraph() if device.type == "cuda" else TorchBest()
 
 
 def torch_test(model: Any, test: Images, device: Any) -> float:

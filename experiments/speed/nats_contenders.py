@@ -147,29 +147,22 @@ def torch_way(seed: int, train: Images, test: Images, compiled: bool) -> Iterato
     from torch import nn
     from torch.nn.functional import binary_cross_entropy_with_logits
 
-    class VAE(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.hidden, self.mean, self.logvar = (
-                nn.Linear(PIXELS, HIDDEN),
-                nn.Linear(HIDDEN, LATENTS),
-                nn.Linear(HIDDEN, LATENTS),
-            )
-            self.decoder = nn.Sequential(nn.Linear(LATENTS, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, PIXELS))
-
-        def forward(self, x: Any) -> Any:
-            hidden = self.hidden(x).relu()
-            mean, logvar = self.mean(hidden), self.logvar(hidden)
-            return self.decoder(mean + (0.5 * logvar).exp() * torch.randn_like(mean)), mean, logvar
-
     torch.manual_seed(seed)
     torch.set_flush_denormal(compiled)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = VAE().to(device)
+    layers = {
+        "hidden": nn.Linear(PIXELS, HIDDEN),
+        "mean": nn.Linear(HIDDEN, LATENTS),
+        "logvar": nn.Linear(HIDDEN, LATENTS),
+        "decoder": nn.Sequential(nn.Linear(LATENTS, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, PIXELS)),
+    }
+    model = nn.ModuleDict(layers).to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE, fused=True if compiled else None)
 
     def loss_of(x: Any) -> Any:
-        logits, mean, logvar = model(x)
+        hidden = model["hidden"](x).relu()
+        mean, logvar = model["mean"](hidden), model["logvar"](hidden)
+        logits = model["decoder"](mean + (0.5 * logvar).exp() * torch.randn_like(mean))
         recon = binary_cross_entropy_with_logits(logits, x, reduction="sum")
         kl = -0.5 * (1 + logvar - mean.square() - logvar.exp()).sum()
         return (recon + kl) / len(x)

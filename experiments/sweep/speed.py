@@ -48,7 +48,7 @@ def worker(way: str, arguments: argparse.Namespace) -> None:
         numbers = {name: [getattr(config, name)] * count for name in TRACED}
         trainer = MembersTrainer(config, images, range(count), numbers, jax.devices(), at_once)
     state, step, steps = trainer.start(None), 0, trainer.steps_per_epoch
-    trainer.compile(state, trainer.usable(steps))
+    trainer.compile(state)
     print("ready", flush=True)
     for epochs in map(int, sys.stdin):
         start = time.perf_counter()

@@ -243,7 +243,7 @@ class _Program:
             seconds = unless_stopped(lambda: trainer.compile(first), stop)
             if seconds is None:
                 return stop.received
-            self.compiled(seconds)
+            self._log.time("compile", seconds=seconds)
             with Pipeline(trainer, self, stop) as pipeline:
                 state, step = pipeline.run(state, step, total, evaluated)
             if self._checkpoints.latest_step() != step:
@@ -255,10 +255,6 @@ class _Program:
     def finished(self) -> bool:
         """Whether every member has diverged."""
         return bool(self._dead.all())
-
-    def compiled(self, seconds: float) -> None:
-        """See `jaxvae.train.pipeline.Sink`."""
-        self._log.time("compile", seconds=seconds)
 
     def timed(self, span: Span) -> None:
         """See `jaxvae.train.pipeline.Sink`. Speeds are of all members together."""

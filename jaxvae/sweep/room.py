@@ -51,7 +51,7 @@ def room(config: Config, images: ImageData, devices: Sequence[jax.Device]) -> Ro
     trainer = MembersTrainer(config, images, [0], hyperparameters, devices[:1])
     state = trainer.start(None)
     trainer.compile(state)
-    program = trainer._programs.memory()
+    program = trainer._program.memory()
     # The new state overwrites the old one, but a device that maps over members holds both.
     member_bytes = program.argument_size_in_bytes + program.output_size_in_bytes + program.temp_size_in_bytes
     member_bytes -= sum(values.nbytes for values in images.split("train").values())

@@ -29,7 +29,7 @@ from jaxvae.optimizer import build_optimizer
 from jaxvae.protocols import Hyperparameters
 from jaxvae.train.computer import PART_BATCHES, due, splits
 from jaxvae.train.evaluation import PIXELS_AT_ONCE, joined, make_evaluate
-from jaxvae.train.programs import StepPrograms, make_call, steps_per_epoch
+from jaxvae.train.programs import MOST_STEPS, StepProgram, block_steps, make_call, steps_per_epoch
 from jaxvae.train.step import TrainState, epoch_order, example_of, init_state
 from jaxvae.train.trainer import output_mean
 from jaxvae.typing import Batch, Collections, ImageShape, Params
@@ -71,7 +71,8 @@ def make_run_members(
     model: Model,
     num_images: int,
     at_once: int,
-    capacity: int | None = None,
+    capacity: int,
+    block: int = 1,
 ) -> Callable[..., tuple[MembersState, Any]]:
     """``run_members(state, examples, orders, noise_keys, hyperparameters, count) -> (state, metrics)``: a call of
     every member.
@@ -80,7 +81,7 @@ def make_run_members(
     [M] each; `metrics` are its terms at every step, [M, capacity].
     """
 
-    call = make_call(config, model, num_images, capacity)
+    call = make_call(config, model, num_images, capacity, block=block)
     epoch = steps_per_epoch(config, num_images)
 
     def run_members(
@@ -89,7 +90,7 @@ def make_run_members(
         orders: Array,
         noise_keys: Array,
         hyperparameters: Mapping[str, Array],
-        count: int | Array,
+        count: Array,
     ) -> tuple[MembersState, Any]:
         def run_one(member: Any) -> Any:
             params, opt_state, collections, diverged, order, key, hyperparameters = member
@@ -135,7 +136,7 @@ class MembersTrainer:
       hyperparameters: all of `TRACED`, [M] each.
       devices: those that share the members; at most one per member is used.
       at_once: members of a device that are computed together. Default: 1 on a CPU, else all.
-      traced: see `StepPrograms`.
+      block: see `make_run_steps`. Default: the best on this platform.
     """
 
     def __init__(
@@ -146,7 +147,7 @@ class MembersTrainer:
         hyperparameters: Mapping[str, Sequence[float]],
         devices: Sequence[jax.Device] | None = None,
         at_once: int | None = None,
-        traced: bool | None = None,
+        block: int | None = None,
     ):
         self.config, self.images, self.count = config, images, len(seeds)
         self.steps_per_epoch = steps_per_epoch(config, len(images.train))
@@ -168,29 +169,20 @@ class MembersTrainer:
         one, each = PartitionSpec(), PartitionSpec(AXIS)
         state = MembersState(one, each, each, each, each)  # type: ignore[arg-type]
 
-        def program(capacity: int | None) -> Any:
-            run = make_run_members(config, self.model, len(images.train), self.at_once, capacity)
-
-            def run_steps(*arguments: Any) -> Any:
-                *arrays, count = arguments
-                specs = (state, one, each, each, each)
-                if capacity is not None:
-                    return self._on_each_device(run, (*specs, one), (state, each))(*arrays, count)
-                return self._on_each_device(partial(run, count=count), specs, (state, each))(*arrays)
-
-            return jax.jit(run_steps, donate_argnums=0, static_argnums=5 if capacity is None else None)
-
-        capacity = min(self.steps_per_epoch, max(1, MOST_VALUES // (share * len(devices))))
-        self._programs = StepPrograms(program, capacity, traced)
+        capacity = min(self.steps_per_epoch, MOST_STEPS, max(1, MOST_VALUES // (share * len(devices))))
+        run = make_run_members(config, self.model, len(images.train), self.at_once, capacity, block_steps(block))
+        specs = (state, one, each, each, each, one)
+        run_steps = self._on_each_device(run, specs, (state, each))
+        self._program = StepProgram(jax.jit(run_steps, donate_argnums=0), capacity)
         held_out = {split: images.split(split) for split in ("validation", "test")}
         self._held_out: dict[str, Any] = {split: found for split, found in held_out.items() if len(found["image"])}
         # So that evaluation takes no more memory than training, however many members are computed together.
         pixels = math.prod(images.image_shape) * config.parts.objective.latents
         most = max(config.batch_size, min(PART_BATCHES * config.batch_size, PIXELS_AT_ONCE // pixels // self.at_once))
         self._sizes = {split: min(most, len(found["image"])) for split, found in self._held_out.items()}
-        specs = (each, one, each, each, one)
+        evaluation = (each, one, each, each, one)
         self._evaluate: dict[str, Any] = {
-            split: jax.jit(self._on_each_device(partial(self._evaluate_share, size), specs, each))
+            split: jax.jit(self._on_each_device(partial(self._evaluate_share, size), evaluation, each))
             for split, size in self._sizes.items()
         }
         count = len(images.train)
@@ -251,15 +243,15 @@ class MembersTrainer:
 
     def usable(self, wanted: int) -> int:
         """See `Computer`."""
-        return self._programs.usable(wanted)
+        return self._program.usable(wanted)
 
-    def compile(self, state: MembersState, count: int = 1) -> float:
+    def compile(self, state: MembersState) -> float:
         """See `Computer`."""
-        return self._programs.compile(count, *self._arguments(state, 0))
+        return self._program.compile(*self._arguments(state, 0))
 
     def run_steps(self, state: MembersState, step: int, count: int) -> tuple[MembersState, Mapping[str, Array]]:
         """See `Computer`: the values of the steps are [M, capacity], and "diverged" is that of the state, [M, 1]."""
-        end, terms = self._programs(count, *self._arguments(state, step))
+        end, terms = self._program(count, *self._arguments(state, step))
         # A copy, since the state itself is donated to the next call.
         return end, {**terms, DIVERGED: jnp.copy(end.diverged)[:, None]}
 

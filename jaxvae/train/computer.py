@@ -23,8 +23,8 @@ class Computer(Protocol[S]):
     def usable(self, wanted: int) -> int:
         """The largest number of steps, at most `wanted`, that one call can take."""
 
-    def compile(self, state: S, count: int = 1) -> float:
-        """Compile the program of a call of `count` steps; the seconds it took, 0 if it was compiled before."""
+    def compile(self, state: S) -> float:
+        """Compile the program of the steps; the seconds it took, 0 if it was compiled before."""
 
     def run_steps(self, state: S, step: int, count: int) -> tuple[S, Mapping[str, Array]]:
         """Take `count` steps from `step`, that of `state`: the new state, and every step's values, [..., capacity]."""

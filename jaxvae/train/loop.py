@@ -149,7 +149,8 @@ def _train(trainer: Trainer, files: "RunFiles | None") -> int | None:
             if files is not None:
                 files.say("stopped before a step was taken: there is nothing to save")
             return stop.received
-        sink.compiled(seconds)
+        if files is not None:
+            files.log.write_timing("compile", seconds=seconds)
         if jax.process_count() > 1:
             size = sum(leaf.nbytes for leaf in jax.tree.leaves(state.params))
             sink.collective_seconds = parallel.collective_seconds(size, trainer.placement)
@@ -182,10 +183,6 @@ class _RunSink:
         self._files = files
         self.failure: SaveError | None = None
         self.collective_seconds: float | None = None  # Of a step, in a job of several processes.
-
-    def compiled(self, seconds: float) -> None:
-        if self._files is not None:
-            self._files.log.write_timing("compile", seconds=seconds)
 
     def timed(self, span: Span) -> None:
         self._write(lambda files: files.write_speed(span))

@@ -116,9 +116,6 @@ class Sink(Protocol[C]):
     @property
     def finished(self) -> bool: ...
 
-    def compiled(self, seconds: float) -> None:
-        """A program of the steps was compiled."""
-
     def steps(self, step: int, values: Values, speed: Span | None) -> None:
         """The values of every step of a call that ended at `step`, [..., count]; the latest speed."""
 
@@ -149,7 +146,7 @@ class Pipeline(Generic[S]):
     """Drives a computer from step to step, and passes its results to a sink. A context manager.
 
     Args:
-      computer: its programs are compiled when they are first needed.
+      computer: compiled.
       sink: takes the results.
       stop: the signals to heed.
     """
@@ -187,8 +184,6 @@ class Pipeline(Generic[S]):
             self._end_epoch(state, step, total)
         while step < total and not self._sink.finished and not self._stopping():
             count = self._computer.usable(min(self._wanted(), epoch - step % epoch))
-            if seconds := self._computer.compile(state, count):
-                self._sink.compiled(seconds)
             dispatched = time.perf_counter()
             state, terms = self._computer.run_steps(state, step, count)
             step, self._count = step + count, count

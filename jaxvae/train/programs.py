@@ -1,4 +1,4 @@
-"""The compiled programs that take a run's steps."""
+"""The compiled program that takes a run's steps."""
 
 import time
 from collections.abc import Callable
@@ -23,7 +23,7 @@ from jaxvae.train.step import (
 from jaxvae.typing import Array, Batch
 
 MOST_STEPS = 2**15  # In one compiled call: the metrics of every step are held on the device.
-SIZES = (1, 8, 64, 512)  # Steps of a compiled call on an accelerator.
+BLOCK = 64  # Steps that an accelerator takes without asking the host.
 
 
 def steps_per_epoch(config: Config, num_images: int) -> int:
@@ -40,54 +40,62 @@ def steps_per_epoch(config: Config, num_images: int) -> int:
     return steps
 
 
-class StepPrograms:
-    """The compiled programs that take a run's steps.
+def block_steps(block: int | None = None) -> int:
+    """`block`, or if None the best on this platform. See `make_run_steps`."""
+    return block or (1 if jax.default_backend() == "cpu" else BLOCK)
 
-    On a CPU one program takes any number of steps, so nothing depends on how a run is cut into calls. An accelerator
-    would ask the host before every step of such a program: there each of `SIZES` has its own program, compiled when it
-    is first needed.
+
+class StepProgram:
+    """The compiled program that takes any number of a run's steps.
 
     Args:
-      make: from a capacity, as of `make_run_steps`, to the jitted function. Its last argument is the count.
+      jitted: takes a run's state and what else it needs, and the number of steps, int32 [], last.
       capacity: the largest number of steps a call may take.
-      traced: whether one program takes any number of steps. Default: only on a CPU.
     """
 
-    def __init__(self, make: Callable[[int | None], Any], capacity: int, traced: bool | None = None):
-        self._traced = jax.default_backend() == "cpu" if traced is None else traced
-        self._make, self._capacity = make, max(1, min(capacity, MOST_STEPS))
-        self._compiled: dict[int | None, Any] = {}
+    def __init__(self, jitted: Any, capacity: int):
+        self._jitted, self._capacity = jitted, capacity
+        self._compiled: Any = None
 
     def usable(self, wanted: int) -> int:
         """The largest number of steps, at most `wanted` (>= 1), that a call can take."""
-        wanted = min(wanted, self._capacity)
-        return wanted if self._traced else max(size for size in SIZES if size <= wanted)
+        return min(wanted, self._capacity)
 
-    def lower(self, count: int, *arguments: Any) -> Any:
-        """The program for a call of `count` steps, lowered but not compiled."""
-        if self._traced:
-            return self._make(self._capacity).lower(*arguments, np.int32(count))
-        return self._make(None).lower(*arguments, count)
+    def lower(self, *arguments: Any) -> Any:
+        """The program, lowered but not compiled."""
+        return self._jitted.lower(*arguments, np.int32(1))
 
-    def compile(self, count: int, *arguments: Any) -> float:
-        """Compile the program for a call of `count` steps; the seconds it took, 0 if it was compiled before."""
-        key = None if self._traced else count
-        if key in self._compiled:
+    def compile(self, *arguments: Any) -> float:
+        """Compile the program; the seconds it took, 0 if it was compiled before."""
+        if self._compiled is not None:
             return 0.0
         start = time.perf_counter()
-        self._compiled[key] = self.lower(count, *arguments).compile()
+        lowered = self.lower(*arguments)
+        try:
+            self._compiled = lowered.compile(compiler_options=compiler_options())
+        except jax.errors.JaxRuntimeError as error:
+            if "No such compile option" not in str(error):  # The options of XLA come and go.
+                raise
+            self._compiled = lowered.compile()
         return time.perf_counter() - start
 
     def __call__(self, count: int, *arguments: Any) -> Any:
         """Dispatch a call of `count` steps. Waits only for a compilation, if one is needed."""
-        self.compile(count, *arguments)
-        if self._traced:
-            return self._compiled[None](*arguments, np.int32(count))
-        return self._compiled[count](*arguments)
+        self.compile(*arguments)
+        return self._compiled(*arguments, np.int32(count))
 
     def memory(self) -> Any:
-        """XLA's memory analysis of the program compiled first."""
-        return next(iter(self._compiled.values())).memory_analysis()
+        """XLA's memory analysis of the compiled program."""
+        return self._compiled.memory_analysis()
+
+
+def compiler_options() -> dict[str, str]:
+    """XLA's options for the steps, on the default backend.
+
+    On a GPU, the kernels of a step that do not need each other run at the same time: of some fifty small ones, many do
+    not fill it.
+    """
+    return {"xla_gpu_command_buffer_scheduling_mode": "CONCURRENT"} if jax.default_backend() == "gpu" else {}
 
 
 def shares_batches(config: Config) -> bool:
@@ -102,9 +110,10 @@ def make_call(
     config: Config,
     model: Model,
     num_images: int,
-    capacity: int | None = None,
+    capacity: int,
     batch_sharding: jax.sharding.NamedSharding | None = None,
-) -> Callable[[TrainState, Batch, Array, Array, Hyperparameters, int | Array], tuple[TrainState, Metrics]]:
+    block: int = 1,
+) -> Callable[[TrainState, Batch, Array, Array, Hyperparameters, Array], tuple[TrainState, Metrics]]:
     """``call(state, examples, order, noise_key, hyperparameters, count) -> (state, metrics)``, as `make_run_steps`.
 
     To be jitted. `hyperparameters` replace ``config.traced()``. They are arguments, not constants that the compiler
@@ -119,7 +128,7 @@ def make_call(
         order: Array,
         noise_key: Array,
         hyperparameters: Hyperparameters,
-        count: int | Array,
+        count: Array,
     ) -> tuple[TrainState, Metrics]:
         objective = build_objective(config, steps, num_images, hyperparameters)
         optimizer = build_optimizer(config, steps, hyperparameters)
@@ -130,7 +139,7 @@ def make_call(
         else:
             shared = make_train_step(traced_model, objective, optimizer, batch_sharding.spec[0])
             step = on_every_device(shared, batch_sharding)
-        run = make_run_steps(step, config.batch_size, steps, capacity, batch_sharding)
+        run = make_run_steps(step, config.batch_size, steps, capacity, batch_sharding, block)
         return run(state, examples, order, noise_key, count)
 
     return call

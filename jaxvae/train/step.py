@@ -185,6 +185,7 @@ def make_run_steps(
     steps_per_epoch: int,
     capacity: int | None = None,
     batch_sharding: jax.sharding.NamedSharding | None = None,
+    block: int = 1,
 ) -> Callable[[TrainState, Batch | Array, Array, Array, int | Array], tuple[TrainState, Metrics]]:
     """``run_steps(state, examples, order, noise_key, count) -> (state, metrics)``: `count` steps in one program.
 
@@ -201,6 +202,8 @@ def make_run_steps(
         of steps. None: `count` is a Python number, and each number has its own program.
       batch_sharding: the sharding of an array with a first axis of the batch, if the devices share every batch. Then
         `train_step` comes from `on_every_device`, or takes a whole batch that the compiler distributes.
+      block: steps are taken in blocks of this many, then one by one. A loop whose length XLA does not know makes an
+        accelerator ask the host before every turn, so there a turn should be many steps; the result is the same.
     """
 
     def run_steps(
@@ -223,7 +226,15 @@ def make_run_steps(
         length = count if capacity is None else capacity
         forms = jax.eval_shape(take, jnp.zeros((), jnp.int32), state)[1]
         metrics = {name: jnp.zeros((length, *form.shape), form.dtype) for name, form in forms.items()}
-        result: tuple[TrainState, Metrics] = jax.lax.fori_loop(0, count, body, (state, metrics))
+        carry = state, metrics
+        whole: int | Array = 0  # Steps in blocks.
+        if block > 1:
+            whole = count // block * block
+            turn = lambda i, carry: jax.lax.fori_loop(  # noqa: E731
+                0, block, lambda j, carry: body(i * block + j, carry), carry
+            )
+            carry = jax.lax.fori_loop(0, count // block, turn, carry)
+        result: tuple[TrainState, Metrics] = jax.lax.fori_loop(whole, count, body, carry)
         return result
 
     return run_steps

@@ -18,7 +18,7 @@ from jaxvae.objectives.build import build_objective
 from jaxvae.optimizer import build_optimizer
 from jaxvae.train.computer import PART_BATCHES, due, splits
 from jaxvae.train.evaluation import evaluation_size, joined, make_evaluate
-from jaxvae.train.programs import StepPrograms, make_call, steps_per_epoch
+from jaxvae.train.programs import MOST_STEPS, StepProgram, block_steps, make_call, steps_per_epoch
 from jaxvae.train.step import (
     TrainState,
     abstract_state,
@@ -42,7 +42,7 @@ class Trainer:
       config: what to train.
       images: what to train and to test on.
       placement: how the run's arrays lie on the devices. Default: all on the first device.
-      traced: see `StepPrograms`.
+      block: see `make_run_steps`. Default: the best on this platform.
 
     Raises:
       InputError: a batch cannot be cut into equal shares, or is larger than the training set.
@@ -53,7 +53,7 @@ class Trainer:
         config: Config,
         images: ImageData,
         placement: parallel.Placement | None = None,
-        traced: bool | None = None,
+        block: int | None = None,
     ):
         self.config, self.images = config, images
         self.steps_per_epoch = steps_per_epoch(config, len(images.train))
@@ -70,15 +70,13 @@ class Trainer:
         shown = images.split("validation" if len(images.validation) else "test")
         self._shown = {name: values[:SHOWN] for name, values in shown.items()}
 
-        def program(capacity: int | None) -> Any:
-            return jax.jit(
-                make_call(config, self.model, count, capacity, batch_sharding),
-                donate_argnums=0,
-                static_argnums=5 if capacity is None else None,
-                out_shardings=(placement.state, everywhere),
-            )
-
-        self._programs = StepPrograms(program, self.steps_per_epoch, traced)
+        capacity = min(self.steps_per_epoch, MOST_STEPS)
+        jitted = jax.jit(
+            make_call(config, self.model, count, capacity, batch_sharding, block_steps(block)),
+            donate_argnums=0,
+            out_shardings=(placement.state, everywhere),
+        )
+        self._program = StepProgram(jitted, capacity)
         self._size = {
             name: evaluation_size(
                 images.image_shape,
@@ -149,21 +147,21 @@ class Trainer:
 
     def usable(self, wanted: int) -> int:
         """See `Computer`."""
-        return self._programs.usable(wanted)
+        return self._program.usable(wanted)
 
-    def compile(self, state: TrainState, count: int = 1) -> float:
+    def compile(self, state: TrainState) -> float:
         """See `Computer`."""
-        return self._programs.compile(count, *self._arguments(state, 0))
+        return self._program.compile(*self._arguments(state, 0))
 
     def program_bytes(self) -> int:
         """Bytes of the compiled training program: arguments, results and temporaries; shared memory counts once."""
-        memory = self._programs.memory()
+        memory = self._program.memory()
         total = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
         return int(total - memory.alias_size_in_bytes)
 
     def run_steps(self, state: TrainState, step: int, count: int) -> tuple[TrainState, Mapping[str, Array]]:
         """See `Computer`."""
-        result: tuple[TrainState, Mapping[str, Array]] = self._programs(count, *self._arguments(state, step))
+        result: tuple[TrainState, Mapping[str, Array]] = self._program(count, *self._arguments(state, step))
         return result
 
     def splits(self, step: int, total: int) -> Sequence[str]:
