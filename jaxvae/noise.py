@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, Key
 
 from jaxvae.errors import InputError
 from jaxvae.keys import fold_in_each
@@ -14,7 +15,7 @@ from jaxvae.protocols import Inputs, Pixels
 from jaxvae.typing import Array
 
 
-def corrupt(x: Array, keys: Array, fraction: float) -> Array:
+def corrupt(x: Float[Array, "B *shape"], keys: Key[Array, " B"], fraction: float) -> Float[Array, "B *shape"]:
     """Set each pixel of `x` to 0 with probability `fraction`: masking noise.
 
     Vincent et al. (2010), "Stacked Denoising Autoencoders", section 3.3; the loss compares with the whole image.
@@ -23,7 +24,7 @@ def corrupt(x: Array, keys: Array, fraction: float) -> Array:
     return jnp.where(kept, x, jnp.zeros_like(x))
 
 
-def binarize(x: Array, keys: Array) -> Array:
+def binarize(x: Float[Array, "B *shape"], keys: Key[Array, " B"]) -> Float[Array, "B *shape"]:
     """Draw each pixel as 0 or 1. The intensity is the probability of 1.
 
     Salakhutdinov and Murray (2008), section 5; drawn anew with every key: dynamic binarisation.
@@ -31,7 +32,7 @@ def binarize(x: Array, keys: Array) -> Array:
     return (_uniform(x, keys, "binarize") < x).astype(x.dtype)
 
 
-def dequantize(x: Array, keys: Array) -> Array:
+def dequantize(x: Float[Array, "B *shape"], keys: Key[Array, " B"]) -> Float[Array, "B *shape"]:
     """Move each pixel k / 255 to a random point of its bin: ``(k + u) / 256`` with u uniform in [0, 1).
 
     Theis, van den Oord and Bethge (arXiv 1511.01844), section 3.1. The integral of a density over the bins of an
@@ -66,7 +67,7 @@ class Grey(Inputs):
         if self.dequantize and not ("likelihood" in parts.objective.uses and parts.likelihood.continuous):
             raise InputError("--dequantize needs a gaussian --likelihood: it makes a density a bound on a probability")
 
-    def observe(self, x: Array, keys: Array) -> Array:
+    def observe(self, x: Float[Array, "B H W C"], keys: Key[Array, " B"]) -> Float[Array, "B H W C"]:
         """See `Inputs`."""
         return dequantize(x, keys) if self.dequantize else x
 
@@ -77,7 +78,7 @@ class Dynamic(Inputs):
 
     pixels: ClassVar[Pixels] = "binary"
 
-    def observe(self, x: Array, keys: Array) -> Array:
+    def observe(self, x: Float[Array, "B H W C"], keys: Key[Array, " B"]) -> Float[Array, "B H W C"]:
         """See `Inputs`."""
         return binarize(x, keys)
 
@@ -91,7 +92,7 @@ class Static(Inputs):
 
     pixels: ClassVar[Pixels] = "binary"
 
-    def observe(self, x: Array, keys: Array) -> Array:
+    def observe(self, x: Float[Array, "B H W C"], keys: Key[Array, " B"]) -> Float[Array, "B H W C"]:
         """See `Inputs`."""
         del keys
         return x

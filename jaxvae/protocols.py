@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol, 
 import jax
 import optax
 from flax import linen as nn
+from jaxtyping import Float, Key
 from numpy.typing import NDArray
 
 from jaxvae.typing import Array, Batch, ImageShape, Terms
@@ -61,7 +62,7 @@ class Inputs(Component, Protocol):
         """What the pixels are afterwards."""
         raise NotImplementedError
 
-    def observe(self, x: Array, keys: Array) -> Array:
+    def observe(self, x: Float[Array, "B H W C"], keys: Key[Array, " B"]) -> Float[Array, "B H W C"]:
         """What a model sees of intensities [B, H, W, C] in [0, 1], in training and evaluation; one key per image."""
         raise NotImplementedError
 
@@ -73,8 +74,8 @@ class PixelDistribution(NamedTuple):
     `location`; None if there is none. The likelihood decides what they mean.
     """
 
-    location: Array
-    log_scale: Array | None = None
+    location: Float[Array, "..."]
+    log_scale: Float[Array, "..."] | None = None
 
 
 class Likelihood(Component, Protocol):
@@ -92,20 +93,20 @@ class Likelihood(Component, Protocol):
         """Learnt parameters of the distribution, [] each: their names in the model, and their initial values."""
         return {}
 
-    def pixels(self, decoded: Array, learnt: Mapping[str, Array]) -> PixelDistribution:
+    def pixels(self, decoded: Float[Array, "... H W C"], learnt: Mapping[str, Float[Array, ""]]) -> PixelDistribution:
         """The distribution for the decoder's output [..., H, W, `outputs` C] and the learnt `parameters`."""
         del learnt
         return PixelDistribution(decoded)
 
-    def nll(self, pixels: PixelDistribution, x: Array) -> Array:
+    def nll(self, pixels: PixelDistribution, x: Float[Array, "N D"]) -> Float[Array, " N"]:
         """-log p(x) of images, nats: [N]. The arrays are [N, D]; `log_scale` may also be [] or None."""
         raise NotImplementedError
 
-    def logits(self, location: Array) -> Array:
+    def logits(self, location: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
         """Logits of the mean intensity, from the distribution's `location`."""
         return location
 
-    def first_bias(self, mean: Array) -> Array:
+    def first_bias(self, mean: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
         """The decoder's last bias for which an untrained model draws images of the mean intensities `mean` [...]."""
         from jaxvae.models.layers import logit
 
@@ -129,13 +130,13 @@ class Prior(Component, Protocol):
 class PriorModule(Protocol):
     """A `flax.linen.Module` with these methods. A conditional prior reads entries of the batch besides the images."""
 
-    def log_density(self, latent: Array, batch: Batch) -> Array:
+    def log_density(self, latent: Float[Array, "B S L"], batch: Batch) -> Float[Array, "B S"]:
         """log p(z) at latents [B, S, L] of a batch: [B, S], nats."""
 
-    def sample(self, key: Array, shape: tuple[int, ...], batch: Batch | None = None) -> Array:
+    def sample(self, key: Key[Array, ""], shape: tuple[int, ...], batch: Batch | None = None) -> Float[Array, "... L"]:
         """Draw latents [*shape, L] with one key. `shape` is (B,), or () for a single example."""
 
-    def kl(self, mean: Array, std: Array, batch: Batch) -> Array | None:
+    def kl(self, mean: Float[Array, "B L"], std: Float[Array, "B L"], batch: Batch) -> Float[Array, "B L"] | None:
         """KL(N(mean, std^2) || p(z)) of each dimension, [B, L], nats; None where it has no closed form."""
 
 
@@ -188,12 +189,12 @@ class PosteriorSamples(NamedTuple):
     """
 
     pixels: PixelDistribution
-    log_prior: Array
-    log_posterior: Array
-    latent: Array
-    mean: Array
-    std: Array
-    kl: Array | None
+    log_prior: Float[Array, "B S"]
+    log_posterior: Float[Array, "B S"]
+    latent: Float[Array, "B S L"]
+    mean: Float[Array, "B L"]
+    std: Float[Array, "B L"]
+    kl: Float[Array, "B L"] | None
 
 
 class Objective(Component, Protocol):
@@ -224,7 +225,7 @@ class Objective(Component, Protocol):
         """The facts of a run that it depends on, "steps_per_epoch" or "num_images", each with the reason."""
         return {}
 
-    def terms(self, view: Any, batch: Batch, keys: Array) -> Terms:
+    def terms(self, view: Any, batch: Batch, keys: Key[Array, " B"]) -> Terms:
         """The terms of a batch, [B] each. "loss" is minimised. An objective with a `bound` also returns "bound".
 
         Args:

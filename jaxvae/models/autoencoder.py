@@ -4,6 +4,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax.numpy as jnp
 from flax import linen as nn
+from jaxtyping import Float, Key
 
 from jaxvae.models.networks import Mlp
 from jaxvae.protocols import Network
@@ -15,11 +16,11 @@ Head = Literal["relu", "linear", "logvar", "exp"]
 class AutoEncoderOutput(NamedTuple):
     """What `AutoEncoder` returns: `logits` [B, H, W, C] and the code `latent` [B, L]."""
 
-    logits: Array
-    latent: Array
+    logits: Float[Array, "B H W C"]
+    latent: Float[Array, "B L"]
 
     @property
-    def x_hat(self) -> Array:
+    def x_hat(self) -> Float[Array, "B H W C"]:
         """Reconstructed pixel intensities in [0, 1], [B, H, W, C]."""
         return nn.sigmoid(self.logits)
 
@@ -45,17 +46,17 @@ class AutoEncoder(nn.Module):
         self.encoder = self.network.encoder(self.latent_size, self.dtype)
         self.decoder = self.network.decoder(self.image_shape, self.dtype)
 
-    def encode(self, x: Array) -> Array:
+    def encode(self, x: Float[Array, "B H W C"]) -> Float[Array, "B L"]:
         """Encode images [B, H, W, C] in [0, 1] to codes [B, L]."""
         features: Array = self.encoder(x)
         return nn.relu(features) if self.head == "relu" else features
 
-    def decode(self, latent: Array) -> Array:
+    def decode(self, latent: Float[Array, "B L"]) -> Float[Array, "B H W C"]:
         """Decode codes [B, L] to logits [B, H, W, C]."""
         logits: Array = self.decoder(latent)
         return logits
 
-    def __call__(self, x: Array, key: Array | None = None) -> AutoEncoderOutput:
+    def __call__(self, x: Float[Array, "B H W C"], key: Key[Array, "..."] | None = None) -> AutoEncoderOutput:
         """Encode and decode `x` [B, H, W, C]. `key` is unused: all models share one signature."""
         del key
         latent = self.encode(x)

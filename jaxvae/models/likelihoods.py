@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
 from jaxvae.errors import InputError
 from jaxvae.models.layers import logit
@@ -15,7 +16,7 @@ from jaxvae.protocols import Likelihood, Measure, PixelDistribution, Pixels
 from jaxvae.typing import Array
 
 
-def sum_per_example(values: Array) -> Array:
+def sum_per_example(values: Float[Array, "B ..."]) -> Float[Array, " B"]:
     """The sum over all axes but the first: [B, ...] to [B]."""
     return values.reshape(values.shape[0], -1).sum(axis=-1)
 
@@ -26,7 +27,7 @@ def check_same_shape(**arrays: Array) -> None:
         raise ValueError("shapes must agree: " + ", ".join(f"{n} {a.shape}" for n, a in arrays.items()))
 
 
-def bernoulli_nll(logits: Array, x: Array) -> Array:
+def bernoulli_nll(logits: Float[Array, "B *shape"], x: Float[Array, "B *shape"]) -> Float[Array, " B"]:
     """Negative log-likelihood of intensities under a Bernoulli per pixel, given its logits.
 
     ``sum_pixels max(l, 0) - x * l + log(1 + exp(-|l|))``, which is ``softplus(l) - x * l`` in a
@@ -47,7 +48,9 @@ def bernoulli_nll(logits: Array, x: Array) -> Array:
     return sum_per_example(jax.nn.relu(logits) - x * logits + jnp.log1p(jnp.exp(-jnp.abs(logits))))
 
 
-def gaussian_nll(mean: Array, log_std: Array | float, x: Array) -> Array:
+def gaussian_nll(
+    mean: Float[Array, "B *shape"], log_std: Float[Array, "..."] | float, x: Float[Array, "B *shape"]
+) -> Float[Array, " B"]:
     """Negative log-likelihood of intensities under N(mean, std^2) per pixel: a density, so it may be negative.
 
     ``sum_pixels 0.5 * ((x - mean) / std)^2 + log std + 0.5 log(2 pi)``.
@@ -68,7 +71,9 @@ def gaussian_nll(mean: Array, log_std: Array | float, x: Array) -> Array:
     return sum_per_example(0.5 * jnp.square((x - mean) * jnp.exp(-log_std)) + log_std + 0.5 * math.log(2 * math.pi))
 
 
-def discretized_logistic_nll(mean: Array, log_scale: Array, x: Array) -> Array:
+def discretized_logistic_nll(
+    mean: Float[Array, "B *shape"], log_scale: Float[Array, "B *shape"], x: Float[Array, "B *shape"]
+) -> Float[Array, " B"]:
     """Negative log-probability of 8-bit intensities under a logistic distribution cut into 256 bins.
 
     Kingma et al. (arXiv 1606.04934), section 5.3; the lowest bin reaches to minus infinity and the highest
@@ -95,7 +100,7 @@ def discretized_logistic_nll(mean: Array, log_scale: Array, x: Array) -> Array:
     return -sum_per_example(log_p)
 
 
-def split_scale(decoded: Array) -> PixelDistribution:
+def split_scale(decoded: Float[Array, "... K"]) -> PixelDistribution:
     """Split a decoder's output [..., 2 C] into a location and a log-scale, each [..., C].
 
     The log-scale is bounded like a log-variance. An output of 0 means a scale of exp(-2), an eighth of the range.
@@ -110,7 +115,7 @@ class Bernoulli(Likelihood):
 
     continuous: ClassVar[bool] = False
 
-    def nll(self, pixels: PixelDistribution, x: Array) -> Array:
+    def nll(self, pixels: PixelDistribution, x: Float[Array, "N D"]) -> Float[Array, " N"]:
         """See `Likelihood`."""
         return bernoulli_nll(pixels.location, x)
 
@@ -124,11 +129,11 @@ class _GaussianBase(Likelihood):
 
     continuous: ClassVar[bool] = True
 
-    def logits(self, location: Array) -> Array:
+    def logits(self, location: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
         """See `Likelihood`. The mean may lie outside (0, 1), so it is clipped into it first."""
         return logit(location, 1e-5)
 
-    def first_bias(self, mean: Array) -> Array:
+    def first_bias(self, mean: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
         """See `Likelihood`."""
         return mean
 
@@ -140,7 +145,7 @@ class Gaussian(_GaussianBase):
     likelihood_std: float = option(0.1, POSITIVE)
     """Standard deviation of --likelihood gaussian, in units of intensity (0 to 1)."""
 
-    def nll(self, pixels: PixelDistribution, x: Array) -> Array:
+    def nll(self, pixels: PixelDistribution, x: Float[Array, "N D"]) -> Float[Array, " N"]:
         """See `Likelihood`."""
         return gaussian_nll(pixels.location, math.log(self.likelihood_std), x)
 
@@ -153,11 +158,11 @@ class GaussianGlobal(_GaussianBase):
         """See `Likelihood`."""
         return {"log_scale": -2.0}
 
-    def pixels(self, decoded: Array, learnt: Mapping[str, Array]) -> PixelDistribution:
+    def pixels(self, decoded: Float[Array, "... H W C"], learnt: Mapping[str, Float[Array, ""]]) -> PixelDistribution:
         """See `Likelihood`."""
         return PixelDistribution(decoded, learnt["log_scale"])
 
-    def nll(self, pixels: PixelDistribution, x: Array) -> Array:
+    def nll(self, pixels: PixelDistribution, x: Float[Array, "N D"]) -> Float[Array, " N"]:
         """See `Likelihood`."""
         assert pixels.log_scale is not None
         return gaussian_nll(pixels.location, pixels.log_scale, x)
@@ -169,12 +174,12 @@ class GaussianPixel(_GaussianBase):
 
     outputs: ClassVar[int] = 2
 
-    def pixels(self, decoded: Array, learnt: Mapping[str, Array]) -> PixelDistribution:
+    def pixels(self, decoded: Float[Array, "... H W C"], learnt: Mapping[str, Float[Array, ""]]) -> PixelDistribution:
         """See `Likelihood`."""
         del learnt
         return split_scale(decoded)
 
-    def nll(self, pixels: PixelDistribution, x: Array) -> Array:
+    def nll(self, pixels: PixelDistribution, x: Float[Array, "N D"]) -> Float[Array, " N"]:
         """See `Likelihood`."""
         assert pixels.log_scale is not None
         return gaussian_nll(pixels.location, pixels.log_scale, x)
@@ -192,12 +197,12 @@ class Logistic(Likelihood):
         if config.parts.inputs.pixels == "binary":
             raise InputError("--likelihood logistic needs --inputs grey: it models 256 levels")
 
-    def pixels(self, decoded: Array, learnt: Mapping[str, Array]) -> PixelDistribution:
+    def pixels(self, decoded: Float[Array, "... H W C"], learnt: Mapping[str, Float[Array, ""]]) -> PixelDistribution:
         """See `Likelihood`."""
         del learnt
         return split_scale(decoded)
 
-    def nll(self, pixels: PixelDistribution, x: Array) -> Array:
+    def nll(self, pixels: PixelDistribution, x: Float[Array, "N D"]) -> Float[Array, " N"]:
         """See `Likelihood`."""
         assert pixels.log_scale is not None
         return discretized_logistic_nll(jax.nn.sigmoid(pixels.location), pixels.log_scale, x)

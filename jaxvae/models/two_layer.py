@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, Key
 
 from jaxvae.models.autoencoder import Head
 from jaxvae.models.layers import MLP, at_least_float32
@@ -34,19 +35,19 @@ class TwoLayerVAE(LatentModel):
         self.decoder_2 = MLP((high, high, 4 * self.latent_size), **style)
         self._setup_pixels()
 
-    def encode(self, x: Array) -> tuple[Array, Array]:
+    def encode(self, x: Float[Array, "B H W C"]) -> tuple[Float[Array, "B K"], Float[Array, "B K"]]:
         """Encode images [B, H, W, C] in [0, 1] to the `mean` and `std` of q(h1 | x), each [B, 2 L]."""
         return split_posterior(self.encoder(x), self.head)
 
-    def encode_upper(self, h1: Array) -> tuple[Array, Array]:
+    def encode_upper(self, h1: Float[Array, "... K"]) -> tuple[Float[Array, "... K//2"], Float[Array, "... K//2"]]:
         """Encode h1 [..., 2 L] to the `mean` and `std` of q(h2 | h1), each [..., L]."""
         return split_posterior(at_least_float32(self.encoder_2(h1)), self.head)
 
-    def lower(self, upper: Array) -> tuple[Array, Array]:
+    def lower(self, upper: Float[Array, "... L"]) -> tuple[Float[Array, "... 2*L"], Float[Array, "... 2*L"]]:
         """Decode h2 [..., L] to the `mean` and `std` of p(h1 | h2), each [..., 2 L]."""
         return split_posterior(at_least_float32(self.decoder_2(upper)), self.head)
 
-    def draw(self, batch: Batch, keys: Array, samples: int) -> PosteriorSamples:
+    def draw(self, batch: Batch, keys: Key[Array, " B"], samples: int) -> PosteriorSamples:
         """Like `VAE.draw`; `latent` is h1."""
         mean, std = self.encode(batch["image"])
         noise = example_noise(keys, samples, 3 * self.latent_size, mean.dtype)
@@ -58,12 +59,12 @@ class TwoLayerVAE(LatentModel):
         prior = self.log_prior(h2, batch) + log_normal(h1, *self.lower(h2))
         return PosteriorSamples(self.pixels(h1), prior, posterior, h1, mean, std, None)
 
-    def sample_latent(self, key: Array, count: int, batch: Batch | None = None) -> Array:
+    def sample_latent(self, key: Key[Array, ""], count: int, batch: Batch | None = None) -> Float[Array, "{count} K"]:
         """Draw h1 [count, 2 L] from the prior, for `decode`."""
         mean, std = self.lower(self.sample_prior(key, (count,), batch))
         return mean + std * jax.random.normal(jax.random.fold_in(key, 1), mean.shape)
 
-    def __call__(self, x: Array, key: Array) -> VAEOutput:
+    def __call__(self, x: Float[Array, "B H W C"], key: Key[Array, ""] | Key[Array, " B"]) -> VAEOutput:
         """Like `VAE.__call__`, with one latent h1 per image."""
         keys = key if key.ndim else jax.random.split(key, x.shape[0])
         drawn = self.draw({"image": x}, keys, 1)

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jaxtyping import Float, Key
 
 from jaxvae.models.autoencoder import Head
 from jaxvae.models.likelihoods import Bernoulli
@@ -24,18 +25,20 @@ LOGVAR_BOUND = 10.0
 class VAEOutput(NamedTuple):
     """What `VAE` returns: `logits` [B, H, W, C]; `latent`, a sample of the posterior, its `mean` and `std` [B, L]."""
 
-    logits: Array
-    latent: Array
-    mean: Array
-    std: Array
+    logits: Float[Array, "B H W C"]
+    latent: Float[Array, "B L"]
+    mean: Float[Array, "B L"]
+    std: Float[Array, "B L"]
 
     @property
-    def x_hat(self) -> Array:
+    def x_hat(self) -> Float[Array, "B H W C"]:
         """Reconstructed pixel intensities in [0, 1], [B, H, W, C]."""
         return nn.sigmoid(self.logits)
 
 
-def reparameterize(key: Array, mean: Array, std: Array) -> Array:
+def reparameterize(
+    key: Key[Array, ""] | Key[Array, " B"], mean: Float[Array, "B L"], std: Float[Array, "B L"]
+) -> Float[Array, "B L"]:
     """A sample of N(mean, std^2), differentiable in `mean` and `std`: ``mean + std * eps``.
 
     Kingma and Welling, "Auto-Encoding Variational Bayes" (arXiv 1312.6114), section 2.4.
@@ -63,8 +66,10 @@ def reparameterize(key: Array, mean: Array, std: Array) -> Array:
     return mean + std * eps
 
 
-def split_posterior(features: Array, head: Head) -> tuple[Array, Array]:
-    """Split features [..., 2 L] into `mean` and `std` [..., L]. The head decides what the halves mean: see `VAE`."""
+def split_posterior(
+    features: Float[Array, "... F"], head: Head
+) -> tuple[Float[Array, "... F//2"], Float[Array, "... F//2"]]:
+    """Split features into `mean` and `std`, half of them each. The head decides what the halves mean: see `VAE`."""
     if head == "relu":
         mean, std = jnp.split(nn.relu(features), 2, axis=-1)
         return mean, std
@@ -75,7 +80,7 @@ def split_posterior(features: Array, head: Head) -> tuple[Array, Array]:
     return mean, jnp.exp(0.5 * logvar)
 
 
-def example_noise(keys: Array, samples: int, size: int, dtype: Any) -> Array:
+def example_noise(keys: Key[Array, " B"], samples: int, size: int, dtype: Any) -> Float[Array, "B {samples} {size}"]:
     """Standard normal noise [B, samples, size], from one key per example."""
     return jax.vmap(lambda key: jax.random.normal(key, (samples, size), dtype))(keys)
 
@@ -108,21 +113,23 @@ class LatentModel(nn.Module):
         self.learnt = {name: self.param(name, nn.initializers.constant(first), ()) for name, first in learnt.items()}
         self.p_z: Any = self.prior.module(self.latent_size)
 
-    def pixels(self, latent: Array) -> PixelDistribution:
+    def pixels(self, latent: Float[Array, "... L"]) -> PixelDistribution:
         """Decode the latents next to the image [..., L], as one batch, to the distribution of images [..., H, W, C]."""
         flat: Array = self.decoder(latent.reshape(-1, latent.shape[-1]))
         return self.likelihood.pixels(flat.reshape(*latent.shape[:-1], *flat.shape[1:]), self.learnt)
 
-    def decode(self, latent: Array) -> Array:
+    def decode(self, latent: Float[Array, "B L"]) -> Float[Array, "B H W C"]:
         """Decode the latents next to the image [B, L] to logits of the mean intensities [B, H, W, C]."""
         return self.likelihood.logits(self.pixels(latent).location)
 
-    def log_prior(self, latent: Array, batch: Batch) -> Array:
+    def log_prior(self, latent: Float[Array, "B S L"], batch: Batch) -> Float[Array, "B S"]:
         """log p(z) at latents [B, S, L] of a batch: [B, S], nats."""
         density: Array = self.p_z.log_density(latent, batch)
         return density
 
-    def sample_prior(self, key: Array, shape: tuple[int, ...], batch: Batch | None = None) -> Array:
+    def sample_prior(
+        self, key: Key[Array, ""], shape: tuple[int, ...], batch: Batch | None = None
+    ) -> Float[Array, "... L"]:
         """Draw latents [*shape, L] from the prior; see `PriorModule.sample`."""
         latent: Array = self.p_z.sample(key, shape, batch)
         return latent
@@ -148,11 +155,11 @@ class VAE(LatentModel):
         self.encoder = self.network.encoder(2 * self.latent_size, self.dtype)
         self._setup_pixels()
 
-    def encode(self, x: Array) -> tuple[Array, Array]:
+    def encode(self, x: Float[Array, "B H W C"]) -> tuple[Float[Array, "B L"], Float[Array, "B L"]]:
         """Encode images [B, H, W, C] in [0, 1] to the posterior's `mean` and `std`, each [B, L]."""
         return split_posterior(self.encoder(x), self.head)
 
-    def draw(self, batch: Batch, keys: Array, samples: int) -> PosteriorSamples:
+    def draw(self, batch: Batch, keys: Key[Array, " B"], samples: int) -> PosteriorSamples:
         """Draw `samples` latents for each image of a batch, with one key per image."""
         mean, std = self.encode(batch["image"])
         latent = mean[:, None] + std[:, None] * example_noise(keys, samples, self.latent_size, mean.dtype)
@@ -160,16 +167,16 @@ class VAE(LatentModel):
         prior, kl = self.log_prior(latent, batch), self.kl(mean, std, batch)
         return PosteriorSamples(self.pixels(latent), prior, posterior, latent, mean, std, kl)
 
-    def kl(self, mean: Array, std: Array, batch: Batch) -> Array | None:
+    def kl(self, mean: Float[Array, "B L"], std: Float[Array, "B L"], batch: Batch) -> Float[Array, "B L"] | None:
         """KL(N(mean, std^2) || p(z)) of each dimension, [B, L], nats; None where it has no closed form."""
         kl: Array | None = self.p_z.kl(mean, std, batch)
         return kl
 
-    def sample_latent(self, key: Array, count: int, batch: Batch | None = None) -> Array:
+    def sample_latent(self, key: Key[Array, ""], count: int, batch: Batch | None = None) -> Float[Array, "{count} L"]:
         """Draw latents [count, L] from the prior, for `decode`."""
         return self.sample_prior(key, (count,), batch)
 
-    def __call__(self, x: Array, key: Array) -> VAEOutput:
+    def __call__(self, x: Float[Array, "B H W C"], key: Key[Array, ""] | Key[Array, " B"]) -> VAEOutput:
         """Encode `x` [B, H, W, C], draw one latent per image with `key` (see `reparameterize`), and decode it."""
         mean, std = self.encode(x)
         latent = reparameterize(key, mean, std)

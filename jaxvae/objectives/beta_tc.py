@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, Key
 
 from jaxvae.errors import InputError
 from jaxvae.objectives.base import View
@@ -14,7 +15,9 @@ from jaxvae.objectives.elbo import InNats
 from jaxvae.typing import Array, Batch, Terms
 
 
-def total_correlation(latent: Array, mean: Array, std: Array, num_images: int) -> Array:
+def total_correlation(
+    latent: Float[Array, "B L"], mean: Float[Array, "B L"], std: Float[Array, "B L"], num_images: int
+) -> Float[Array, " B"]:
     """KL(q(z) || prod_j q(z_j)) at each of a batch's latents, estimated from the batch: [B, L] to [B], nats.
 
     q(z) is the mixture of the posteriors of all `num_images` training images, N. Chen et al. (arXiv 1802.04942),
@@ -59,7 +62,7 @@ class BetaTc(InNats):
         """See `Objective`."""
         return {**super().needs(), "num_images": "the total correlation depends on it"}
 
-    def terms(self, view: View, batch: Batch, keys: Array) -> Terms:
+    def terms(self, view: View, batch: Batch, keys: Key[Array, " B"]) -> Terms:
         """See `Objective`."""
         weight = self.kl_weight(view)
         drawn = view.draw(batch, keys, 1)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax.numpy as jnp
+from jaxtyping import Float, Key
 
 from jaxvae.errors import InputError
 from jaxvae.objectives.base import View
@@ -82,7 +83,7 @@ class FreeBits(Objective):
     """Nats per image that a latent dimension may cost before its KL counts."""
 
 
-def free_bits_kl(kl: Array, free: Array | float) -> Array:
+def free_bits_kl(kl: Float[Array, "B L"], free: Float[Array, ""] | float) -> Float[Array, " B"]:
     """The cost [B] of the KL per dimension [B, L]: a dimension below `free` nats counts as `free`.
 
     Kingma et al. (arXiv 1606.04934), appendix C.8, but per image rather than on the minibatch average, so that
@@ -102,7 +103,7 @@ class Elbo(InNats, FreeBits, Samples):
         closed = config.parts.network.layers == 1
         return {**super().idle(config), **({} if closed else {"free_bits": "--architecture mlp, conv or resnet"})}
 
-    def terms(self, view: View, batch: Batch, keys: Array) -> Terms:
+    def terms(self, view: View, batch: Batch, keys: Key[Array, " B"]) -> Terms:
         """See `Objective`."""
         weight = self.kl_weight(view)
         drawn = view.draw(batch, keys, self.samples)

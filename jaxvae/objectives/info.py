@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, Key
 
 from jaxvae.errors import InputError
 from jaxvae.keys import fold_in_each
@@ -14,7 +15,7 @@ from jaxvae.options import NOT_NEGATIVE, option
 from jaxvae.typing import Array, Batch, Terms
 
 
-def mmd(a: Array, b: Array) -> Array:
+def mmd(a: Float[Array, "M L"], b: Float[Array, "N L"]) -> Float[Array, ""]:
     """Squared maximum mean discrepancy of two samples [N, L], unbiased, with ``k(x, y) = exp(-|x - y|^2 / L)``.
 
     Gretton et al. (2012), equation 3; used as in Zhao, Song and Ermon (arXiv 1706.02262), with a Gaussian
@@ -46,7 +47,7 @@ class Info(InNats, FreeBits):
         if not self.mmd_weight > 0:
             raise InputError(f"--objective {config.objective} needs --mmd-weight above 0: at 0 it is elbo")
 
-    def terms(self, view: View, batch: Batch, keys: Array) -> Terms:
+    def terms(self, view: View, batch: Batch, keys: Key[Array, " B"]) -> Terms:
         """See `Objective`."""
         weight, x = self.kl_weight(view), batch["image"]
         drawn = view.draw(batch, keys, 1)

@@ -6,6 +6,7 @@ from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, Key
 
 from jaxvae.models.priors import log_normal
 from jaxvae.objectives.base import View
@@ -13,7 +14,7 @@ from jaxvae.objectives.elbo import InNats, Samples
 from jaxvae.typing import Array, Batch, Params, Terms
 
 
-def iwae_bound(log_weights: Array) -> Array:
+def iwae_bound(log_weights: Float[Array, "B S"]) -> Float[Array, " B"]:
     """``log (1/S) sum_s exp(log_weights[:, s])``, a lower bound on log p(x): [B, S] to [B], nats.
 
     Burda, Grosse and Salakhutdinov (arXiv 1509.00519), equation 8, where
@@ -31,7 +32,7 @@ class Iwae(InNats, Samples):
     bound: ClassVar[str] = "iwae_bound"
     tightens: ClassVar[bool] = True
 
-    def terms(self, view: View, batch: Batch, keys: Array) -> Terms:
+    def terms(self, view: View, batch: Batch, keys: Key[Array, " B"]) -> Terms:
         """See `Objective`."""
         weight = self.kl_weight(view)
         drawn = view.draw(batch, keys, self.samples)
@@ -64,7 +65,7 @@ class Dreg(InNats, Samples):
     bound: ClassVar[str] = "iwae_bound"
     tightens: ClassVar[bool] = True
 
-    def terms(self, view: View, batch: Batch, keys: Array) -> Terms:
+    def terms(self, view: View, batch: Batch, keys: Key[Array, " B"]) -> Terms:
         """See `Objective`."""
         weight, x = self.kl_weight(view), batch["image"]
         mean, std = view.apply(x, method="encode")

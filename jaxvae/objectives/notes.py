@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import jax.numpy as jnp
+from jaxtyping import Float, Key
 
 from jaxvae.errors import InputError
 from jaxvae.models.likelihoods import check_same_shape, sum_per_example
@@ -14,7 +15,7 @@ from jaxvae.protocols import Objective
 from jaxvae.typing import Array, Batch, Terms
 
 
-def mse(x_hat: Array, x: Array) -> Array:
+def mse(x_hat: Float[Array, "B *shape"], x: Float[Array, "B *shape"]) -> Float[Array, " B"]:
     """Squared error averaged over pixels: ``mean_pixels (x_hat - x)^2``. The notes' reconstruction loss.
 
     Args:
@@ -32,7 +33,7 @@ def mse(x_hat: Array, x: Array) -> Array:
     return sum_per_example(error) / (error.size // error.shape[0])
 
 
-def notes_kld(mean: Array, std: Array, num_pixels: int) -> Array:
+def notes_kld(mean: Float[Array, "B L"], std: Float[Array, "B L"], num_pixels: int) -> Float[Array, " B"]:
     """The notes' KL term: ``0.5 * sum_latent(mean^2 + std^2 - log(1e-8 + std^2) - 1) / num_pixels``.
 
     It is KL(N(mean, std^2) || N(0, 1)) except for the 1e-8, which keeps it finite at ``std == 0``
@@ -70,7 +71,7 @@ class Mse(Objective):
         if config.head not in ("relu", "linear"):
             raise InputError("--objective mse needs --head relu or linear: a code has no standard deviation")
 
-    def terms(self, view: View, batch: Batch, keys: Array) -> Terms:
+    def terms(self, view: View, batch: Batch, keys: Key[Array, " B"]) -> Terms:
         """See `Objective`."""
         x = batch["image"]
         seen = corrupt(x, keys, self.corruption) if self.corruption and view.train else x
@@ -88,7 +89,7 @@ class NotesElbo(Objective):
     uses: ClassVar[tuple[str, ...]] = ()
     bound: ClassVar[str] = ""
 
-    def terms(self, view: View, batch: Batch, keys: Array) -> Terms:
+    def terms(self, view: View, batch: Batch, keys: Key[Array, " B"]) -> Terms:
         """See `Objective`."""
         output, x = view.output(batch, keys), batch["image"]
         recon = mse(output.x_hat, x)

@@ -12,6 +12,7 @@ import numpy as np
 import optax
 from jax.flatten_util import ravel_pytree
 from jax.sharding import NamedSharding, PartitionSpec
+from jaxtyping import Float, Int, Key, Num
 
 from jaxvae.keys import example_keys, fold_in_purpose, key_of
 from jaxvae.models.build import Model, init_variables, with_output_bias
@@ -33,7 +34,7 @@ class TrainState(NamedTuple):
       collections: the model's other variables, such as batch statistics; empty for models that have none.
     """
 
-    step: Array
+    step: Int[Array, ""]
     params: Params
     opt_state: optax.OptState
     collections: Collections = {}  # noqa: RUF012
@@ -47,8 +48,8 @@ class TrainState(NamedTuple):
 def init_state(
     model: Model,
     optimizer: optax.GradientTransformation,
-    key: Array,
-    output_mean: Array | None = None,
+    key: Key[Array, ""],
+    output_mean: Float[Array, "H W C"] | None = None,
     example: Mapping[str, Any] | None = None,
 ) -> TrainState:
     """A fresh state at step 0, float32.
@@ -85,7 +86,7 @@ def example_of(split: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def intensities(images: Array) -> Array:
+def intensities(images: Num[Array, "*shape"]) -> Float[Array, "*shape"]:
     """Intensities in [0, 1]: uint8 images are divided by 255 (float32), float images are taken as they are.
 
     Raises:
@@ -174,7 +175,9 @@ def on_every_device(
     )
 
 
-def epoch_order(shuffle_key: Array, epoch: int | Array, num_images: int) -> Array:
+def epoch_order(
+    shuffle_key: Key[Array, ""], epoch: int | Int[Array, ""], num_images: int
+) -> Int[Array, " {num_images}"]:
     """The order in which an epoch takes the images: int32 [N], a function of `shuffle_key` and the epoch alone."""
     return jax.random.permutation(jax.random.fold_in(shuffle_key, epoch), num_images)
 
