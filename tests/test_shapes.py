@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from runs import PATIENCE, environment
 
 # In a process of its own, where the modules are imported with checks. Nothing is compiled.
@@ -59,8 +60,9 @@ except TypeCheckError:
 """
 
 
-def test_signatures_tell_the_shapes(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", CHECKED]
-    done = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=PATIENCE)
+@pytest.mark.slow
+def test_signatures_tell_the_shapes() -> None:
+    command, here = [sys.executable, "-c", CHECKED], Path(__file__).parent  # Where `shape_checker` is.
+    done = subprocess.run(command, cwd=here, env=environment(), capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stdout + done.stderr
     assert len(done.stdout.splitlines()) == 8 and done.stdout.endswith("refused\n")
