@@ -14,6 +14,7 @@ from jaxvae.data.images import ImageData
 from jaxvae.distributed import devices as parallel
 from jaxvae.errors import InputError
 from jaxvae.keys import purpose_key
+from jaxvae.train import programs
 from jaxvae.train.computer import PART_BATCHES, advance, splits
 from jaxvae.train.programs import make_call, steps_per_epoch
 from jaxvae.train.step import make_train_step
@@ -78,6 +79,15 @@ def test_blocks_of_steps_compute_the_same_bits(images: NDArray[np.uint8]) -> Non
         results.append((jax.device_get(state), losses_of(calls)))
         assert [count for count, _ in calls] == [4, 4, 2]
     jax.tree.map(np.testing.assert_array_equal, *results)
+
+
+def test_an_option_that_xla_does_not_have_is_left_out(
+    images: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(programs, "compiler_options", lambda: {"xla_gpu_no_such_option": "1"})
+    trainer = trainer_of(images)
+    state, calls = advance(trainer, trainer.start(None), 0, 4)
+    assert int(state.step) == len(losses_of(calls)) == 4
 
 
 def test_a_call_takes_no_more_than_it_holds(images: NDArray[np.uint8]) -> None:

@@ -89,7 +89,7 @@ def timed(trainer: Any, state: Any, count: int) -> tuple[Any, float]:
 
 
 def machine(args: argparse.Namespace) -> Any:
-    """The machine, and what it can do: products, copies, and launches of dependent kernels."""
+    """The machine, and what it can do: products and copies."""
     import jax
     import jax.numpy as jnp
 
@@ -105,23 +105,11 @@ def machine(args: argparse.Namespace) -> Any:
     def copies(x: Any) -> Any:
         return jax.lax.fori_loop(0, turns, lambda _, x: x + 1, x)
 
-    @jax.jit
-    def launches(x: Any) -> Any:
-        # Kernels that XLA cannot join, each of which needs the one before.
-        return jax.lax.fori_loop(0, turns, lambda _, x: jax.lax.optimization_barrier(jax.lax.cumsum(x)), x)
-
-    def seconds(function: Callable[[Any], Any], x: Any) -> float:
-        jax.block_until_ready(function(x))
-        start = time.perf_counter()
-        jax.block_until_ready(function(x))
-        return (time.perf_counter() - start) / turns
-
-    return {
-        **benchmark.machine(),
-        "flops_per_second": products,
-        "bytes_per_second": 2 * 4 * size / seconds(copies, jnp.zeros(size, jnp.float32)),
-        "seconds_per_turn_of_one_small_kernel": seconds(launches, jnp.zeros(8, jnp.float32)),
-    }
+    x = jax.block_until_ready(copies(jnp.zeros(size, jnp.float32)))
+    start = time.perf_counter()
+    jax.block_until_ready(copies(x))
+    seconds = (time.perf_counter() - start) / turns
+    return {**benchmark.machine(), "flops_per_second": products, "bytes_per_second": 2 * 4 * size / seconds}
 
 
 def losses(args: argparse.Namespace) -> Any:
@@ -285,7 +273,7 @@ def way(args: argparse.Namespace) -> Any:
         jax.lax.fori_loop = lambda lower, upper, *rest: loop(
             lower, upper, *rest, unroll=chosen["turn"] if isinstance(upper, int) else None
         )
-    trainer = trainer_of(args, [*MODELS["notes-vae"], *chosen.get("flags", ())], chosen.get("block", 64))
+    trainer = trainer_of(args, [*MODELS["notes-vae"], *chosen.get("flags", ())], chosen.get("block"))
     count = 64 if args.small else 1875
     state = trainer.start(None)
     seconds = trainer.compile(state)

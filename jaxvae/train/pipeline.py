@@ -146,7 +146,7 @@ class Pipeline(Generic[S]):
     """Drives a computer from step to step, and passes its results to a sink. A context manager.
 
     Args:
-      computer: compiled.
+      computer: computes the run; its program is compiled.
       sink: takes the results.
       stop: the signals to heed.
     """

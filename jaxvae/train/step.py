@@ -232,10 +232,14 @@ def make_run_steps(
         carry = state, metrics
         whole: int | Array = 0  # Steps in blocks.
         if block > 1:
+
+            def turn(i: Array, carry: tuple[TrainState, Metrics]) -> tuple[TrainState, Metrics]:
+                taken: tuple[TrainState, Metrics] = jax.lax.fori_loop(
+                    0, block, lambda j, carry: body(i * block + j, carry), carry
+                )
+                return taken
+
             whole = count // block * block
-            turn = lambda i, carry: jax.lax.fori_loop(  # noqa: E731
-                0, block, lambda j, carry: body(i * block + j, carry), carry
-            )
             carry = jax.lax.fori_loop(0, count // block, turn, carry)
         result: tuple[TrainState, Metrics] = jax.lax.fori_loop(whole, count, body, carry)
         return result
