@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+import time
 
 # Eight devices, so that what runs on several is tested on every machine. Must be set before JAX starts.
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
@@ -31,7 +32,10 @@ settings.load_profile("untimed")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Programs of tests marked `unoptimized`, here and in processes that they start, compile in half the time."""
+    """Skips what comes too late. Programs of tests marked `unoptimized` compile in half the time, in children too."""
+    until = item.config.getoption("--until")
+    if until is not None and time.time() > until:
+        pytest.skip("not run: the time is up (--until)")
     unoptimized = item.get_closest_marker("unoptimized") is not None
     variable = str(int(unoptimized))
     if os.environ.get("JAX_DISABLE_MOST_OPTIMIZATIONS") != variable:
@@ -40,16 +44,21 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         jax.clear_caches()  # JAX finds compiled programs without looking at this setting.
 
 
-# The files that take longest go first, so that no worker is left alone with one of them in the end.
+# These files take longest. They come last, the longest of them first: a fault in a quick test is seen early, and no
+# worker is left alone with a long file in the end.
 LONGEST = (
-    *("survival", "docs", "processes", "members", "sweep", "train", "evaluate", "parallel", "fitting"),
-    *("extending", "benchmark", "torch_weights", "trained", "trainer"),
+    *("survival", "docs", "processes", "members", "sweep", "compilation_cache", "train", "evaluate", "parallel"),
+    *("fitting", "extending", "benchmark", "torch_weights", "trained", "trainer"),
 )
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     order = {f"test_{name}": number for number, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: order.get(item.path.stem, len(order)))
+    items.sort(key=lambda item: order.get(item.path.stem, -1))
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--until", type=float, help="skip tests that would start after this time, in s since 1970")
 
 
 @pytest.fixture(scope="session")
