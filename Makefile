@@ -69,6 +69,7 @@ $(VENV)/.installed-test: pyproject.toml | $(VENV)/.created
 	$(PIP) '.[test]'
 	touch $@ $(VENV)/.installed
 
-$(VENV)/.installed-docs: pyproject.toml | $(VENV)/.created
+# After the test extra: two pips in one environment would be in each other's way under `make -j`.
+$(VENV)/.installed-docs: pyproject.toml | $(VENV)/.installed-test
 	$(PIP) '.[docs]'
 	touch $@ $(VENV)/.installed

@@ -5,7 +5,6 @@ import dataclasses
 import datetime
 import importlib.metadata
 import json
-import math
 import os
 import platform
 import shlex
@@ -23,19 +22,17 @@ import numpy as np
 
 from jaxvae import cli, data, flags
 from jaxvae import config as configs
+from jaxvae.cli import number
+from jaxvae.compiled.command import compile_only
 from jaxvae.config import Config
 from jaxvae.distributed import devices as parallel
 from jaxvae.errors import InputError, one_line
-from jaxvae.flops import product_flops
-from jaxvae.keys import key_of, purpose_key
+from jaxvae.keys import key_of
 from jaxvae.machine import cores, processor
-from jaxvae.models.build import build_model
 from jaxvae.models.layers import Precision, with_precision
-from jaxvae.objectives.build import build_objective
-from jaxvae.optimizer import build_optimizer
 from jaxvae.train.computer import advance
+from jaxvae.train.cost import flops_per_step, products_of
 from jaxvae.train.programs import steps_per_epoch
-from jaxvae.train.step import abstract_state, make_train_step
 from jaxvae.train.trainer import Trainer
 
 DESCRIPTION = """Measure training on this machine: steps per second, memory, and how close to the machine's limit.
@@ -61,6 +58,9 @@ class Arguments:
     """One or more numbers of local devices that share each batch."""
     rounds: int = 5
     """Rounds to measure, after the warm-up."""
+    compile_for: str | None = None
+    """Measure nothing: compile for an accelerator that need not be here, and count. h100, h200, a100, h100:8 (eight in
+    a machine), v5e:2x2, v6e:4x4 (a slice of TPUs), ..."""
     skip_first_step: bool = False
     """Do not measure how long jaxvae.train takes from its start to its first step."""
     json: Path | None = None
@@ -88,23 +88,11 @@ def parse(argv: Sequence[str]) -> tuple[Arguments, list[Config], bool]:
     arguments = parsed[0]
     if not arguments.devices:
         raise InputError("--devices needs at least one value")
+    if arguments.compile_for is not None and arguments.devices != Arguments(arguments.config).devices:
+        raise InputError("--compile-for names the number of devices itself: leave --devices out")
     if arguments.rounds < 1:
         raise InputError(f"--rounds must be at least 1, not {arguments.rounds}")
     return arguments, [each.config for each in parsed], sizes.batch_size is not None
-
-
-def flops_per_step(config: Config, image_shape: tuple[int, int, int]) -> tuple[int, list[str]]:
-    """FLOP of one training step, and what they leave out: see `product_flops`."""
-    model, optimizer = build_model(config, image_shape), build_optimizer(config, steps_per_epoch=1)
-    step = make_train_step(model, build_objective(config, steps_per_epoch=1, num_images=1), optimizer)
-    batch = jax.ShapeDtypeStruct((config.batch_size, *image_shape), jnp.uint8)
-    example = abstract_state(model, optimizer), batch, purpose_key(config.seed, "train-noise")
-    return product_flops(jax.make_jaxpr(step)(*example).jaxpr)
-
-
-def products_of(config: Config) -> str:
-    """What the products of a training step are computed in: "float32-highest", ..., or "bfloat16"."""
-    return config.compute_dtype if config.compute_dtype != "float32" else f"float32-{config.matmul_precision}"
 
 
 def matmul_timer(dtype: str, precision: Precision) -> Callable[[], float]:
@@ -291,12 +279,6 @@ def conclusion(results: Sequence[Mapping[str, Any]]) -> str:
     return f"matrix products limit a step from batch size {bound[0]} on; below that, {rest}" if bound else rest
 
 
-def number(value: float) -> str:
-    """`value` with three significant digits, but at least all of its whole part: 1,042, 12.3, 0.0512."""
-    digits = 0 if not value else max(0, 2 - math.floor(math.log10(value)))
-    return f"{value:,.{digits}f}"
-
-
 def repeated(images: data.ImageData) -> data.ImageData:
     """`images` with those for training repeated to `IMAGES`, or as many as fit in `IMAGE_BYTES`; never fewer."""
     count = min(IMAGES, IMAGE_BYTES // images.train[:1].nbytes)
@@ -311,6 +293,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments, sized, sizes_given = parse(argv)
     if arguments.json is not None:
         cli.check_writable("--json", arguments.json)
+    if arguments.compile_for is not None:
+        jax.config.update("jax_platforms", "cpu")  # Nothing runs on an accelerator that is here.
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
     config = arguments.config
     reading = data.reading_of(config)
@@ -323,6 +307,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not sizes_given:
         sized = [each for each in sized if each.batch_size <= len(images.train)] or sized[:1]
     sized = [dataclasses.replace(each, dataset=images.name) for each in sized]
+    if arguments.compile_for is not None:
+        content = compile_only(arguments.compile_for, sized, images)
+        write(arguments.json, {"command": _command(argv), **content})
+        return cli.EXIT_OK
     todo = [(each, devices) for each in sized for devices in arguments.devices]
     for each, devices in todo:  # Refuse what cannot be measured before anything is measured.
         steps_per_epoch(each, len(images.train))
@@ -356,12 +344,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(conclusion(results))
     for missed in results[-1]["flops_not_counted"]:
         print(f"note: FLOP: {missed}")
-    if arguments.json is not None:
-        command = shlex.join(["python", "-m", "jaxvae.benchmark", *argv])
-        content: dict[str, Any] = {"machine": here, "command": command, "model": model, "notes": notes}
-        content |= {"first_step": started, "results": results}
-        arguments.json.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    content = {"machine": here, "command": _command(argv), "model": model, "notes": notes}
+    write(arguments.json, {**content, "first_step": started, "results": results})
     return cli.EXIT_OK
+
+
+def _command(argv: Sequence[str]) -> str:
+    return shlex.join(["python", "-m", "jaxvae.benchmark", *argv])
+
+
+def write(path: Path | None, content: Mapping[str, Any]) -> None:
+    """Write `content` as JSON, if there is a path."""
+    if path is not None:
+        path.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import io
 import itertools
+import math
 import os
 import re
 import signal
@@ -261,3 +262,9 @@ def _tell(error: BaseException) -> int | None:
         return None
     say(line)
     return code
+
+
+def number(value: float) -> str:
+    """`value` with three significant digits, but at least all of its whole part: 1,042, 12.3, 0.0512."""
+    digits = 0 if not value else max(0, 2 - math.floor(math.log10(value)))
+    return f"{value:,.{digits}f}"

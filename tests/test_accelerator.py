@@ -1,4 +1,4 @@
-"""The campaign of experiments/accelerator: it measures what is missing, and says what failed."""
+"""The campaign of experiments/accelerator: it measures what is missing, says what failed, and makes a page."""
 
 import json
 import sys
@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "experiments" / "accelerator"))
+import page
 import run
 
 
@@ -45,3 +46,64 @@ def test_an_unknown_piece_is_refused(
     with pytest.raises(SystemExit):
         campaign(monkeypatch, "kernel", "--data-dir", tmp_path, "--out", tmp_path)
     assert "no piece is called 'kernel'; there are machine same " in capsys.readouterr().err
+
+
+MEASURED = {
+    "machine": {
+        **{"device": "NVIDIA H100", "cores": 16, "processor": "Xeon", "python": "3.12.3", "date": "2026-11-26"},
+        **{"versions": {"jax": "0.11.2"}, "bytes_per_second": 2.95e12},
+        "flops_per_second": {"float32-highest": 51e12, "bfloat16-default": 664e12},
+    },
+    "same": {"vae": {"first": 2e-7, "most": 1.2e-6, "steps": 64}},
+    "resume": [{"model": "conv", "flags": "--exact", "again_the_same": True, "resumed_the_same": False}],
+    "ways": {"as it is": {"steps_per_second": [15132.0, 15326.4, 15404.0]}, "one that failed": {}},
+    "dense": {
+        "model": "notes-vae",
+        "results": [
+            {
+                **{"batch_size": size, "steps_per_second_rounds": [speed], "images_per_second": size * speed},
+                **{"compile_seconds": 6.25, "peak_fraction": 0.571, "products": "float32-highest"},
+            }
+            for size, speed in ((32, 15000.0), (32768, 400.0))
+        ],
+    },
+    "kernels": {"notes-vae": {"kernels_per_step": 51.0, "seconds_per_step_unprofiled": 65.2e-6}},
+    "predicted": {"notes-vae": {"results": [{"kernels_per_step": 53, "predicted_seconds": {"a": 57e-6, "b": 8e-6}}]}},
+    "sweep": [{"members": 1, "model_steps_per_second": [15e3]}, {"members": 64, "model_steps_per_second": [4e5, 5e5]}],
+    "comparison": [{"batch_size": 4096, "name": "torch", "steps_per_second": [900.0]}],
+    "nats": {"table": "what  seconds\n105   1.5\n"},
+}
+ROWS = (
+    "NVIDIA H100, 16 cores of Xeon, Python 3.12.3, jax 0.11.2, 2026-11-26.",
+    "| products, float32-highest | 51 TFLOP/s |",
+    "| memory, bytes read and written | 2.95 TB/s |",
+    "| vae | 2e-07 | 1e-06 | 64 |",
+    "| conv | `--exact` | the same bytes | other bits |",
+    "| as it is | 15,326 (15,132-15,404) |",
+    "| 32,768 | 400 (400-400) | 13,107,200 | 6.2 s | 57% of float32-highest |",
+    "| notes-vae | 53 | 51 | 65 us | 65 us |",
+    "| 64 | 450,000 (400,000-500,000) |",
+    "| 4,096 | torch | 900 (900-900) |",
+    "105   1.5",
+)
+
+
+def test_the_page_shows_what_was_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["page.py", str(tmp_path)])
+    for name, content in MEASURED.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    assert page.main() == 0
+    lines = (tmp_path / "page.md").read_text().splitlines()
+    assert [row for row in ROWS if row not in lines] == []
+    assert not any("one that failed" in line for line in lines)
+    assert (tmp_path / "speed.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("name", MEASURED)
+def test_a_page_of_one_piece(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever a campaign had time for makes a page."""
+    monkeypatch.setattr(sys, "argv", ["page.py", str(tmp_path)])
+    (tmp_path / f"{name}.json").write_text(json.dumps(MEASURED[name]))
+    assert page.main() == 0
+    headings = [line for line in (tmp_path / "page.md").read_text().splitlines() if line.startswith("## ")]
+    assert headings == ([] if name == "kernels" else [f"## {name}"])

@@ -22,7 +22,7 @@ FLOORS = (
     ("run",),
     ("train", "chunks"),
     ("metrics", "trained"),
-    ("sweep",),
+    ("sweep", "compiled"),
     ("evaluate", "generate", "benchmark", "torch_weights", "fitting", "data.__main__"),
     ("jaxvae", "__main__", "completion"),
 )

@@ -18,6 +18,7 @@ from jaxvae import benchmark, build_model, build_objective, build_optimizer, cli
 from jaxvae.config import PRESETS
 from jaxvae.errors import InputError
 from jaxvae.train import __main__ as train_command
+from jaxvae.train.cost import products_of
 from jaxvae.train.step import abstract_state
 
 pytestmark = pytest.mark.unoptimized
@@ -48,7 +49,7 @@ def test_the_peak_is_that_of_the_products_of_training(dtype: Any, precision: Any
         return product.params["precision"], *(operand.aval.dtype for operand in product.invars)
 
     assert {kind(p) for p in products(trained)} == {kind(product)}
-    assert benchmark.products_of(config) == ("bfloat16" if dtype == "bfloat16" else f"float32-{precision}")
+    assert products_of(config) == ("bfloat16" if dtype == "bfloat16" else f"float32-{precision}")
 
 
 def run(*args: str) -> int:
@@ -82,7 +83,7 @@ def test_command_line(image_file: Path, tmp_path: Path, capsys: pytest.CaptureFi
         assert r["flops_per_second"] == r["flops_per_step"] * r["steps_per_second"]
         assert r["products"] == "float32-high" and " of float32-high\n" in out
         assert r["peak_fraction"] > 0 and r["compile_seconds"] > 0
-        assert f" {benchmark.number(r['steps_per_second'])} " in out
+        assert f" {cli.number(r['steps_per_second'])} " in out
     # Encoder 30-32-16-2*20, decoder 20-16-32-30: three products a layer, but two in the first.
     layers = (30 * 32, 32 * 16, 16 * 40, 20 * 16, 16 * 32, 32 * 30)
     assert content["results"][0]["flops_per_step"] == 2 * 8 * (3 * sum(layers) - 30 * 32)
@@ -175,7 +176,7 @@ def test_the_conclusion_says_what_to_do(parts: dict[int, float], said: str) -> N
 
 
 def test_numbers_of_any_size_are_readable() -> None:
-    words = [benchmark.number(value) for value in (0, 0.0512345, 0.9996, 12.345, 104.2, 104_321.5)]
+    words = [cli.number(value) for value in (0, 0.0512345, 0.9996, 12.345, 104.2, 104_321.5)]
     assert words == ["0", "0.0512", "1.000", "12.3", "104", "104,322"]
 
 

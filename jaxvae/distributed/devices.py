@@ -90,6 +90,15 @@ def place(tree: Any, sharding: Any) -> Any:
     return jax.tree.map(put, tree, jax.tree.broadcast(sharding, tree))
 
 
+def placed_shapes(tree: Any, sharding: Any) -> Any:
+    """The shapes, dtypes and shardings of what `place` would return. Nothing is put anywhere."""
+
+    def shape(leaf: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+    return jax.tree.map(shape, tree, jax.tree.broadcast(sharding, tree))
+
+
 def collective_seconds(size: int, placement: Placement, rounds: int = 5) -> float:
     """Seconds that the average of `size` bytes over the devices of a batch takes: the median of `rounds`.
 

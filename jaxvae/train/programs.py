@@ -72,7 +72,7 @@ class StepProgram:
         start = time.perf_counter()
         lowered = self.lower(*arguments)
         try:
-            self._compiled = lowered.compile(compiler_options=compiler_options())
+            self._compiled = lowered.compile(compiler_options=compiler_options(jax.default_backend()))
         except jax.errors.JaxRuntimeError as error:
             if "No such compile option" not in str(error):  # The options of XLA come and go.
                 raise
@@ -89,13 +89,19 @@ class StepProgram:
         return self._compiled.memory_analysis()
 
 
-def compiler_options() -> dict[str, str]:
-    """XLA's options for the steps, on the default backend.
+def program_bytes(memory: Any) -> int:
+    """Bytes of arguments, results and temporaries, from XLA's memory analysis; what is shared counts once."""
+    total = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
+    return int(total - memory.alias_size_in_bytes)
+
+
+def compiler_options(backend: str) -> dict[str, Any]:
+    """XLA's options for the steps, on a backend: "cpu", "gpu" or "tpu".
 
     On a GPU, the kernels of a step that do not need each other run at the same time: of some fifty small ones, many do
     not fill it.
     """
-    return {"xla_gpu_command_buffer_scheduling_mode": "CONCURRENT"} if jax.default_backend() == "gpu" else {}
+    return {"xla_gpu_command_buffer_scheduling_mode": "CONCURRENT"} if backend == "gpu" else {}
 
 
 def shares_batches(config: Config) -> bool:

@@ -150,13 +150,26 @@ def make_train_step(
 
         grads, (metrics, collections) = jax.grad(mean_loss, has_aux=True)(params)
         if axis_name is not None:
-            vector, restored = ravel_pytree((grads, metrics, collections))
-            grads, metrics, collections = restored(jax.lax.pmean(vector, axis_name))
+            grads, metrics, collections = mean_over_devices((grads, metrics, collections), axis_name)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         return TrainState(state.step + 1, params, opt_state, collections), metrics
 
     return with_precision(objective.precision)(train_step)
+
+
+def mean_over_devices(tree: Any, axis_name: str | tuple[str, ...]) -> Any:
+    """The mean of every leaf of a tree over the devices of an axis: one collective.
+
+    It is that of one vector. On a TPU XLA joins the collectives of the leaves by itself, and so spares them the copies
+    into a vector and back: 20 of 71 kernels of the notes' VAE. On a GPU it copies as well, and in more kernels.
+    """
+
+    def of_one_vector(tree: Any) -> Any:
+        vector, restored = ravel_pytree(tree)
+        return restored(jax.lax.pmean(vector, axis_name))
+
+    return jax.lax.platform_dependent(tree, tpu=lambda tree: jax.lax.pmean(tree, axis_name), default=of_one_vector)
 
 
 def on_every_device(

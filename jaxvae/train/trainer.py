@@ -18,7 +18,7 @@ from jaxvae.objectives.build import build_objective
 from jaxvae.optimizer import build_optimizer
 from jaxvae.train.computer import PART_BATCHES, due, splits
 from jaxvae.train.evaluation import evaluation_size, joined, make_evaluate
-from jaxvae.train.programs import MOST_STEPS, StepProgram, block_steps, make_call, steps_per_epoch
+from jaxvae.train.programs import MOST_STEPS, StepProgram, block_steps, make_call, program_bytes, steps_per_epoch
 from jaxvae.train.step import (
     TrainState,
     abstract_state,
@@ -153,11 +153,21 @@ class Trainer:
         """See `Computer`."""
         return self._program.compile(*self._arguments(state, 0))
 
+    def lower(self) -> Any:
+        """The program of the steps for the placement's devices, which need not be here: lowered, not compiled."""
+        placement, count = self.placement, len(self.images.train)
+        keys = jax.eval_shape(self._make_keys)
+        hyperparameters = {name: np.float32(value) for name, value in self.config.traced().items()}
+        rest = np.zeros(count, np.int32), keys["train-noise"], hyperparameters
+        return self._program.lower(
+            parallel.placed_shapes(self.abstract_state(), placement.state),
+            parallel.placed_shapes(self.images.split("train"), placement.images),
+            *parallel.placed_shapes(rest, placement.replicated),
+        )
+
     def program_bytes(self) -> int:
-        """Bytes of the compiled training program: arguments, results and temporaries; shared memory counts once."""
-        memory = self._program.memory()
-        total = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
-        return int(total - memory.alias_size_in_bytes)
+        """Bytes of the compiled program of the steps: see `jaxvae.train.programs.program_bytes`."""
+        return program_bytes(self._program.memory())
 
     def run_steps(self, state: TrainState, step: int, count: int) -> tuple[TrainState, Mapping[str, Array]]:
         """See `Computer`."""
