@@ -284,7 +284,8 @@ def repeated(images: data.ImageData) -> data.ImageData:
     count = min(IMAGES, IMAGE_BYTES // images.train[:1].nbytes)
     if len(images.train) >= count:
         return images
-    return dataclasses.replace(images, train=np.resize(images.train, (count, *images.image_shape)))
+    repeats = {name: np.resize(values, (count, *values.shape[1:])) for name, values in images.split("train").items()}
+    return dataclasses.replace(images, train=repeats.pop("image"), others={**images.others, "train": repeats})
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -297,9 +298,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         jax.config.update("jax_platforms", "cpu")  # Nothing runs on an accelerator that is here.
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
     config = arguments.config
-    reading = data.reading_of(config)
-    images = data.load(config.dataset, config.data_dir, reading)
-    reading.check(images.name)
+    images = data.load_for(config)
     images = data.prepared(images, config)
     found, images = len(images.train), repeated(images)
     if len(images.train) > found:

@@ -573,5 +573,10 @@ def test_static_pixels_do_not_depend_on_the_split() -> None:
         np.testing.assert_array_equal(part.train, expected.train)
         np.testing.assert_array_equal(part.validation, expected.validation)
         np.testing.assert_array_equal(part.test, whole.test)
-    with pytest.raises(ValueError, match="validation"):
-        data.binarized(data.with_validation(images, 0.1, 0), 2)
+    # Validation images of the data's own are drawn last.
+    brought = dataclasses.replace(images, validation=images.test[::-1])
+    own = data.prepared(brought, dataclasses.replace(config, validation=0.1))
+    np.testing.assert_array_equal(own.train, whole.train)
+    np.testing.assert_array_equal(own.test, whole.test)
+    assert own.validation.shape == images.test.shape and set(np.unique(own.validation)) == {0, 255}
+    assert len(data.prepared(brought, config).validation) == 0  # --validation 0

@@ -6,6 +6,7 @@ from jaxvae.data.images import (
     Split,
     as_seen,
     binarized,
+    contradicted,
     digest,
     digests,
     prepared,
@@ -13,7 +14,7 @@ from jaxvae.data.images import (
     with_validation,
 )
 from jaxvae.data.reading import Images, Reading
-from jaxvae.data.sources import DATASETS, IDX_DATASETS, load
+from jaxvae.data.sources import DATASETS, IDX_DATASETS, load, load_for
 
 __all__ = [
     "DATASETS",
@@ -25,10 +26,12 @@ __all__ = [
     "Split",
     "as_seen",
     "binarized",
+    "contradicted",
     "digest",
     "digests",
     "from_arrays",
     "load",
+    "load_for",
     "prepared",
     "reading_of",
     "with_validation",

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from jaxvae import cli, memory
 from jaxvae.config import Config
-from jaxvae.data.images import ImageData, in_words, prepared, reading_of
-from jaxvae.data.sources import load
+from jaxvae.data.images import ImageData, in_words, prepared
+from jaxvae.data.sources import load_for
 from jaxvae.errors import InputError, one_line
 from jaxvae.fields import Resize
 from jaxvae.options import flag
@@ -57,6 +57,7 @@ def lines(images: ImageData, config: Config) -> Iterator[str]:
     yield f"{images.name} ({images.source})"
     yield in_words(prepared(images, config))
     yield f"{memory.in_words(images.nbytes)} on every device"
+    yield from classes(images)
     for reason in images.skipped[:LISTED]:
         yield f"left out: {reason}"
     if len(images.skipped) > LISTED:
@@ -73,6 +74,20 @@ def lines(images: ImageData, config: Config) -> Iterator[str]:
     else:
         yield "they have grey levels: --likelihood logistic gives the probability of an image"
     yield f"to train: {shlex.join(command(images, config, binary))}"
+
+
+def classes(images: ImageData) -> Iterator[str]:
+    """How many training and test images each class has."""
+    splits = [images.split(name).get("label") for name in ("train", "validation", "test")]
+    found = [labels for labels in splits if labels is not None and labels.ndim == 1 and labels.dtype.kind in "biu"]
+    if not found:
+        return
+    values, counts = np.unique(np.concatenate(found), return_counts=True)
+    named = [
+        f"{images.classes[value] if images.classes else value} {count:,}"
+        for value, count in zip(values[:LISTED], counts, strict=False)
+    ]
+    yield f"{len(values)} classes: {', '.join(named)}{', ...' if len(values) > LISTED else ''}"
 
 
 def command(images: ImageData, config: Config, binary: bool) -> list[str]:
@@ -112,8 +127,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         cli.check_writable("--out", given.out)
     values = {field.name: getattr(given, field.name) for field in dataclasses.fields(given) if field.name != "out"}
     config = Config("vae", **values)
-    images = load(config.dataset, config.data_dir, reading_of(config))
-    reading_of(config).check(images.name)
+    images = load_for(config)
     if not round(config.validation * len(images.train)):  # Too few to hold one out.
         config = dataclasses.replace(config, validation=0.0)
     for line in lines(images, config):

@@ -14,20 +14,37 @@ GIVEN = "given"  # The name of a dataset that was given in Python.
 _HOLD_OUT = 10  # Every tenth image is held out if there is no test set.
 
 
-def split_off_test(name: str, source: str, images: Images) -> ImageData:
-    """Hold out every tenth image: a fixed choice that covers all classes in files sorted by class."""
-    if len(images) < _HOLD_OUT:
-        raise InputError(f"{name}: too few images to hold out every tenth for testing: {len(images)}, fewer than 10")
+def split_off_test(name: str, source: str, whole: Split) -> ImageData:
+    """Hold out every tenth example: a fixed choice that covers all classes in files sorted by class.
+
+    Raises `InputError` if there are too few.
+    """
+    count = len(whole["image"])
+    if count < _HOLD_OUT:
+        raise InputError(f"{name}: too few images to hold out every tenth for testing: {count}, fewer than 10")
     held_out = np.s_[_HOLD_OUT - 1 :: _HOLD_OUT]
-    return paired(name, source, np.delete(images, held_out, axis=0), images[held_out].copy())
+    kept = {key: np.delete(values, held_out, axis=0) for key, values in whole.items()}
+    return paired(name, source, kept, {key: values[held_out].copy() for key, values in whole.items()})
 
 
-def paired(name: str, source: str, train: Images, test: Images) -> ImageData:
-    """A training and a test set. Raises `InputError` if their images differ in shape."""
-    if train.shape[1:] != test.shape[1:]:
-        shapes = f"{list(train.shape[1:])} and {list(test.shape[1:])}"
+def paired(name: str, source: str, train: Split, test: Split) -> ImageData:
+    """Training and test examples. Raises `InputError` if their images differ in shape."""
+    first, second = train["image"], test["image"]
+    if first.shape[1:] != second.shape[1:]:
+        shapes = f"{list(first.shape[1:])} and {list(second.shape[1:])}"
         raise InputError(f"{name}: training and test images differ in [H, W, C]: {shapes}")
-    return ImageData(name, source, train, test)
+    splits = {"train": train, "test": test}
+    others = {split: {key: v for key, v in values.items() if key != "image"} for split, values in splits.items()}
+    return ImageData(name, source, first, second, others=others if any(others.values()) else {})
+
+
+def with_own_validation(images: ImageData, validation: Split) -> ImageData:
+    """`images` with validation examples that the data bring along. Raises `InputError` if they differ in kind."""
+    if validation.keys() != images.split("train").keys():
+        raise InputError(f"{images.name}: training and validation images do not both have labels")
+    whole = paired(images.name, images.source, images.split("train"), validation)
+    others = {**images.others, "validation": whole.others.get("test", {})} if images.others else {}
+    return dataclasses.replace(images, validation=whole.test, others=others)
 
 
 def require_image_shape(shape: Sequence[int], label: object) -> None:
@@ -38,6 +55,23 @@ def require_image_shape(shape: Sequence[int], label: object) -> None:
     if len(shape) == 4 and shape[1] in (1, 3, 4):
         hint = "; this looks like [N, C, H, W]: channels go last, so transpose to (0, 2, 3, 1)"
     raise InputError(f"{label}: shape {list(shape)[:8]} is not [N, H, W] or [N, H, W, C] with C one of 1, 3, 4{hint}")
+
+
+def require_label_shape(shape: Sequence[int], label: object) -> None:
+    """Raise `InputError` if an array of this shape cannot be labels."""
+    if not (len(shape) == 1 or (len(shape) == 2 and shape[1] == 1)):
+        raise InputError(f"{label}: shape {list(shape)[:8]} is not [N] or [N, 1]: one label for each image")
+
+
+def to_labels(array: np.ndarray[Any, Any], count: int, label: object) -> np.ndarray[Any, np.dtype[np.int32]]:
+    """Convert the labels of `count` images, ``[N]`` or ``[N, 1]`` whole numbers from 0 on, to int32 ``[N]``."""
+    if array.dtype.kind not in "biu":
+        raise InputError(f"{label}: {array.dtype}: labels must be whole numbers")
+    if len(array) != count:
+        raise InputError(f"{label}: {len(array):,} labels for {count:,} images")
+    if array.min() < 0 or array.max() > np.iinfo(np.int32).max:
+        raise InputError(f"{label}: values from {array.min()} to {array.max()}: labels must be from 0 to 2^31 - 1")
+    return array.reshape(count).astype(np.int32)
 
 
 def to_uint8(array: np.ndarray[Any, Any], label: object) -> Images:
@@ -69,22 +103,14 @@ def from_arrays(train: Split, test: Split | None = None) -> ImageData:
     Raises:
       InputError: there are no images, their shape or scale cannot be used, or arrays differ in length.
     """
-    found = {"train": _checked(train, "data")} | ({} if test is None else {"test": _checked(test, "the test data")})
+    examples = _checked(train, "data")
     source = "arrays given in Python"
     if test is None:
-        whole = found["train"]
-        images = split_off_test(GIVEN, source, whole["image"])
-        taken = np.s_[_HOLD_OUT - 1 :: _HOLD_OUT]
-        found = {
-            "train": {name: np.delete(values, taken, axis=0) for name, values in whole.items()},
-            "test": {name: values[taken] for name, values in whole.items()},
-        }
-    else:
-        if differ := found["train"].keys() ^ found["test"].keys():
-            raise InputError(f"data: the training and the test examples do not both hold {', '.join(sorted(differ))}")
-        images = paired(GIVEN, source, found["train"]["image"], found["test"]["image"])
-    others = {split: {name: v for name, v in values.items() if name != "image"} for split, values in found.items()}
-    return dataclasses.replace(images, others=others)
+        return split_off_test(GIVEN, source, examples)
+    others = _checked(test, "the test data")
+    if differ := examples.keys() ^ others.keys():
+        raise InputError(f"data: the training and the test examples do not both hold {', '.join(sorted(differ))}")
+    return paired(GIVEN, source, examples, others)
 
 
 def _checked(given: Split, label: str) -> dict[str, np.ndarray[Any, Any]]:

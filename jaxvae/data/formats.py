@@ -2,18 +2,27 @@
 
 import contextlib
 import io
+import itertools
 import math
 import os
 import struct
 import warnings
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
-from jaxvae.data.arrays import paired, require_image_shape, split_off_test, to_uint8
+from jaxvae.data.arrays import (
+    paired,
+    require_image_shape,
+    require_label_shape,
+    split_off_test,
+    to_labels,
+    to_uint8,
+    with_own_validation,
+)
 from jaxvae.data.images import ImageData
 from jaxvae.data.reading import Images
 from jaxvae.errors import InputError
@@ -79,38 +88,69 @@ def npy_file(name: str, path: Path) -> ImageData:
     """The images of a .npy file. Raises `InputError`."""
     with blaming(path), path.open("rb") as file:
         array = _read_npy(file, os.fstat(file.fileno()).st_size, path)
-    return split_off_test(name, f"NumPy file {path}", to_uint8(array, path))
+    return split_off_test(name, f"NumPy file {path}", {"image": to_uint8(array, path)})
+
+
+# What the arrays of a .npz file are called: images for training and testing, and their labels. Keras', MedMNIST's.
+_PAIRS = (
+    ("x_train", "x_test", "y_train", "y_test"),
+    ("train", "test", "train_labels", "test_labels"),
+    ("train_images", "test_images", "train_labels", "test_labels"),
+)
+_NAMES = frozenset(("images", "val_images", *itertools.chain(*_PAIRS)))
 
 
 def npz_file(name: str, path: Path) -> ImageData:
-    """The images of a .npz file. Raises `InputError`."""
+    """The images of a .npz file, and their labels if it holds them. Raises `InputError`."""
     source = f"NumPy file {path}"
     with blaming(path), zipfile.ZipFile(path) as archive:
         arrays = [info for info in archive.infolist() if info.filename.endswith(".npy")]
         members = {info.filename.removesuffix(".npy"): info for info in arrays}
-        for pair in (("x_train", "x_test"), ("train", "test")):
-            if members.keys() >= set(pair):
-                train, test = (_read_member(archive, members[key], f"{path}: {key}") for key in pair)
-                return paired(name, source, train, test)
+
+        def examples(images: str, labels: str) -> dict[str, np.ndarray[Any, Any]]:
+            told = f"{path}: {images if images in _NAMES else repr(images)}"
+            found = {"image": to_uint8(_read_member(archive, members[images], told, require_image_shape), told)}
+            if labels in members:
+                told = f"{path}: {labels}"
+                array = _read_member(archive, members[labels], told, require_label_shape)
+                found["label"] = to_labels(array, len(found["image"]), told)
+            return found
+
+        for train, test, *labels in _PAIRS:
+            if members.keys() >= {train, test}:
+                if len(members.keys() & set(labels)) == 1:
+                    raise InputError(f"{path}: needs both {' and '.join(labels)}, or neither")
+                found = paired(name, source, *map(examples, (train, test), labels))
+                if train == "train_images" and "val_images" in members:
+                    found = with_own_validation(found, examples("val_images", "val_labels"))
+                return found
+        if "images" in members:
+            return split_off_test(name, source, examples("images", "labels"))
         if len(members) == 1:
-            [(key, member)] = members.items()
-            return split_off_test(name, source, _read_member(archive, member, f"{path}: {key!r}"))
-    found = ", ".join(repr(key) for key in sorted(members)[:20]) or "no arrays"
-    raise InputError(f"{path}: needs x_train and x_test, or train and test, or a single array; found {found}")
+            return split_off_test(name, source, examples(*members, ""))
+    names = ", ".join(repr(key) for key in sorted(members)[:20]) or "no arrays"
+    raise InputError(
+        f"{path}: needs x_train and x_test, or train and test, or train_images and test_images, or images, or a single "
+        f"array; found {names}"
+    )
 
 
-def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, label: str) -> Images:
+def _read_member(
+    archive: zipfile.ZipFile, member: zipfile.ZipInfo, label: str, check: Callable[[Sequence[int], object], None]
+) -> np.ndarray[Any, Any]:
     if member.file_size > _DEFLATE_MAX_RATIO * member.compress_size:
         sizes = f"{member.compress_size} bytes to {member.file_size}"
         raise InputError(f"{label}: claims to unpack from {sizes}, more than deflate can")
     if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise InputError(f"{label}: compressed in a way that NumPy does not write")
     with archive.open(member) as file:
-        return to_uint8(_read_npy(file, member.file_size, label), label)
+        return _read_npy(file, member.file_size, label, check)
 
 
-def _read_npy(file: IO[bytes], size: int, label: object) -> np.ndarray[Any, Any]:
-    """Read the .npy content, `size` bytes, from the start of `file`. Never unpickle."""
+def _read_npy(
+    file: IO[bytes], size: int, label: object, check: Callable[[Sequence[int], object], None] = require_image_shape
+) -> np.ndarray[Any, Any]:
+    """Read the .npy content, `size` bytes, from the start of `file`. Never unpickle. `check` refuses wrong shapes."""
     # NumPy warns when it repairs a header that Python 2 wrote. The repaired header works, so the warning is no use.
     with blaming(label), warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -132,6 +172,6 @@ def _read_npy(file: IO[bytes], size: int, label: object) -> np.ndarray[Any, Any]
     if claimed != size - file.tell():
         state = "truncated" if claimed > size - file.tell() else "trailing bytes"
         raise InputError(f"{label}: {state}: the header claims {claimed} bytes, {size - file.tell()} follow")
-    require_image_shape(shape, label)
+    check(shape, label)
     flat = np.frombuffer(_read_exactly(file, claimed, label), dtype)
     return flat.reshape(shape, order="F" if fortran else "C")

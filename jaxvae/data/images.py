@@ -30,6 +30,7 @@ class ImageData:
       validation: uint8 ``[V, H, W, C]``, V >= 0, held out of the training images to select models. Default: none.
       others: the other arrays of a split, by split and name, such as ``{"train": {"label": [N]}, ...}``.
       skipped: a line for each file that was left out because it cannot be read.
+      classes: the names of the values of "label", in order; empty if they have none.
     """
 
     name: str
@@ -39,6 +40,7 @@ class ImageData:
     validation: Images = None  # type: ignore[assignment]
     others: Mapping[str, Split] = dataclasses.field(default_factory=dict)
     skipped: tuple[str, ...] = ()
+    classes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.validation is None:
@@ -68,10 +70,12 @@ class ImageData:
 def in_words(images: ImageData) -> str:
     """How many there are and how large they are: "train 54 + validation 3 + test 6 images, 48 x 30 x 3"."""
     counts = [f"{name} {len(getattr(images, name)):,}" for name in SPLITS if len(getattr(images, name))]
-    others = [name for name in images.split("train") if name != "image"]
-    return f"{' + '.join(counts)} images, {shape_words(images.image_shape)}" + (
-        f", with {', '.join(others)}" if others else ""
-    )
+    words = [f"{' + '.join(counts)} images", shape_words(images.image_shape)]
+    if images.classes:
+        words.append(f"{len(images.classes)} classes")
+    elif others := [name for name in images.split("train") if name != "image"]:
+        words.append(f"with {', '.join(others)}")
+    return ", ".join(words)
 
 
 def prepared(images: ImageData, config: Config) -> ImageData:
@@ -101,13 +105,18 @@ def with_validation(images: ImageData, amount: float, seed: int) -> ImageData:
     subset of a larger one.
 
     Args:
-      images: without validation images.
-      amount: below 1, a fraction of the training images (rounded); else their number; 0 holds out none.
+      images: if they have validation images of their own, these are used, whatever the amount above 0.
+      amount: below 1, a fraction of the training images (rounded); else their number; 0: no validation images.
       seed: the seed of the draw.
 
     Raises:
       InputError: `amount` is above 0 and holds out none, or leaves none to train on.
     """
+    if len(images.validation):
+        none = {name: values[:0] for name, values in images.split("validation").items()}
+        image = none.pop("image")
+        others = {**images.others, "validation": none} if images.others else {}
+        return images if amount > 0 else dataclasses.replace(images, validation=image, others=others)
     total = len(images.train)
     count = round(amount * total) if amount < 1 else int(amount)
     if amount > 0 and count == 0:
@@ -127,10 +136,9 @@ def binarized(images: ImageData, seed: int) -> ImageData:
     """Draw each pixel once, as 0 or 255. Its intensity is the probability of 255: static binarisation.
 
     Larochelle and Murray (2011). No seed gives their own draw of MNIST. NumPy's default generator, seeded with
-    `seed`, draws the training images first. Validation images are held out afterwards: see `prepared`.
+    `seed`, draws the training images first, then the test images, then validation images that the data bring along.
+    Others are held out afterwards: see `prepared`.
     """
-    if len(images.validation):
-        raise ValueError("binarise before you hold out validation images")
     rng = np.random.default_rng(seed)
 
     def draw(split: Images) -> Images:
@@ -139,7 +147,8 @@ def binarized(images: ImageData, seed: int) -> ImageData:
             drawn[i] = 255 * (255 * rng.random(image.shape) < image)
         return drawn
 
-    return dataclasses.replace(images, train=draw(images.train), test=draw(images.test))
+    train, test, validation = map(draw, (images.train, images.test, images.validation))
+    return dataclasses.replace(images, train=train, test=test, validation=validation)
 
 
 def digest(images: np.ndarray[Any, np.dtype[Any]]) -> str:
@@ -155,3 +164,14 @@ def digests(images: ImageData) -> dict[str, str]:
         for name, values in images.split(split).items()
         if len(values)
     }
+
+
+def contradicted(found: Mapping[str, Any], record: Mapping[str, Any]) -> list[str]:
+    """The entries of `record`, of the data at hand, that a run's saved record `found` contradicts.
+
+    Labels that the run did not have do not count: older versions read none from files.
+    """
+    labels = ("example", *(f"{split}_label_sha256" for split in SPLITS))
+    return [
+        name for name, value in record.items() if found.get(name) != value and (name in found or name not in labels)
+    ]

@@ -16,6 +16,7 @@ import numpy as np
 from jaxvae.data.arrays import paired, split_off_test
 from jaxvae.data.formats import blaming
 from jaxvae.data.images import ImageData
+from jaxvae.data.labels import labels_of
 from jaxvae.data.reading import Images, Reading, shape_words
 from jaxvae.errors import InputError
 from jaxvae.machine import cores
@@ -42,15 +43,18 @@ def folder_of_pictures(name: str, folder: Path, reading: Reading) -> ImageData:
     groups = [_picture_files(part) for part in (parts if split_already else [folder])]
     images, bad = _read(folder, [path for group in groups for path in group], reading)
     source = f"pictures in {folder}"
-    if split_already:
-        number = sum(path not in bad for path in groups[0])
-        for part, count in zip(parts, (number, len(images) - number), strict=True):
-            if not count:
-                raise InputError(f"{part}: none of its picture files can be read")
-        found = paired(name, source, images[:number], images[number:])
-    else:
-        found = split_off_test(name, source, images)
-    return dataclasses.replace(found, skipped=tuple(bad.values()))
+    every = dict(zip(parts if split_already else [folder], groups, strict=True))
+    labels = labels_of(folder, every)
+    kept = {part: [path for path in paths if path not in bad] for part, paths in every.items()}
+    splits, start = [], 0
+    for part, paths in kept.items():
+        if not paths:
+            raise InputError(f"{part}: none of its picture files can be read")
+        split = {"image": images[start : start + len(paths)]}
+        splits.append(split if labels is None else {**split, "label": labels.array(paths)})
+        start += len(paths)
+    found = paired(name, source, *splits) if split_already else split_off_test(name, source, *splits)
+    return dataclasses.replace(found, skipped=tuple(bad.values()), classes=labels.classes if labels else ())
 
 
 def _picture_files(folder: Path) -> list[Path]:

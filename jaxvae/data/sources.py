@@ -11,10 +11,11 @@ from pathlib import Path
 import numpy as np
 
 from jaxvae import errors
+from jaxvae.config import Config
 from jaxvae.data import download
 from jaxvae.data.arrays import GIVEN, paired
 from jaxvae.data.formats import blaming, npy_file, npz_file, read_idx
-from jaxvae.data.images import ImageData
+from jaxvae.data.images import ImageData, reading_of
 from jaxvae.data.pictures import folder_of_pictures
 from jaxvae.data.reading import AS_THEY_ARE, Reading
 from jaxvae.errors import InputError, suggestion
@@ -43,7 +44,9 @@ def load(
     - ``auto``: ``mnist``. Without `data_dir`, if MNIST is neither in the cache nor can be downloaded:
       ``digits``, and `warn` is called.
     - ``FILE.npy``: one array, split.
-    - ``FILE.npz``: ``x_train`` and ``x_test``, or ``train`` and ``test``, or a single array, split.
+    - ``FILE.npz``: ``x_train`` and ``x_test``, or ``train`` and ``test``, or ``train_images`` and ``test_images``, or
+      ``images``, split, or a single array, split. With labels: ``y_train`` and ``y_test``, or ``train_labels`` and
+      ``test_labels``, or ``labels``.
     - a folder: the picture files (PNG, JPEG, WebP, BMP, TIFF, GIF) in and below its ``train/`` and ``test/``
       if it has both, else all in and below the folder, split.
 
@@ -58,7 +61,10 @@ def load(
     Picture files must all have one size, unless `reading` gives them one. They are sorted by relative path and
     turned upright as their EXIF tag says. If all modes are grey (1, L, LA), C is 1, else C is 3. Pictures with
     transparency are composited over white, so the colour of a transparent pixel does not matter. Of an animation
-    the first frame is taken. Links to files are followed, links to folders below the given one are not.
+    the first frame is taken. Links to files are followed, links to folders below the given one are not. Their labels
+    come from ``metadata.csv`` or ``metadata.jsonl``, or from the folders: see `jaxvae.data.labels`.
+
+    Labels are ``others[split]["label"]``, int32 [N].
 
     Args:
       dataset: one of `DATASETS`, or a path; ``./mnist`` is a path, ``mnist`` a name.
@@ -77,6 +83,18 @@ def load(
     if found.skipped:
         warn(f"picture files that cannot be read are left out: {len(found.skipped)}, such as {found.skipped[0]}")
     return found
+
+
+def load_for(config: Config, warn: Callable[[str], None] = errors.warn) -> ImageData:
+    """The images that a run of `config` names, read as it says. See `load`.
+
+    Raises:
+      InputError: as `load`; or an option of reading has no effect on these images.
+    """
+    reading = reading_of(config)
+    images = load(config.dataset, config.data_dir, reading, warn=warn)
+    reading.check(images.name)
+    return images
 
 
 def _found(
@@ -123,7 +141,7 @@ def _idx_dataset(name: str, data_dir: str | os.PathLike[str] | None) -> ImageDat
     else:
         train, test = (_find_idx(Path(data_dir), stem) for stem in _IDX_STEMS)
         source = f"IDX files in {data_dir}"
-    return paired(name, source, read_idx(train), read_idx(test))
+    return paired(name, source, {"image": read_idx(train)}, {"image": read_idx(test)})
 
 
 def _find_idx(folder: Path, stem: str) -> Path:

@@ -100,6 +100,12 @@ def make(run_dir: Path | None, prefix: str) -> Path:
     raise AssertionError("there is always another name")
 
 
+def write_skipped(folder: Path, skipped: Sequence[str]) -> None:
+    """Write `skipped.txt`, a line for each picture file that was left out; nothing if there is none."""
+    if skipped:
+        write_whole(folder / "skipped.txt", "\n".join([*skipped, ""]))
+
+
 def write_whole(path: Path, text: str) -> None:
     """Write a file; the old one stays until the new one is complete. Raises `OSError`."""
     fresh = path.with_name(path.name + ".tmp")

@@ -36,7 +36,6 @@ from jaxvae.sweep.log import ProgramLog, member_words
 from jaxvae.sweep.room import Room, room
 from jaxvae.sweep.trainer import MembersState, MembersTrainer, common_config
 from jaxvae.train.computer import splits
-from jaxvae.train.files import SKIPPED
 from jaxvae.train.loop import with_absolute_paths
 from jaxvae.train.pipeline import Pipeline, Span, Values
 from jaxvae.train.programs import steps_per_epoch
@@ -76,8 +75,7 @@ def sweep(
     chosen = parallel.select_devices(devices)
     if run_dir is not None:
         run_dirs.check(run_dir, resume, SWEEP_FILES)
-    images = data.load(grid.config.dataset, grid.config.data_dir, data.reading_of(grid.config))
-    data.reading_of(grid.config).check(images.name)
+    images = data.load_for(grid.config)
     grid = grid._replace(config=with_absolute_paths(dataclasses.replace(grid.config, dataset=images.name)))
     images = data.prepared(images, grid.config)
     members = grid.members()
@@ -107,8 +105,7 @@ def sweep(
                 programs += [[int(n) for n in part] for part in np.array_split(numbers, parts)]
         with run_dirs.told(run_dir, InputError):
             run_dirs.write_whole(run_dir / FILE, to_json(grid, programs))
-            if images.skipped:
-                run_dirs.write_whole(run_dir / SKIPPED, "\n".join([*images.skipped, ""]))
+            run_dirs.write_skipped(run_dir, images.skipped)
         stop = stack.enter_context(StopSignals())
         stack.enter_context(run_dirs.told(run_dir, SaveError))
         for index, numbers in enumerate(programs):
@@ -141,7 +138,7 @@ def _check_programs(
         with Checkpoints(directory / "checkpoints", read_only=True) as checkpoints:
             if checkpoints.steps():
                 found = checkpoints.read_record()
-                if any(found.get(name) != digest for name, digest in digests.items()):
+                if data.contradicted(found, digests):
                     raise InputError(f"--resume: not the images that {directory} was trained on")
                 config = members[numbers[0]]
                 steps = steps_per_epoch(config, len(images.train))

@@ -13,7 +13,7 @@ from jax import Array
 
 from jaxvae import config as configs
 from jaxvae import config_file
-from jaxvae.data.images import in_words
+from jaxvae.data.images import contradicted, in_words
 from jaxvae.errors import Diverged, InputError, SaveError
 from jaxvae.objectives.build import measure_warning, selection_cost
 from jaxvae.run import console, plots, records
@@ -28,7 +28,6 @@ from jaxvae.train.trainer import Trainer
 from jaxvae.versions import run_versions, version_warnings
 
 RUN_FILES = ("config.json", "metrics.jsonl", "timing.jsonl", "checkpoints", "images", "tensorboard")
-SKIPPED = "skipped.txt"  # The picture files that were left out; of a run, in images/.
 
 
 class RunFiles:
@@ -73,8 +72,7 @@ class RunFiles:
             run_dirs.check_epochs(step, config.epochs, self._steps_per_epoch)
             with run_dirs.told(self.run_dir, InputError):
                 (self.run_dir / "images").mkdir(exist_ok=True)
-                if self._images.skipped:
-                    run_dirs.write_whole(self.run_dir / "images" / SKIPPED, "\n".join([*self._images.skipped, ""]))
+                run_dirs.write_skipped(self.run_dir / "images", self._images.skipped)
                 run_dirs.write_whole(self.run_dir / "config.json", config_file.to_json(config))
             self._checkpoints = stack.enter_context(
                 Checkpoints(self.run_dir / "checkpoints", config.keep_checkpoints, config.keep_best_checkpoints)
@@ -111,7 +109,7 @@ class RunFiles:
         with Checkpoints(self.run_dir / "checkpoints") as checkpoints:
             if checkpoints.latest_step() is not None:
                 found = checkpoints.read_record()
-                if changed := [name for name, value in self._record.items() if found.get(name) != value]:
+                if changed := contradicted(found, self._record):
                     old, new = config_file.load(self.run_dir / "config.json").dataset, self._config.dataset
                     differs = f"dataset: {old} -> {new}" if old != new else f"another {', '.join(changed)}"
                     raise InputError(

@@ -95,9 +95,7 @@ def _prepare(
         run_dirs.check(run_dir, resume, RUN_FILES)
     # All processes read the images; one tells of it.
     warn = errors.warn if distributed.is_lead() else lambda _: None
-    images = given or data.load(config.dataset, config.data_dir, data.reading_of(config), warn=warn)
-    if not given:
-        data.reading_of(config).check(images.name)
+    images = given or data.load_for(config, warn)
     config = replace(config, dataset=images.name)
     config = config if given else with_absolute_paths(config)
     images = data.prepared(images, config)
