@@ -29,7 +29,7 @@ NEEDED = {"tpu": ("libtpu",), "cuda": ("jax_cuda13_plugin", "jax_cuda12_plugin")
 def trainer_on(devices: int, images: NDArray[np.uint8]) -> Trainer:
     config = dataclasses.replace(PRESETS["vae"], hidden=(16,), latent_size=3, batch_size=8, log_every=1)
     placement = parallel.data_parallel(jax.devices()[:devices])
-    return Trainer(config, data.ImageData("blobs", images[:64], images[64:]), placement, block=4)
+    return Trainer(config, data.ImageData("blobs", "a test", images[:64], images[64:]), placement, block=4)
 
 
 @pytest.mark.unoptimized
@@ -59,7 +59,7 @@ def test_what_is_lowered_without_data_is_what_runs(images: NDArray[np.uint8]) ->
 def test_what_is_lowered_of_a_sweep_without_data_is_what_runs(images: NDArray[np.uint8]) -> None:
     config = dataclasses.replace(PRESETS["vae"], hidden=(16,), latent_size=3, batch_size=8, log_every=1)
     numbers = {name: [value] * 3 for name, value in config.traced().items()}
-    split = data.ImageData("blobs", images[:64], images[64:])
+    split = data.ImageData("blobs", "a test", images[:64], images[64:])
     trainer = MembersTrainer(config, split, range(3), numbers, jax.devices()[:2], block=4)
     alone = trainer.lower().as_text()
     state = trainer.start(None)
