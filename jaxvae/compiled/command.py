@@ -48,7 +48,7 @@ def compile_only(name: str, sized: Sequence[Config], images: ImageData) -> dict[
                 "products": products_of(config),
                 "kernels_per_step": report.count,
                 "chain": report.chain,
-                "collectives_per_step": sum(each.count for each in report.collectives),
+                "collectives_per_step": sum(each.times for each in report.collectives),
                 "collective_bytes_per_step": report.exchanged,
                 "program_bytes": report.program_bytes,
                 "flops_per_step": report.flops,
@@ -59,8 +59,8 @@ def compile_only(name: str, sized: Sequence[Config], images: ImageData) -> dict[
             }
         )
     print("the kernels that move most, of a step of the last batch size:")
-    for each in sorted(report.kernels, key=lambda each: each.count * each.nbytes, reverse=True)[:LARGEST]:
-        print(f"  {each.count:>3} x {number(each.nbytes / 1e6):>8} MB  {each.name}")
+    for each in sorted(report.kernels, key=lambda each: each.times * each.nbytes, reverse=True)[:LARGEST]:
+        print(f"  {each.times:>3} x {number(each.nbytes / 1e6):>8} MB  {each.name}")
     if report.program_bytes > accelerator.memory:
         print(f"note: {accelerator.name} has {in_words(accelerator.memory)}: this does not fit")
     return {
@@ -73,7 +73,7 @@ def compile_only(name: str, sized: Sequence[Config], images: ImageData) -> dict[
 
 
 def _line(batch_size: int, report: Report, seconds: dict[str, float]) -> str:
-    collectives = sum(each.count for each in report.collectives)
+    collectives = sum(each.times for each in report.collectives)
     parts = " + ".join(f"{number(1e6 * each)}" for each in seconds.values() if each)
     total = sum(seconds.values())
     return (

@@ -71,14 +71,14 @@ class Kernel(NamedTuple):
     Attributes:
       name: of its instruction.
       kind: the opcode, or what a custom call calls.
-      count: how often it runs in a turn: more than once within an inner loop.
+      times: how often it runs in a turn: more than once within an inner loop.
       read: bytes each time, of what it needs.
       written: bytes each time.
     """
 
     name: str
     kind: str
-    count: int
+    times: int
     read: int
     written: int
 
@@ -141,7 +141,7 @@ class Program:
                 trips = (each.trips or 1) if each.opcode == "while" else 1
                 for called in each.called.values():
                     for kernel in self.kernels(called, inner_loops):
-                        yield kernel._replace(count=kernel.count * trips)
+                        yield kernel._replace(times=kernel.times * trips)
             elif self._runs(computation, each):
                 read, written = self._bytes(computation, each)
                 yield Kernel(each.name, each.target or each.opcode, 1, read, written)

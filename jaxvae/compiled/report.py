@@ -38,12 +38,12 @@ class Report:
     @property
     def count(self) -> int:
         """Kernels of a step."""
-        return sum(each.count for each in self.kernels)
+        return sum(each.times for each in self.kernels)
 
     @property
     def nbytes(self) -> int:
         """Bytes that the kernels of a step read and write, on each device. Caches may save many of them."""
-        return sum(each.count * each.nbytes for each in self.kernels)
+        return sum(each.times * each.nbytes for each in self.kernels)
 
     @property
     def collectives(self) -> Sequence[Kernel]:
@@ -53,7 +53,7 @@ class Report:
     @property
     def exchanged(self) -> int:
         """Bytes of the results of a step's collectives."""
-        return sum(each.count * each.written for each in self.collectives)
+        return sum(each.times * each.written for each in self.collectives)
 
     def seconds(self, accelerator: Accelerator, products: str) -> dict[str, float]:
         """The predicted seconds of a step, by what takes them. A step takes their sum.

@@ -107,10 +107,11 @@ def npz_file(name: str, path: Path) -> ImageData:
         arrays = [info for info in archive.infolist() if info.filename.endswith(".npy")]
         members = {info.filename.removesuffix(".npy"): info for info in arrays}
 
-        def examples(images: str, labels: str) -> dict[str, np.ndarray[Any, Any]]:
+        def examples(images: str, labels: str | None = None) -> dict[str, np.ndarray[Any, Any]]:
             told = f"{path}: {images if images in _NAMES else repr(images)}"
-            found = {"image": to_uint8(_read_member(archive, members[images], told, require_image_shape), told)}
-            if labels in members:
+            found: dict[str, np.ndarray[Any, Any]] = {}
+            found["image"] = to_uint8(_read_member(archive, members[images], told, require_image_shape), told)
+            if labels is not None and labels in members:
                 told = f"{path}: {labels}"
                 array = _read_member(archive, members[labels], told, require_label_shape)
                 found["label"] = to_labels(array, len(found["image"]), told)
@@ -127,7 +128,8 @@ def npz_file(name: str, path: Path) -> ImageData:
         if "images" in members:
             return split_off_test(name, source, examples("images", "labels"))
         if len(members) == 1:
-            return split_off_test(name, source, examples(*members, ""))
+            [only] = members
+            return split_off_test(name, source, examples(only))
     names = ", ".join(repr(key) for key in sorted(members)[:20]) or "no arrays"
     raise InputError(
         f"{path}: needs x_train and x_test, or train and test, or train_images and test_images, or images, or a single "

@@ -15,7 +15,7 @@ import numpy as np
 
 from jaxvae.data.arrays import paired, split_off_test
 from jaxvae.data.formats import blaming
-from jaxvae.data.images import ImageData
+from jaxvae.data.images import ImageData, Split
 from jaxvae.data.labels import labels_of
 from jaxvae.data.reading import Images, Reading, shape_words
 from jaxvae.errors import InputError
@@ -46,11 +46,12 @@ def folder_of_pictures(name: str, folder: Path, reading: Reading) -> ImageData:
     every = dict(zip(parts if split_already else [folder], groups, strict=True))
     labels = labels_of(folder, every)
     kept = {part: [path for path in paths if path not in bad] for part, paths in every.items()}
-    splits, start = [], 0
+    splits: list[Split] = []
+    start = 0
     for part, paths in kept.items():
         if not paths:
             raise InputError(f"{part}: none of its picture files can be read")
-        split = {"image": images[start : start + len(paths)]}
+        split: Split = {"image": images[start : start + len(paths)]}
         splits.append(split if labels is None else {**split, "label": labels.array(paths)})
         start += len(paths)
     found = paired(name, source, *splits) if split_already else split_off_test(name, source, *splits)
