@@ -162,7 +162,7 @@ def mean_over_devices(tree: Any, axis_name: str | tuple[str, ...]) -> Any:
     """The mean of every leaf of a tree over the devices of an axis: one collective.
 
     It is that of one vector. On a TPU XLA joins the collectives of the leaves by itself, and so spares them the copies
-    into a vector and back: 20 of 71 kernels of the notes' VAE. On a GPU it copies as well, and in more kernels.
+    into a vector and back: 20 of 71 kernels of the notes' VAE. On a GPU it copies as well.
     """
 
     def of_one_vector(tree: Any) -> Any:
