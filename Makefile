@@ -69,7 +69,7 @@ $(VENV)/.installed-test: pyproject.toml | $(VENV)/.created
 	$(PIP) '.[test]'
 	touch $@ $(VENV)/.installed
 
-# After the test extra: two pips in one environment would be in each other's way under `make -j`.
+# After the test extra: under `make -j`, two pips would be in each other's way.
 $(VENV)/.installed-docs: pyproject.toml | $(VENV)/.installed-test
 	$(PIP) '.[docs]'
 	touch $@ $(VENV)/.installed

@@ -84,7 +84,7 @@ def test_blocks_of_steps_compute_the_same_bits(images: NDArray[np.uint8]) -> Non
 def test_an_option_that_xla_does_not_have_is_left_out(
     images: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(programs, "compiler_options", lambda: {"xla_gpu_no_such_option": "1"})
+    monkeypatch.setattr(programs, "compiler_options", lambda backend: {"xla_gpu_no_such_option": "1"})
     trainer = trainer_of(images)
     state, calls = advance(trainer, trainer.start(None), 0, 4)
     assert int(state.step) == len(losses_of(calls)) == 4

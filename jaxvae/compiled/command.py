@@ -39,7 +39,8 @@ def compile_only(name: str, sized: Sequence[Config], images: ImageData) -> dict[
                 f"compiled for {devices} x {accelerator.name} with jax {importlib.metadata.version('jax')}: nothing ran"
             )
             print(f"{model}, on {images.name}:")
-            print("batch kernels  chain collectives     memory  MFLOP/step   MB/step  predicted: step = kernels + work")
+            parts = "kernels + work" + (" + exchange" if devices > 1 else "")
+            print(f"batch kernels  chain collectives     memory  MFLOP/step   MB/step  predicted: step = {parts}")
         seconds = report.seconds(accelerator, products_of(config))
         print(_line(config.batch_size, report, seconds), flush=True)
         results.append(
