@@ -31,11 +31,11 @@ from jaxvae.presets import OVERRIDES, overrides
 # Fields that a user-defined model does not use, because it is complete.
 _NOT_WITH_MODEL = ("architecture", "prior", "latent_size", "head", "compute_dtype")
 
-# Fields that may change when a run is resumed: its length, what it writes and when, and the paths of
-# the images. The images themselves are compared by digest.
+# Fields that may change when a run is resumed: its length, what it writes and when, the kernels of its steps, and the
+# paths of the images. The images themselves are compared by digest.
 RESUMABLE_FIELDS = frozenset(
     {"epochs", "dataset", "data_dir", "skip_bad", "log_every", "image_every"}
-    | {"checkpoint_every", "keep_checkpoints", "keep_best_checkpoints"}
+    | {"checkpoint_every", "keep_checkpoints", "keep_best_checkpoints", "step_kernels"}
 )
 
 

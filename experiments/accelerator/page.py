@@ -64,12 +64,11 @@ def benchmark(found: Mapping[str, Any]) -> str:
             f"{r['batch_size']:,}",
             spread(r["steps_per_second_rounds"]),
             f"{r['images_per_second']:,.0f}",
-            f"{r['compile_seconds']:.1f} s",
             f"{r['peak_fraction']:.0%} of {r['products']}",
         ]
         for r in found["results"]
     ]
-    head = ["batch", "steps/s", "images/s", "compile", "of the peak of products"]
+    head = ["batch", "steps/s", "images/s", "of the peak of products"]
     return f"{found['model']}:\n\n{table(head, rows)}"
 
 
@@ -103,6 +102,21 @@ def comparison(found: Sequence[Mapping[str, Any]]) -> str:
     """Steps per second of all contenders."""
     rows = [[f"{each['batch_size']:,}", each["name"], spread(each["steps_per_second"])] for each in found]
     return table(["`notes-vae`, batch", "contender", "steps/s"], rows)
+
+
+def convolutions(found: Sequence[Mapping[str, Any]]) -> str:
+    """Steps per second of all contenders."""
+    rows = [
+        [
+            each["architecture"],
+            " x ".join(map(str, each["shape"])),
+            str(each["batch_size"]),
+            each["name"],
+            spread(each["steps_per_second"]),
+        ]
+        for each in found
+    ]
+    return table(["architecture", "images", "batch", "contender", "steps/s"], rows)
 
 
 def plot(found: Mapping[str, Any], path: Path) -> None:
@@ -140,6 +154,7 @@ def page(found: Mapping[str, Any]) -> str:
         **dict.fromkeys(BENCHMARKS, benchmark),
         "sweep": sweep,
         "comparison": comparison,
+        "convolutions": convolutions,
         "nats": lambda each: f"```\n{each['table'].rstrip()}\n```",
     }
     parts = [f"## {name}\n\n{make(found[name])}\n" for name, make in makers.items() if name in found]

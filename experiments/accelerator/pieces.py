@@ -2,23 +2,21 @@
 
 import argparse
 import json
-import os
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from operator import itemgetter
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+from forms import FORMS
 from sameness import losses, resume, same
-from trainers import MODELS, SHARED, data_flags, python, timed, trainer_of
+from trainers import MODELS, data_flags, in_turn, python, timed, trainer_of
 from ways import WAYS, way, ways
 
 EXPERIMENTS = Path(__file__).parents[1]
-sys.path.insert(0, str(EXPERIMENTS / "speed"))
 
 
 def machine(args: argparse.Namespace) -> Any:
@@ -52,9 +50,12 @@ def benchmark_of(*given: str) -> Callable[[argparse.Namespace], Any]:
         from jaxvae import benchmark
 
         own = ["--batch-size", "32"] if args.small else []
+        quick = args.small or args.only_compile
+        if args.only_compile:
+            benchmark.ROUND_SECONDS = 0.0
         with tempfile.TemporaryDirectory() as directory:
             out = Path(directory) / "benchmark.json"
-            own += ["--rounds", "1" if args.small else "3", "--skip-first-step", "--json", str(out)]
+            own += ["--rounds", "1" if quick else "3", "--skip-first-step", "--json", str(out)]
             benchmark.main([*given, *data_flags(args), *own])
             return json.loads(out.read_text())
 
@@ -68,8 +69,10 @@ def kernels(args: argparse.Namespace) -> Any:
     found = {}
     for name, given in MODELS.items():
         trainer = trainer_of(args, given)
-        count = 8 if args.small else 64
+        count = 8 if args.small else 16
         state, _ = timed(trainer, trainer.start(None), count)
+        if args.only_compile:
+            continue
         state, seconds = timed(trainer, state, count)
         with tempfile.TemporaryDirectory() as directory:
             with jax.profiler.trace(directory):
@@ -131,7 +134,7 @@ def sweep(args: argparse.Namespace) -> Any:
         count = trainer.usable(2 if args.small else 512)
         state, _ = timed(trainer, trainer.start(None), count)
         speeds = []
-        for _ in range(3):
+        for _ in range(0 if args.only_compile else 3):
             state, seconds = timed(trainer, state, count)
             speeds.append(members * count / seconds)
         found.append({"members": members, "model_steps_per_second": speeds})
@@ -140,37 +143,43 @@ def sweep(args: argparse.Namespace) -> Any:
 
 
 def comparison(args: argparse.Namespace) -> Any:
-    """Steps per second of all contenders of experiments/speed, in turn."""
+    """Steps per second of all contenders of experiments/speed that train dense models, in turn."""
     import compare
     from contenders import CONTENDERS
-    from turns import Process
 
-    os.environ.update(SHARED)
-    sizes = (32,) if args.small else (32, 4096)
-    cases = [(size, name) for size in sizes for name in CONTENDERS]
-    processes = {
-        (size, name): Process(compare.command(name, "notes-vae", size, args.data_dir), None) for size, name in cases
-    }
+    results = []
+    for size in (32,) if args.small else (32, 4096):
+        commands = {name: compare.command(name, "notes-vae", size, args.data_dir) for name in CONTENDERS}
+        for name in () if args.small else ("best PyTorch", "jaxvae"):
+            commands[f"{name}, TF32"] = [*commands[name], "--tf32"]
+        speeds = in_turn(commands, compare.IMAGES // size, args.small)
+        results += [{"batch_size": size, "name": name, "steps_per_second": each} for name, each in speeds.items()]
+    return results
 
-    def ready(case: tuple[int, str]) -> bool:
-        try:
-            processes[case].epoch()
-        except ValueError:  # It ended without an answer.
-            return False
-        return True
 
-    with ThreadPoolExecutor(len(cases)) as pool:  # They compile side by side.
-        cases = [case for case, well in zip(cases, pool.map(ready, cases), strict=True) if well]
-    found: dict[tuple[int, str], list[float]] = {case: [] for case in cases}
-    for _ in range(1 if args.small else 3):
-        for size, name in cases:
-            found[size, name].append(compare.IMAGES // size / processes[size, name].epoch())
-    results = [
-        {"batch_size": size, "name": name, "steps_per_second": found[size, name], **processes[size, name].ask("test")}
-        for size, name in cases
-    ]
-    for process in processes.values():
-        process.end()
+def convolutions(args: argparse.Namespace) -> Any:
+    """Steps per second of all contenders of experiments/speed that train convolutional models, in turn.
+
+    jaxvae takes part in several forms of its convolutions; see forms.py.
+    """
+    from convolutions import NAMES, command
+
+    images, size = (256, 64) if args.small else (2**14, 128)
+    given = ["--images", str(images)]
+    cases = (("conv", (28, 28, 1)), ("conv", (64, 64, 3)), ("resnet", (64, 64, 3)))
+    results = []
+    for architecture, shape in cases[: 1 if args.small else None]:
+        commands = {}
+        for name in NAMES:
+            commands[name] = [*command(name, architecture, shape, size), *given]
+        for form in FORMS:
+            ours = command("jaxvae", architecture, shape, size)[2:]  # Without Python and the script.
+            commands[f"jaxvae, {form}"] = [sys.executable, str(Path(__file__).parent / "forms.py"), form, *ours, *given]
+        for name in () if args.small else list(commands):
+            commands[f"{name}, TF32"] = [*commands[name], "--tf32"]
+        speeds = in_turn(commands, images // size, args.small)
+        case = {"architecture": architecture, "shape": shape, "batch_size": size}
+        results += [{**case, "name": name, "steps_per_second": each} for name, each in speeds.items()]
     return results
 
 
@@ -199,8 +208,11 @@ PIECES: Mapping[str, Callable[[argparse.Namespace], Any]] = {
     "resnet": benchmark_of(*MODELS["resnet"][:-2], *SIZES[:-2]),
     "sweep": sweep,
     "comparison": comparison,
+    "convolutions": convolutions,
     "nats": nats,
 }
+# What is compiled ahead, side by side.
+COMPILED = ("kernels", "dense", "dense-bfloat16", "dense-tf32", "conv", "resnet", "sweep")
 WORKERS: Mapping[str, Callable[[argparse.Namespace], Any]] = {"losses": losses, "way": way}
 
 
@@ -212,6 +224,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--way", choices=WAYS)
     parser.add_argument("--small", action="store_true")
+    parser.add_argument("--only-compile", action="store_true", help="write nothing of use; fill JAX's cache")
     args = parser.parse_args()
     found = {**PIECES, **WORKERS}[args.piece](args)
     args.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")

@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from trainers import MODELS, SHARED, data_flags, python, small, trainer_of
+from ways import WAYS, compile_as
 
 PIECES = Path(__file__).parent / "pieces.py"
+LOOP, PALLAS = "loop in a command buffer", "pallas"
 DETERMINISTIC = "--xla_gpu_exclude_nondeterministic_ops=true"
 
 
@@ -22,33 +24,51 @@ def losses(args: argparse.Namespace) -> Any:
     """The loss at every one of the first steps of every model."""
     import numpy as np
 
+    from jaxvae import benchmark
     from jaxvae.train.computer import advance
+    from jaxvae.train.fused import refusal
 
+    chosen = WAYS[args.way] if args.way else {}
+    compile_as(chosen)
     found = {}
     for name, given in MODELS.items():
-        trainer = trainer_of(args, given)
-        _, calls = advance(trainer, trainer.start(None), 0, 2 if args.small else 64)
+        if args.way == PALLAS and refusal(benchmark.parse(given)[1][0]):
+            continue
+        trainer = trainer_of(args, [*given, *chosen.get("flags", ())])
+        _, calls = advance(trainer, trainer.start(None), 0, 2 if args.small else 70)
         found[name] = [float(value) for taken, terms in calls for value in np.asarray(terms["loss"])[:taken]]
     return found
 
 
 def same(args: argparse.Namespace) -> Any:
-    """The first losses here, and on the CPU of this machine."""
+    """The first losses here, computed in several ways, against those on the CPU of this machine."""
 
-    def on(platform: str) -> Any:
+    def of(case: tuple[str, str]) -> Any:
+        platform, way = case
         with tempfile.TemporaryDirectory() as directory:
             out = Path(directory) / "losses.json"
             own = {"JAX_PLATFORMS": platform} if platform else {}
-            python(str(PIECES), "losses", "--data-dir", str(args.data_dir), "--out", str(out), *small(args), **own)
+            given = [
+                "--data-dir",
+                str(args.data_dir),
+                "--out",
+                str(out),
+                *small(args),
+                *(["--way", way] if way else []),
+            ]
+            python(str(PIECES), "losses", *given, **own)
             return json.loads(out.read_text())
 
+    pallas = [] if args.small else [("", PALLAS)]  # These need a GPU.
     with ThreadPoolExecutor() as pool:
-        here, cpu = pool.map(on, ("", "cpu"))
-    apart = {name: [abs(a - b) / abs(b) for a, b in zip(here[name], cpu[name], strict=True)] for name in here}
-    return {
-        name: {"first": apart[name][0], "most": max(apart[name]), "steps": len(apart[name]), "losses": here[name]}
-        for name in here
-    }
+        cpu, *here = pool.map(of, (("cpu", ""), ("", ""), ("", LOOP), *pallas))
+    found = {}
+    for way, losses in zip(("", LOOP, PALLAS), here, strict=False):
+        for name in losses:
+            apart = [abs(a - b) / abs(b) for a, b in zip(losses[name], cpu[name], strict=True)]
+            key = f"{name}, {way}" if way else name
+            found[key] = {"first": apart[0], "most": max(apart), "steps": len(apart), "losses": losses[name]}
+    return found
 
 
 def resume(args: argparse.Namespace) -> Any:

@@ -6,7 +6,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "speed"))
 
 # What is trained where any model serves: a preset with flags of `jaxvae.train`.
 MODELS: Mapping[str, Sequence[str]] = {
@@ -17,6 +21,7 @@ MODELS: Mapping[str, Sequence[str]] = {
     "conv": ("--preset", "vae", "--architecture", "conv", "--batch-size", "128"),
     "resnet": ("--preset", "vae", "--architecture", "resnet", "--batch-size", "128"),
 }
+COMPILERS = 6  # Processes that compile side by side. More would disturb the trials by which XLA chooses kernels.
 SHARED = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}  # Several processes on one GPU.
 
 
@@ -57,3 +62,34 @@ def timed(trainer: Any, state: Any, count: int) -> tuple[Any, float]:
 def small(args: argparse.Namespace) -> list[str]:
     """The flag for a worker."""
     return ["--small"] * args.small
+
+
+def in_turn(commands: Mapping[Any, Sequence[str]], steps: int, quick: bool) -> dict[Any, list[float]]:
+    """Steps per second of contenders, round by round. One that fails is left out.
+
+    Args:
+      commands: each starts a contender, see `turns.Process` of experiments/speed. It takes `steps` steps when told to.
+      steps: see `commands`.
+      quick: one round is enough.
+    """
+    from turns import Process
+
+    os.environ.update(SHARED)
+    processes: dict[Any, Process] = {}
+
+    def start(case: Any) -> None:
+        processes[case] = Process(commands[case], None)
+        try:
+            processes[case].epoch()  # It compiles.
+        except ValueError:  # It ended without an answer.
+            processes.pop(case).end()
+
+    with ThreadPoolExecutor(COMPILERS) as pool:
+        list(pool.map(start, commands))
+    found: dict[Any, list[float]] = {case: [] for case in commands if case in processes}
+    for _ in range(1 if quick else 3):
+        for case, speeds in found.items():
+            speeds.append(steps / processes[case].epoch())
+    for process in processes.values():
+        process.end()
+    return found

@@ -1,16 +1,17 @@
 """Ways to compile the steps, timed in turn."""
 
 import argparse
+import json
 import os
-import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from trainers import MODELS, SHARED, small, timed, trainer_of
+from trainers import MODELS, in_turn, small, timed, trainer_of
 
 PIECES = Path(__file__).parent / "pieces.py"
+STEPS = 1875  # An epoch.
 
 # "options" replace those of `jaxvae.train.programs.compiler_options`; "block": steps without asking the host; "turn":
 # steps in a turn of that loop; "flat": Adam on one vector of all parameters.
@@ -19,6 +20,8 @@ EXACT = {"xla_gpu_exclude_nondeterministic_ops": True}
 LOOPS = {
     "xla_gpu_enable_command_buffer": "FUSION,CUBLAS,CUBLASLT,CUSTOM_CALL,CUDNN,DYNAMIC_SLICE_FUSION,CONDITIONAL,WHILE"
 }
+PALLAS = ["--step-kernels", "pallas"]
+TF32 = ["--matmul-precision", "default"]
 WAYS: Mapping[str, Mapping[str, Any]] = {
     "as it is": {},
     "one kernel after another": {"options": {}},
@@ -31,12 +34,18 @@ WAYS: Mapping[str, Mapping[str, Any]] = {
     "Adam on one vector": {"flat": True},
     "deterministic": {"options": {**CONCURRENT, **EXACT}},
     "deterministic, one kernel after another": {"options": EXACT},
-    "TF32": {"flags": ["--matmul-precision", "default"]},
+    "products not split": {"options": {**CONCURRENT, "xla_gpu_enable_split_k_autotuning": False}},
+    "TF32": {"flags": TF32},
+    "TF32, loop in a command buffer": {"flags": TF32, "options": {**CONCURRENT, **LOOPS}},
+    "pallas": {"flags": PALLAS},
+    "pallas, loop in a command buffer": {"flags": PALLAS, "options": {**CONCURRENT, **LOOPS}},
+    "pallas, TF32": {"flags": [*PALLAS, *TF32]},
+    "bfloat16": {"flags": ["--compute-dtype", "bfloat16"]},
 }
 
 
-def way(args: argparse.Namespace) -> Any:
-    """A worker of `ways`: steps per second whenever a line comes on stdin."""
+def compile_as(chosen: Mapping[str, Any]) -> None:
+    """Let this process compile its steps in a way of `WAYS`."""
     import jax
     import optax
 
@@ -44,7 +53,6 @@ def way(args: argparse.Namespace) -> Any:
     from jaxvae.train import programs
     from jaxvae.train import trainer as trainers
 
-    chosen = WAYS[args.way]
     loop, build = jax.lax.fori_loop, optimizer.build_optimizer
     if "options" in chosen:
         programs.compiler_options = lambda backend: chosen["options"] if backend == "gpu" else {}
@@ -55,46 +63,22 @@ def way(args: argparse.Namespace) -> Any:
         jax.lax.fori_loop = lambda lower, upper, *rest: loop(
             lower, upper, *rest, unroll=chosen["turn"] if isinstance(upper, int) else None
         )
+
+
+def way(args: argparse.Namespace) -> Any:
+    """A worker of `ways`: takes steps whenever a line comes on stdin, and says how many seconds they took."""
+    chosen = WAYS[args.way]
+    compile_as(chosen)
     trainer = trainer_of(args, [*MODELS["notes-vae"], *chosen.get("flags", ())], chosen.get("block"))
-    count = 64 if args.small else 1875
-    state = trainer.start(None)
-    seconds = trainer.compile(state)
-    state, _ = timed(trainer, state, count)
-    print(seconds, flush=True)
+    state, _ = timed(trainer, trainer.start(None), STEPS)
     for _ in sys.stdin:
-        turns = 1 if args.small else 2
-        seconds = 0.0
-        for _ in range(turns):
-            state, taken = timed(trainer, state, count)
-            seconds += taken
-        print(turns * count / seconds, flush=True)
+        state, seconds = timed(trainer, state, 1 if args.small else STEPS)
+        print(json.dumps({"seconds": seconds}), flush=True)
 
 
 def ways(args: argparse.Namespace) -> Any:
     """Steps per second of the notes' VAE at batch size 32, compiled in several ways that take turns."""
+    start = [sys.executable, str(PIECES), "way", "--data-dir", str(args.data_dir), "--out", os.devnull, *small(args)]
     names = list(WAYS)[:2] if args.small else list(WAYS)
-    workers = {}
-    for name in names:
-        command = [sys.executable, str(PIECES), "way", "--data-dir", str(args.data_dir), "--out", os.devnull]
-        workers[name] = subprocess.Popen(
-            [*command, "--way", name, *small(args)],
-            env={**os.environ, **SHARED},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-    found: dict[str, dict[str, Any]] = {}
-    for name, worker in workers.items():
-        assert worker.stdout is not None
-        said = worker.stdout.readline()
-        found[name] = {"compile_seconds_beside_the_others": float(said), "steps_per_second": []} if said else {}
-    for _ in range(1 if args.small else 3):
-        for name, worker in workers.items():
-            if found[name]:
-                assert worker.stdin is not None and worker.stdout is not None
-                print("go", file=worker.stdin, flush=True)
-                found[name]["steps_per_second"].append(float(worker.stdout.readline()))
-    for worker in workers.values():
-        worker.kill()
-        worker.wait()
-    return {name: {**WAYS[name], **result} for name, result in found.items()}
+    found = in_turn({name: [*start, "--way", name] for name in names}, 1 if args.small else STEPS, args.small)
+    return {name: {**WAYS[name], "steps_per_second": speeds} for name, speeds in found.items()}

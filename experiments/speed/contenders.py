@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from torch_steps import allow_tf32, epoch_of
 
 Images = NDArray[np.uint8]
 
@@ -83,6 +84,7 @@ def torch_best(args: argparse.Namespace, train: Images, test: Images) -> Contend
     import torch
     import torch_notes
 
+    allow_tf32(args.tf32)
     torch.set_flush_denormal(True)  # Else Adam's vanishing moments slow a CPU down, more from epoch to epoch.
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     images = torch.from_numpy(train.copy()).to(device)[:, None].float() / 255
@@ -102,47 +104,16 @@ def torch_best(args: argparse.Namespace, train: Images, test: Images) -> Contend
         optimizer.step()
         return loss
 
+    train_epoch = epoch_of(step, len(images), size, device)
+
     class TorchBest:
         def epoch(self) -> None:
-            order = torch.randperm(len(images), device=device)
-            for start in range(0, len(images) - size + 1, size):
-                loss = step(order[start : start + size])
-            loss.item()
+            train_epoch()
 
         def test(self) -> float:
             return torch_test(model, test, device)
 
-    class TorchGraph(TorchBest):
-        """A whole step, Adam included, is one CUDA graph, which finds its own batch: the host only starts it."""
-
-        def __init__(self) -> None:
-            self.order = torch.randperm(len(images), device=device)
-            self.place = torch.zeros((), dtype=torch.int64, device=device)
-            self.offsets = torch.arange(size, device=device)
-            cuda: Any = torch.cuda
-            stream = cuda.Stream()
-            stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(stream):
-                for _ in range(3):
-                    self.step()
-            torch.cuda.current_stream().wait_stream(stream)
-            self.graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self.graph):
-                self.loss = self.step()
-
-        def step(self) -> Any:
-            loss = step(self.order[self.place + self.offsets])
-            self.place += size
-            return loss
-
-        def epoch(self) -> None:
-            self.order.copy_(torch.randperm(len(images), device=device))
-            self.place.zero_()
-            for _ in range(len(images) // size):
-                self.graph.replay()
-            self.loss.item()
-
-    return TorchGraph() if device.type == "cuda" else TorchBest()
+    return TorchBest()
 
 
 def torch_test(model: Any, test: Images, device: Any) -> float:
@@ -161,12 +132,14 @@ def jax_parts(args: argparse.Namespace) -> Any:
     import optax
 
     import jaxvae
+    from jaxvae.models.layers import with_precision
     from jaxvae.objectives.notes import mse, notes_kld
 
     config = jaxvae.PRESETS[args.preset]
     model = jaxvae.build_model(config, (28, 28, 1))
     optimizer = optax.adam(1e-3)
 
+    @with_precision("default" if args.tf32 else "highest")
     def mean_loss(params: Any, x: Any, key: Any) -> Any:
         output: Any = model.apply(params, x, key)
         loss = mse(output.x_hat, x)
@@ -258,7 +231,9 @@ def jaxvae_way(args: argparse.Namespace, train: Images, test: Images) -> Contend
     from jaxvae.train.computer import advance
     from jaxvae.train.trainer import Trainer
 
-    config = replace(jaxvae.PRESETS[args.preset], batch_size=args.batch_size, seed=args.seed)
+    precision = "default" if args.tf32 else "highest"
+    own = {"batch_size": args.batch_size, "seed": args.seed, "matmul_precision": precision}
+    config = replace(jaxvae.PRESETS[args.preset], **own)
     images = ImageData("mnist", "MNIST", train[..., None], test[..., None])
     trainer = Trainer(config, images)
 
@@ -296,6 +271,7 @@ def main() -> int:
     parser.add_argument("--data-dir", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--cores", type=int, help="cores it may run on; default: all")
+    parser.add_argument("--tf32", action="store_true", help="a GPU may round the factors of products to TF32")
     args = parser.parse_args()
     if args.cores:
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.cores])

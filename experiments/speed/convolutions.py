@@ -1,12 +1,13 @@
-"""Steps per second of convolutional VAEs: jaxvae against PyTorch, eager and compiled, on a CPU.
+"""Steps per second of convolutional VAEs: jaxvae against PyTorch, eager and compiled.
 
     python experiments/speed/convolutions.py                      # needs torch and a C++ compiler
     python experiments/speed/convolutions.py --architectures conv --shapes 32,32,3 --batch-sizes 32
 
 The networks are jaxvae's, and what `jaxvae.torch_weights` says they are in PyTorch: channels 32-64-128, 20 latents,
 Bernoulli pixels; `resnet` has one block a level. PyTorch is at its best: channels last, fused Adam, no denormal
-numbers. All hold uint8 images in memory, and gather and scale a batch as part of a step. In a round each contender
-trains for an epoch of 2,048 images, in turn. Each takes one core or all, whichever was faster in three epochs.
+numbers; on a GPU, what is compiled runs as a CUDA graph. All hold uint8 images in memory, and gather and scale a batch
+as part of a step. In a round each contender trains for an epoch of 2,048 images, in turn. Each takes one core or all,
+whichever was faster in three epochs.
 
 Writes convolutions.json beside this file, and prints a Markdown table.
 """
@@ -25,6 +26,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch_steps import allow_tf32, epoch_of
 from turns import best_cores
 
 HERE = Path(__file__).parent
@@ -43,16 +45,17 @@ def shape_of(text: str) -> tuple[int, ...]:
     return tuple(map(int, text.split(",")))
 
 
-def config_of(architecture: str, batch_size: int) -> Any:
+def config_of(architecture: str, batch_size: int, tf32: bool) -> Any:
     """The configuration that jaxvae trains."""
     import jaxvae
 
     given: dict[str, Any] = {"architecture": architecture, "hidden": CHANNELS, "latent_size": LATENTS}
     given |= {"blocks": 1} if architecture == "resnet" else {}
+    given["matmul_precision"] = "default" if tf32 else "highest"
     return jaxvae.Config("vae", head="logvar", batch_size=batch_size, validation=0.0, **given)
 
 
-def torch_epoch(architecture: str, images: Images, batch_size: int, compiled: bool) -> Callable[[], None]:
+def torch_epoch(architecture: str, images: Images, batch_size: int, tf32: bool, compiled: bool) -> Callable[[], None]:
     """A function that trains for an epoch in PyTorch."""
     import torch
     from torch.nn.functional import binary_cross_entropy_with_logits
@@ -60,14 +63,16 @@ def torch_epoch(architecture: str, images: Images, batch_size: int, compiled: bo
     import jaxvae
     from jaxvae.torch_weights import torch_code
 
+    allow_tf32(tf32)
     torch.set_flush_denormal(True)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     _, height, width, channels = images.shape
-    code = torch_code(jaxvae.build_model(config_of(architecture, batch_size), (height, width, channels)))
+    code = torch_code(jaxvae.build_model(config_of(architecture, batch_size, tf32), (height, width, channels)))
     parts: dict[str, Any] = {}
     exec(code.partition("\n\n# x: ")[0], parts)
-    model = parts["model"].to(memory_format=torch.channels_last)
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
-    pixels = torch.from_numpy(images.transpose(0, 3, 1, 2).copy()).to(memory_format=torch.channels_last)
+    model = parts["model"].to(device, memory_format=torch.channels_last)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True, capturable=device.type == "cuda")
+    pixels = torch.from_numpy(images.transpose(0, 3, 1, 2).copy()).to(device, memory_format=torch.channels_last)
 
     def loss_of(batch: Any) -> Any:
         x = batch.float() / 255
@@ -79,25 +84,23 @@ def torch_epoch(architecture: str, images: Images, batch_size: int, compiled: bo
 
     loss_and_graph: Any = torch.compile(loss_of) if compiled else loss_of
 
-    def epoch() -> None:
-        order = torch.randperm(len(pixels))
-        for start in range(0, len(pixels) - batch_size + 1, batch_size):
-            optimizer.zero_grad(set_to_none=True)
-            loss = loss_and_graph(pixels[order[start : start + batch_size]])
-            loss.backward()
-            optimizer.step()
-        loss.item()
+    def step(indices: Any) -> Any:
+        optimizer.zero_grad(set_to_none=True)
+        loss = loss_and_graph(pixels[indices])
+        loss.backward()
+        optimizer.step()
+        return loss
 
-    return epoch
+    return epoch_of(step, len(pixels), batch_size, device, graph=compiled)
 
 
-def jaxvae_epoch(architecture: str, images: Images, batch_size: int) -> Callable[[], None]:
+def jaxvae_epoch(architecture: str, images: Images, batch_size: int, tf32: bool) -> Callable[[], None]:
     """A function that trains for an epoch as ``python -m jaxvae.train`` does."""
     from jaxvae.data.images import ImageData
     from jaxvae.train.computer import advance
     from jaxvae.train.trainer import Trainer
 
-    trainer = Trainer(config_of(architecture, batch_size), ImageData("noise", "noise", images, images[:1]))
+    trainer = Trainer(config_of(architecture, batch_size, tf32), ImageData("noise", "noise", images, images[:1]))
     state, step = trainer.start(None), 0
 
     def epoch() -> None:
@@ -115,22 +118,26 @@ def serve(args: argparse.Namespace) -> None:
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.cores])
         os.environ["OMP_NUM_THREADS"] = str(args.cores)
     (shape,), (batch_size,), (architecture,) = args.shapes, args.batch_sizes, args.architectures
-    images = np.random.default_rng(0).integers(0, 256, (IMAGES, *shape), np.uint8)
+    images = np.random.default_rng(0).integers(0, 256, (args.images, *shape), np.uint8)
     if args.contender == "jaxvae":
-        epoch = jaxvae_epoch(architecture, images, batch_size)
+        epoch = jaxvae_epoch(architecture, images, batch_size, args.tf32)
     else:
-        epoch = torch_epoch(architecture, images, batch_size, compiled=args.contender == "PyTorch compiled")
+        epoch = torch_epoch(architecture, images, batch_size, args.tf32, compiled=args.contender == "PyTorch compiled")
     for _ in sys.stdin:
         start = time.perf_counter()
         epoch()
         print(json.dumps({"seconds": time.perf_counter() - start}), flush=True)
 
 
+def command(name: str, architecture: str, shape: Sequence[int], batch_size: int) -> list[str]:
+    """The command that starts a contender."""
+    own = ["--architectures", architecture, "--shapes", ",".join(map(str, shape)), "--batch-sizes", str(batch_size)]
+    return [sys.executable, str(HERE / "convolutions.py"), *own, "--contender", name]
+
+
 def race(architecture: str, shape: Sequence[int], batch_size: int, rounds: int) -> dict[str, Any]:
     """Steps per second of every contender in every round."""
-    own = ["--architectures", architecture, "--shapes", ",".join(map(str, shape)), "--batch-sizes", str(batch_size)]
-    start = [sys.executable, str(HERE / "convolutions.py"), *own, "--contender"]
-    processes = {name: best_cores([*start, name]) for name in NAMES}
+    processes = {name: best_cores(command(name, architecture, shape, batch_size)) for name in NAMES}
     steps = IMAGES // batch_size
     speeds: dict[str, list[float]] = {name: [] for name in NAMES}
     for _ in range(rounds):
@@ -165,6 +172,8 @@ def main() -> int:
     parser.add_argument("--shapes", nargs="+", type=shape_of, default=SHAPES, help="height,width,channels")
     parser.add_argument("--batch-sizes", nargs="+", type=int, default=BATCH_SIZES)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--images", type=int, default=IMAGES, help=argparse.SUPPRESS)
+    parser.add_argument("--tf32", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, default=HERE / "convolutions.json", help="file to write")
     parser.add_argument("--contender", choices=NAMES, help=argparse.SUPPRESS)
     parser.add_argument("--cores", type=int, help=argparse.SUPPRESS)

@@ -6,7 +6,7 @@ optimisations is a kernel, unless it only names or groups values.
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from typing import NamedTuple
 
@@ -117,20 +117,21 @@ class Program:
             raise ValueError("the text holds no computation of HLO")
 
     @cached_property
-    def loops(self) -> Sequence[str]:
-        """The bodies of all loops."""
+    def loops(self) -> Mapping[str, int]:
+        """The bodies of all loops, and the turns of each; 1 if XLA does not know them."""
         every = (each for computation in self._computations.values() for each in computation.values())
-        return [each.called["body"] for each in every if each.opcode == "while"]
+        return {each.called["body"]: each.trips or 1 for each in every if each.opcode == "while"}
 
     def step(self) -> str:
-        """The computation that takes a training step: the body of a loop with most kernels of its own.
+        """The computation that takes a training step: the body of the loop that runs most kernels of its own.
 
         Raises:
           ValueError: there is no loop.
         """
         if not self.loops:
             raise ValueError("the program has no loop, so no step is found in it")
-        return max(self.loops, key=lambda body: sum(1 for _ in self.kernels(body, inner_loops=False)))
+        runs = {body: sum(1 for _ in self.kernels(body, inner_loops=False)) for body in self.loops}
+        return max(runs, key=lambda body: runs[body] * self.loops[body])
 
     def kernels(self, computation: str, inner_loops: bool = True) -> Iterator[Kernel]:
         """The kernels that a computation runs, those of a conditional's every branch included."""

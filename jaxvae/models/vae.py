@@ -70,14 +70,18 @@ def split_posterior(
     features: Float[Array, "... F"], head: Head
 ) -> tuple[Float[Array, "... F//2"], Float[Array, "... F//2"]]:
     """Split features into `mean` and `std`, half of them each. The head decides what the halves mean: see `VAE`."""
+    first, second = jnp.split(features, 2, axis=-1)
+    return moments(first, second, head)
+
+
+def moments(first: Float[Array, "..."], second: Float[Array, "..."], head: Head) -> tuple[Array, Array]:
+    """`mean` and `std` from the halves of the encoder's features, elementwise: see `VAE`."""
     if head == "relu":
-        mean, std = jnp.split(nn.relu(features), 2, axis=-1)
-        return mean, std
-    mean, raw = jnp.split(features, 2, axis=-1)
+        return nn.relu(first), nn.relu(second)
     if head == "exp":
-        return mean, jnp.exp(raw)
-    logvar = LOGVAR_BOUND * jnp.tanh(raw / LOGVAR_BOUND) if head == "linear" else raw
-    return mean, jnp.exp(0.5 * logvar)
+        return first, jnp.exp(second)
+    logvar = LOGVAR_BOUND * jnp.tanh(second / LOGVAR_BOUND) if head == "linear" else second
+    return first, jnp.exp(0.5 * logvar)
 
 
 def example_noise(keys: Key[Array, " B"], samples: int, size: int, dtype: Any) -> Float[Array, "B {samples} {size}"]:

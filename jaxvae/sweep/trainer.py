@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from jaxvae.config import Config
 from jaxvae.data.images import ImageData
 from jaxvae.distributed import devices as parallel
+from jaxvae.errors import InputError
 from jaxvae.keys import Purpose, key_of, purpose_key
 from jaxvae.models.build import Model, build_model, with_traced_parts
 from jaxvae.objectives.build import build_objective
@@ -137,6 +138,9 @@ class MembersTrainer:
       devices: those that share the members; at most one per member is used.
       at_once: members of a device that are computed together. Default: 1 on a CPU, else all.
       block: see `make_run_steps`. Default: the best on this platform.
+
+    Raises:
+      InputError: `config` asks for steps that members cannot take.
     """
 
     def __init__(
@@ -149,6 +153,8 @@ class MembersTrainer:
         at_once: int | None = None,
         block: int | None = None,
     ):
+        if config.step_kernels != "plain":
+            raise InputError(f"--step-kernels {config.step_kernels}: a sweep trains its members with plain steps")
         self.config, self.images, self.count = config, images, len(seeds)
         self.steps_per_epoch = steps_per_epoch(config, len(images.train))
         devices = (devices or jax.devices())[: self.count]

@@ -119,12 +119,15 @@ def make_call(
     capacity: int,
     batch_sharding: jax.sharding.NamedSharding | None = None,
     block: int = 1,
+    fused: Any = None,
 ) -> Callable[[TrainState, Batch, Array, Array, Hyperparameters, Array], tuple[TrainState, Metrics]]:
     """``call(state, examples, order, noise_key, hyperparameters, count) -> (state, metrics)``, as `make_run_steps`.
 
     To be jitted. `hyperparameters` replace ``config.traced()``. They are arguments, not constants that the compiler
     might fold, so that models that differ in them round alike. (The compiler must also make the same instructions of
     the step within larger programs; `tests/test_members.py` shows that it does for the presets.)
+
+    With `fused`, a `jaxvae.train.fused_plan.Plan`, the steps are fused.
     """
     steps = steps_per_epoch(config, num_images)
 
@@ -136,6 +139,11 @@ def make_call(
         hyperparameters: Hyperparameters,
         count: Array,
     ) -> tuple[TrainState, Metrics]:
+        if fused is not None:
+            from jaxvae.train.fused import make_fused_run_steps  # Pallas takes long to import.
+
+            rate = hyperparameters["learning_rate"]
+            return make_fused_run_steps(fused, steps, capacity, block, rate)(state, examples, order, noise_key, count)
         objective = build_objective(config, steps, num_images, hyperparameters)
         optimizer = build_optimizer(config, steps, hyperparameters)
         traced_model = with_traced_parts(model, hyperparameters)

@@ -43,9 +43,11 @@ class Trainer:
       images: what to train and to test on.
       placement: how the run's arrays lie on the devices. Default: all on the first device.
       block: see `make_run_steps`. Default: the best on this platform.
+      fused: a `jaxvae.train.fused_plan.Plan` of fused steps. Default: what `config` asks for.
 
     Raises:
-      InputError: a batch cannot be cut into equal shares, or is larger than the training set.
+      InputError: a batch cannot be cut into equal shares, or is larger than the training set; or the step's kernels do
+        not suit the run.
     """
 
     def __init__(
@@ -54,6 +56,7 @@ class Trainer:
         images: ImageData,
         placement: parallel.Placement | None = None,
         block: int | None = None,
+        fused: Any = None,
     ):
         self.config, self.images = config, images
         self.steps_per_epoch = steps_per_epoch(config, len(images.train))
@@ -63,6 +66,10 @@ class Trainer:
         everywhere = placement.replicated
         batch_sharding = placement.batch if placement.shares > 1 else None
         count = len(images.train)
+        if fused is None and config.step_kernels != "plain":
+            from jaxvae.train.fused import chosen_plan  # Pallas takes long to import.
+
+            fused = chosen_plan(config, images.image_shape, list(placement.batch.mesh.devices.flat))
         self.model = build_model(config, images.image_shape)
         self._example = example_of(images.split("train"))
         self.objective = build_objective(config, self.steps_per_epoch, count)
@@ -72,7 +79,7 @@ class Trainer:
 
         capacity = min(self.steps_per_epoch, MOST_STEPS)
         jitted = jax.jit(
-            make_call(config, self.model, count, capacity, batch_sharding, block_steps(block)),
+            make_call(config, self.model, count, capacity, batch_sharding, block_steps(block), fused),
             donate_argnums=0,
             out_shardings=(placement.state, everywhere),
         )

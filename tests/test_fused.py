@@ -1,0 +1,97 @@
+"""Fused steps against plain ones, in Pallas' interpreter."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from jaxvae.config import PRESETS, Config
+from jaxvae.data.images import ImageData
+from jaxvae.errors import InputError
+from jaxvae.train.computer import advance
+from jaxvae.train.fused import chosen_plan, plan_of, refusal, tree_of, weights_of
+from jaxvae.train.fused_plan import Plan
+from jaxvae.train.trainer import Trainer
+
+SHAPE = (5, 4, 1)  # Neither its pixels nor a width is a multiple of a tile.
+SMALL: dict[str, Any] = {"validation": 0.0, "hidden": (18, 5), "latent_size": 3, "batch_size": 5}
+
+
+def config_of(preset: str, **changes: Any) -> Config:
+    return dataclasses.replace(PRESETS[preset], **{**SMALL, **changes})
+
+
+def trained(config: Config, block: int, fused: Plan | None) -> Any:
+    """The state after 4 steps, and every step's terms; an epoch has 3 steps."""
+    images = np.random.default_rng(0).integers(0, 256, (16, *SHAPE), np.uint8)
+    trainer = Trainer(config, ImageData("noise", "noise", images, images[:1]), block=block, fused=fused)
+    state, calls = advance(trainer, trainer.start(None), 0, 4)
+    terms = {name: np.concatenate([values[name][:count] for count, values in calls]) for name in calls[0][1]}
+    return jax.device_get(state), terms
+
+
+@pytest.mark.slow
+@pytest.mark.unoptimized
+@pytest.mark.parametrize(
+    ("config", "block", "parts"),
+    [
+        # A block of 2 steps, and what is left of an epoch.
+        pytest.param(config_of("notes-vae", hidden=(18,)), 2, {}, id="blocks"),
+        # A program takes a weight in several parts, as it does with a large one.
+        pytest.param(config_of("vae", activation="tanh", beta=0.5), 1, {"values": 64, "chunk": 16}, id="parts"),
+        pytest.param(config_of("notes-ae", hidden=()), 1, {}, id="no hidden layers"),
+    ],
+)
+def test_fused_steps_compute_what_plain_ones_do(config: Config, block: int, parts: dict[str, int]) -> None:
+    plan = dataclasses.replace(plan_of(config, SHAPE, interpret=True), **parts)
+    (plain, expected), (fused, terms) = trained(config, block, None), trained(config, block, plan)
+    assert jax.tree.structure(fused) == jax.tree.structure(plain)
+    assert terms.keys() == expected.keys()
+    for name, values in terms.items():
+        np.testing.assert_allclose(values, expected[name], rtol=2e-6)
+    for mine, theirs in zip(jax.tree.leaves(fused), jax.tree.leaves(plain), strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=1e-6 * max(1e-3, np.abs(theirs).max()))
+
+
+def test_a_plan_names_all_layers() -> None:
+    plan = plan_of(PRESETS["vae"], (28, 28, 1))
+    assert plan.widths == (784, 512, 256, 40, 256, 512, 784)
+    assert plan.inputs == (784, 512, 256, 20, 256, 512)
+    for share in (plan.splits, plan.halves):
+        assert share[0] * share[1] >= 512 and share[1] % plan.chunk == 0
+
+
+def test_weights_become_a_tree_again() -> None:
+    images = np.zeros((8, *SHAPE), np.uint8)
+    state = Trainer(config_of("notes-vae"), ImageData("none", "none", images, images)).abstract_state()
+    assert tree_of(weights_of(state.params), encoder=3) == state.params
+
+
+@pytest.mark.parametrize(
+    ("preset", "changes", "why"),
+    [
+        ("vae", {"architecture": "conv"}, "--architecture mlp"),
+        ("iwae", {}, "--objective mse, notes-elbo or elbo"),
+        ("notes-ae", {"corruption": 0.1}, "no --corruption"),
+        ("vae", {"likelihood": "logistic"}, "--likelihood bernoulli"),
+        ("vae", {"free_bits": 0.1}, "no --samples, --free-bits"),
+        ("vae", {"inputs": "dynamic"}, "--inputs grey or static"),
+        ("vae", {"ema": 0.9}, "without --ema"),
+        ("vae", {"schedule": "cosine"}, "no --schedule"),
+        ("vae", {"compute_dtype": "bfloat16"}, "--compute-dtype float32"),
+        ("vae", {"batch_size": 129}, "at most 128"),
+    ],
+)
+def test_what_fused_steps_cannot_train_is_refused(preset: str, changes: dict[str, Any], why: str) -> None:
+    config = dataclasses.replace(PRESETS[preset], **{**changes, "step_kernels": "pallas"})
+    assert why in str(refusal(config))
+    with pytest.raises(InputError, match=f"^--step-kernels pallas: they .*{why}"):
+        chosen_plan(config, (28, 28, 1), jax.devices()[:1])
+
+
+def test_fused_steps_need_a_gpu() -> None:
+    config = dataclasses.replace(PRESETS["vae"], step_kernels="pallas")
+    with pytest.raises(InputError, match=r"^--step-kernels pallas: they run on one GPU, not on 1 CPU"):
+        chosen_plan(config, (28, 28, 1), jax.devices()[:1])
