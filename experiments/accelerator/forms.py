@@ -53,7 +53,7 @@ def main() -> int:
     import convolutions
 
     form = sys.argv.pop(1)
-    convolution.convolve, convolution.convolve_transposed = FORMS[form]
+    vars(convolution)["convolve"], vars(convolution)["convolve_transposed"] = FORMS[form]
     return convolutions.main()
 
 

@@ -127,7 +127,7 @@ def tree_of(weights: Weights, encoder: int) -> Params:
 
 
 def make_fused_run_steps(
-    plan: Plan, steps_per_epoch: int, capacity: int, block: int, rate: Array
+    plan: Plan, steps_per_epoch: int, capacity: int, block: int, rate: Array | float
 ) -> Callable[[TrainState, Batch, Array, Array, Array], tuple[TrainState, Metrics]]:
     """As `jaxvae.train.step.make_run_steps`, with fused steps.
 
@@ -153,7 +153,8 @@ def make_fused_run_steps(
             given = images[which].reshape(block, batch, -1)
             noise = jax.vmap(noise_of)(state.step + start + jnp.arange(block))
             recon = jnp.zeros((block, plan.pixel_tiles, batch), jnp.float32)
-            steps = Carry(place, *weights, recon, jnp.zeros((block, batch), jnp.float32))
+            params, mu, nu = weights
+            steps = Carry(place, params, mu, nu, recon, jnp.zeros((block, batch), jnp.float32))
             steps = jax.lax.fori_loop(0, length, lambda _, steps: step(plan, steps, given, noise, rates), steps)
             found = {"recon": steps.recon.sum(axis=1).mean(axis=1), "kl": steps.kl.mean(axis=1)}
             costs = {n: jax.lax.dynamic_update_slice(costs[n], values, (start,)) for n, values in found.items()}

@@ -67,8 +67,10 @@ def step(plan: Plan, carry: Carry, images: Array, noise: Array, rate: Array) -> 
     d, _, place = _call(plan, kernels.middle_gradients, (batch,), given, results, {0: 2}, WARPS)
     assert len(d) == last
     given = (place, rate, images, h, (*d, d_last), (params, carry.mu, carry.nu))
-    news = _call(plan, kernels.update, (kernels.tiles(plan),), given, _like(given[-1]), {len(given) - 1: None})
-    return Carry(place, *news, recon, kl)
+    params, mu, nu = _call(
+        plan, kernels.update, (kernels.tiles(plan),), given, _like(given[-1]), {len(given) - 1: None}
+    )
+    return Carry(place, params, mu, nu, recon, kl)
 
 
 def _like(tree: Any) -> Any:
@@ -104,7 +106,7 @@ def _call(
         trees = jax.tree.unflatten(structure, references[: len(leaves)])
         kernel(plan, *trees, jax.tree.unflatten(out_structure, references[len(leaves) :]))
 
-    aliases = {}
+    aliases: dict[int, int] = {}
     for old, new in (in_place or {}).items():
         first, count = len(jax.tree.leaves(given[:old])), len(jax.tree.leaves(given[old]))
         start = 0 if new is None else len(jax.tree.leaves(results[:new]))

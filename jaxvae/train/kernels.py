@@ -96,8 +96,11 @@ def _chunk(plan: Plan, size: int, width: int) -> int:
     return min(pl.next_power_of_2(size), max(1, plan.values // pl.next_power_of_2(width)))
 
 
-def middle_layers(plan: Plan, place: Any, partial_: Any, noise: Any, weights: Weights, _: Any, results: Any) -> None:
+def middle_layers(
+    plan: Plan, place: Any, partial_: Any, noise: Any, weights: Weights, before: Any, results: Any
+) -> None:
     """``a[0]`` to ``a[-2]`` and ``h[1]`` to ``h[-1]`` of one image; ``now``, its noise; ``kl[step]``, its cost."""
+    del before  # The costs so far, which this step's are written into.
     a, h, now, kl = results
     row, widths, last = pl.program_id(0), plan.widths, plan.layers - 1
     between = range(1, last)
@@ -152,17 +155,18 @@ def _latents(plan: Plan, place: Any, row: Array, value: Array, a: Any, noise: An
         triton.store(h.at[row, places], z, mask=inside)
         return z
     _barrier(plan)
-    halves = [_load(a.at[row, half * plan.latents + places], inside) for half in (0, 1)]
+    first, second = (_load(a.at[row, half * plan.latents + places], inside) for half in (0, 1))
     eps = _load(noise.at[place[0], row, places], inside)
-    z, cost = plan.latent(*halves, eps)
+    z, cost = plan.latent(first, second, eps)
     triton.store(h.at[row, places], z, mask=inside)
     triton.store(now.at[row, places], eps, mask=inside)
     kl[place[0], row] = jnp.where(inside, cost, 0).sum()
     return jnp.where(inside, z, 0)
 
 
-def last_layer(plan: Plan, place: Any, images: Any, kernel: Any, bias: Any, h: Any, _: Any, results: Any) -> None:
+def last_layer(plan: Plan, place: Any, images: Any, kernel: Any, bias: Any, h: Any, before: Any, results: Any) -> None:
     """``recon[step, tile]``: a tile's cost; ``d[-1]``; ``back[tile]``: its part of the gradient of ``h[-1]``."""
+    del before  # The costs so far, which this step's are written into.
     recon, d, back = results
     tile, rows = pl.program_id(0), _span(plan.rows)
     columns, size = tile * TILE + _span(TILE), plan.inputs[-1]
@@ -225,7 +229,7 @@ def middle_gradients(plan: Plan, place: Any, back: Any, kernels: Any, a: Any, no
             triton.store(d[i - 1].at[row, places], pull(gradient)[0], mask=inside)
 
     parts, real = _padded(plan.pixel_tiles)
-    chunk = _chunk(plan.inputs[last], len(parts))
+    chunk = _chunk(plan, plan.inputs[last], len(parts))
 
     def gather(start: Any, carry: Any) -> Any:
         places = start + _span(chunk)
