@@ -109,7 +109,9 @@ def test_devices_are_named_once(capsys: pytest.CaptureFixture[str]) -> None:
 # The most kernels of a step and the longest chain, by preset and accelerator: a regression is seen without one.
 BOUNDS: dict[tuple[str, str], tuple[int, int]] = {
     ("h100", "--preset notes-vae --batch-size 32"): (53, 24),
-    ("v5e:2x2", "--preset notes-vae --batch-size 32"): (71, 31),
+    ("h100", "--preset notes-vae --batch-size 32 --step-kernels pallas"): (6, 5),
+    ("h100", "--preset vae --architecture conv --batch-size 128"): (69, 33),
+    ("v5e:2x2", "--preset notes-vae --batch-size 32"): (51, 26),
 }
 
 
@@ -128,8 +130,8 @@ def test_kernels_of_a_step(name: str, flags: str, tmp_path: Path) -> None:
     content: dict[str, Any] = json.loads(out.read_text())
     [result] = content["results"]
     kernels, chain = BOUNDS[name, flags]
-    assert 10 < result["kernels_per_step"] <= kernels
-    assert 5 < result["chain"] <= chain
+    assert 5 < result["kernels_per_step"] <= kernels
+    assert 4 < result["chain"] <= chain
     assert result["collectives_per_step"] == (content["devices"] > 1)
     assert result["program_bytes"] < content["compiled_for"]["memory"]
     assert f"{result['kernels_per_step']:>7} {result['chain']:>6}" in done.stdout
