@@ -13,6 +13,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "experiments" / "accelerator"
 import forms
 import page
 import run
+import trainers
 
 
 def campaign(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
@@ -50,6 +51,14 @@ def test_an_unknown_piece_is_refused(
     with pytest.raises(SystemExit):
         campaign(monkeypatch, "kernel", "--data-dir", tmp_path, "--out", tmp_path)
     assert "no piece is called 'kernel'; there are machine same " in capsys.readouterr().err
+
+
+CONTENDER = "import sys\nfor line in sys.stdin: print('{\"seconds\": 0.5}', flush=True)"
+
+
+def test_contenders_take_turns_and_one_that_fails_is_left_out() -> None:
+    commands = {"good": [sys.executable, "-c", CONTENDER], "bad": [sys.executable, "-c", "raise SystemExit(1)"]}
+    assert trainers.in_turn(commands, steps=10, quick=False) == {"good": [20.0, 20.0, 20.0]}
 
 
 MEASURED = {

@@ -106,9 +106,24 @@ def test_a_port_that_is_taken() -> None:
       "OMPI_COMM_WORLD_SIZE": "2"}, True),
     ({"KUBERNETES_SERVICE_HOST": "10.0.0.1"}, False),
     ({"KUBERNETES_SERVICE_HOST": "10.0.0.1", "JOB_COMPLETION_INDEX": "0"}, True),
+    ({"TPU_WORKER_HOSTNAMES": "a,b", "TPU_WORKER_ID": "1"}, True),
+    ({"TPU_WORKER_HOSTNAMES": "a", "TPU_WORKER_ID": "0"}, False),
+    ({"KUBERNETES_SERVICE_HOST": "10.0.0.1", "JOB_COMPLETION_INDEX": "0", "TPU_WORKER_HOSTNAMES": "localhost",
+      "TPU_WORKER_ID": "0"}, False),  # A single host with TPUs.
 ])  # fmt: skip
 def test_schedulers_are_recognised(environment: dict[str, str], expected: bool) -> None:
     assert distributed.started_by_a_scheduler(environment) is expected
+
+
+def test_workers_of_tpu_slices_are_numbered() -> None:
+    slice_ = {"TPU_WORKER_HOSTNAMES": "a.job,b.job", "TPU_WORKER_ID": "1"}
+    assert distributed.tpu_workers(slice_) == ("a.job:8482", 2, 1)
+    assert distributed.tpu_workers({**slice_, "TPU_PROCESS_ADDRESSES": "c:8476,d:8476"}) == ("c:8482", 2, 1)
+    second = {"MEGASCALE_NUM_SLICES": "3", "MEGASCALE_SLICE_ID": "2", "MEGASCALE_COORDINATOR_ADDRESS": "z:8080"}
+    assert distributed.tpu_workers({**slice_, **second, "JAX_COORDINATOR_PORT": "99"}) == ("z:99", 6, 5)
+    assert distributed.tpu_workers({"TPU_WORKER_ID": "1"}) is None
+    with pytest.raises(InputError, match="^TPU_WORKER_ID must be a whole number, not one$"):
+        distributed.tpu_workers({**slice_, "TPU_WORKER_ID": "one"})
 
 
 def test_a_job_that_jax_cannot_read_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

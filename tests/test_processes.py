@@ -293,17 +293,22 @@ SCHEDULED = """
 import sys
 from pathlib import Path
 from jaxvae.distributed import job as distributed
-preset, address, process, file = sys.argv[1:]
+scheduler, address, process, file = sys.argv[1:]
 import os
-os.environ |= {"SLURM_JOB_ID": address.rpartition(":")[2], "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2",
-               "SLURM_PROCID": process, "SLURM_LOCALID": process}
+port = address.rpartition(":")[2]
+os.environ |= {
+    "slurm": {"SLURM_JOB_ID": port, "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2", "SLURM_PROCID": process,
+              "SLURM_LOCALID": process},
+    "gke": {"TPU_WORKER_HOSTNAMES": "localhost,localhost", "TPU_WORKER_ID": process, "JAX_COORDINATOR_PORT": port},
+}[scheduler]
 distributed.join()
 Path(file).write_text(" ".join(map(str, distributed.gather(int(process)))))
 """
 
 
-def test_processes_that_a_scheduler_started_meet(tmp_path: Path) -> None:
-    assert in_two_processes(SCHEDULED, "", tmp_path, devices=1) == [b"0 1", b"0 1"]
+@pytest.mark.parametrize("scheduler", ["slurm", "gke"])
+def test_processes_that_a_scheduler_started_meet(scheduler: str, tmp_path: Path) -> None:
+    assert in_two_processes(SCHEDULED, scheduler, tmp_path, devices=1) == [b"0 1", b"0 1"]
 
 
 def test_waiting_for_missing_processes_ends() -> None:

@@ -349,6 +349,16 @@ def test_a_run_directory_name_that_is_not_utf8_is_refused_at_once(
         assert not run.exists()
 
 
+def test_object_storage_is_refused_at_once(
+    base: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert train(*base, "--epochs", "1", "--run-dir", "gs://bucket/runs/vae") == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: --run-dir gs://bucket/runs/vae: runs are written to directories")
+    assert error.count("\n") == 1 and not list(tmp_path.glob("gs*"))
+
+
 @pytest.mark.parametrize("what", ["config.json", "lock", "metrics.jsonl", "timing.jsonl"])
 def test_a_pipe_in_place_of_a_file_does_not_hang(
     what: str, base: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]

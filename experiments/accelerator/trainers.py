@@ -81,7 +81,7 @@ def in_turn(commands: Mapping[Any, Sequence[str]], steps: int, quick: bool) -> d
         processes[case] = Process(commands[case], None)
         try:
             processes[case].epoch()  # It compiles.
-        except ValueError:  # It ended without an answer.
+        except (ValueError, BrokenPipeError):  # It ended without an answer.
             processes.pop(case).end()
 
     with ThreadPoolExecutor(COMPILERS) as pool:

@@ -1,5 +1,6 @@
 """Contenders as processes that take turns."""
 
+import contextlib
 import json
 import select
 import subprocess
@@ -39,8 +40,8 @@ class Process:
 
     def end(self) -> None:
         """End the process."""
-        self._process.kill()
-        self._process.wait()
+        with contextlib.suppress(BrokenPipeError), self._process:  # A command that it did not read is left.
+            self._process.kill()
 
 
 def best_cores(command: Sequence[str]) -> Process:

@@ -38,8 +38,8 @@ def join(
 ) -> None:
     """Join the processes of a job, before JAX is used for anything else.
 
-    Without arguments, Slurm, Open MPI or Kubernetes give them; if none of these started several processes,
-    nothing happens. From here on, if another process is lost, this one says so in one line and ends with
+    Without arguments, Slurm, Open MPI, Kubernetes or a slice of TPUs gives them; if none of these started several
+    processes, nothing happens. From here on, if another process is lost, this one says so in one line and ends with
     exit code `jaxvae.distributed.watch.EXIT_JOB`.
 
     Args:
@@ -96,8 +96,10 @@ def _scheduled(timeout: float) -> tuple[str, int, int]:
     JAX knows the schedulers, but has no public function for this.
 
     Raises:
-      InputError: JAX cannot read it.
+      InputError: JAX cannot read it, or a slice of TPUs says something else than numbers.
     """
+    if workers := tpu_workers(os.environ):
+        return workers
     from jax._src.clusters import ClusterEnv
 
     found: Any = ClusterEnv.auto_detect_unset_distributed_params(None, None, None, None, None, math.ceil(timeout))
@@ -111,8 +113,38 @@ def _scheduled(timeout: float) -> tuple[str, int, int]:
     return address, count, number
 
 
+def tpu_workers(environment: Mapping[str, str]) -> tuple[str, int, int] | None:
+    """The coordinator's address, the number of processes, and this process's number, on a slice of TPUs or several.
+
+    GKE sets these variables in the containers of a slice, one for each host: see "Deploy TPU workloads in GKE". JAX
+    would look for them only where it sees a TPU.
+
+    Returns:
+      None: they are not set.
+
+    Raises:
+      InputError: a number is none.
+    """
+    hosts = environment.get("TPU_PROCESS_ADDRESSES") or environment.get("TPU_WORKER_HOSTNAMES")
+    if not hosts or not environment.get("TPU_WORKER_ID"):
+        return None
+    numbers = {"MEGASCALE_NUM_SLICES": 1, "MEGASCALE_SLICE_ID": 0, "TPU_WORKER_ID": 0, "JAX_COORDINATOR_PORT": 8482}
+    for name, default in numbers.items():
+        given = environment.get(name) or str(default)
+        if not (given.isascii() and given.isdigit()):
+            raise InputError(f"{name} must be a whole number, not {given}")
+        numbers[name] = int(given)
+    each = hosts.split(",")
+    lead = (environment.get("MEGASCALE_COORDINATOR_ADDRESS") or each[0]).partition(":")[0]
+    count = len(each) * numbers["MEGASCALE_NUM_SLICES"]
+    number = len(each) * numbers["MEGASCALE_SLICE_ID"] + numbers["TPU_WORKER_ID"]
+    return f"{lead}:{numbers['JAX_COORDINATOR_PORT']}", count, number
+
+
 def started_by_a_scheduler(environment: Mapping[str, str]) -> bool:
-    """Whether the environment is that of one of several processes, in a form that `jax.distributed` understands."""
+    """Whether the environment is that of one of several processes, in a form that `join` understands."""
+    if workers := tpu_workers(environment):
+        return workers[1] > 1
 
     def has(*names: str) -> bool:
         return all(environment.get(name) for name in names)

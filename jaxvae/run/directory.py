@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import re
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -45,7 +46,13 @@ def check(run_dir: Path, resume: bool, files: Sequence[str]) -> None:
 
 
 def _check_name(path: Path) -> None:
-    """Raise `InputError` for a name under which no checkpoint can be written: TensorStore takes only UTF-8."""
+    """Raise `InputError` for a name under which no run can be written: an address; or not UTF-8, for TensorStore."""
+    if re.match(r"[a-z][a-z0-9+.-]+:/", str(path)):  # pathlib makes one slash of two.
+        scheme, _, rest = str(path).partition(":/")
+        raise InputError(
+            f"--run-dir {scheme}://{rest.lstrip('/')}: runs are written to directories, not to object storage: mount "
+            "it as a directory, or copy the run there afterwards"
+        )
     try:
         os.path.abspath(path).encode("utf-8")
     except UnicodeEncodeError:
