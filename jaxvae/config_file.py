@@ -29,7 +29,7 @@ FORMERLY: Mapping[int, Mapping[str | None, Mapping[str, Any]]] = types.MappingPr
             None: {"blocks": 2, "latents": "dense"}
             | {"image_size": (), "resize": "crop", "channels": None, "skip_bad": False}
         },
-        4: {None: {"step_kernels": "plain"}},
+        4: {None: {"step_kernels": "plain", "flip": False}},
     }
 )
 

@@ -54,6 +54,8 @@ class Fields:
     """Seed that draws which training images are held out."""
     inputs: str = option("grey")
     """Pixels. dynamic: 0 or 1, drawn again each time an image is seen; static: drawn once, with --static-seed."""
+    flip: bool = option(False)
+    """Turn each image left to right with probability 1/2 whenever it is trained on: for photographs, not for digits."""
 
     # Model.
     model: str | None = option(None)

@@ -45,6 +45,12 @@ def dequantize(x: Float[Array, "B *shape"], keys: Key[Array, " B"]) -> Float[Arr
     return (255 * x + _uniform(x, keys, "dequantize")) / 256
 
 
+def flipped(x: Float[Array, "B H W C"], keys: Key[Array, " B"]) -> Float[Array, "B H W C"]:
+    """Turn each image left to right with probability 1/2."""
+    turned = jax.vmap(jax.random.bernoulli)(fold_in_each(keys, "flip"))
+    return jnp.where(turned[:, None, None, None], x[:, :, ::-1], x)
+
+
 def _uniform(x: Array, keys: Array, purpose: str) -> Array:
     return jax.vmap(lambda key: jax.random.uniform(key, x.shape[1:], x.dtype))(fold_in_each(keys, purpose))
 

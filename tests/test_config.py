@@ -244,7 +244,7 @@ ADDED_SINCE = {
     "model": None, "prior": "normal", "optimizer": "adam", "ema": 0.0,
     "blocks": 2, "latents": "dense",
     "image_size": [], "resize": "crop", "channels": None, "skip_bad": False,
-    "step_kernels": "plain",
+    "step_kernels": "plain", "flip": False,
 }  # fmt: skip
 
 

@@ -78,6 +78,7 @@ def test_weights_become_a_tree_again() -> None:
         ("vae", {"likelihood": "logistic"}, "--likelihood bernoulli"),
         ("vae", {"free_bits": 0.1}, "no --samples, --free-bits"),
         ("vae", {"inputs": "dynamic"}, "--inputs grey or static"),
+        ("vae", {"flip": True}, "no --flip"),
         ("vae", {"ema": 0.9}, "without --ema"),
         ("vae", {"schedule": "cosine"}, "no --schedule"),
         ("vae", {"compute_dtype": "bfloat16"}, "--compute-dtype float32"),

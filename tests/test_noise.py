@@ -15,7 +15,7 @@ from small import SHAPE, config_of, images, keys_of, model_and_params, terms_of
 from jaxvae import data
 from jaxvae.config import PRESETS, Config
 from jaxvae.keys import example_keys
-from jaxvae.noise import binarize, corrupt, dequantize
+from jaxvae.noise import binarize, corrupt, dequantize, flipped
 from jaxvae.objectives.base import Context
 from jaxvae.objectives.build import build_objective, loss_of
 from jaxvae.optimizer import build_optimizer
@@ -106,6 +106,28 @@ def test_corruption_hides_pixels_from_the_model_alone() -> None:
     np.testing.assert_allclose(terms_of(config, model, params, x, keys)["loss"], expected, rtol=1e-5)
     clean = terms_of(config, model, params, x, keys, Context())["loss"]  # Evaluation sees all pixels.
     np.testing.assert_allclose(clean, terms_of(plain, model, params, x, keys, Context())["loss"], rtol=1e-6)
+
+
+def test_half_of_the_images_are_turned_keyed_by_example() -> None:
+    x = jnp.float32(np.random.default_rng(0).uniform(size=(4000, *SHAPE)))
+    turned = np.asarray(flipped(x, keys_of(0, 4000)))
+    same, mirrored = ((turned == other).all(axis=(1, 2, 3)) for other in (np.asarray(x), np.asarray(x)[:, :, ::-1]))
+    assert (same ^ mirrored).all()
+    assert mirrored.mean() == pytest.approx(0.5, abs=4 * 0.5 / 4000**0.5)
+    np.testing.assert_array_equal(turned[5:9], flipped(x[5:9], keys_of(0, 4000)[5:9]))
+
+
+@pytest.mark.parametrize("preset", ["notes-ae", "vae"])
+def test_training_alone_turns_images(preset: str) -> None:
+    plain = dataclasses.replace(PRESETS[preset], hidden=(8,), latent_size=3)
+    config = dataclasses.replace(plain, flip=True)
+    model, params = model_and_params(config)
+    x, keys = images(16), keys_of(0, 16)
+    assert not np.array_equal(x, flipped(x, keys))
+    expected = terms_of(plain, model, params, flipped(x, keys), keys)["loss"]
+    np.testing.assert_allclose(terms_of(config, model, params, x, keys)["loss"], expected, rtol=1e-6)
+    evaluated = [terms_of(each, model, params, x, keys, Context())["loss"] for each in (config, plain)]
+    np.testing.assert_array_equal(*evaluated)
 
 
 def test_static_pixels_are_drawn_once(image_file: Path) -> None:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxvae.errors import InputError
 from jaxvae.models.build import Examples, Model, call_arguments
 from jaxvae.models.layers import Precision
+from jaxvae.noise import flipped
 from jaxvae.protocols import Inputs, Likelihood, Measure, Objective, PixelDistribution, PosteriorSamples
 from jaxvae.typing import RECORD_FIELDS, Array, Batch, Collections, Params, Terms
 
@@ -110,6 +111,7 @@ class Loss(NamedTuple):
       inputs: what is done to the pixels before the model sees them.
       precision: of float32 products in training.
       facts: of the run.
+      flip: whether training turns images left to right at random.
     """
 
     objective: Objective
@@ -117,6 +119,7 @@ class Loss(NamedTuple):
     inputs: Inputs
     precision: Precision
     facts: Facts
+    flip: bool = False
 
     @property
     def unit(self) -> str:
@@ -152,7 +155,8 @@ class Loss(NamedTuple):
           collections: the model's other variables, if it has any.
         """
         view = View(model, {**params, **(collections or {})}, self, context)
-        seen = {**batch, "image": self.inputs.observe(batch["image"], keys)}
+        turned = flipped(batch["image"], keys) if self.flip and view.train else batch["image"]
+        seen = {**batch, "image": self.inputs.observe(turned, keys)}
         terms = dict(self.objective.terms(view, Examples(seen), keys))
         if self.has_bound:
             bound = terms.pop("bound")

@@ -51,7 +51,7 @@ def build_objective(
             raise TypeError(f"build_objective needs {name}: {why}")
     # The objective does not read what it does not need.
     facts = Facts(config.epochs, steps_per_epoch or 0, num_images or 0)
-    return Loss(objective, likelihood, inputs, config.matmul_precision, facts)
+    return Loss(objective, likelihood, inputs, config.matmul_precision, facts, config.flip)
 
 
 def loss_of(config: Any) -> Loss:

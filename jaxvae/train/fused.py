@@ -58,6 +58,8 @@ def refusal(config: Any) -> str | None:
             return "they have no --samples, --free-bits or --kl-warmup-epochs"
     if type(inputs) not in (Grey, Static) or getattr(inputs, "dequantize", False):
         return "they draw no pixels: take --inputs grey or static, without --dequantize"
+    if config.flip:
+        return "they have no --flip"
     if type(optimizer) is not Adam or config.ema:
         return "they are for --optimizer adam without --ema"
     if optimizer.schedule != "constant" or optimizer.warmup_epochs or optimizer.weight_decay or optimizer.clip_norm:
