@@ -186,6 +186,8 @@ def first_step_seconds(config: Config, caches: Path) -> float:
         # A line of metrics a step.
         given = flags.flags_of(dataclasses.replace(config, log_every=1))
         command = [sys.executable, "-m", "jaxvae.train", *given, "--run-dir", str(run_dir)]
+        if config.step_kernels != "plain":  # These are for one device.
+            command += ["--devices", "1"]
         environment = {**os.environ, "XDG_CACHE_HOME": str(caches)}
         environment.pop("JAX_COMPILATION_CACHE_DIR", None)
         with log.open("wb") as output:

@@ -277,6 +277,7 @@ def describe(config: Config, without: Collection[str] = ()) -> str:
     """
     base = PRESETS[config.preset]
     names = [name for name in changed(base, config) if name not in ("seed", *without)]
+    names += [name for name in ("step_kernels",) if getattr(config, name) != getattr(base, name)]  # Says how fast.
     names.sort(key=lambda name: name != "objective")  # The objective says most.
     changes = ", ".join(f"{name} {words(getattr(config, name))}" for name in names)
     return f"{config.preset}, changed: {changes}" if changes else config.preset

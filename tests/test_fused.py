@@ -1,9 +1,11 @@
 """Fused steps against plain ones, in Pallas' interpreter."""
 
 import dataclasses
-from typing import Any
+import re
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -59,8 +61,8 @@ def test_a_plan_names_all_layers() -> None:
     plan = plan_of(PRESETS["vae"], (28, 28, 1))
     assert plan.widths == (784, 512, 256, 40, 256, 512, 784)
     assert plan.inputs == (784, 512, 256, 20, 256, 512)
-    for share in (plan.splits, plan.halves):
-        assert share[0] * share[1] >= 512 and share[1] % plan.chunk == 0
+    for (programs, share), size in ((plan.first_shares, 784), (plan.last_shares, 512)):
+        assert (programs - 1) * share < size <= programs * share and share % plan.chunk == 0
 
 
 def test_weights_become_a_tree_again() -> None:
@@ -83,16 +85,51 @@ def test_weights_become_a_tree_again() -> None:
         ("vae", {"schedule": "cosine"}, "no --schedule"),
         ("vae", {"compute_dtype": "bfloat16"}, "--compute-dtype float32"),
         ("vae", {"batch_size": 129}, "at most 128"),
+        ("vae", {"hidden": (64, 4096)}, "layers and latents of at most 2048"),
     ],
 )
 def test_what_fused_steps_cannot_train_is_refused(preset: str, changes: dict[str, Any], why: str) -> None:
     config = dataclasses.replace(PRESETS[preset], **{**changes, "step_kernels": "pallas"})
-    assert why in str(refusal(config))
+    assert why in str(refusal(config, (28, 28, 1)))
     with pytest.raises(InputError, match=f"^--step-kernels pallas: they .*{why}"):
         chosen_plan(config, (28, 28, 1), jax.devices()[:1])
 
 
 def test_fused_steps_need_a_gpu() -> None:
     config = dataclasses.replace(PRESETS["vae"], step_kernels="pallas")
-    with pytest.raises(InputError, match=r"^--step-kernels pallas: they run on one GPU, not on 1 CPU"):
+    with pytest.raises(InputError, match=r"^--step-kernels pallas: they run on a GPU, not on a CPU$"):
         chosen_plan(config, (28, 28, 1), jax.devices()[:1])
+
+
+class Gpu(NamedTuple):
+    compute_capability: str
+    platform: str = "gpu"
+    device_kind: str = "a GPU"
+
+
+def test_fused_steps_need_one_gpu_that_triton_serves() -> None:
+    config: Any = dataclasses.replace(PRESETS["vae"], step_kernels="pallas")
+    devices: Any = [Gpu("9.0"), Gpu("9.0")]
+    assert chosen_plan(config, (28, 28, 1), devices[:1]).widths[0] == 784
+    with pytest.raises(InputError, match="on one GPU, not on 2: take --devices 1$"):
+        chosen_plan(config, (28, 28, 1), devices)
+    for old in ("7.5", "gfx90a"):
+        other: Any = [Gpu(old)]
+        with pytest.raises(InputError, match="from Ampere on, not on a GPU$"):
+            chosen_plan(config, (28, 28, 1), other)
+
+
+def test_large_images_are_refused() -> None:
+    config = dataclasses.replace(PRESETS["vae"], step_kernels="pallas")
+    assert refusal(config, (64, 64, 3)) is None
+    assert "smaller images" in str(refusal(config, (256, 256, 3)))
+
+
+@pytest.mark.parametrize("preset", ["notes-ae", "notes-vae", "vae"])
+def test_no_kernel_takes_a_maximum_which_hides_nan_on_a_gpu(preset: str) -> None:
+    plan, x = plan_of(PRESETS[preset], (28, 28, 1)), jnp.ones(3)
+    formulas: list[Any] = [plan.act, plan.code, lambda x: plan.pixel(x, x)]
+    formulas += [lambda x: plan.latent and plan.latent(x, x, x)]
+    for formula in formulas:
+        assert not re.search(r"\bmax", str(jax.make_jaxpr(formula)(x)))
+        assert all(np.isnan(value).all() for value in jax.tree.leaves(formula(x * jnp.nan)))

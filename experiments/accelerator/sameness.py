@@ -32,7 +32,7 @@ def losses(args: argparse.Namespace) -> Any:
     compile_as(chosen)
     found = {}
     for name, given in MODELS.items():
-        if args.way == PALLAS and refusal(benchmark.parse(given)[1][0]):
+        if args.way == PALLAS and refusal(benchmark.parse(given)[1][0], (28, 28, 1)):
             continue
         trainer = trainer_of(args, [*given, *chosen.get("flags", ())])
         _, calls = advance(trainer, trainer.start(None), 0, 2 if args.small else 70)

@@ -3,6 +3,7 @@
 Shapes: B images [H, W, C]; S latents per image; L latent dimensions.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -74,10 +75,12 @@ def split_posterior(
     return moments(first, second, head)
 
 
-def moments(first: Float[Array, "..."], second: Float[Array, "..."], head: Head) -> tuple[Array, Array]:
+def moments(
+    first: Float[Array, "..."], second: Float[Array, "..."], head: Head, relu: Callable[[Array], Array] = nn.relu
+) -> tuple[Array, Array]:
     """`mean` and `std` from the halves of the encoder's features, elementwise: see `VAE`."""
     if head == "relu":
-        return nn.relu(first), nn.relu(second)
+        return relu(first), relu(second)
     if head == "exp":
         return first, jnp.exp(second)
     logvar = LOGVAR_BOUND * jnp.tanh(second / LOGVAR_BOUND) if head == "linear" else second

@@ -1,5 +1,7 @@
 """Fused steps: which runs can take those of `jaxvae.train.kernels`, and the calls that do."""
 
+import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -19,12 +21,15 @@ from jaxvae.noise import Grey, Static
 from jaxvae.objectives.elbo import Elbo
 from jaxvae.objectives.notes import Mse, NotesElbo
 from jaxvae.optimizer import Adam
-from jaxvae.train.fused_plan import Plan, Weights
+from jaxvae.train.fused_plan import TILE, Plan, Weights
 from jaxvae.train.fused_step import Carry, step
 from jaxvae.train.step import Metrics, TrainState
 from jaxvae.typing import Array, Batch, ImageShape, Params
 
 MOST_IMAGES = 128  # Of a batch: a program of a kernel computes one, and a GPU runs about as many at once.
+MOST_WIDTH = 2048  # Of a layer: each program reads all weights between the first and the last layer.
+MOST_VALUES = 2**26  # Of what tiles of pixels say of the last layer's inputs in a step: float32.
+GATHERED = 2**28  # Pixels gathered at once.
 
 
 def chosen_plan(config: Any, image_shape: ImageShape, devices: Sequence[jax.Device]) -> Plan:
@@ -33,15 +38,20 @@ def chosen_plan(config: Any, image_shape: ImageShape, devices: Sequence[jax.Devi
     Raises:
       InputError: it cannot have them.
     """
-    why = refusal(config)
-    if why is None and (len(devices) > 1 or devices[0].platform != "gpu"):
-        why = f"they run on one GPU, not on {len(devices)} {devices[0].platform.upper()} device(s)"
+    why = refusal(config, image_shape)
+    kind = getattr(devices[0], "compute_capability", "9.0")  # A device that is only described has none.
+    if why is None and devices[0].platform != "gpu":
+        why = f"they run on a GPU, not on a {devices[0].platform.upper()}"
+    elif why is None and not (re.fullmatch(r"\d+\.\d+", kind) and float(kind) >= 8):
+        why = f"they run on NVIDIA's GPUs from Ampere on, not on {devices[0].device_kind}"
+    elif why is None and len(devices) > 1:
+        why = f"they run on one GPU, not on {len(devices)}: take --devices 1"
     if why is not None:
         raise InputError(f"--step-kernels {config.step_kernels}: {why}")
     return plan_of(config, image_shape)
 
 
-def refusal(config: Any) -> str | None:
+def refusal(config: Any, image_shape: ImageShape) -> str | None:
     """Why no fused steps train a configuration: a part of a sentence; None: they can."""
     parts = config.parts
     network, objective, optimizer, inputs = parts.network, parts.objective, parts.optimizer, parts.inputs
@@ -68,19 +78,24 @@ def refusal(config: Any) -> str | None:
         return "they are for --compute-dtype float32"
     if config.batch_size > MOST_IMAGES:
         return f"they are for a --batch-size of at most {MOST_IMAGES}"
+    widths = (*network.hidden, config.latent_size)
+    if max(widths) > MOST_WIDTH:
+        return f"they are for layers and latents of at most {MOST_WIDTH}"
+    if math.prod(image_shape) // TILE * config.batch_size * widths[0] > MOST_VALUES:
+        return "they are for smaller images, batches or layers"
     return None
 
 
 def plan_of(config: Any, image_shape: ImageShape, interpret: bool = False) -> Plan:
     """The plan of a configuration without `refusal`."""
-    parts, pixels = config.parts, image_shape[0] * image_shape[1] * image_shape[2]
+    parts, pixels = config.parts, math.prod(image_shape)
     objective, head = parts.objective, config.head
     features = config.latent_size if isinstance(objective, Mse) else 2 * config.latent_size
     hidden = parts.network.hidden
     nats = isinstance(objective, Elbo)
 
     def latent(first: Array, second: Array, eps: Array) -> tuple[Array, Array]:
-        mean, std = moments(first, second, head)
+        mean, std = moments(first, second, head, _relu)
         variance = jnp.square(std)
         if nats:
             cost = 0.5 * (jnp.square(mean) + variance - 1) - jnp.log(std)
@@ -90,7 +105,7 @@ def plan_of(config: Any, image_shape: ImageShape, interpret: bool = False) -> Pl
 
     def pixel(logits: Array, x: Array) -> Array:
         if nats:
-            return nn.relu(logits) - x * logits + jnp.log1p(jnp.exp(-jnp.abs(logits)))
+            return _relu(logits) - x * logits + jnp.log1p(jnp.exp(-jnp.abs(logits)))
         return jnp.square(nn.sigmoid(logits) - x) / pixels
 
     exact = config.matmul_precision == "highest"
@@ -99,9 +114,9 @@ def plan_of(config: Any, image_shape: ImageShape, interpret: bool = False) -> Pl
         encoder=len(hidden) + 1,
         batch_size=config.batch_size,
         latents=config.latent_size,
-        act=ACTIVATIONS[parts.network.activation],
+        act=_relu if parts.network.activation == "relu" else ACTIVATIONS[parts.network.activation],
         latent=None if isinstance(objective, Mse) else latent,
-        code=nn.relu if head == "relu" else lambda features: features,
+        code=_relu if head == "relu" else lambda features: features,
         pixel=pixel,
         weight=objective.beta if nats else 1.0,
         b1=parts.optimizer.adam_b1,
@@ -110,6 +125,11 @@ def plan_of(config: Any, image_shape: ImageShape, interpret: bool = False) -> Pl
         precision=jax.lax.Precision.HIGHEST if exact else jax.lax.Precision.DEFAULT,
         interpret=interpret,
     )
+
+
+def _relu(x: Array) -> Array:
+    # The greater of NaN and 0 is 0 in Triton: a run that diverges must show it.
+    return jnp.where(x <= 0, 0.0, x)
 
 
 def weights_of(tree: Params) -> Weights:
@@ -131,10 +151,12 @@ def tree_of(weights: Weights, encoder: int) -> Params:
 def make_fused_run_steps(
     plan: Plan, steps_per_epoch: int, capacity: int, block: int, rate: Array | float
 ) -> Callable[[TrainState, Batch, Array, Array, Array], tuple[TrainState, Metrics]]:
-    """As `jaxvae.train.step.make_run_steps`, with fused steps.
+    """As `jaxvae.train.step.make_run_steps`, with fused steps on batches that are mappings.
 
-    Images are gathered and noise is drawn for `block` steps at once, so that no step waits for them.
+    Images are gathered and noise is drawn for up to `block` steps at once, so that no step waits for them. What is left
+    of a call after whole blocks is a shorter one.
     """
+    block = max(1, min(block, GATHERED // (plan.batch_size * plan.widths[0])))
 
     def run_steps(
         state: TrainState, examples: Batch, order: Array, noise_key: Array, count: Array
@@ -146,14 +168,16 @@ def make_fused_run_steps(
 
         def noise_of(step: Array) -> Array:
             keys = example_keys(jax.random.fold_in(noise_key, step), 0, batch)
-            return jax.vmap(lambda key: jax.random.normal(key, (plan.latents,)))(keys)
+            return jax.vmap(lambda key: jax.random.normal(key, (plan.latents,), jnp.float32))(keys)
 
         def take(start: Array, length: int | Array, carry: Any) -> Any:
             weights, costs = carry
             place = jnp.stack([jnp.zeros((), jnp.int32), before + start]).astype(jnp.int32)
             which = order.at[(first + start) * batch + spots].get(mode="clip")
             given = images[which].reshape(block, batch, -1)
-            noise = jax.vmap(noise_of)(state.step + start + jnp.arange(block))
+            noise = jnp.zeros((block, batch, plan.latents), jnp.float32)
+            if plan.latent is not None:
+                noise = jax.vmap(noise_of)(state.step + start + jnp.arange(block))
             recon = jnp.zeros((block, plan.pixel_tiles, batch), jnp.float32)
             params, mu, nu = weights
             steps = Carry(place, params, mu, nu, recon, jnp.zeros((block, batch), jnp.float32))

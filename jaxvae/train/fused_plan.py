@@ -18,7 +18,7 @@ class Plan:
     """What the kernels of a model are made for.
 
     Attributes:
-      widths: of the image, of every layer's outputs.
+      widths: of the image, and of every layer's outputs.
       encoder: layers of the encoder.
       batch_size: images of a batch.
       latents: dimensions of the latents.
@@ -29,10 +29,10 @@ class Plan:
       pixel: maps a logit and an intensity, elementwise, to the reconstruction's cost.
       weight: of the latents' cost.
       b1, b2, eps: Adam's constants.
-      precision: of float32 products.
+      precision: of the float32 products of tiles. What a program computes for one image is always float32.
       interpret: run anywhere, slowly.
-      chunk: inputs that a program multiplies at a time.
-      values: of a weight, that a program holds at a time.
+      chunk: inputs that a program multiplies at a time; a power of two, at least `TILE`.
+      values: of a weight, that a program holds at a time; a power of two.
     """
 
     widths: tuple[int, ...]
@@ -52,6 +52,10 @@ class Plan:
     chunk: int = 64
     values: int = 2**14
 
+    def __post_init__(self) -> None:
+        for size in (self.chunk, self.values):
+            assert size >= TILE and size == pl.next_power_of_2(size), size
+
     @property
     def layers(self) -> int:
         """Dense layers."""
@@ -70,7 +74,7 @@ class Plan:
         return max(TILE, pl.next_power_of_2(self.batch_size))
 
     @property
-    def splits(self) -> tuple[int, int]:
+    def first_shares(self) -> tuple[int, int]:
         """Programs that share the inputs of the first layer, and the inputs of each."""
         tiles = pl.cdiv(self.widths[1], TILE)
         share = pl.cdiv(pl.cdiv(self.widths[0], max(1, PROGRAMS // tiles)), self.chunk) * self.chunk
@@ -82,7 +86,7 @@ class Plan:
         return int(pl.cdiv(self.widths[-1], TILE))
 
     @property
-    def halves(self) -> tuple[int, int]:
+    def last_shares(self) -> tuple[int, int]:
         """Programs that share the inputs of the last layer, and the inputs of each."""
         tiles = pl.cdiv(self.widths[-1], TILE)
         share = pl.cdiv(pl.cdiv(self.inputs[-1], max(1, PROGRAMS // tiles)), self.chunk) * self.chunk

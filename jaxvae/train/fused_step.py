@@ -51,16 +51,16 @@ def step(plan: Plan, carry: Carry, images: Array, noise: Array, rate: Array) -> 
     inputs = tuple(floats((batch, size)) for size in plan.inputs[1:])
     latents, logits = floats((batch, plan.latents)), floats((batch, plan.widths[-1]))
 
-    tiles = pl.cdiv(plan.widths[1], TILE), plan.splits[0]
+    tiles = pl.cdiv(plan.widths[1], TILE), plan.first_shares[0]
     given: tuple[Any, ...] = (place, images, params.kernels[0])
-    parts = _call(plan, kernels.first_layer, tiles, given, floats((plan.splits[0], batch, plan.widths[1])))
+    parts = _call(plan, kernels.first_layer, tiles, given, floats((plan.first_shares[0], batch, plan.widths[1])))
     given = (place, parts, noise, params, carry.kl)
     results: Any = (outputs, inputs, latents, _like(carry.kl))
     a, h, now, kl = _call(plan, kernels.middle_layers, (batch,), given, results, {4: 3}, WARPS)
     given = (place, images, params.kernels[-1], params.biases[-1], h[-1], carry.recon)
     results = (_like(carry.recon), logits, floats((plan.pixel_tiles, batch, plan.inputs[-1])))
     recon, d_last, back = _call(
-        plan, kernels.last_layer, (plan.pixel_tiles, plan.halves[0]), given, results, {len(given) - 1: 0}
+        plan, kernels.last_layer, (plan.pixel_tiles, plan.last_shares[0]), given, results, {len(given) - 1: 0}
     )
     given = (place, back, params.kernels, a, now)
     results = (outputs, latents, _like(place))

@@ -10,7 +10,11 @@ all of a step's time is their latency. Here a step is a chain of five:
 5. `update`: the gradients of all weights, from those of the layers' outputs, and Adam in place.
 
 Each layer i maps inputs ``h[i]`` to ``a[i] = h[i] @ kernel[i] + bias[i]``; the next layer's inputs are ``h[i + 1] =
-act(a[i])``, or the latents where the encoder ends. ``d[i]`` is the gradient of the loss with respect to ``a[i]``.
+act(a[i])``, or the latents where the encoder ends. ``d[i]`` is the gradient of the loss with respect to ``a[i]``. The
+tuple `h` in the code begins with ``h[1]``, since ``h[0]`` is the image.
+
+`place` holds two numbers: the step's place among those at hand, and the steps of Adam before it. `middle_gradients`
+counts both up, so `update` sees those of the next step.
 """
 
 import math
@@ -26,6 +30,7 @@ from jaxvae.train.fused_plan import TILE, Plan, Weights
 from jaxvae.typing import Array
 
 COLUMNS = 64  # Columns of a tile of a weight's gradient.
+HELD = 2.5  # Times `Plan.values`: the weights that a program holds all the time. At 8 warps, 160 registers a thread.
 
 
 def _span(size: int) -> Array:
@@ -41,7 +46,7 @@ def _dot(plan: Plan, a: Array, b: Array) -> Array:
 
 
 def _barrier(plan: Plan) -> None:
-    """Let this program read what it wrote."""
+    """Let this program read what it wrote. It does not wait for other programs, whatever its docstring in JAX says."""
     if not plan.interpret:
         triton.debug_barrier()
 
@@ -64,7 +69,7 @@ def _chunks(size: int, chunk: int, body: Callable[[Any, Any], Any], first: Any) 
 
 def first_layer(plan: Plan, place: Any, images: Any, kernel: Any, partial_: Any) -> None:
     """``partial_[split]``: what a part of the pixels adds to ``a[0]``."""
-    columns, share = pl.program_id(0) * TILE + _span(TILE), plan.splits[1]
+    columns, share = pl.program_id(0) * TILE + _span(TILE), plan.first_shares[1]
     start, width = pl.program_id(1) * share, plan.widths[1]
 
     def add(offset: Any, total: Array) -> Array:
@@ -92,8 +97,20 @@ def _tile(kernel: Any, start: Any, chunk: int, size: int, width: int) -> Array:
 
 
 def _chunk(plan: Plan, size: int, width: int) -> int:
-    """Rows of a kernel [size, width] that a program holds at a time."""
+    """Rows of an array [size, width] that a program holds at a time."""
     return min(pl.next_power_of_2(size), max(1, plan.values // pl.next_power_of_2(width)))
+
+
+def _held(plan: Plan, kernels: Sequence[Any]) -> dict[int, Array]:
+    """The kernels between first and last that a program loads at its start, by layer: as many as it can hold."""
+    held: dict[int, Array] = {}
+    for i in range(1, plan.layers - 1):
+        size, width = plan.inputs[i], plan.widths[i + 1]
+        chunk = _chunk(plan, size, width)
+        values = chunk * pl.next_power_of_2(width) + sum(tile.size for tile in held.values())
+        if chunk >= size and values <= HELD * plan.values:
+            held[i] = _tile(kernels[i], 0, chunk, size, width)
+    return held
 
 
 def middle_layers(
@@ -105,12 +122,10 @@ def middle_layers(
     row, widths, last = pl.program_id(0), plan.widths, plan.layers - 1
     between = range(1, last)
     sizes = {i: (plan.inputs[i], widths[i + 1]) for i in between}
-    whole = {
-        i: _tile(weights.kernels[i], 0, _chunk(plan, *sizes[i]), *sizes[i]) for i in between if _whole(plan, *sizes[i])
-    }
+    whole = _held(plan, weights.kernels)
 
     columns, inside = _padded(widths[1])
-    parts, real = _padded(plan.splits[0])
+    parts, real = _padded(plan.first_shares[0])
     mask = real[:, None] & inside[None, :]
     value = _load(partial_.at[parts[:, None], row, columns[None, :]], mask).sum(axis=0)
     value = value + _load(weights.biases[0].at[columns], inside)
@@ -141,10 +156,6 @@ def middle_layers(
             return total + (part[:, None] * _tile(weights.kernels[i + 1], start, chunk, size, width)).sum(axis=0)
 
         value = _chunks(size, chunk, add, value)
-
-
-def _whole(plan: Plan, size: int, width: int) -> bool:
-    return _chunk(plan, size, width) >= size
 
 
 def _latents(plan: Plan, place: Any, row: Array, value: Array, a: Any, noise: Any, h: Any, now: Any, kl: Any) -> Array:
@@ -195,7 +206,7 @@ def last_layer(plan: Plan, place: Any, images: Any, kernel: Any, bias: Any, h: A
         triton.store(d.at[rows[:, None], columns[None, :]], gradient, mask=mask)
         triton.store(recon.at[place[0], tile, rows], jnp.where(mask, cost, 0).sum(axis=1), mask=real)
 
-    share = plan.halves[1]
+    share = plan.last_shares[1]
 
     def give(offset: Any, carry: Any) -> Any:
         places, tile_of_kernel = weights(pl.program_id(1) * share + offset)
@@ -218,7 +229,7 @@ def middle_gradients(plan: Plan, place: Any, back: Any, kernels: Any, a: Any, no
 
     between = range(1, last)
     sizes = {i: (plan.inputs[i], plan.widths[i + 1]) for i in between}
-    whole = {i: _tile(kernels[i], 0, _chunk(plan, *sizes[i]), *sizes[i]) for i in between if _whole(plan, *sizes[i])}
+    whole = _held(plan, kernels)
 
     def give(i: int, places: Array, inside: Array, gradient: Array) -> None:
         """Store ``d[i - 1]``, or what becomes of it, from the gradient of ``h[i]`` at some places."""
@@ -283,7 +294,7 @@ def update(plan: Plan, place: Any, rate: Any, images: Any, h: Any, d: Any, olds:
     program, rows = pl.program_id(0), _span(plan.rows)
     real = rows < plan.batch_size
     t = place[1].astype(jnp.float32)
-    corrections = [-1 / jnp.expm1(t * math.log(b)) if b else jnp.float32(1) for b in (plan.b1, plan.b2)]
+    corrections = [-1 / jnp.expm1(t * math.log(b)) if b else 1.0 for b in (plan.b1, plan.b2)]
 
     def adam(which: str, i: int, at: Any, mask: Array, gradient: Array) -> None:
         p, m, v = (_load(getattr(old, which)[i].at[at], mask) for old in olds)

@@ -127,7 +127,8 @@ def make_call(
     might fold, so that models that differ in them round alike. (The compiler must also make the same instructions of
     the step within larger programs; `tests/test_members.py` shows that it does for the presets.)
 
-    With `fused`, a `jaxvae.train.fused_plan.Plan`, the steps are fused.
+    With `fused`, a `jaxvae.train.fused_plan.Plan`, the steps are fused. Of `hyperparameters`, these take the learning
+    rate alone; the rest is in the plan.
     """
     steps = steps_per_epoch(config, num_images)
 
