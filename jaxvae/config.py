@@ -277,7 +277,8 @@ def describe(config: Config, without: Collection[str] = ()) -> str:
     """
     base = PRESETS[config.preset]
     names = [name for name in changed(base, config) if name not in ("seed", *without)]
-    names += [name for name in ("step_kernels",) if getattr(config, name) != getattr(base, name)]  # Says how fast.
+    if config.step_kernels != base.step_kernels:  # It changes the speed.
+        names.append("step_kernels")
     names.sort(key=lambda name: name != "objective")  # The objective says most.
     changes = ", ".join(f"{name} {words(getattr(config, name))}" for name in names)
     return f"{config.preset}, changed: {changes}" if changes else config.preset

@@ -96,7 +96,7 @@ def _scheduled(timeout: float) -> tuple[str, int, int]:
     JAX knows the schedulers, but has no public function for this.
 
     Raises:
-      InputError: JAX cannot read it, or a slice of TPUs says something else than numbers.
+      InputError: JAX cannot read it, or a variable of a TPU slice does not hold a number.
     """
     if workers := tpu_workers(os.environ):
         return workers
@@ -123,7 +123,7 @@ def tpu_workers(environment: Mapping[str, str]) -> tuple[str, int, int] | None:
       None: they are not set.
 
     Raises:
-      InputError: a number is none.
+      InputError: a variable that must hold a whole number does not.
     """
     hosts = environment.get("TPU_PROCESS_ADDRESSES") or environment.get("TPU_WORKER_HOSTNAMES")
     if not hosts or not environment.get("TPU_WORKER_ID"):

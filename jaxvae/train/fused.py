@@ -21,14 +21,14 @@ from jaxvae.noise import Grey, Static
 from jaxvae.objectives.elbo import Elbo
 from jaxvae.objectives.notes import Mse, NotesElbo
 from jaxvae.optimizer import Adam
-from jaxvae.train.fused_plan import TILE, Plan, Weights
+from jaxvae.train.fused_plan import Plan, Weights
 from jaxvae.train.fused_step import Carry, step
 from jaxvae.train.step import Metrics, TrainState
 from jaxvae.typing import Array, Batch, ImageShape, Params
 
 MOST_IMAGES = 128  # Of a batch: a program of a kernel computes one, and a GPU runs about as many at once.
 MOST_WIDTH = 2048  # Of a layer: each program reads all weights between the first and the last layer.
-MOST_VALUES = 2**26  # Of what tiles of pixels say of the last layer's inputs in a step: float32.
+MOST_VALUES = 2**30  # Pixels x batch x first width: a tile of pixels writes a number for each of the last two.
 GATHERED = 2**28  # Pixels gathered at once.
 
 
@@ -81,8 +81,8 @@ def refusal(config: Any, image_shape: ImageShape) -> str | None:
     widths = (*network.hidden, config.latent_size)
     if max(widths) > MOST_WIDTH:
         return f"they are for layers and latents of at most {MOST_WIDTH}"
-    if math.prod(image_shape) // TILE * config.batch_size * widths[0] > MOST_VALUES:
-        return "they are for smaller images, batches or layers"
+    if math.prod(image_shape) * config.batch_size * widths[0] > MOST_VALUES:
+        return f"pixels of an image x --batch-size x first width may be at most {MOST_VALUES:,} for them"
     return None
 
 
