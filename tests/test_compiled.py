@@ -112,7 +112,7 @@ BOUNDS: dict[tuple[str, str], tuple[int, int]] = {
     ("h100", "--preset notes-vae --batch-size 32 --step-kernels pallas"): (6, 5),
     ("h100", "--preset vae --step-kernels pallas --batch-size 128 --matmul-precision high --activation elu"): (6, 5),
     ("h100", "--preset notes-ae --step-kernels pallas --batch-size 3 --hidden 600 7 --latent-size 1"): (7, 5),
-    ("h100", "--preset vae --architecture conv --batch-size 128"): (69, 33),
+    ("h100", "--preset vae --architecture conv --batch-size 128"): (78, 32),
     ("v5e:2x2", "--preset notes-vae --batch-size 32"): (51, 26),
 }
 

@@ -48,17 +48,17 @@ def test_a_transposed_convolution_matches_flax(shape: tuple[int, int, int], feat
 
 
 @pytest.mark.parametrize("function", [lambda x, k: convolve(x, k, 2), convolve_transposed])
-def test_a_cpu_multiplies_matrices_and_an_accelerator_convolves(function: Any) -> None:
+def test_cpus_and_gpus_multiply_matrices_and_a_tpu_convolves(function: Any) -> None:
     x, kernel = jnp.zeros((2, 8, 8, 3)), jnp.zeros((4, 4, 3, 5))
 
     def gradients(x: Any, kernel: Any) -> Any:
         return jax.grad(lambda x, kernel: jnp.square(function(x, kernel)).sum(), (0, 1))(x, kernel)
 
     traced = jax.jit(gradients).trace(x, kernel)
-    for platform, convolutions in (("cpu", 0), ("cuda", 3), ("tpu", 3)):
+    for platform, convolutions in (("cpu", 0), ("cuda", 0), ("tpu", 3)):
         text = traced.lower(lowering_platforms=(platform,)).as_text()
         assert text.count("stablehlo.convolution") == convolutions, platform
-        assert ("stablehlo.dot_general" in text) == (platform == "cpu"), platform
+        assert ("stablehlo.dot_general" in text) == (convolutions == 0), platform
 
 
 def test_images_of_one_batch_do_not_depend_on_each_other() -> None:

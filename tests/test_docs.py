@@ -36,11 +36,11 @@ class Block(NamedTuple):
 
 
 def blocks(page: str) -> Iterator[Block]:
-    """The blocks that are run."""
+    """The blocks that are run: Python and commands."""
     found = re.finditer(r"(<!-- not run: [^\n]+ -->\n)?^ *```(\w+)[^\n]*\n(.*?)^ *```$", page, re.MULTILINE | re.DOTALL)
     for left_out, language, text in (match.groups() for match in found):
-        assert language in ("python", "sh", "text"), language  # No other is run.
-        if not left_out and language != "text":
+        assert language in ("python", "sh", "text", "yaml"), language
+        if not left_out and language not in ("text", "yaml"):
             yield Block(language, text)
 
 

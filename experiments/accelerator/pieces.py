@@ -2,21 +2,24 @@
 
 import argparse
 import json
+import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from operator import itemgetter
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from forms import FORMS
+from forms import FORMS, take_form
 from sameness import losses, resume, same
-from trainers import MODELS, data_flags, in_turn, python, timed, trainer_of
+from trainers import MODELS, data_flags, in_turn, python, rounds, small, started, timed, trainer_of
 from ways import WAYS, way, ways
 
 EXPERIMENTS = Path(__file__).parents[1]
+MOST_IMAGES = 128  # Of a batch of fused steps.
+PIECE = (sys.executable, __file__)
 
 
 def machine(args: argparse.Namespace) -> Any:
@@ -62,45 +65,68 @@ def benchmark_of(*given: str) -> Callable[[argparse.Namespace], Any]:
     return piece
 
 
+# What is profiled: a model of `MODELS`, a form of convolutions or "", and more flags.
+PROFILED: Mapping[str, tuple[str, str, Sequence[str]]] = {
+    **{name: (name, "", ()) for name in MODELS},
+    "notes-vae, pallas": ("notes-vae", "", ("--step-kernels", "pallas")),
+    "conv, batch 512": ("conv", "", ("--batch-size", "512")),
+    **{f"{name}, {form}": (name, form, ()) for name in ("conv", "resnet") for form in FORMS},
+}
+
+
 def kernels(args: argparse.Namespace) -> Any:
     """The kernels of a step of every model, by the profiler: how many, and how long they take."""
+    own = ["--data-dir", str(args.data_dir), "--out", os.devnull, *small(args)]
+    names = list(MODELS)[:1] if args.small else list(PROFILED)
+    processes = started({name: [*PIECE, "profile", "--case", name, *own] for name in names})
+    found = {}
+    for name, process in processes.items():
+        found[name] = process.ask("profile")
+        print(name, json.dumps({**found[name], "kernels": found[name]["kernels"][:16]}, indent=1), flush=True)
+        process.end()
+    return found
+
+
+def profile(args: argparse.Namespace) -> Any:
+    """A worker of `kernels`: takes some steps for the first line on stdin, and profiles them for the second."""
     import jax
 
-    found = {}
-    for name, given in MODELS.items():
-        trainer = trainer_of(args, given)
-        count = 8 if args.small else 16
-        state, _ = timed(trainer, trainer.start(None), count)
-        if args.only_compile:
-            continue
+    model, form, given = PROFILED[args.case]
+    if form:
+        take_form(form)
+    trainer = trainer_of(args, [*MODELS[model], *given])
+    count = 8 if args.small else 64
+    state = trainer.start(None)
+    for _ in sys.stdin:
         state, seconds = timed(trainer, state, count)
+        print(json.dumps({"seconds": seconds}), flush=True)
+        break
+    for _ in sys.stdin:
+        taken = []
+        for _ in range(3):
+            state, seconds = timed(trainer, state, count)
+            taken.append(seconds / count)
         with tempfile.TemporaryDirectory() as directory:
             with jax.profiler.trace(directory):
                 timed(trainer, state, count)
             [trace] = Path(directory).rglob("*.xplane.pb")
-            profile = jax.profiler.ProfileData.from_file(str(trace))
+            planes = jax.profiler.ProfileData.from_file(str(trace)).planes
+        lines = [line for plane in planes if "GPU" in plane.name for line in plane.lines]
         totals: dict[str, list[float]] = {}
-        for plane in profile.planes:
-            if "GPU" in plane.name:
-                for line in plane.lines:
-                    if line.name.startswith("Stream"):
-                        for event in line.events:
-                            totals.setdefault(event.name, []).append(event.duration_ns)
-        found[name] = {
+        for line in lines:
+            if line.name.startswith("Stream"):
+                for event in line.events:
+                    totals.setdefault(event.name, []).append(event.duration_ns)
+        each = ([name, len(times) / count, sum(times) / count / 1e9] for name, times in totals.items())
+        found = {
             "steps": count,
             "batch_size": trainer.config.batch_size,
-            "seconds_per_step_unprofiled": seconds / count,
+            "seconds_per_step_unprofiled": median(taken),
             "kernels_per_step": sum(map(len, totals.values())) / count,
             "kernel_seconds_per_step": sum(map(sum, totals.values())) / count / 1e9,
-            "kernels": sorted(
-                ([what, len(each) / count, sum(each) / count / 1e9] for what, each in totals.items()),
-                key=itemgetter(2),
-                reverse=True,
-            )[:80],
+            "kernels": sorted(each, key=itemgetter(2), reverse=True)[:80],
         }
-        if name in ("notes-vae", "vae"):
-            found[name]["hlo"] = trainer._program._compiled.as_text()
-    return found
+        print(json.dumps(found), flush=True)
 
 
 def predicted(args: argparse.Namespace) -> Any:
@@ -143,38 +169,45 @@ def sweep(args: argparse.Namespace) -> Any:
 
 
 def comparison(args: argparse.Namespace) -> Any:
-    """Steps per second of all contenders of experiments/speed that train dense models, in turn."""
+    """Steps per second of all contenders of experiments/speed that train dense models, in turn, and their test losses.
+
+    The losses are those after all rounds: four epochs, or two if small.
+    """
     import compare
     from contenders import CONTENDERS
 
     results = []
     for size in (32,) if args.small else (32, 4096):
         commands = {name: compare.command(name, "notes-vae", size, args.data_dir) for name in CONTENDERS}
-        for name in () if args.small else ("best PyTorch", "jaxvae"):
-            commands[f"{name}, TF32"] = [*commands[name], "--tf32"]
-        speeds = in_turn(commands, compare.IMAGES // size, args.small)
-        results += [{"batch_size": size, "name": name, "steps_per_second": each} for name, each in speeds.items()]
+        if not args.small and size <= MOST_IMAGES:
+            commands["jaxvae, pallas"] = [*commands["jaxvae"], "--step-kernels", "pallas"]
+        for name in () if args.small else ("best PyTorch", "jaxvae", "jaxvae, pallas"):
+            if name in commands:
+                commands[f"{name}, TF32"] = [*commands[name], "--tf32"]
+        processes = started(commands)
+        for name, speeds in rounds(processes, compare.IMAGES // size, args.small).items():
+            case = {"batch_size": size, "name": name, "steps_per_second": speeds}
+            results.append({**case, "test_loss": processes[name].ask("test")["loss"]})
+            processes[name].end()
+            print(results[-1], flush=True)
     return results
 
 
 def convolutions(args: argparse.Namespace) -> Any:
     """Steps per second of all contenders of experiments/speed that train convolutional models, in turn.
 
-    jaxvae takes part in several forms of its convolutions; see forms.py.
+    jaxvae takes part with XLA's own convolutions as well; see forms.py.
     """
     from convolutions import NAMES, command
 
     images, size = (256, 64) if args.small else (2**14, 128)
-    given = ["--images", str(images)]
     cases = (("conv", (28, 28, 1)), ("conv", (64, 64, 3)), ("resnet", (64, 64, 3)))
     results = []
     for architecture, shape in cases[: 1 if args.small else None]:
-        commands = {}
-        for name in NAMES:
-            commands[name] = [*command(name, architecture, shape, size), *given]
+        commands = {name: command(name, architecture, shape, size, images) for name in NAMES}
+        ours = command("jaxvae", architecture, shape, size, images)[2:]  # Without Python and the script.
         for form in FORMS:
-            ours = command("jaxvae", architecture, shape, size)[2:]  # Without Python and the script.
-            commands[f"jaxvae, {form}"] = [sys.executable, str(Path(__file__).parent / "forms.py"), form, *ours, *given]
+            commands[f"jaxvae, {form}"] = [sys.executable, str(Path(__file__).parent / "forms.py"), form, *ours]
         for name in () if args.small else list(commands):
             commands[f"{name}, TF32"] = [*commands[name], "--tf32"]
         speeds = in_turn(commands, images // size, args.small)
@@ -212,8 +245,8 @@ PIECES: Mapping[str, Callable[[argparse.Namespace], Any]] = {
     "nats": nats,
 }
 # What is compiled ahead, side by side.
-COMPILED = ("kernels", "dense", "dense-bfloat16", "dense-tf32", "conv", "resnet", "sweep")
-WORKERS: Mapping[str, Callable[[argparse.Namespace], Any]] = {"losses": losses, "way": way}
+COMPILED = ("dense", "dense-bfloat16", "dense-tf32", "conv", "resnet", "sweep")
+WORKERS: Mapping[str, Callable[[argparse.Namespace], Any]] = {"losses": losses, "profile": profile, "way": way}
 
 
 def main() -> int:
@@ -223,6 +256,7 @@ def main() -> int:
     parser.add_argument("--data-dir", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--way", choices=WAYS)
+    parser.add_argument("--case", choices=PROFILED)
     parser.add_argument("--small", action="store_true")
     parser.add_argument("--only-compile", action="store_true", help="write nothing of use; fill JAX's cache")
     args = parser.parse_args()

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,11 @@ from ways import WAYS, compile_as
 PIECES = Path(__file__).parent / "pieces.py"
 LOOP, PALLAS = "loop in a command buffer", "pallas"
 DETERMINISTIC = "--xla_gpu_exclude_nondeterministic_ops=true"
+# What is run twice, and killed and resumed: a model, more flags of `jaxvae.train`, and XLA's flags.
+RESUMED: Sequence[tuple[str, Sequence[str], str]] = [
+    *[(name, (), flags) for name in ("notes-vae", "conv") for flags in ("", DETERMINISTIC)],
+    ("notes-vae", ("--step-kernels", "pallas"), ""),
+]
 
 
 def losses(args: argparse.Namespace) -> Any:
@@ -78,11 +84,12 @@ def resume(args: argparse.Namespace) -> Any:
         path = run_dir / "metrics.jsonl"
         return path.read_text() if path.exists() else ""
 
-    def chain(case: tuple[str, str]) -> Any:
-        name, flags = case
+    def chain(case: tuple[str, Sequence[str], str]) -> Any:
+        name, given, flags = case
         with tempfile.TemporaryDirectory() as directory:
             runs = [Path(directory) / run for run in ("whole", "again", "killed")]
-            command = ["-m", "jaxvae.train", *MODELS[name], *data_flags(args), "--epochs", "3", "--image-every", "0"]
+            command = ["-m", "jaxvae.train", *MODELS[name], *given, *data_flags(args), "--epochs", "3"]
+            command += ["--image-every", "0"]
             command += ["--log-every", "1", *(("--batch-size", "100") if args.small else ())]
             # What one process compiled must not be what the next runs: each chooses its algorithms anew.
             own = {"XDG_CACHE_HOME": directory, "JAX_ENABLE_COMPILATION_CACHE": "false"}
@@ -104,7 +111,7 @@ def resume(args: argparse.Namespace) -> Any:
             python(*command, "--run-dir", str(runs[2]), "--resume", flags=flags, **own)
             whole, again, killed = map(metrics, runs)
             return {
-                "model": name,
+                "model": [name, *given],
                 "flags": flags,
                 "lines": whole.count("\n"),
                 "lines_before_the_kill": lines,
@@ -114,6 +121,5 @@ def resume(args: argparse.Namespace) -> Any:
                 "seconds_of_a_run": seconds,
             }
 
-    cases = [(name, flags) for name in ("notes-vae", "conv") for flags in ("", DETERMINISTIC)]
-    with ThreadPoolExecutor(4) as pool:
-        return list(pool.map(chain, cases[:1] if args.small else cases))
+    with ThreadPoolExecutor(len(RESUMED)) as pool:
+        return list(pool.map(chain, RESUMED[:1] if args.small else RESUMED))

@@ -64,13 +64,10 @@ def small(args: argparse.Namespace) -> list[str]:
     return ["--small"] * args.small
 
 
-def in_turn(commands: Mapping[Any, Sequence[str]], steps: int, quick: bool) -> dict[Any, list[float]]:
-    """Steps per second of contenders, round by round. One that fails is left out.
+def started(commands: Mapping[Any, Sequence[str]]) -> dict[Any, Any]:
+    """Contenders that are ready: each a `turns.Process` of experiments/speed that took its first epoch.
 
-    Args:
-      commands: each starts a contender, see `turns.Process` of experiments/speed. It takes `steps` steps when told to.
-      steps: see `commands`.
-      quick: one round is enough.
+    One that fails is left out.
     """
     from turns import Process
 
@@ -80,16 +77,34 @@ def in_turn(commands: Mapping[Any, Sequence[str]], steps: int, quick: bool) -> d
     def start(case: Any) -> None:
         processes[case] = Process(commands[case], None)
         try:
-            processes[case].epoch()  # It compiles.
+            processes[case].ask("epoch")  # It compiles.
         except (ValueError, BrokenPipeError):  # It ended without an answer.
             processes.pop(case).end()
 
     with ThreadPoolExecutor(COMPILERS) as pool:
         list(pool.map(start, commands))
-    found: dict[Any, list[float]] = {case: [] for case in commands if case in processes}
+    return {case: processes[case] for case in commands if case in processes}
+
+
+def in_turn(commands: Mapping[Any, Sequence[str]], steps: int, quick: bool) -> dict[Any, list[float]]:
+    """Steps per second of contenders, round by round. One that fails is left out.
+
+    Args:
+      commands: each starts a contender, see `started`. It takes `steps` steps when told to.
+      steps: see `commands`.
+      quick: one round is enough.
+    """
+    processes = started(commands)
+    found = rounds(processes, steps, quick)
+    for process in processes.values():
+        process.end()
+    return found
+
+
+def rounds(processes: Mapping[Any, Any], steps: int, quick: bool) -> dict[Any, list[float]]:
+    """Steps per second of processes that take turns, round by round."""
+    found: dict[Any, list[float]] = {case: [] for case in processes}
     for _ in range(1 if quick else 3):
         for case, speeds in found.items():
             speeds.append(steps / processes[case].epoch())
-    for process in processes.values():
-        process.end()
     return found

@@ -50,7 +50,8 @@ def _of(whole: str, *changes: tuple[str, str, str]) -> list[tuple[str, str, str]
     return [(name, whole, whole.replace(old, new)) for name, old, new in changes]
 
 
-_SPLIT = "jnp.split(nn.relu(features), 2, axis=-1)"
+_SPLIT = "first, second = jnp.split(features, 2, axis=-1)"
+_HALVES = "return relu(first), relu(second)"
 _UNIFORM = "jax.random.uniform(key, shape, dtype, -limit, limit)"
 _RECON = 'recon = view.nll(drawn.pixels, batch["image"]).mean(axis=1)\n'
 _KL = "        kl = drawn.kl.sum(axis=-1)\n"
@@ -61,12 +62,12 @@ _INFO = f'terms = {{"loss": recon + weight * cost, {_TERMS}'
 _BETA_TC = f'terms = {{"loss": recon + kl, {_TERMS}'
 
 
-def _x_hat(last_field: str, pixels: str) -> str:
+def _x_hat(fields: str, pixels: str) -> str:
     """The property of an output, told apart by the field before it."""
-    return f'''    {last_field}: Array
+    return f'''    {fields}: Float[Array, "B L"]
 
     @property
-    def x_hat(self) -> Array:
+    def x_hat(self) -> Float[Array, "B H W C"]:
         """Reconstructed pixel intensities in [0, 1], [B, H, W, C]."""
         return {pixels}'''
 
@@ -84,23 +85,23 @@ MUTATIONS: tuple[Mutation, ...] = (
     *_by(
         "parity",
         "test_kld",
-        ("kld: 0.5", "0.5 * sum_per_example(jnp.square(mean)", "1.0 * sum_per_example(jnp.square(mean)"),
-        ("kld: sign", "0.5 * sum_per_example(jnp.square(mean)", "-0.5 * sum_per_example(jnp.square(mean)"),
-        ("kld: mean^2 dropped", "(jnp.square(mean) + variance - ", "(variance - "),
-        ("kld: mean^2 sign", "(jnp.square(mean) + variance - ", "(variance - jnp.square(mean) - "),
-        ("kld: mean not squared", "(jnp.square(mean) + variance - ", "(mean + variance - "),
-        ("kld: sigma^2 dropped", "(jnp.square(mean) + variance - ", "(jnp.square(mean) - "),
-        ("kld: sigma^2 sign", "(jnp.square(mean) + variance - ", "(jnp.square(mean) - variance - "),
+        ("kld: 0.5", "0.5 * sum_per_example(twice", "1.0 * sum_per_example(twice"),
+        ("kld: sign", "0.5 * sum_per_example(twice", "-0.5 * sum_per_example(twice"),
+        ("kld: mean^2 dropped", "jnp.square(mean) + variance - ", "variance - "),
+        ("kld: mean^2 sign", "jnp.square(mean) + variance - ", "variance - jnp.square(mean) - "),
+        ("kld: mean not squared", "jnp.square(mean) + variance - ", "mean + variance - "),
+        ("kld: sigma^2 dropped", "jnp.square(mean) + variance - ", "jnp.square(mean) - "),
+        ("kld: sigma^2 sign", "jnp.square(mean) + variance - ", "jnp.square(mean) - variance - "),
         ("kld: sigma not squared", "variance = jnp.square(std)", "variance = std"),
-        ("kld: log dropped", " - jnp.log(1e-8 + variance) - 1)", " - 1)"),
-        ("kld: log's sign", " - jnp.log(1e-8 + variance) - 1)", " + jnp.log(1e-8 + variance) - 1)"),
+        ("kld: log dropped", " - jnp.log(1e-8 + variance) - 1", " - 1"),
+        ("kld: log's sign", " - jnp.log(1e-8 + variance) - 1", " + jnp.log(1e-8 + variance) - 1"),
         ("kld: log of sigma", "jnp.log(1e-8 + variance)", "jnp.log(1e-8 + std)"),
         ("kld: 1e-8 is 1e-7", "jnp.log(1e-8 + variance)", "jnp.log(1e-7 + variance)"),
         ("kld: 1e-8 is a floor", "jnp.log(1e-8 + variance)", "jnp.log(jnp.maximum(1e-8, variance))"),
         ("kld: 1e-8 outside the square", "jnp.log(1e-8 + variance)", "jnp.log(jnp.square(1e-8 + std))"),
-        ("kld: -1 dropped", "variance) - 1) / num_pixels", "variance)) / num_pixels"),
-        ("kld: -1 is +1", "variance) - 1) / num_pixels", "variance) + 1) / num_pixels"),
-        ("kld: 784 dropped", "variance) - 1) / num_pixels", "variance) - 1)"),
+        ("kld: -1 dropped", "jnp.log(1e-8 + variance) - 1", "jnp.log(1e-8 + variance)"),
+        ("kld: -1 is +1", "jnp.log(1e-8 + variance) - 1", "jnp.log(1e-8 + variance) + 1"),
+        ("kld: 784 dropped", "(mean, std)) / num_pixels", "(mean, std))"),
     ),
     *_by(
         "parity",
@@ -125,12 +126,16 @@ MUTATIONS: tuple[Mutation, ...] = (
         ("ReLU is leaky", '"relu": nn.relu,', '"relu": nn.leaky_relu,'),
         ("ReLU after the last layer", "        return x\n\n\ndef at", "        return nn.relu(x)\n\n\ndef at"),
         ("autoencoder: code without ReLU", 'nn.relu(features) if self.head == "relu" else features', "features"),
-        ("VAE: mean and sigma without ReLU", _SPLIT, "jnp.split(features, 2, axis=-1)"),
-        ("VAE: mean without ReLU", "return mean, std\n", "return jnp.split(features, 2, axis=-1)[0], std\n"),
-        ("VAE: sigma without ReLU", "return mean, std\n", "return mean, jnp.split(features, 2, axis=-1)[1]\n"),
-        ("VAE: sigma is exponential", "return mean, std\n", "return mean, jnp.exp(std)\n"),
-        ("VAE: halves swapped", "mean, std = jnp.split(nn.relu(", "std, mean = jnp.split(nn.relu("),
-        ("VAE: halves interleaved", _SPLIT, "nn.relu(features).reshape(len(features), -1, 2).transpose(2, 0, 1)"),
+        ("VAE: mean and sigma without ReLU", _HALVES, "return first, second"),
+        ("VAE: mean without ReLU", _HALVES, "return first, relu(second)"),
+        ("VAE: sigma without ReLU", _HALVES, "return relu(first), second"),
+        ("VAE: sigma is exponential", _HALVES, "return relu(first), jnp.exp(relu(second))"),
+        ("VAE: halves swapped", _SPLIT, _SPLIT.replace("first, second", "second, first")),
+        (
+            "VAE: halves interleaved",
+            _SPLIT,
+            "first, second = features.reshape(len(features), -1, 2).transpose(2, 0, 1)",
+        ),
         ("sample: no sigmoid", "intensities: Array = nn.sigmoid(logits)", "intensities: Array = logits"),
         ("sample: sigmoid is tanh", "intensities: Array = nn.sigmoid(logits)", "intensities: Array = jnp.tanh(logits)"),
         *(
@@ -142,11 +147,11 @@ MUTATIONS: tuple[Mutation, ...] = (
     *_by(
         "parity",
         "test_noise_is_normal_scaled_by_sigma",
-        ("noise: sign", "return mean + std * eps", "return mean - std * eps"),
-        ("noise: mean dropped", "return mean + std * eps", "return std * eps"),
-        ("noise: sigma dropped", "return mean + std * eps", "return mean + eps"),
-        ("noise: eps dropped", "return mean + std * eps", "return mean + std"),
-        ("noise: variance for sigma", "return mean + std * eps", "return mean + std**2 * eps"),
+        ("noise: sign", "return mean + std * eps\n", "return mean - std * eps\n"),
+        ("noise: mean dropped", "return mean + std * eps\n", "return std * eps\n"),
+        ("noise: sigma dropped", "return mean + std * eps\n", "return mean + eps\n"),
+        ("noise: eps dropped", "return mean + std * eps\n", "return mean + std\n"),
+        ("noise: variance for sigma", "return mean + std * eps\n", "return mean + std**2 * eps\n"),
         ("noise: uniform, a key each", "jax.random.normal(k, mean.shape[1:]", "jax.random.uniform(k, mean.shape[1:]"),
         ("noise: uniform, one key", "jax.random.normal(key, mean.shape, ", "jax.random.uniform(key, mean.shape, "),
     ),
@@ -184,7 +189,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     *_by(
         "parity",
         "test_first_step",
-        ("step: 255 is 256", "astype(jnp.float32) / 255", "astype(jnp.float32) / 256"),
+        ("step: 255 is 256", "images.astype(jnp.float32) / 255", "images.astype(jnp.float32) / 256"),
         ("step: sum for mean", "value.mean() for", "value.sum() for"),
         ("step: gradient's sign", 'return metrics["loss"], (metrics', 'return -metrics["loss"], (metrics'),
         ("step: gradient's scale", 'return metrics["loss"], (metrics', 'return 1.001 * metrics["loss"], (metrics'),
@@ -226,9 +231,9 @@ MUTATIONS: tuple[Mutation, ...] = (
     *_by(
         "likelihoods",
         "test_bernoulli_nll_is_minus_log_probability",
-        ("bernoulli: ReLU dropped", "jax.nn.relu(logits) - x * logits", "-x * logits"),
-        ("bernoulli: sign of x", "jax.nn.relu(logits) - x * logits", "jax.nn.relu(logits) + x * logits"),
-        ("bernoulli: x dropped", "jax.nn.relu(logits) - x * logits", "jax.nn.relu(logits) - logits"),
+        ("bernoulli: ReLU dropped", "relu(logits) - x * logits", "-x * logits"),
+        ("bernoulli: sign of x", "relu(logits) - x * logits", "relu(logits) + x * logits"),
+        ("bernoulli: x dropped", "relu(logits) - x * logits", "relu(logits) - logits"),
         ("bernoulli: log dropped", " + jnp.log1p(jnp.exp(-jnp.abs(logits)))", ""),
         ("bernoulli: log's sign", " + jnp.log1p(jnp.exp(-jnp.abs(logits)))", " - jnp.log1p(jnp.exp(-jnp.abs(logits)))"),
         ("bernoulli: no absolute value", "jnp.exp(-jnp.abs(logits))", "jnp.exp(-logits)"),
@@ -349,7 +354,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     *_by(
         "models",
         "test_vae_encode_matches_the_head_in_numpy",
-        ("head: log-variance is log-deviation", "return mean, jnp.exp(0.5 * logvar)", "return mean, jnp.exp(logvar)"),
+        ("head: log-variance is log-deviation", "return first, jnp.exp(0.5 * logvar)", "return first, jnp.exp(logvar)"),
         ("head: bound", "LOGVAR_BOUND = 10.0", "LOGVAR_BOUND = 12.0"),
     ),
     *_by(

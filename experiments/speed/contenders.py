@@ -97,14 +97,14 @@ def torch_best(args: argparse.Namespace, train: Images, test: Images) -> Contend
 
     compiled: Any = torch.compile(loss_of)
 
-    def step(indices: Any) -> Any:
-        loss = compiled(images[indices])
+    def step(batch: Any) -> Any:
+        loss = compiled(batch)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
         return loss
 
-    train_epoch = epoch_of(step, len(images), size, device)
+    train_epoch = epoch_of(step, images, size)
 
     class TorchBest:
         def epoch(self) -> None:
@@ -233,6 +233,7 @@ def jaxvae_way(args: argparse.Namespace, train: Images, test: Images) -> Contend
 
     precision = "default" if args.tf32 else "highest"
     own = {"batch_size": args.batch_size, "seed": args.seed, "matmul_precision": precision}
+    own["step_kernels"] = args.step_kernels
     config = replace(jaxvae.PRESETS[args.preset], **own)
     images = ImageData("mnist", "MNIST", train[..., None], test[..., None])
     trainer = Trainer(config, images)
@@ -272,6 +273,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--cores", type=int, help="cores it may run on; default: all")
     parser.add_argument("--tf32", action="store_true", help="a GPU may round the factors of products to TF32")
+    parser.add_argument("--step-kernels", default="plain", help="jaxvae's")
     args = parser.parse_args()
     if args.cores:
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.cores])

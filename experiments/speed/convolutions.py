@@ -6,8 +6,8 @@
 The networks are jaxvae's, and what `jaxvae.torch_weights` says they are in PyTorch: channels 32-64-128, 20 latents,
 Bernoulli pixels; `resnet` has one block a level. PyTorch is at its best: channels last, fused Adam, no denormal
 numbers; on a GPU, what is compiled runs as a CUDA graph. All hold uint8 images in memory, and gather and scale a batch
-as part of a step. In a round each contender trains for an epoch of 2,048 images, in turn. Each takes one core or all,
-whichever was faster in three epochs.
+as part of a step. In a round each contender trains for an epoch of 2,048 images (`resnet`: 512), in turn. Each takes
+one core or all, whichever was faster in three epochs.
 
 Writes convolutions.json beside this file, and prints a Markdown table.
 """
@@ -34,7 +34,7 @@ SHAPES = ((28, 28, 1), (32, 32, 3), (64, 64, 3), (45, 60, 3))
 BATCH_SIZES = (32, 128)
 ARCHITECTURES = ("conv", "resnet")
 CHANNELS, LATENTS = (32, 64, 128), 20
-IMAGES = 2048
+IMAGES = {"conv": 2048, "resnet": 512}
 NAMES = ("PyTorch eager", "PyTorch compiled", "jaxvae")
 
 Images = NDArray[np.uint8]
@@ -84,14 +84,14 @@ def torch_epoch(architecture: str, images: Images, batch_size: int, tf32: bool, 
 
     loss_and_graph: Any = torch.compile(loss_of) if compiled else loss_of
 
-    def step(indices: Any) -> Any:
+    def step(batch: Any) -> Any:
         optimizer.zero_grad(set_to_none=True)
-        loss = loss_and_graph(pixels[indices])
+        loss = loss_and_graph(batch)
         loss.backward()
         optimizer.step()
         return loss
 
-    return epoch_of(step, len(pixels), batch_size, device, graph=compiled)
+    return epoch_of(step, pixels, batch_size, graph=compiled)
 
 
 def jaxvae_epoch(architecture: str, images: Images, batch_size: int, tf32: bool) -> Callable[[], None]:
@@ -129,16 +129,27 @@ def serve(args: argparse.Namespace) -> None:
         print(json.dumps({"seconds": time.perf_counter() - start}), flush=True)
 
 
-def command(name: str, architecture: str, shape: Sequence[int], batch_size: int) -> list[str]:
+def command(name: str, architecture: str, shape: Sequence[int], batch_size: int, images: int) -> list[str]:
     """The command that starts a contender."""
-    own = ["--architectures", architecture, "--shapes", ",".join(map(str, shape)), "--batch-sizes", str(batch_size)]
+    own = [
+        "--images",
+        str(images),
+        "--architectures",
+        architecture,
+        "--shapes",
+        ",".join(map(str, shape)),
+        "--batch-sizes",
+        str(batch_size),
+    ]
     return [sys.executable, str(HERE / "convolutions.py"), *own, "--contender", name]
 
 
 def race(architecture: str, shape: Sequence[int], batch_size: int, rounds: int) -> dict[str, Any]:
     """Steps per second of every contender in every round."""
-    processes = {name: best_cores(command(name, architecture, shape, batch_size)) for name in NAMES}
-    steps = IMAGES // batch_size
+    images = IMAGES[architecture]
+    starts = {name: command(name, architecture, shape, batch_size, images) for name in NAMES}
+    processes = {name: best_cores(start) for name, start in starts.items()}
+    steps = images // batch_size
     speeds: dict[str, list[float]] = {name: [] for name in NAMES}
     for _ in range(rounds):
         for name, process in processes.items():
@@ -172,7 +183,7 @@ def main() -> int:
     parser.add_argument("--shapes", nargs="+", type=shape_of, default=SHAPES, help="height,width,channels")
     parser.add_argument("--batch-sizes", nargs="+", type=int, default=BATCH_SIZES)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--images", type=int, default=IMAGES, help=argparse.SUPPRESS)
+    parser.add_argument("--images", type=int, default=0, help=argparse.SUPPRESS)
     parser.add_argument("--tf32", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, default=HERE / "convolutions.json", help="file to write")
     parser.add_argument("--contender", choices=NAMES, help=argparse.SUPPRESS)

@@ -12,51 +12,43 @@ def allow_tf32(allowed: bool) -> None:
     torch.backends.cudnn.allow_tf32 = allowed
 
 
-def epoch_of(step: Callable[[Any], Any], count: int, size: int, device: Any, graph: bool = True) -> Callable[[], None]:
+def epoch_of(step: Callable[[Any], Any], pixels: Any, size: int, graph: bool = True) -> Callable[[], None]:
     """A function that trains for an epoch, and waits for it.
 
     Args:
-      step: takes the places of a batch's images, int64 [size], trains on it, and returns the loss.
-      count: images.
+      step: takes a batch of images, trains on it, and returns the loss.
+      pixels: of all images, on PyTorch's device: [count, ...].
       size: of a batch.
-      device: PyTorch's.
-      graph: whether a GPU replays a CUDA graph. The graph finds its own batch, so the host only starts it.
+      graph: whether a GPU replays a CUDA graph of a step, for which each batch is copied to the same place.
     """
     import torch
+
+    count, device = len(pixels), pixels.device
 
     def loop() -> None:
         order = torch.randperm(count, device=device)
         for start in range(0, count - size + 1, size):
-            loss = step(order[start : start + size])
+            loss = step(pixels[order[start : start + size]])
         loss.item()
 
     if device.type == "cpu" or not graph:
         return loop
     cuda: Any = torch.cuda
-    order = torch.randperm(count, device=device)
-    place = torch.zeros((), dtype=torch.int64, device=device)
-    offsets = torch.arange(size, device=device)
-
-    def next_step() -> Any:
-        loss = step(order[place + offsets])
-        place.add_(size)
-        return loss
-
+    batch = pixels[:size].clone(memory_format=torch.preserve_format)
     stream = cuda.Stream()
     stream.wait_stream(cuda.current_stream())
     with cuda.stream(stream):
         for _ in range(3):
-            place.zero_()
-            next_step()
+            step(batch)
     cuda.current_stream().wait_stream(stream)
     recorded = cuda.CUDAGraph()
     with cuda.graph(recorded):
-        loss = next_step()
+        loss = step(batch)
 
     def replay() -> None:
-        order.copy_(torch.randperm(count, device=device))
-        place.zero_()
-        for _ in range(count // size):
+        order = torch.randperm(count, device=device)
+        for start in range(0, count - size + 1, size):
+            torch.index_select(pixels, 0, order[start : start + size], out=batch)
             recorded.replay()
         loss.item()
 

@@ -1,7 +1,7 @@
 """Likelihoods: the distributions of an image given its latents."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -45,7 +45,14 @@ def bernoulli_nll(logits: Float[Array, "B *shape"], x: Float[Array, "B *shape"])
       ValueError: if the shapes differ.
     """
     check_same_shape(logits=logits, x=x)
-    return sum_per_example(jax.nn.relu(logits) - x * logits + jnp.log1p(jnp.exp(-jnp.abs(logits))))
+    return sum_per_example(bernoulli_nll_per_pixel(logits, x))
+
+
+def bernoulli_nll_per_pixel(
+    logits: Float[Array, "*shape"], x: Float[Array, "*shape"], relu: Callable[[Array], Array] = jax.nn.relu
+) -> Float[Array, "*shape"]:
+    """What each pixel adds to `bernoulli_nll`. `relu` is another form of it where `jax.nn.relu` does not serve."""
+    return relu(logits) - x * logits + jnp.log1p(jnp.exp(-jnp.abs(logits)))
 
 
 def gaussian_nll(

@@ -21,7 +21,7 @@ def log_normal(
     return (-0.5 * (jnp.square(standard) + math.log(2 * math.pi)) - jnp.log(std)).sum(axis=-1)
 
 
-def gaussian_kl_per_dimension(mean: Float[Array, "B L"], std: Float[Array, "B L"]) -> Float[Array, "B L"]:
+def gaussian_kl_per_dimension(mean: Float[Array, "*B L"], std: Float[Array, "*B L"]) -> Float[Array, "*B L"]:
     """KL(N(mean, std^2) || N(0, 1)) of each latent dimension: ``0.5 * (mean^2 + std^2 - 1) - log(std)``.
 
     Kingma and Welling (arXiv 1312.6114), appendix B.

@@ -13,13 +13,13 @@ from flax import linen as nn
 from jaxvae.errors import InputError
 from jaxvae.keys import example_keys
 from jaxvae.models.layers import ACTIVATIONS
-from jaxvae.models.likelihoods import Bernoulli
+from jaxvae.models.likelihoods import Bernoulli, bernoulli_nll_per_pixel
 from jaxvae.models.networks import Mlp
-from jaxvae.models.priors import StandardNormal
+from jaxvae.models.priors import StandardNormal, gaussian_kl_per_dimension
 from jaxvae.models.vae import moments
 from jaxvae.noise import Grey, Static
 from jaxvae.objectives.elbo import Elbo
-from jaxvae.objectives.notes import Mse, NotesElbo
+from jaxvae.objectives.notes import Mse, NotesElbo, twice_notes_kld
 from jaxvae.optimizer import Adam
 from jaxvae.train.fused_plan import Plan, Weights
 from jaxvae.train.fused_step import Carry, step
@@ -96,16 +96,12 @@ def plan_of(config: Any, image_shape: ImageShape, interpret: bool = False) -> Pl
 
     def latent(first: Array, second: Array, eps: Array) -> tuple[Array, Array]:
         mean, std = moments(first, second, head, _relu)
-        variance = jnp.square(std)
-        if nats:
-            cost = 0.5 * (jnp.square(mean) + variance - 1) - jnp.log(std)
-        else:
-            cost = 0.5 * (jnp.square(mean) + variance - jnp.log(1e-8 + variance) - 1) / pixels
+        cost = gaussian_kl_per_dimension(mean, std) if nats else 0.5 * twice_notes_kld(mean, std) / pixels
         return mean + std * eps, cost
 
     def pixel(logits: Array, x: Array) -> Array:
         if nats:
-            return _relu(logits) - x * logits + jnp.log1p(jnp.exp(-jnp.abs(logits)))
+            return bernoulli_nll_per_pixel(logits, x, _relu)
         return jnp.square(nn.sigmoid(logits) - x) / pixels
 
     exact = config.matmul_precision == "highest"
