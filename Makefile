@@ -3,6 +3,7 @@
 # make test-fast             without the tests that take more than a few seconds: for daily work
 # make lint                  ruff and mypy
 # make docs                  the documentation, into site/
+# make notebooks             executes docs/notebooks/*.py, which are the source of the notebooks beside them
 # make mutations             alters jaxvae in some 300 places, one at a time: each must make a test fail
 # make tensorboard           watch the runs under runs/
 #
@@ -18,7 +19,7 @@ PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist lo
 # The suite starts many processes, each of which would compile all modules again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: train test test-fast lint format docs mutations tensorboard clean
+.PHONY: train test test-fast lint format docs notebooks mutations tensorboard clean
 
 train: $(VENV)/.installed
 	$(BIN)/python -m jaxvae.train $(ARGS)
@@ -40,6 +41,9 @@ format: $(VENV)/.installed-test
 
 docs: $(VENV)/.installed-docs
 	$(BIN)/mkdocs build --strict --quiet $(ARGS)
+
+notebooks: $(VENV)/.installed-docs
+	$(BIN)/jupytext --to ipynb --execute docs/notebooks/*.py
 
 mutations: $(VENV)/.installed-test
 	$(BIN)/python experiments/mutations/mutations.py

@@ -164,6 +164,13 @@ class Network(Component, Protocol):
         """A module from latents [B, L] to [B, *image_shape]. Its C is the image's times `Likelihood.outputs`."""
         raise NotImplementedError
 
+    def cached_images(self, image_shape: ImageShape) -> int | None:
+        """How many images (H, W, C) a CPU should compute at a time, so that a layer's values stay in its caches.
+
+        None: any number, as where the weights are larger than the values.
+        """
+        return None
+
     def check_sizes(self, image_shape: ImageShape, latent_size: int) -> None:
         """Raise `InputError` if it cannot encode images (H, W, C) to `latent_size` dimensions."""
         return
@@ -207,6 +214,7 @@ class Objective(Component, Protocol):
       layers: the most layers of latents that it can train.
       bound: the name of the lower bound on log p(x) that evaluation reports; "" if there is none.
       tightens: whether more latents per image tighten the bound. Bounds then compare only for equal numbers of latents.
+      separate: whether an image's terms depend on no other image, so that a batch may be computed in parts.
     """
 
     unit: ClassVar[str] = "nats/image"
@@ -215,6 +223,7 @@ class Objective(Component, Protocol):
     layers: ClassVar[int] = 1
     bound: ClassVar[str] = "elbo"
     tightens: ClassVar[bool] = False
+    separate: ClassVar[bool] = False
 
     @property
     def latents(self) -> int:

@@ -15,7 +15,7 @@ from jaxvae.models.autoencoder import AutoEncoder
 from jaxvae.models.build import build_model
 from jaxvae.models.vae import VAE
 from jaxvae.objectives.base import Context
-from jaxvae.objectives.build import build_objective
+from jaxvae.objectives.build import OBJECTIVES, build_objective
 from jaxvae.optimizer import build_optimizer
 from jaxvae.train.evaluation import PIXELS_AT_ONCE, evaluation_size, joined, make_evaluate
 from jaxvae.train.step import TrainState, epoch_order, init_state, intensities, make_run_steps, make_train_step
@@ -86,6 +86,24 @@ def test_each_step_and_each_example_has_noise_of_its_own(images: NDArray[np.uint
     assert float(metrics["recon"]) != float(later["recon"])
     alone = train_step(state, batch[:1], NOISE)[1]["recon"]
     assert float(alone) != float(metrics["recon"])  # The seven copies of the image drew other latents.
+
+
+@pytest.mark.parametrize("objective", [name for name, kind in OBJECTIVES.items() if kind.separate])
+def test_a_batch_in_parts_has_the_same_gradients(objective: str, images: NDArray[np.uint8]) -> None:
+    preset = "notes-ae" if objective == "mse" else "vae"
+    config = dataclasses.replace(
+        PRESETS[preset], objective=objective, architecture="conv", hidden=(4, 8), latent_size=3
+    )
+    model, optimizer = build_model(config, SHAPE), build_optimizer(config)
+    loss = build_objective(config)
+    state = init_state(model, optimizer, jax.random.key(1))
+    batch = jnp.asarray(images[:12])
+    expected, metrics = jax.jit(make_train_step(model, loss, optimizer))(state, batch, NOISE)
+    new, got = jax.jit(make_train_step(model, loss, optimizer, part=4))(state, batch, NOISE)
+    # Adam's first moments are a tenth of the gradient; its update hides a factor.
+    moments = [optax.tree_utils.tree_get(each.opt_state, "mu") for each in (new, expected)]
+    assert_trees_close(*moments, rtol=1e-4, atol=1e-5)
+    assert_trees_close(got, metrics, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(("way", "devices"), [("pmap", 8), ("shard_map", 2), ("shard_map, varying tracked", 4)])

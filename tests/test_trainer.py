@@ -43,6 +43,46 @@ def test_an_epoch_drops_the_incomplete_batch() -> None:
         steps_per_epoch(dataclasses.replace(config, log_every=4), 96)
 
 
+@pytest.mark.parametrize(
+    ("changed", "size", "shares", "platform", "expected"),
+    [
+        ({}, 28, 1, "cpu", 32),
+        ({}, 28, 2, "cpu", 32),
+        ({}, 28, 4, "cpu", None),  # A share of 32 images is computed at once.
+        ({}, 28, 1, "gpu", None),
+        ({}, 64, 1, "cpu", 8),
+        ({}, 512, 1, "cpu", 8),
+        ({"batch_size": 100}, 28, 1, "cpu", 25),
+        ({"batch_size": 127}, 28, 1, "cpu", None),  # One image at a time would be slow.
+        ({"architecture": "resnet"}, 28, 1, "cpu", 32),
+        ({"architecture": "mlp"}, 28, 1, "cpu", None),
+        ({"objective": "iwae", "samples": 5}, 28, 1, "cpu", 8),
+        ({"objective": "info", "mmd_weight": 1.0}, 28, 1, "cpu", None),  # It compares the images of a batch.
+    ],
+)
+def test_a_cpu_computes_as_many_images_at_a_time_as_its_caches_hold(
+    changed: dict[str, Any], size: int, shares: int, platform: str, expected: int | None
+) -> None:
+    given = {"architecture": "conv", "hidden": (32, 64), "batch_size": 128, **changed}
+    config = dataclasses.replace(PRESETS["vae"], **given)
+    assert programs.part_size(config, (size, size, 1), shares, platform) == expected
+
+
+def test_a_run_computes_batches_in_parts(images: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch) -> None:
+    config = dataclasses.replace(CONFIG, architecture="conv", hidden=(4, 8))
+    data = ImageData("digits", "a test", images[:64], images[64:])
+
+    def run(most: int) -> tuple[list[float], int]:
+        monkeypatch.setattr("jaxvae.models.networks.Conv.cached_images", lambda self, shape: most)
+        trainer = Trainer(config, data)
+        loops = trainer.lower().as_text().count("stablehlo.while")
+        return losses_of(advance(trainer, trainer.start(None), 0, 4)[1]), loops
+
+    (losses, loops), (expected, before) = run(4), run(1024)
+    np.testing.assert_allclose(losses, expected, rtol=1e-5)
+    assert loops == before + 1
+
+
 def test_calls_take_the_steps_of_the_epoch(images: NDArray[np.uint8]) -> None:
     trainer = trainer_of(images)
     state = trainer.start(None)

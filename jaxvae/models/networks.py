@@ -18,6 +18,9 @@ from jaxvae.protocols import Network
 from jaxvae.typing import ImageShape
 
 MAX_WIDTH = 2**16  # Of a layer. A greater width is a typo, and its allocation would hang.
+# What two cores with 1 MiB of cache each compute fastest: experiments/speed/NOTES.md.
+CACHED_PIXELS = 2**15  # Of the images that a convolutional network computes at a time on a CPU.
+LEAST_CACHED = 8  # Images: `jaxvae.models.convolution` moves as many numbers at once.
 _WIDTHS = Range(f"widths from 1 to {MAX_WIDTH}", lambda widths: all(1 <= width <= MAX_WIDTH for width in widths))
 _BLOCKS = Range("from 1 to 64", lambda blocks: 1 <= blocks <= 64)
 
@@ -79,6 +82,10 @@ class _Convolutional(_Mirrored):
     def idle(self, config: Any) -> Mapping[str, str]:
         """See `Component`."""
         return {"init": "--architecture mlp or two-layer"} if self.init == "pytorch" else {}
+
+    def cached_images(self, image_shape: ImageShape) -> int | None:
+        """See `Network`."""
+        return max(LEAST_CACHED, CACHED_PIXELS // math.prod(image_shape[:2]))
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 from jaxtyping import Float, Key
@@ -97,6 +97,7 @@ class Elbo(InNats, FreeBits, Samples):
     """The evidence lower bound: Kingma and Welling, arXiv 1312.6114. With `beta`, Higgins et al. (ICLR 2017)."""
 
     layers = 2
+    separate: ClassVar[bool] = True
 
     def idle(self, config: Any) -> Mapping[str, str]:
         """See `Component`."""

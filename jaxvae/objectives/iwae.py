@@ -31,6 +31,7 @@ class Iwae(InNats, Samples):
     layers = 2
     bound: ClassVar[str] = "iwae_bound"
     tightens: ClassVar[bool] = True
+    separate: ClassVar[bool] = True
 
     def terms(self, view: View, batch: Batch, keys: Key[Array, " B"]) -> Terms:
         """See `Objective`."""
@@ -64,6 +65,7 @@ class Dreg(InNats, Samples):
 
     bound: ClassVar[str] = "iwae_bound"
     tightens: ClassVar[bool] = True
+    separate: ClassVar[bool] = True
 
     def terms(self, view: View, batch: Batch, keys: Key[Array, " B"]) -> Terms:
         """See `Objective`."""

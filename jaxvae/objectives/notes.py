@@ -70,6 +70,7 @@ class Mse(Objective):
     uses: ClassVar[tuple[str, ...]] = ()
     latent_model: ClassVar[bool] = False
     bound: ClassVar[str] = ""
+    separate: ClassVar[bool] = True
 
     def check(self, config: Any) -> None:
         """See `Component`."""
@@ -93,6 +94,7 @@ class NotesElbo(Objective):
     unit: ClassVar[str] = "per pixel"
     uses: ClassVar[tuple[str, ...]] = ()
     bound: ClassVar[str] = ""
+    separate: ClassVar[bool] = True
 
     def terms(self, view: View, batch: Batch, keys: Key[Array, " B"]) -> Terms:
         """See `Objective`."""

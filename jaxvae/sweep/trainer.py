@@ -30,7 +30,7 @@ from jaxvae.optimizer import build_optimizer
 from jaxvae.protocols import Hyperparameters
 from jaxvae.train.computer import PART_BATCHES, due, splits
 from jaxvae.train.evaluation import PIXELS_AT_ONCE, joined, make_evaluate
-from jaxvae.train.programs import MOST_STEPS, StepProgram, block_steps, make_call, steps_per_epoch
+from jaxvae.train.programs import MOST_STEPS, StepProgram, block_steps, make_call, part_size, steps_per_epoch
 from jaxvae.train.step import TrainState, epoch_order, example_of, init_state
 from jaxvae.train.trainer import output_mean
 from jaxvae.typing import Batch, Collections, ImageShape, Params
@@ -74,6 +74,7 @@ def make_run_members(
     at_once: int,
     capacity: int,
     block: int = 1,
+    part: int | None = None,
 ) -> Callable[..., tuple[MembersState, Any]]:
     """``run_members(state, examples, orders, noise_keys, hyperparameters, count) -> (state, metrics)``: a call of
     every member.
@@ -82,7 +83,7 @@ def make_run_members(
     [M] each; `metrics` are its terms at every step, [M, capacity].
     """
 
-    call = make_call(config, model, num_images, capacity, block=block)
+    call = make_call(config, model, num_images, capacity, block=block, part=part)
     epoch = steps_per_epoch(config, num_images)
 
     def run_members(
@@ -176,7 +177,8 @@ class MembersTrainer:
         state = MembersState(one, each, each, each, each)  # type: ignore[arg-type]
 
         capacity = min(self.steps_per_epoch, MOST_STEPS, max(1, MOST_VALUES // (share * len(devices))))
-        run = make_run_members(config, self.model, len(images.train), self.at_once, capacity, block_steps(block))
+        part = part_size(config, images.image_shape, 1, devices[0].platform)
+        run = make_run_members(config, self.model, len(images.train), self.at_once, capacity, block_steps(block), part)
         specs = (state, one, each, each, each, one)
         run_steps = self._on_each_device(run, specs, (state, each))
         self._program = StepProgram(jax.jit(run_steps, donate_argnums=0), capacity)

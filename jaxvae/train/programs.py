@@ -20,7 +20,7 @@ from jaxvae.train.step import (
     make_train_step,
     on_every_device,
 )
-from jaxvae.typing import Array, Batch
+from jaxvae.typing import Array, Batch, ImageShape
 
 MOST_STEPS = 2**15  # In one compiled call: the metrics of every step are held on the device.
 BLOCK = 64  # Steps that an accelerator takes without asking the host.
@@ -43,6 +43,21 @@ def steps_per_epoch(config: Config, num_images: int) -> int:
 def block_steps(block: int | None = None) -> int:
     """`block`, or if None the best on this platform. See `make_run_steps`."""
     return block or (1 if jax.default_backend() == "cpu" else BLOCK)
+
+
+def part_size(config: Config, image_shape: ImageShape, shares: int, platform: str) -> int | None:
+    """How many images of its share of a batch a device computes at a time: see `make_train_step`. None: all.
+
+    On a CPU, more images than `Network.cached_images` would be slower each.
+    """
+    if platform != "cpu" or not shares_batches(config) or not config.parts.objective.separate:
+        return None
+    most = config.parts.network.cached_images(image_shape)
+    if most is None:
+        return None
+    share, most = config.batch_size // shares, max(1, most // config.parts.objective.latents)
+    size = max(size for size in range(1, min(most, share) + 1) if share % size == 0)
+    return size if size < share and 2 * size > most else None  # Very small parts would be slower still.
 
 
 class StepProgram:
@@ -120,6 +135,7 @@ def make_call(
     batch_sharding: jax.sharding.NamedSharding | None = None,
     block: int = 1,
     fused: Any = None,
+    part: int | None = None,
 ) -> Callable[[TrainState, Batch, Array, Array, Hyperparameters, Array], tuple[TrainState, Metrics]]:
     """``call(state, examples, order, noise_key, hyperparameters, count) -> (state, metrics)``, as `make_run_steps`.
 
@@ -127,8 +143,8 @@ def make_call(
     might fold, so that models that differ in them round alike. (The compiler must also make the same instructions of
     the step within larger programs; `tests/test_members.py` shows that it does for the presets.)
 
-    With `fused`, a `jaxvae.train.fused_plan.Plan`, the steps are fused. Of `hyperparameters`, these take the learning
-    rate alone; the rest is in the plan.
+    With `part`, see `part_size`. With `fused`, a `jaxvae.train.fused_plan.Plan`, the steps are fused. Of
+    `hyperparameters`, these take the learning rate alone; the rest is in the plan.
     """
     steps = steps_per_epoch(config, num_images)
 
@@ -150,9 +166,9 @@ def make_call(
         traced_model = with_traced_parts(model, hyperparameters)
         if batch_sharding is None or not shares_batches(config):
             # If a model needs the whole batch, the compiler distributes the work.
-            step: Any = make_train_step(traced_model, objective, optimizer)
+            step: Any = make_train_step(traced_model, objective, optimizer, part=part)
         else:
-            shared = make_train_step(traced_model, objective, optimizer, batch_sharding.spec[0])
+            shared = make_train_step(traced_model, objective, optimizer, batch_sharding.spec[0], part)
             step = on_every_device(shared, batch_sharding)
         run = make_run_steps(step, config.batch_size, steps, capacity, batch_sharding, block)
         return run(state, examples, order, noise_key, count)

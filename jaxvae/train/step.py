@@ -110,6 +110,7 @@ def make_train_step(
     objective: Loss,
     optimizer: optax.GradientTransformation,
     axis_name: str | tuple[str, ...] | None = None,
+    part: int | None = None,
 ) -> Callable[[TrainState, Any, Array], tuple[TrainState, Metrics]]:
     """The pure ``train_step(state, batch, key) -> (state, metrics)`` of a model and an objective.
 
@@ -123,6 +124,9 @@ def make_train_step(
     by the place in it, so any number of devices computes what one computes (to rounding). The average
     is one collective of one vector, since between machines every collective costs its latency. The model's other
     variables are averaged with it.
+
+    With `part`, gradients of so many images at a time are computed, and averaged over the batch's parts. It must divide
+    the batch, and the objective must treat images separately (`Objective.separate`).
     """
 
     def train_step(state: TrainState, batch: Batch | Array, key: Array) -> tuple[TrainState, Metrics]:
@@ -143,12 +147,16 @@ def make_train_step(
             gather = lambda share: jax.lax.all_gather(share, axis_name, tiled=True)  # noqa: E731
             context = Context(state.step, gather, streams)
 
-        def mean_loss(params: Params) -> tuple[Array, tuple[Metrics, Collections]]:
+        def mean_loss(params: Params, x: Batch, keys: Array) -> tuple[Array, tuple[Metrics, Collections]]:
             terms, collections = objective.of(model, params, x, keys, context, state.collections)
             metrics: Terms = {name: value.mean() for name, value in terms.items()}
             return metrics["loss"], (metrics, collections)
 
-        grads, (metrics, collections) = jax.grad(mean_loss, has_aux=True)(params)
+        def gradients(x: Batch, keys: Array) -> Any:
+            return jax.grad(mean_loss, has_aux=True)(params, x, keys)
+
+        found = gradients(x, keys) if part in (None, size) else _mean_of_parts(gradients, part, x, keys)
+        grads, (metrics, collections) = found
         if axis_name is not None:
             grads, metrics, collections = mean_over_devices((grads, metrics, collections), axis_name)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
@@ -156,6 +164,19 @@ def make_train_step(
         return TrainState(state.step + 1, params, opt_state, collections), metrics
 
     return with_precision(objective.precision)(train_step)
+
+
+def _mean_of_parts(function: Callable[..., Any], part: int, *arrays: Any) -> Any:
+    """The mean of what `function` finds for parts of `arrays`, trees of [B, ...], one after the other."""
+
+    def add(total: Any, given: Any) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, total, function(*given)), None
+
+    parts = jax.tree.map(lambda values: values.reshape(-1, part, *values.shape[1:]), arrays)
+    count = len(jax.tree.leaves(parts)[0])
+    form = jax.eval_shape(function, *jax.tree.map(lambda values: values[0], parts))
+    total, _ = jax.lax.scan(add, jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), form), parts)
+    return jax.tree.map(lambda leaf: leaf / count, total)
 
 
 def mean_over_devices(tree: Any, axis_name: str | tuple[str, ...]) -> Any:

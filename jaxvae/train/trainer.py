@@ -18,7 +18,15 @@ from jaxvae.objectives.build import build_objective
 from jaxvae.optimizer import build_optimizer
 from jaxvae.train.computer import PART_BATCHES, due, splits
 from jaxvae.train.evaluation import evaluation_size, joined, make_evaluate
-from jaxvae.train.programs import MOST_STEPS, StepProgram, block_steps, make_call, program_bytes, steps_per_epoch
+from jaxvae.train.programs import (
+    MOST_STEPS,
+    StepProgram,
+    block_steps,
+    make_call,
+    part_size,
+    program_bytes,
+    steps_per_epoch,
+)
 from jaxvae.train.step import (
     TrainState,
     abstract_state,
@@ -77,9 +85,11 @@ class Trainer:
         shown = images.split("validation" if len(images.validation) else "test")
         self._shown = {name: values[:SHOWN] for name, values in shown.items()}
 
+        platform = placement.batch.mesh.devices.flat[0].platform
+        part = part_size(config, images.image_shape, placement.shares, platform)
         capacity = min(self.steps_per_epoch, MOST_STEPS)
         jitted = jax.jit(
-            make_call(config, self.model, count, capacity, batch_sharding, block_steps(block), fused),
+            make_call(config, self.model, count, capacity, batch_sharding, block_steps(block), fused, part),
             donate_argnums=0,
             out_shardings=(placement.state, everywhere),
         )
