@@ -106,6 +106,15 @@ def test_a_batch_in_parts_has_the_same_gradients(objective: str, images: NDArray
     assert_trees_close(got, metrics, rtol=1e-5, atol=1e-6)
 
 
+def test_an_objective_that_gathers_cannot_be_computed_in_parts(images: NDArray[np.uint8]) -> None:
+    config = dataclasses.replace(PRESETS["vae"], objective="beta-tc")
+    model, optimizer = build_model(config, SHAPE), build_optimizer(config)
+    state = init_state(model, optimizer, jax.random.key(1))
+    step = make_train_step(model, build_objective(config, 1, 12), optimizer, part=4)
+    with pytest.raises(TypeError, match="separate"):
+        step(state, jnp.asarray(images[:12]), NOISE)
+
+
 @pytest.mark.parametrize(("way", "devices"), [("pmap", 8), ("shard_map", 2), ("shard_map, varying tracked", 4)])
 @pytest.mark.parametrize("preset", PRESETS)
 def test_with_axis_name_many_devices_compute_what_one_does(

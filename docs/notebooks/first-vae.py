@@ -28,6 +28,7 @@ from tempfile import mkdtemp
 
 import matplotlib.pyplot as plt
 import numpy as np
+from sklearn.manifold import TSNE
 
 import jaxvae
 
@@ -104,7 +105,7 @@ fig, ax = plt.subplots(figsize=(6, 3))
 ax.bar(np.arange(len(costs)), costs)
 ax.set(xlabel="latent, most used first", ylabel="KL, nats per image")
 plt.show()
-print(f"{figures['active_units']} of {len(costs)} latents are in use")
+print(f"{figures['active_units'][0]} of {len(costs)} latents are in use")
 
 # %% [markdown]
 # What does a latent mean? Take an image's latents, and change one of them from -3 to 3, that is, over nearly all that the
@@ -121,24 +122,23 @@ for latent in widest[:3]:
 show(*rows)
 
 # %% [markdown]
-# A map of all test images: the two main directions of their latents (principal components). Pictures that look alike
-# lie close together, although nobody told the model which digits they are.
+# A map of 3,000 test images: t-SNE (van der Maaten and Hinton, 2008) puts those with similar latents close together.
+# Pictures of the same digit gather, although nobody told the model which digits they are.
 
 # %%
-centred = latents - latents.mean(axis=0)
-directions = np.linalg.svd(centred, full_matrices=False)[2][:2]
-places = centred @ directions.T
+places = TSNE(random_state=0).fit_transform(latents[:3000])
+places = 2 * places / np.abs(places).max()  # From -2 to 2.
 fig, ax = plt.subplots(figsize=(8, 8))
 ax.scatter(*places.T, s=1, color="lightgray")
 shown: list[np.ndarray] = []
-for image, place in zip(test, places, strict=True):
-    if all(np.abs(place - other).max() > 0.28 for other in shown):  # Where there is room.
+for image, place in zip(test, places, strict=False):
+    if all(np.abs(place - other).max() > 0.11 for other in shown):  # Where there is room.
         shown.append(place)
         x, y = place
-        ax.imshow(255 - image.squeeze(), cmap="gray", extent=(x - 0.13, x + 0.13, y - 0.13, y + 0.13), zorder=2)
+        ax.imshow(255 - image.squeeze(), cmap="gray", extent=(x - 0.06, x + 0.06, y - 0.06, y + 0.06), zorder=2)
 low, high = places.min(axis=0), places.max(axis=0)
 ax.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), aspect="equal")
-ax.set(xlabel="first direction", ylabel="second direction")
+ax.axis("off")
 plt.show()
 
 # %% [markdown]

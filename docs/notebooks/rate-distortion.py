@@ -42,8 +42,10 @@ SWEEP = Path(mkdtemp()) / "beta"
 
 def command(*words: object) -> None:
     """Run a command of jaxvae, and print what it says."""
-    done = subprocess.run([sys.executable, "-m", *map(str, words)], check=True, capture_output=True, text=True)
-    print(done.stdout)
+    done = subprocess.run(
+        [sys.executable, "-m", *map(str, words)], check=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    print(done.stdout.decode())
 
 
 # %% [markdown]
@@ -84,7 +86,7 @@ for beta, x, y in zip(betas, rate, distortion, strict=True):
 low = (rate + distortion).min()
 for total in (low, low + 20, low + 40):
     ax.plot([0, total], [total, 0], "--", color="gray", linewidth=0.8)
-ax.set(xlim=(0, 1.2 * rate.max()), ylim=(0.9 * distortion.min(), 1.1 * distortion.max()))
+ax.set(xlim=(0, 1.3 * rate.max()), ylim=(0.9 * distortion.min(), 1.1 * distortion.max()))
 ax.set(xlabel="rate: KL, nats per image", ylabel="distortion: reconstruction, nats per image")
 plt.show()
 
@@ -93,7 +95,7 @@ plt.show()
 #
 # Three of the models, taken out of the sweep as ordinary runs. For each: test images, what the model makes of them, and
 # new images drawn from the prior. A small beta reconstructs sharply, but its samples fall between the digits: its latents
-# do not fill the prior. A large beta forgets what tells one digit from another of its kind.
+# do not fill the prior. A large beta keeps so little that all is blurred, and one digit becomes another.
 
 
 # %%

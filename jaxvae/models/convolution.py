@@ -13,6 +13,7 @@ agree on the layout, and moves nothing between them.
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -24,6 +25,7 @@ from numpy.typing import NDArray
 
 from jaxvae.typing import Array
 
+_FEW = 4  # Channels of an image.
 _NUMBERS = ("NHWC", "HWIO", "NHWC")
 
 
@@ -104,6 +106,19 @@ def _images(pixels: Array, height: int, width: int) -> Array:
     return pixels.reshape(len(pixels), height, width, -1).transpose(3, 1, 2, 0)
 
 
+def _copied_images(pixels: Array, height: int, width: int) -> Array:
+    """`_images` for a CPU, where few channels are copied to their new places by a product with the identity.
+
+    Else XLA would leave them where they are, and let all that is computed from them read them far apart; and as it
+    does not keep the sum of `_moved` either, each reader would compute that anew.
+    """
+    channels = len(pixels)
+    if not 1 < channels <= _FEW:
+        return _images(pixels, height, width)
+    copied = jnp.einsum("cqb,cd->bqd", pixels, jnp.eye(channels, dtype=pixels.dtype), precision="highest")
+    return copied.reshape(-1, height, width, channels)
+
+
 def _by_products(x: Array, kernel: Array, stride: int) -> Array:
     """A convolution with padding SAME: the product of its kernel with the pixels that all taps see."""
     batch, height, width, channels = x.shape
@@ -114,7 +129,7 @@ def _by_products(x: Array, kernel: Array, stride: int) -> Array:
     return _images(product.reshape(features, -1, batch), -(-height // stride), -(-width // stride))
 
 
-def _transposed_by_products(x: Array, kernel: Array) -> Array:
+def _transposed_by_products(x: Array, kernel: Array, images: Callable[..., Array] = _images) -> Array:
     """A transposed convolution with stride 2 and padding SAME: the transpose of `_by_products`, step by step."""
     batch, height, width, channels = x.shape
     rows, cols, _, features = kernel.shape
@@ -122,7 +137,7 @@ def _transposed_by_products(x: Array, kernel: Array) -> Array:
     taps = kernel[::-1, ::-1].transpose(3, 0, 1, 2).reshape(features * rows * cols, channels)
     product = jnp.einsum("kc,cm->km", taps, _pixels(x).reshape(channels, -1))
     windows = _windows((2 * height, 2 * width), (rows, cols), 2)
-    return _images(_moved(product.reshape(features, -1, batch), windows.transposed), 2 * height, 2 * width)
+    return images(_moved(product.reshape(features, -1, batch), windows.transposed), 2 * height, 2 * width)
 
 
 def convolve(x: Array, kernel: Array, stride: int = 1) -> Array:
@@ -163,8 +178,8 @@ def convolve_transposed(x: Array, kernel: Array) -> Array:
         result: Array = jax.lax.conv_transpose(x, kernel, (2, 2), "SAME", dimension_numbers=_NUMBERS)
         return result
 
-    by_products = _transposed_by_products
-    result: Array = jax.lax.platform_dependent(x, kernel, cpu=by_products, cuda=by_products, default=by_xla)
+    on_cpu = functools.partial(_transposed_by_products, images=_copied_images)
+    result: Array = jax.lax.platform_dependent(x, kernel, cpu=on_cpu, cuda=_transposed_by_products, default=by_xla)
     return result
 
 

@@ -155,7 +155,11 @@ def make_train_step(
         def gradients(x: Batch, keys: Array) -> Any:
             return jax.grad(mean_loss, has_aux=True)(params, x, keys)
 
-        found = gradients(x, keys) if part in (None, size) else _mean_of_parts(gradients, part, x, keys)
+        if part in (None, size):
+            found = gradients(x, keys)
+        else:
+            context = context._replace(gather=_refuse_to_gather)
+            found = _mean_of_parts(gradients, part, x, keys)
         grads, (metrics, collections) = found
         if axis_name is not None:
             grads, metrics, collections = mean_over_devices((grads, metrics, collections), axis_name)
@@ -164,6 +168,10 @@ def make_train_step(
         return TrainState(state.step + 1, params, opt_state, collections), metrics
 
     return with_precision(objective.precision)(train_step)
+
+
+def _refuse_to_gather(share: Array) -> Array:
+    raise TypeError("the objective gathers the batch, which is computed in parts: it must not say that it is separate")
 
 
 def _mean_of_parts(function: Callable[..., Any], part: int, *arrays: Any) -> Any:
