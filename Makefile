@@ -52,7 +52,7 @@ tensorboard: $(VENV)/.installed
 	$(BIN)/tensorboard --logdir runs $(ARGS)
 
 clean:
-	rm -rf $(VENV) site .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) site .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 # Debian's python3 may come without ensurepip, which venv needs: then pip itself puts pip there.
 $(VENV)/.created:

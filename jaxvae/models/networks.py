@@ -18,7 +18,7 @@ from jaxvae.protocols import Network
 from jaxvae.typing import ImageShape
 
 MAX_WIDTH = 2**16  # Of a layer. A greater width is a typo, and its allocation would hang.
-# What two cores with 1 MiB of cache each compute fastest: experiments/speed/NOTES.md.
+# What two cores compute fastest: see experiments/speed/NOTES.md.
 CACHED_PIXELS = 2**15  # Of the images that a convolutional network computes at a time on a CPU.
 LEAST_CACHED = 8  # Images: `jaxvae.models.convolution` moves as many numbers at once.
 _WIDTHS = Range(f"widths from 1 to {MAX_WIDTH}", lambda widths: all(1 <= width <= MAX_WIDTH for width in widths))
