@@ -74,7 +74,7 @@ class Fields:
     default: TF32 on a GPU, one bfloat16 pass on a TPU."""
     step_kernels: Literal["plain", "pallas"] = option("plain")
     """What computes a step. plain: XLA's kernels; pallas: five of our own, for dense models in small batches on a GPU:
-    twice as fast on an H100."""
+    twice as fast on an H100. Compared with plain steps on a CPU only."""
 
     # Objective.
     objective: str = option("notes-elbo")

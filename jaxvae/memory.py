@@ -84,7 +84,9 @@ def _address_space() -> Sequence[int]:
     return [most - used]
 
 
-def required_bytes(state: Any, image_shape: Sequence[int], share: int, samples: int) -> dict[str, int]:
+def required_bytes(
+    state: Any, image_shape: Sequence[int], share: int, samples: int, part: int | None = None
+) -> dict[str, int]:
     """The least memory of a device that training takes, in bytes, by purpose.
 
     Args:
@@ -92,14 +94,15 @@ def required_bytes(state: Any, image_shape: Sequence[int], share: int, samples: 
       image_shape: (H, W, C).
       share: images of a batch on the device.
       samples: reconstructions per image.
+      part: images of the share that are computed at a time; None: all.
 
     Returns:
-      "state": the parameters, their gradient and the optimiser's state; "batch": the images of a batch and their
-      reconstructions, float32.
+      "state": the parameters, their gradient and the optimiser's state; "batch": the images of a batch and the
+      reconstructions of a part, float32.
     """
     return {
         "state": _nbytes(state) + _nbytes(state.params),
-        "batch": share * (1 + samples) * math.prod(image_shape) * 4,
+        "batch": (share + (part or share) * samples) * math.prod(image_shape) * 4,
     }
 
 

@@ -214,7 +214,8 @@ class Objective(Component, Protocol):
       layers: the most layers of latents that it can train.
       bound: the name of the lower bound on log p(x) that evaluation reports; "" if there is none.
       tightens: whether more latents per image tighten the bound. Bounds then compare only for equal numbers of latents.
-      separate: whether an image's terms depend on no other image, so that a batch may be computed in parts.
+      separate: whether an image's terms depend on no other image, so that a batch may be computed in parts. Each class
+        says so of itself; it is not inherited.
     """
 
     unit: ClassVar[str] = "nats/image"

@@ -33,6 +33,8 @@ def test_the_state_takes_four_numbers_a_parameter() -> None:
     required = memory.required_bytes(state, (6, 5, 1), share=8, samples=2)
     assert 0 <= required["state"] - 16 * count < 100  # And some counters of steps.
     assert required["batch"] == 8 * 3 * 30 * 4
+    in_parts = memory.required_bytes(state, (6, 5, 1), share=8, samples=2, part=4)
+    assert in_parts["batch"] == (8 + 4 * 2) * 30 * 4
 
 
 @pytest.mark.parametrize(

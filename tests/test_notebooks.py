@@ -2,9 +2,11 @@
 
 import json
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jupytext
@@ -38,6 +40,16 @@ def test_a_notebook_was_executed_in_order_without_an_error(path: Path) -> None:
     assert "error" not in {output["output_type"] for output in outputs}
     assert sum("image/png" in output.get("data", {}) for output in outputs) >= 3
     assert "Warning" not in json.dumps(outputs)
+
+
+def test_links_lead_to_pages_of_the_site() -> None:
+    hook = runpy.run_path(str(NOTEBOOKS[0].parents[1] / "notebook_links.py"))["on_post_page"]
+    text = '<a href="../evaluation.md#x">a</a> <a href="other-one.ipynb">b</a> <a href="https://a.b/c.md">c</a>'
+    page = SimpleNamespace(file=SimpleNamespace(src_uri="notebooks/one.ipynb"))
+    expected = '<a href="../../evaluation/#x">a</a> <a href="../other-one/">b</a> <a href="https://a.b/c.md">c</a>'
+    assert hook(text, page, None) == expected
+    page.file.src_uri = "one.md"
+    assert hook(text, page, None) == text
 
 
 @pytest.mark.slow

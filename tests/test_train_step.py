@@ -88,8 +88,11 @@ def test_each_step_and_each_example_has_noise_of_its_own(images: NDArray[np.uint
     assert float(alone) != float(metrics["recon"])  # The seven copies of the image drew other latents.
 
 
+@pytest.mark.parametrize("axis_name", [None, "data"])
 @pytest.mark.parametrize("objective", [name for name, kind in OBJECTIVES.items() if kind.separate])
-def test_a_batch_in_parts_has_the_same_gradients(objective: str, images: NDArray[np.uint8]) -> None:
+def test_a_batch_in_parts_has_the_same_gradients(
+    objective: str, axis_name: str | None, images: NDArray[np.uint8]
+) -> None:
     preset = "notes-ae" if objective == "mse" else "vae"
     config = dataclasses.replace(
         PRESETS[preset], objective=objective, architecture="conv", hidden=(4, 8), latent_size=3
@@ -99,7 +102,12 @@ def test_a_batch_in_parts_has_the_same_gradients(objective: str, images: NDArray
     state = init_state(model, optimizer, jax.random.key(1))
     batch = jnp.asarray(images[:12])
     expected, metrics = jax.jit(make_train_step(model, loss, optimizer))(state, batch, NOISE)
-    new, got = jax.jit(make_train_step(model, loss, optimizer, part=4))(state, batch, NOISE)
+    step = make_train_step(model, loss, optimizer, axis_name, part=4)
+    if axis_name is not None:
+        mesh = Mesh(np.array(jax.devices()[:1]), (axis_name,))
+        specs: Any = {"in_specs": (PartitionSpec(), PartitionSpec(axis_name), PartitionSpec())}
+        step = jax.shard_map(step, mesh=mesh, out_specs=PartitionSpec(), check_vma=True, **specs)
+    new, got = jax.jit(step)(state, batch, NOISE)
     # Adam's first moments are a tenth of the gradient; its update hides a factor.
     moments = [optax.tree_utils.tree_get(each.opt_state, "mu") for each in (new, expected)]
     assert_trees_close(*moments, rtol=1e-4, atol=1e-5)

@@ -14,6 +14,8 @@ from jaxvae.data.images import ImageData
 from jaxvae.distributed import devices as parallel
 from jaxvae.errors import InputError
 from jaxvae.keys import purpose_key
+from jaxvae.objectives.build import OBJECTIVES
+from jaxvae.objectives.elbo import Elbo
 from jaxvae.train import programs
 from jaxvae.train.computer import PART_BATCHES, advance, splits
 from jaxvae.train.programs import make_call, steps_per_epoch
@@ -56,7 +58,9 @@ def test_an_epoch_drops_the_incomplete_batch() -> None:
         ({"batch_size": 127}, 28, 1, "cpu", None),  # One image at a time would be slow.
         ({"architecture": "resnet"}, 28, 1, "cpu", 32),
         ({"architecture": "mlp"}, 28, 1, "cpu", None),
-        ({"objective": "iwae", "samples": 5}, 28, 1, "cpu", 8),
+        ({"objective": "iwae", "samples": 2}, 28, 1, "cpu", 16),
+        ({"objective": "iwae", "samples": 50}, 28, 1, "cpu", 8),
+        ({"objective": "iwae", "samples": 5}, 64, 1, "cpu", 8),
         ({"objective": "info", "mmd_weight": 1.0}, 28, 1, "cpu", None),  # It compares the images of a batch.
     ],
 )
@@ -68,13 +72,29 @@ def test_a_cpu_computes_as_many_images_at_a_time_as_its_caches_hold(
     assert programs.part_size(config, (size, size, 1), shares, platform) == expected
 
 
-def test_a_run_computes_batches_in_parts(images: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_subclass_does_not_inherit_that_it_treats_images_separately(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Own(Elbo):
+        """A cost that compares the images of a batch, perhaps."""
+
+    given: dict[str, Any] = {"architecture": "conv", "hidden": (32, 64), "batch_size": 128}
+    assert programs.part_size(dataclasses.replace(PRESETS["vae"], **given), (28, 28, 1), 1, "cpu") == 32
+    monkeypatch.setitem(OBJECTIVES, "elbo", Own)  # type: ignore[misc]
+    config = dataclasses.replace(PRESETS["vae"], **given)
+    assert isinstance(config.parts.objective, Own)
+    assert programs.part_size(config, (28, 28, 1), 1, "cpu") is None
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_a_run_computes_batches_in_parts(
+    devices: int, images: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(programs, "LEAST_PART", 1)
     config = dataclasses.replace(CONFIG, architecture="conv", hidden=(4, 8))
     data = ImageData("digits", "a test", images[:64], images[64:])
 
     def run(most: int) -> tuple[list[float], int]:
         monkeypatch.setattr("jaxvae.models.networks.Conv.cached_images", lambda self, shape: most)
-        trainer = Trainer(config, data)
+        trainer = Trainer(config, data, parallel.data_parallel(parallel.select_devices(devices)))
         loops = trainer.lower().as_text().count("stablehlo.while")
         return losses_of(advance(trainer, trainer.start(None), 0, 4)[1]), loops
 

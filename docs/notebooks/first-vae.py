@@ -100,7 +100,7 @@ show(*(run.interpolate(test[a], test[b], steps=12) / 255 for a, b in ((0, 1), (2
 
 # %%
 figures = jaxvae.evaluate.evaluate_run(RUN)
-costs = figures["kl_per_dimension"]
+costs = np.sort(figures["kl_per_dimension"])[::-1]
 fig, ax = plt.subplots(figsize=(6, 3))
 ax.bar(np.arange(len(costs)), costs)
 ax.set(xlabel="latent, most used first", ylabel="KL, nats per image")

@@ -111,7 +111,7 @@ def resume(args: argparse.Namespace) -> Any:
             python(*command, "--run-dir", str(runs[2]), "--resume", flags=flags, **own)
             whole, again, killed = map(metrics, runs)
             return {
-                "model": [name, *given],
+                "model": " ".join([name, *given]),
                 "flags": flags,
                 "lines": whole.count("\n"),
                 "lines_before_the_kill": lines,

@@ -187,6 +187,19 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     # The step.
     *_by(
+        "train_step",
+        "test_a_batch_in_parts_has_the_same_gradients",
+        ("parts: not averaged", "(leaf / count).astype", "leaf.astype"),
+        ("parts: the first alone", "nothing, parts)", "nothing, jax.tree.map(lambda values: values[:1], parts))"),
+    ),
+    *_by(
+        "trainer",
+        "test_a_cpu_computes_as_many_images_at_a_time_as_its_caches_hold",
+        ("parts: on every device", 'if platform != "cpu" or not shares', "if not shares"),
+        ("parts: any objective", " or not separate:", ":"),
+        ("parts: latents do not count", "cached // objective.latents", "cached"),
+    ),
+    *_by(
         "parity",
         "test_first_step",
         ("step: 255 is 256", "images.astype(jnp.float32) / 255", "images.astype(jnp.float32) / 256"),

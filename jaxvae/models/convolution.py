@@ -1,10 +1,10 @@
 """Convolutions that are fast on every device: matrix products on CPUs and NVIDIA's GPUs, XLA's own elsewhere.
 
 XLA's CPU backend runs a convolution as plain nested loops if it is inside a loop or its input is dilated. That is 10 to
-75 times slower than the machine can do. On a GPU, XLA gives convolutions to cuDNN. It spends most of a step on the
-gradient of a transposed one, and none of it goes into a CUDA graph: a step takes 6 to 8 times as long on an H100. So
-each layer is one matrix product here. Values and gradients equal those of `flax.linen.Conv` and
-`flax.linen.ConvTranspose` up to rounding. The parameters have the same names and shapes, so weights can be exchanged.
+75 times slower than the machine can do. On a GPU, XLA gives convolutions to cuDNN. There the gradient of a transposed
+one takes most of a step, and none of it goes into a CUDA graph: on an H100 a step takes 2 to 8 times as long. So each
+layer is one matrix product here. Values and gradients equal those of `flax.linen.Conv` and `flax.linen.ConvTranspose`
+up to rounding. The parameters have the same names and shapes, so weights can be exchanged.
 
 For products, images are laid out as [C, H W, B]: a pixel is a run of B numbers. Besides its product, a convolution
 moves and adds such runs. Tables known at compile time say which. The products get their operands in the layout that
@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from jaxvae.typing import Array
 
-_FEW = 4  # Channels of an image.
+_FEW = 6  # Channels: three colours, with a location and a scale each.
 _NUMBERS = ("NHWC", "HWIO", "NHWC")
 
 
@@ -110,7 +110,8 @@ def _copied_images(pixels: Array, height: int, width: int) -> Array:
     """`_images` for a CPU, where few channels are copied to their new places by a product with the identity.
 
     Else XLA would leave them where they are, and let all that is computed from them read them far apart; and as it
-    does not keep the sum of `_moved` either, each reader would compute that anew.
+    does not keep the sum of `_moved` either, each reader would compute that anew. (A number that is not finite spoils
+    the pixel's other channels.)
     """
     channels = len(pixels)
     if not 1 < channels <= _FEW:

@@ -20,7 +20,6 @@ from jaxvae.typing import ImageShape
 MAX_WIDTH = 2**16  # Of a layer. A greater width is a typo, and its allocation would hang.
 # What two cores compute fastest: see experiments/speed/NOTES.md.
 CACHED_PIXELS = 2**15  # Of the images that a convolutional network computes at a time on a CPU.
-LEAST_CACHED = 8  # Images: `jaxvae.models.convolution` moves as many numbers at once.
 _WIDTHS = Range(f"widths from 1 to {MAX_WIDTH}", lambda widths: all(1 <= width <= MAX_WIDTH for width in widths))
 _BLOCKS = Range("from 1 to 64", lambda blocks: 1 <= blocks <= 64)
 
@@ -85,7 +84,7 @@ class _Convolutional(_Mirrored):
 
     def cached_images(self, image_shape: ImageShape) -> int | None:
         """See `Network`."""
-        return max(LEAST_CACHED, CACHED_PIXELS // math.prod(image_shape[:2]))
+        return max(1, CACHED_PIXELS // math.prod(image_shape[:2]))
 
 
 @dataclass(frozen=True)

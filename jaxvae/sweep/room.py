@@ -9,6 +9,7 @@ from jaxvae import memory
 from jaxvae.config import Config
 from jaxvae.data.images import ImageData
 from jaxvae.sweep.trainer import MembersTrainer, abstract_members
+from jaxvae.train.programs import part_size
 from jaxvae.train.step import example_of
 
 MEMORY_FRACTION = 0.8  # Part of an accelerator's free memory that members may fill.
@@ -40,6 +41,7 @@ def room(config: Config, images: ImageData, devices: Sequence[jax.Device]) -> Ro
         images.image_shape,
         config.batch_size,
         config.parts.objective.latents,
+        part_size(config, images.image_shape, 1, devices[0].platform),
     )
     memory.check_fits(required, images.nbytes, devices[:1])
     accelerator = memory.device_stats(devices[0]) is not None

@@ -22,6 +22,7 @@ from jaxvae.train.step import (
 )
 from jaxvae.typing import Array, Batch, ImageShape
 
+LEAST_PART = 8  # Images: `jaxvae.models.convolution` moves as many numbers at once.
 MOST_STEPS = 2**15  # In one compiled call: the metrics of every step are held on the device.
 BLOCK = 64  # Steps that an accelerator takes without asking the host.
 
@@ -50,12 +51,14 @@ def part_size(config: Config, image_shape: ImageShape, shares: int, platform: st
 
     On a CPU, more images than `Network.cached_images` would be slower each.
     """
-    if platform != "cpu" or not shares_batches(config) or not config.parts.objective.separate:
+    objective = config.parts.objective
+    separate = vars(type(objective)).get("separate", False)  # A subclass may compare images.
+    if platform != "cpu" or not shares_batches(config) or not separate:
         return None
-    most = config.parts.network.cached_images(image_shape)
-    if most is None:
+    cached = config.parts.network.cached_images(image_shape)
+    if cached is None:
         return None
-    share, most = config.batch_size // shares, max(1, most // config.parts.objective.latents)
+    share, most = config.batch_size // shares, max(LEAST_PART, cached // objective.latents)
     size = max(size for size in range(1, min(most, share) + 1) if share % size == 0)
     return size if size < share and 2 * size > most else None  # Very small parts would be slower still.
 

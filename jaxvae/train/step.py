@@ -147,19 +147,21 @@ def make_train_step(
             gather = lambda share: jax.lax.all_gather(share, axis_name, tiled=True)  # noqa: E731
             context = Context(state.step, gather, streams)
 
-        def mean_loss(params: Params, x: Batch, keys: Array) -> tuple[Array, tuple[Metrics, Collections]]:
+        def mean_loss(
+            params: Params, x: Batch, keys: Array, context: Context
+        ) -> tuple[Array, tuple[Metrics, Collections]]:
             terms, collections = objective.of(model, params, x, keys, context, state.collections)
             metrics: Terms = {name: value.mean() for name, value in terms.items()}
             return metrics["loss"], (metrics, collections)
 
-        def gradients(x: Batch, keys: Array) -> Any:
-            return jax.grad(mean_loss, has_aux=True)(params, x, keys)
+        def of_part(x: Batch, keys: Array) -> Any:
+            own = context._replace(gather=_refuse_to_gather, key=fold_in_purpose(keys[0], "streams"))
+            return jax.grad(mean_loss, has_aux=True)(params, x, keys, own)
 
         if part in (None, size):
-            found = gradients(x, keys)
+            found = jax.grad(mean_loss, has_aux=True)(params, x, keys, context)
         else:
-            context = context._replace(gather=_refuse_to_gather)
-            found = _mean_of_parts(gradients, part, x, keys)
+            found = _mean_of_parts(of_part, part, axis_name, x, keys)
         grads, (metrics, collections) = found
         if axis_name is not None:
             grads, metrics, collections = mean_over_devices((grads, metrics, collections), axis_name)
@@ -174,7 +176,9 @@ def _refuse_to_gather(share: Array) -> Array:
     raise TypeError("the objective gathers the batch, which is computed in parts: it must not say that it is separate")
 
 
-def _mean_of_parts(function: Callable[..., Any], part: int, *arrays: Any) -> Any:
+def _mean_of_parts(
+    function: Callable[..., Any], part: int | None, axis_name: str | tuple[str, ...] | None, *arrays: Any
+) -> Any:
     """The mean of what `function` finds for parts of `arrays`, trees of [B, ...], one after the other."""
 
     def add(total: Any, given: Any) -> tuple[Any, None]:
@@ -183,8 +187,11 @@ def _mean_of_parts(function: Callable[..., Any], part: int, *arrays: Any) -> Any
     parts = jax.tree.map(lambda values: values.reshape(-1, part, *values.shape[1:]), arrays)
     count = len(jax.tree.leaves(parts)[0])
     form = jax.eval_shape(function, *jax.tree.map(lambda values: values[0], parts))
-    total, _ = jax.lax.scan(add, jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), form), parts)
-    return jax.tree.map(lambda leaf: leaf / count, total)
+    nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), form)
+    if axis_name is not None:
+        nothing = jax.lax.pcast(nothing, axis_name, to="varying")
+    total, _ = jax.lax.scan(add, nothing, parts)
+    return jax.tree.map(lambda leaf: (leaf / count).astype(leaf.dtype), total)
 
 
 def mean_over_devices(tree: Any, axis_name: str | tuple[str, ...]) -> Any:

@@ -86,10 +86,10 @@ class Trainer:
         self._shown = {name: values[:SHOWN] for name, values in shown.items()}
 
         platform = placement.batch.mesh.devices.flat[0].platform
-        part = part_size(config, images.image_shape, placement.shares, platform)
+        self._part = part_size(config, images.image_shape, placement.shares, platform)
         capacity = min(self.steps_per_epoch, MOST_STEPS)
         jitted = jax.jit(
-            make_call(config, self.model, count, capacity, batch_sharding, block_steps(block), fused, part),
+            make_call(config, self.model, count, capacity, batch_sharding, block_steps(block), fused, self._part),
             donate_argnums=0,
             out_shardings=(placement.state, everywhere),
         )
@@ -127,7 +127,7 @@ class Trainer:
         config, images = self.config, self.images
         share = config.batch_size // self.placement.shares
         required = memory.required_bytes(
-            self.abstract_state(), images.image_shape, share, self.objective.objective.latents
+            self.abstract_state(), images.image_shape, share, self.objective.objective.latents, self._part
         )
         memory.check_fits(required, images.nbytes, list(self.placement.batch.mesh.devices.flat))
 
