@@ -116,7 +116,7 @@ def _copied_images(pixels: Array, height: int, width: int) -> Array:
     channels = len(pixels)
     if not 1 < channels <= _FEW:
         return _images(pixels, height, width)
-    copied = jnp.einsum("cqb,cd->bqd", pixels, jnp.eye(channels, dtype=pixels.dtype), precision="highest")
+    copied = jnp.einsum("cqb,cd->bqd", pixels, jnp.eye(channels, dtype=pixels.dtype))
     return copied.reshape(-1, height, width, channels)
 
 
