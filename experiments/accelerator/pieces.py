@@ -18,7 +18,6 @@ from trainers import MODELS, data_flags, in_turn, python, rounds, small, started
 from ways import WAYS, way, ways
 
 EXPERIMENTS = Path(__file__).parents[1]
-MOST_IMAGES = 128  # Of a batch of fused steps.
 PIECE = (sys.executable, __file__)
 
 
@@ -97,36 +96,35 @@ def profile(args: argparse.Namespace) -> Any:
     trainer = trainer_of(args, [*MODELS[model], *given])
     count = 8 if args.small else 64
     state = trainer.start(None)
-    for _ in sys.stdin:
+    sys.stdin.readline()
+    state, seconds = timed(trainer, state, count)
+    print(json.dumps({"seconds": seconds}), flush=True)
+    sys.stdin.readline()
+    taken = []
+    for _ in range(3):
         state, seconds = timed(trainer, state, count)
-        print(json.dumps({"seconds": seconds}), flush=True)
-        break
-    for _ in sys.stdin:
-        taken = []
-        for _ in range(3):
-            state, seconds = timed(trainer, state, count)
-            taken.append(seconds / count)
-        with tempfile.TemporaryDirectory() as directory:
-            with jax.profiler.trace(directory):
-                timed(trainer, state, count)
-            [trace] = Path(directory).rglob("*.xplane.pb")
-            planes = jax.profiler.ProfileData.from_file(str(trace)).planes
-        lines = [line for plane in planes if "GPU" in plane.name for line in plane.lines]
-        totals: dict[str, list[float]] = {}
-        for line in lines:
-            if line.name.startswith("Stream"):
-                for event in line.events:
-                    totals.setdefault(event.name, []).append(event.duration_ns)
-        each = ([name, len(times) / count, sum(times) / count / 1e9] for name, times in totals.items())
-        found = {
-            "steps": count,
-            "batch_size": trainer.config.batch_size,
-            "seconds_per_step_unprofiled": median(taken),
-            "kernels_per_step": sum(map(len, totals.values())) / count,
-            "kernel_seconds_per_step": sum(map(sum, totals.values())) / count / 1e9,
-            "kernels": sorted(each, key=itemgetter(2), reverse=True)[:80],
-        }
-        print(json.dumps(found), flush=True)
+        taken.append(seconds / count)
+    with tempfile.TemporaryDirectory() as directory:
+        with jax.profiler.trace(directory):
+            timed(trainer, state, count)
+        [trace] = Path(directory).rglob("*.xplane.pb")
+        planes = jax.profiler.ProfileData.from_file(str(trace)).planes
+    lines = [line for plane in planes if "GPU" in plane.name for line in plane.lines]
+    totals: dict[str, list[float]] = {}
+    for line in lines:
+        if line.name.startswith("Stream"):
+            for event in line.events:
+                totals.setdefault(event.name, []).append(event.duration_ns)
+    each = ([name, len(times) / count, sum(times) / count / 1e9] for name, times in totals.items())
+    found = {
+        "steps": count,
+        "batch_size": trainer.config.batch_size,
+        "seconds_per_step_unprofiled": median(taken),
+        "kernels_per_step": sum(map(len, totals.values())) / count,
+        "kernel_seconds_per_step": sum(map(sum, totals.values())) / count / 1e9,
+        "kernels": sorted(each, key=itemgetter(2), reverse=True)[:80],
+    }
+    print(json.dumps(found), flush=True)
 
 
 def predicted(args: argparse.Namespace) -> Any:
@@ -175,6 +173,8 @@ def comparison(args: argparse.Namespace) -> Any:
     """
     import compare
     from contenders import CONTENDERS
+
+    from jaxvae.train.fused import MOST_IMAGES
 
     results = []
     for size in (32,) if args.small else (32, 4096):

@@ -107,11 +107,10 @@ def _images(pixels: Array, height: int, width: int) -> Array:
 
 
 def _copied_images(pixels: Array, height: int, width: int) -> Array:
-    """`_images` for a CPU, where few channels are copied to their new places by a product with the identity.
+    """`_images` for a CPU: a product with the identity copies few channels to their new places.
 
-    Else XLA would leave them where they are, and let all that is computed from them read them far apart; and as it
-    does not keep the sum of `_moved` either, each reader would compute that anew. (A number that is not finite spoils
-    the pixel's other channels.)
+    Without the copy, XLA reads these pixels far apart in all that is computed from them, and repeats the sum of
+    `_moved` there. With it, a number that is not finite spoils the pixel's other channels.
     """
     channels = len(pixels)
     if not 1 < channels <= _FEW:

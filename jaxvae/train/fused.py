@@ -82,7 +82,7 @@ def refusal(config: Any, image_shape: ImageShape) -> str | None:
     if max(widths) > MOST_WIDTH:
         return f"they are for layers and latents of at most {MOST_WIDTH}"
     if math.prod(image_shape) * config.batch_size * widths[0] > MOST_VALUES:
-        return f"pixels of an image x --batch-size x first width may be at most {MOST_VALUES:,} for them"
+        return f"pixels of an image x --batch-size x the first width must be at most {MOST_VALUES:,}"
     return None
 
 

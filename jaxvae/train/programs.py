@@ -49,7 +49,7 @@ def block_steps(block: int | None = None) -> int:
 def part_size(config: Config, image_shape: ImageShape, shares: int, platform: str) -> int | None:
     """How many images of its share of a batch a device computes at a time: see `make_train_step`. None: all.
 
-    On a CPU, more images than `Network.cached_images` would be slower each.
+    On a CPU, an image takes longer in a part of more images than `Network.cached_images`.
     """
     objective = config.parts.objective
     separate = vars(type(objective)).get("separate", False)  # A subclass may compare images.

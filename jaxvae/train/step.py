@@ -159,10 +159,9 @@ def make_train_step(
             return jax.grad(mean_loss, has_aux=True)(params, x, keys, own)
 
         if part in (None, size):
-            found = jax.grad(mean_loss, has_aux=True)(params, x, keys, context)
+            grads, (metrics, collections) = jax.grad(mean_loss, has_aux=True)(params, x, keys, context)
         else:
-            found = _mean_of_parts(of_part, part, axis_name, x, keys)
-        grads, (metrics, collections) = found
+            grads, (metrics, collections) = _mean_of_parts(of_part, part, axis_name, x, keys)
         if axis_name is not None:
             grads, metrics, collections = mean_over_devices((grads, metrics, collections), axis_name)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
@@ -173,7 +172,7 @@ def make_train_step(
 
 
 def _refuse_to_gather(share: Array) -> Array:
-    raise TypeError("the objective gathers the batch, which is computed in parts: it must not say that it is separate")
+    raise TypeError("this objective gathers the batch, so it must not set separate = True")
 
 
 def _mean_of_parts(
