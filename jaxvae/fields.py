@@ -73,8 +73,8 @@ class Fields:
     """Precision of float32 products in training. highest: float32; high: TF32 on a GPU, three bfloat16 passes on a TPU;
     default: TF32 on a GPU, one bfloat16 pass on a TPU."""
     step_kernels: Literal["plain", "pallas"] = option("plain")
-    """What computes a step. plain: XLA's kernels; pallas: five of our own, for dense models in small batches on a GPU:
-    twice as fast on an H100. Compared with plain steps on a CPU only."""
+    """What computes a step. plain: XLA's kernels; pallas: five of our own, for narrow dense models in small batches on
+    a GPU: on an H100 twice as fast for notes-vae at batch 32, but slower for vae at batch 128."""
 
     # Objective.
     objective: str = option("notes-elbo")

@@ -141,13 +141,24 @@ def test_blocks_of_steps_compute_the_same_bits(images: NDArray[np.uint8]) -> Non
     jax.tree.map(np.testing.assert_array_equal, *results)
 
 
-def test_an_option_that_xla_does_not_have_is_left_out(
-    images: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("option", [("xla_gpu_no_such_option", "1"), ("xla_gpu_enable_command_buffer", "NO_SUCH")])
+def test_an_option_or_a_value_that_xla_does_not_have_is_left_out(
+    option: tuple[str, str], images: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(programs, "compiler_options", lambda backend: {"xla_gpu_no_such_option": "1"})
+    monkeypatch.setattr(programs, "compiler_options", lambda backend, recorded: dict([option]))
     trainer = trainer_of(images)
     state, calls = advance(trainer, trainer.start(None), 0, 4)
     assert int(state.step) == len(losses_of(calls)) == 4
+
+
+def test_on_a_gpu_the_loop_itself_is_recorded_unless_the_user_says_what_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    recording, order = "xla_gpu_enable_command_buffer", "xla_gpu_command_buffer_scheduling_mode"
+    assert programs.compiler_options("cpu", recorded=True) == programs.compiler_options("tpu", recorded=True) == {}
+    assert set(programs.compiler_options("gpu")) == {order}
+    options = programs.compiler_options("gpu", recorded=True)
+    assert set(options) == {order, recording} and "WHILE" in options[recording]
+    monkeypatch.setenv("XLA_FLAGS", f"--{recording}=")
+    assert set(programs.compiler_options("gpu", recorded=True)) == {order}
 
 
 def test_a_call_takes_no_more_than_it_holds(images: NDArray[np.uint8]) -> None:

@@ -186,10 +186,13 @@ def comparison(args: argparse.Namespace) -> Any:
                 commands[f"{name}, TF32"] = [*commands[name], "--tf32"]
         processes = started(commands)
         for name, speeds in rounds(processes, compare.IMAGES // size, args.small).items():
-            case = {"batch_size": size, "name": name, "steps_per_second": speeds}
-            results.append({**case, "test_loss": processes[name].ask("test")["loss"]})
-            processes[name].end()
+            results.append({"batch_size": size, "name": name, "steps_per_second": speeds})
             print(results[-1], flush=True)
+        for result in results[-len(processes) :]:
+            process = processes[result["name"]]
+            result["test_loss"] = process.ask("test")["loss"]
+            process.end()
+            print(result, flush=True)
     return results
 
 
@@ -201,18 +204,19 @@ def convolutions(args: argparse.Namespace) -> Any:
     from convolutions import NAMES, command
 
     images, size = (256, 64) if args.small else (2**14, 128)
-    cases = (("conv", (28, 28, 1)), ("conv", (64, 64, 3)), ("resnet", (64, 64, 3)))
+    cases = (("resnet", (64, 64, 3)), ("conv", (64, 64, 3)), ("conv", (28, 28, 1)))
     results = []
     for architecture, shape in cases[: 1 if args.small else None]:
         commands = {name: command(name, architecture, shape, size, images) for name in NAMES}
         ours = command("jaxvae", architecture, shape, size, images)[2:]  # Without Python and the script.
         for form in FORMS:
             commands[f"jaxvae, {form}"] = [sys.executable, str(Path(__file__).parent / "forms.py"), form, *ours]
-        for name in () if args.small else list(commands):
+        for name in () if args.small else ("PyTorch compiled", "jaxvae"):
             commands[f"{name}, TF32"] = [*commands[name], "--tf32"]
         speeds = in_turn(commands, images // size, args.small)
         case = {"architecture": architecture, "shape": shape, "batch_size": size}
         results += [{**case, "name": name, "steps_per_second": each} for name, each in speeds.items()]
+        print(*results[-len(speeds) :], sep="\n", flush=True)
     return results
 
 
@@ -222,6 +226,7 @@ def nats(args: argparse.Namespace) -> Any:
         out, plot = Path(directory) / "nats.json", Path(directory) / "nats.png"
         seeds = "1" if args.small else "3"
         given = ["--data-dir", str(args.data_dir), "--seeds", seeds, "--out", str(out), "--plot", str(plot)]
+        given += ["--all-cores"]
         done = python(str(EXPERIMENTS / "speed" / "nats.py"), *given)
         return {**json.loads(out.read_text()), "table": done.stdout}
 

@@ -17,63 +17,60 @@ from trainers import MODELS, SHARED, data_flags, python, small, trainer_of
 from ways import WAYS, compile_as
 
 PIECES = Path(__file__).parent / "pieces.py"
-LOOP, PALLAS = "loop in a command buffer", "pallas"
+PALLAS = "pallas"
+TOGETHER = 10  # Processes side by side.
 DETERMINISTIC = "--xla_gpu_exclude_nondeterministic_ops=true"
-# What is run twice, and killed and resumed: a model, more flags of `jaxvae.train`, and XLA's flags.
-RESUMED: Sequence[tuple[str, Sequence[str], str]] = [
-    *[(name, (), flags) for name in ("notes-vae", "conv") for flags in ("", DETERMINISTIC)],
-    ("notes-vae", ("--step-kernels", "pallas"), ""),
+# What is run twice, and killed and resumed: a model, more flags of `jaxvae.train`, XLA's flags, and whether what one
+# process compiled is kept for the next. Where it is not, each chooses its algorithms anew.
+RESUMED: Sequence[tuple[str, Sequence[str], str, bool]] = [
+    *[(name, (), "", True) for name in ("notes-vae", "conv", "resnet")],
+    ("notes-vae", ("--step-kernels", "pallas"), "", False),
+    *[(name, (), flags, False) for name in ("notes-vae", "conv") for flags in ("", DETERMINISTIC)],
 ]
 
 
 def losses(args: argparse.Namespace) -> Any:
-    """The loss at every one of the first steps of every model."""
+    """A worker of `same`: the loss at every one of a model's first steps; None: it cannot be trained in this way."""
     import numpy as np
 
     from jaxvae import benchmark
     from jaxvae.train.computer import advance
     from jaxvae.train.fused import refusal
 
-    chosen = WAYS[args.way] if args.way else {}
+    given, chosen = MODELS[args.case], WAYS[args.way] if args.way else {}
+    if args.way == PALLAS and refusal(benchmark.parse(given)[1][0], (28, 28, 1)):
+        return None
     compile_as(chosen)
-    found = {}
-    for name, given in MODELS.items():
-        if args.way == PALLAS and refusal(benchmark.parse(given)[1][0], (28, 28, 1)):
-            continue
-        trainer = trainer_of(args, [*given, *chosen.get("flags", ())])
-        _, calls = advance(trainer, trainer.start(None), 0, 2 if args.small else 70)
-        found[name] = [float(value) for taken, terms in calls for value in np.asarray(terms["loss"])[:taken]]
-    return found
+    trainer = trainer_of(args, [*given, *chosen.get("flags", ())])
+    _, calls = advance(trainer, trainer.start(None), 0, 2 if args.small else 70)
+    return [float(value) for taken, terms in calls for value in np.asarray(terms["loss"])[:taken]]
 
 
 def same(args: argparse.Namespace) -> Any:
-    """The first losses here, computed in several ways, against those on the CPU of this machine."""
+    """The first losses here, by plain steps and by fused ones, against those on the CPU of this machine."""
 
-    def of(case: tuple[str, str]) -> Any:
-        platform, way = case
+    def of(case: tuple[str, str, str]) -> Any:
+        platform, way, model = case
         with tempfile.TemporaryDirectory() as directory:
             out = Path(directory) / "losses.json"
             own = {"JAX_PLATFORMS": platform} if platform else {}
-            given = [
-                "--data-dir",
-                str(args.data_dir),
-                "--out",
-                str(out),
-                *small(args),
-                *(["--way", way] if way else []),
-            ]
-            python(str(PIECES), "losses", *given, **own)
+            given = ["--case", model, "--data-dir", str(args.data_dir), "--out", str(out), *small(args)]
+            python(str(PIECES), "losses", *given, *(["--way", way] if way else []), **own)
             return json.loads(out.read_text())
 
-    pallas = [] if args.small else [("", PALLAS)]  # These need a GPU.
-    with ThreadPoolExecutor() as pool:
-        cpu, *here = pool.map(of, (("cpu", ""), ("", ""), ("", LOOP), *pallas))
+    ways = ("",) if args.small else ("", PALLAS)  # The last needs a GPU.
     found = {}
-    for way, losses in zip(("", LOOP, PALLAS), here, strict=False):
-        for name in losses:
-            apart = [abs(a - b) / abs(b) for a, b in zip(losses[name], cpu[name], strict=True)]
-            key = f"{name}, {way}" if way else name
-            found[key] = {"first": apart[0], "most": max(apart), "steps": len(apart), "losses": losses[name]}
+    with ThreadPoolExecutor(TOGETHER) as pool:
+        cpu = {model: pool.submit(of, ("cpu", "", model)) for model in MODELS}
+        here = {(way, model): pool.submit(of, ("", way, model)) for way in ways for model in MODELS}
+        for (way, model), future in here.items():
+            losses, wanted = future.result(), cpu[model].result()
+            if losses is None:
+                continue
+            apart = [abs(a - b) / abs(b) for a, b in zip(losses, wanted, strict=True)]
+            key = f"{model}, {way}" if way else model
+            found[key] = {"first": apart[0], "most": max(apart), "steps": len(apart), "losses": losses}
+            print(key, apart[0], max(apart), flush=True)
     return found
 
 
@@ -84,15 +81,15 @@ def resume(args: argparse.Namespace) -> Any:
         path = run_dir / "metrics.jsonl"
         return path.read_text() if path.exists() else ""
 
-    def chain(case: tuple[str, Sequence[str], str]) -> Any:
-        name, given, flags = case
+    def chain(case: tuple[str, Sequence[str], str, bool]) -> Any:
+        name, given, flags, kept = case
         with tempfile.TemporaryDirectory() as directory:
             runs = [Path(directory) / run for run in ("whole", "again", "killed")]
             command = ["-m", "jaxvae.train", *MODELS[name], *given, *data_flags(args), "--epochs", "3"]
             command += ["--image-every", "0"]
             command += ["--log-every", "1", *(("--batch-size", "100") if args.small else ())]
-            # What one process compiled must not be what the next runs: each chooses its algorithms anew.
-            own = {"XDG_CACHE_HOME": directory, "JAX_ENABLE_COMPILATION_CACHE": "false"}
+            own = {"XDG_CACHE_HOME": directory, "JAX_ENABLE_COMPILATION_CACHE": str(kept).lower()}
+            own["JAX_COMPILATION_CACHE_DIR"] = ""  # jaxvae's own cache, not the campaign's.
             start = time.perf_counter()
             for run in runs[:2]:
                 python(*command, "--run-dir", str(run), flags=flags, **own)
@@ -110,9 +107,10 @@ def resume(args: argparse.Namespace) -> Any:
             lines = metrics(runs[2]).count("\n")
             python(*command, "--run-dir", str(runs[2]), "--resume", flags=flags, **own)
             whole, again, killed = map(metrics, runs)
-            return {
+            result = {
                 "model": " ".join([name, *given]),
                 "flags": flags,
+                "programs_kept": kept,
                 "lines": whole.count("\n"),
                 "lines_before_the_kill": lines,
                 "again_the_same": again == whole,
@@ -120,6 +118,8 @@ def resume(args: argparse.Namespace) -> Any:
                 "last_line": [text.splitlines()[-1] for text in (whole, again, killed)],
                 "seconds_of_a_run": seconds,
             }
+            print(json.dumps(result), flush=True)
+            return result
 
     with ThreadPoolExecutor(len(RESUMED)) as pool:
         return list(pool.map(chain, RESUMED[:1] if args.small else RESUMED))

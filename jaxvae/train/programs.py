@@ -1,5 +1,6 @@
 """The compiled program that takes a run's steps."""
 
+import os
 import time
 from collections.abc import Callable
 from typing import Any
@@ -69,10 +70,11 @@ class StepProgram:
     Args:
       jitted: takes a run's state and what else it needs, and the number of steps, int32 [], last.
       capacity: the largest number of steps a call may take.
+      recorded: see `compiler_options`.
     """
 
-    def __init__(self, jitted: Any, capacity: int):
-        self._jitted, self._capacity = jitted, capacity
+    def __init__(self, jitted: Any, capacity: int, recorded: bool = False):
+        self._jitted, self._capacity, self._recorded = jitted, capacity, recorded
         self._compiled: Any = None
 
     def usable(self, wanted: int) -> int:
@@ -90,9 +92,11 @@ class StepProgram:
         start = time.perf_counter()
         lowered = self.lower(*arguments)
         try:
-            self._compiled = lowered.compile(compiler_options=compiler_options(jax.default_backend()))
+            options = compiler_options(jax.default_backend(), self._recorded)
+            self._compiled = lowered.compile(compiler_options=options)
         except jax.errors.JaxRuntimeError as error:
-            if "No such compile option" not in str(error):  # The options of XLA come and go.
+            # The options of XLA come and go, and so do their values.
+            if not any(words in str(error) for words in ("No such compile option", "While setting option")):
                 raise
             self._compiled = lowered.compile()
         return time.perf_counter() - start
@@ -113,13 +117,23 @@ def program_bytes(memory: Any) -> int:
     return int(total - memory.alias_size_in_bytes)
 
 
-def compiler_options(backend: str) -> dict[str, Any]:
-    """XLA's options for the steps, on a backend: "cpu", "gpu" or "tpu".
+# What XLA records in CUDA graphs by default, and loops.
+RECORDED = "FUSION,CUBLAS,CUBLASLT,CUSTOM_CALL,CUDNN,DYNAMIC_SLICE_FUSION,CONDITIONAL,WHILE"
+
+
+def compiler_options(backend: str, recorded: bool = False) -> dict[str, Any]:
+    """XLA's options for the steps, on a backend: "cpu", "gpu" or "tpu". What XLA_FLAGS says holds.
 
     On a GPU, the kernels of a step that do not need each other run at the same time: of some fifty small ones, many do
-    not fill it.
+    not fill it. With `recorded`, a CUDA graph holds the loop over the steps itself, not only each step.
     """
-    return {"xla_gpu_command_buffer_scheduling_mode": "CONCURRENT"} if backend == "gpu" else {}
+    if backend != "gpu":
+        return {}
+    options = {"xla_gpu_command_buffer_scheduling_mode": "CONCURRENT"}
+    if recorded:
+        options["xla_gpu_enable_command_buffer"] = RECORDED
+    by_the_user = os.environ.get("XLA_FLAGS", "")
+    return {name: value for name, value in options.items() if name not in by_the_user}
 
 
 def shares_batches(config: Config) -> bool:

@@ -93,7 +93,8 @@ class Trainer:
             donate_argnums=0,
             out_shardings=(placement.state, everywhere),
         )
-        self._program = StepProgram(jitted, capacity)
+        # Fused steps are slower in a recorded loop; several devices' steps were not tried in one.
+        self._program = StepProgram(jitted, capacity, recorded=fused is None and placement.batch.mesh.devices.size == 1)
         self._size = {
             name: evaluation_size(
                 images.image_shape,
