@@ -147,7 +147,7 @@ def measure(config: Config, images: data.ImageData, devices: int, rounds: int) -
     for _ in range(rounds):
         peaks.append(matmul())
         speeds.append(count / timed(count))
-    flops, missed = flops_per_step(config, images.image_shape)
+    flops, missed = flops_per_step(config, images)
     speed = float(np.median(speeds))
     # A product on one of several emulated CPU devices takes all cores already.
     machines = 1 if jax.default_backend() == "cpu" else devices
@@ -307,7 +307,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{images.source}: its {found:,} images are repeated to make {len(images.train):,}")
     if not sizes_given:
         sized = [each for each in sized if each.batch_size <= len(images.train)] or sized[:1]
-    sized = [dataclasses.replace(each, dataset=images.name) for each in sized]
+    sized = [data.for_run(each, images) for each in sized]
     if arguments.compile_for is not None:
         content = compile_only(arguments.compile_for, sized, images)
         write(arguments.json, {"command": _command(argv), **content})

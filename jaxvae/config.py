@@ -17,6 +17,7 @@ from jaxvae.components import SLOTS, Parts, kind_of, parts_of
 from jaxvae.errors import InputError
 from jaxvae.fields import GROUPS, HELD_OUT, Fields
 from jaxvae.models.layers import Precision
+from jaxvae.models.priors import LabelGaussian
 from jaxvae.objectives.build import OBJECTIVES
 from jaxvae.options import (
     Option,
@@ -29,7 +30,7 @@ from jaxvae.own import is_own
 from jaxvae.presets import OVERRIDES, overrides
 
 # Fields that a user-defined model does not use, because it is complete.
-_NOT_WITH_MODEL = ("architecture", "prior", "latent_size", "head", "compute_dtype")
+_NOT_WITH_MODEL = ("architecture", "prior", "latent_size", "head", "condition", "compute_dtype")
 
 # Fields that may change when a run is resumed: its length, what it writes and when, the kernels of its steps, and the
 # paths of the images. The images themselves are compared by digest.
@@ -74,6 +75,8 @@ class _Config(metaclass=_Made):
         for part in self.parts[:-1]:
             part.check(self)
         self._check_layers()
+        if self.reads_labels and not (self.is_vae and self.parts.network.layers == 1):
+            raise InputError(f"{self.labels_flag} needs a VAE with one layer of latents")
         if self.parts.model is not None and self.parts.objective.uses and not hasattr(self.parts.model, "draw"):
             raise InputError(
                 f"--model {self.model} has no method draw, which --objective {self.objective} calls: "  # type: ignore[attr-defined]
@@ -99,6 +102,19 @@ class _Config(metaclass=_Made):
     def traced(self) -> dict[str, float]:
         """The traced hyperparameters: arguments of the compiled program, so that one program can sweep them."""
         return {o.name: getattr(part, o.name) for part in self.parts[:-1] for o in options(type(part)) if o.traced}
+
+    @property
+    def reads_labels(self) -> bool:
+        """Whether the model needs the label of each image."""
+        if self.parts.model is not None:
+            return False  # It reads what it likes.
+        prior = "prior" in self.parts.objective.uses and isinstance(self.parts.prior, LabelGaussian)
+        return prior or self.condition == "label"  # type: ignore[attr-defined]
+
+    @property
+    def labels_flag(self) -> str:
+        """The flag by which it `reads_labels`."""
+        return "--condition label" if self.condition == "label" else "--prior label"  # type: ignore[attr-defined]
 
     @property
     def is_vae(self) -> bool:
@@ -247,6 +263,9 @@ def unmet(config: Any, name: str) -> str | None:
         return "no --model"
     if name in ("validation_seed", "keep_best_checkpoints"):
         return None if config.validation else "--validation"
+    if name == "classes":  # A component of the user's own may read it, too.
+        read = config.reads_labels or any(name in {o.name for o in options(type(part))} for part in parts[:-1])
+        return None if read else "--condition label or --prior label"
     if name == "resize":
         return None if config.image_size else "--image-size"
     if name in ("likelihood", "prior"):

@@ -109,12 +109,16 @@ def _measured(
                 f"{run_dir} was trained on data given in Python: name a --dataset with the same test images, "
                 "or give it to jaxvae.evaluate.evaluate_run(images=...)"
             )
-        images = data.load(dataset or config.dataset, data_dir or config.data_dir, data.reading_of(config))
+        named, folder = dataset or config.dataset, data_dir or config.data_dir
+        images = data.load(named, folder, data.reading_of(config), labels=config.reads_labels)
+    data.for_run(config, images)  # It checks their labels.
     images = data.as_seen(images, config)
     # Imported weights have no digest of images.
     digest = run.record.get("test_images_sha256")
     if list(images.image_shape) != run.record["image_shape"] or digest not in (None, data.digest(images.test)):
         raise InputError(f"{images.source}: not the test images of {run_dir}")
+    if config.reads_labels and run.record.get("test_label_sha256") != data.digest(images.split("test")["label"]):
+        raise InputError(f"{images.source}: not the labels of the test images of {run_dir}")
     steps_per_epoch = run.record.get("steps_per_epoch", 1)
     loss = build_objective(config, steps_per_epoch, len(images.train))
     key, split = purpose_key(config.seed, "test-noise"), images.split("test")

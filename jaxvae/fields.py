@@ -7,7 +7,7 @@ from typing import Literal, TypeAlias
 from jaxvae.models.autoencoder import Head
 from jaxvae.models.layers import Precision
 from jaxvae.models.networks import MAX_WIDTH
-from jaxvae.options import AT_LEAST_1, COUNT, FRACTION, NOT_NEGATIVE, Range, option
+from jaxvae.options import AT_LEAST_1, CLASSES, COUNT, FRACTION, NOT_NEGATIVE, Range, option
 
 Resize: TypeAlias = Literal["crop", "pad", "stretch"]
 MAX_SIDE = 2**14  # Of an image, in pixels.
@@ -67,6 +67,10 @@ class Fields:
     head: Head = option("relu")
     """What the encoder gives besides the mean. relu: the standard deviation, after a ReLU; linear: the log-variance,
     within +-10; logvar: the same, unbounded; exp: the log standard deviation. An autoencoder's code: relu or linear."""
+    condition: Literal["none", "label"] = option("none")
+    """label: encoder and decoder get the label of an image too, and images of a class can be drawn."""
+    classes: int = option(0, CLASSES)
+    """How many labels a conditional model knows; 0: as many as the images have."""
     compute_dtype: Literal["float32", "bfloat16"] = option("float32")
     """Dtype of the layers' matrix products; parameters, losses and updates are always float32."""
     matmul_precision: Precision = option("highest")
@@ -82,7 +86,8 @@ class Fields:
     likelihood: str = option("bernoulli")
     """Distribution of a pixel, for the objectives in nats/image."""
     prior: str = option("normal")
-    """Distribution of the latents, for the objectives in nats/image."""
+    """Distribution of the latents, for the objectives in nats/image. normal: N(0, I); label: one Gaussian for each
+    label, learnt."""
 
     # Training.
     optimizer: str = option("adam")

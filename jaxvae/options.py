@@ -29,6 +29,8 @@ POSITIVE = Range("positive and finite", lambda value: math.isfinite(value) and v
 NOT_NEGATIVE = Range("finite and not negative", lambda value: math.isfinite(value) and value >= 0)
 FRACTION = Range("in [0, 1)", lambda value: 0 <= value < 1)
 COUNT = Range("at least 0", lambda value: value >= 0)
+MOST_CLASSES = 2**16
+CLASSES = Range(f"from 0 to {MOST_CLASSES}", lambda value: 0 <= value <= MOST_CLASSES)
 AT_LEAST_1 = Range("at least 1", lambda value: value >= 1)
 
 

@@ -221,12 +221,18 @@ def export_run(run_dir: Path, out: Path) -> tuple[StateDict, str]:
     from jaxvae import trained
 
     run = trained.load_run(run_dir)
+    _refuse_labels(run.config)
     try:
         state_dict, code = torch_from_params(run.variables, run.model), torch_code(run.model)
     except InputError as error:
         raise InputError(f"{run_dir}: {error}") from None
     save_weights(out, state_dict)
     return state_dict, code
+
+
+def _refuse_labels(config: configs.Config) -> None:
+    if config.reads_labels:
+        raise InputError(f"a model with {config.labels_flag} has no form in PyTorch")
 
 
 def without_bound(config: configs.Config) -> configs.Config:
@@ -253,6 +259,7 @@ def import_run(
     from jaxvae.run.checkpoint import Checkpoints
 
     config = with_absolute_paths(config)
+    _refuse_labels(config)
     if min(image_shape) < 1:
         raise InputError(f"--image-shape takes sizes of at least 1, not {list(image_shape)}")
     reading = data.reading_of(config)

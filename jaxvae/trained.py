@@ -20,7 +20,7 @@ from jaxvae.errors import InputError, suggestion
 from jaxvae.keys import purpose_key
 from jaxvae.models.autoencoder import AutoEncoder
 from jaxvae.models.build import Examples, Model, build_model, can_sample, reconstruct, sample
-from jaxvae.models.vae import LatentModel
+from jaxvae.models.vae import LatentModel, label_of
 from jaxvae.own import give
 from jaxvae.run.checkpoint import Checkpoints
 from jaxvae.train.step import TrainState, as_batch, init_state
@@ -67,32 +67,41 @@ class TrainedRun:
         """Images, encoded and decoded again. A VAE's latents are drawn from the posterior, with `seed`."""
         return self._like(images, self._map(self._reconstruct, self._batch(images, others), seed))
 
-    def decode(self, latents: ArrayLike) -> NDArray[np.float32]:
-        """The mean images [N, H, W, C] of latents [N, L]. (For a model of two layers, latents next to the image.)"""
+    def decode(self, latents: ArrayLike, **others: ArrayLike) -> NDArray[np.float32]:
+        """The mean images [N, H, W, C] of latents [N, L]. (For a model of two layers, latents next to the image.)
+
+        `others`: see `encode`.
+        """
         self._needs("decode")
-        images: NDArray[np.float32] = self._map(self._decode, {"latent": np.asarray(latents, np.float32)})
+        given = np.asarray(latents, np.float32)
+        images: NDArray[np.float32] = self._map(self._decode, {"latent": given, **self._others(others, len(given))})
         return images
 
     def sample(self, count: int, seed: int = 0, **others: ArrayLike) -> NDArray[np.float32]:
         """Images drawn from the model, [count, H, W, C]. Raises `TypeError` for an autoencoder.
 
-        `others` is what a prior that depends on the batch reads from it, such as ``label=...``, [count, ...] each.
+        `others` is what the model reads of a batch, such as ``label=...``, [count, ...] each. Without them, a
+        conditional model draws 8 images of each class in turn, and begins again after the last.
         """
         if not can_sample(self.model):
             raise TypeError("the model has no prior to draw from")
+        if self.config.reads_labels and "label" not in others:
+            others["label"] = np.arange(count) // 8 % self.config.classes
         key, batch = purpose_key(seed, "generate"), self._others(others, count)
         return np.asarray(sample(self.model, self.variables, key, count, Examples(batch)), np.float32)
 
-    def interpolate(self, start: ArrayLike, end: ArrayLike, steps: int = 8) -> NDArray[Any]:
+    def interpolate(self, start: ArrayLike, end: ArrayLike, steps: int = 8, **others: ArrayLike) -> NDArray[Any]:
         """Images between two images, [steps, H, W, C]: decoded from the straight line between their latents.
 
         Args:
           start, end: an image each, [H, W, C], or [H, W] where C is 1.
           steps: the number of images, including the reconstructions of both ends; at least 2.
+          others: as for `encode`, of all images, such as ``label=3``.
         """
-        first, last = self.encode(np.stack([np.asarray(start), np.asarray(end)]))
+        repeated = {n: {name: np.repeat(np.asarray(v)[None], n, 0) for name, v in others.items()} for n in (2, steps)}
+        first, last = self.encode(np.stack([np.asarray(start), np.asarray(end)]), **repeated[2])
         way = np.linspace(0, 1, steps, dtype=np.float32)[:, None]
-        return self._like(start, self.decode((1 - way) * first + way * last))
+        return self._like(start, self.decode((1 - way) * first + way * last, **repeated[steps]))
 
     def _needs(self, method: str) -> None:
         if not hasattr(self.model, method):
@@ -118,13 +127,18 @@ class TrainedRun:
                 raise ValueError(f"{name}: the model was trained on examples without it{suggestion(name, known)}")
             if np.shape(values)[:1] != (count,):
                 raise ValueError(f"{name} must have {count} entries, not shape {list(np.shape(values))}")
+            if name == "label" and self.config.reads_labels and count:
+                labels, most = np.asarray(values), self.config.classes - 1
+                if labels.dtype.kind not in "iu" or labels.min() < 0 or labels.max() > most:
+                    raise ValueError(f"label must hold whole numbers from 0 to {most}, not {labels.tolist()[:8]}")
         return {name: np.asarray(values, known[name]["dtype"]) for name, values in given.items()}
 
     @functools.cached_property
     def _encode(self) -> Any:
         def encode(variables: Params, batch: Batch, keys: Array) -> Array:
-            x = self._seen(batch, keys)["image"]
-            found: Any = self.model.apply(variables, x, method="encode", rngs={"params": keys[0]})
+            seen = self._seen(batch, keys)
+            told = label_of(self.model, seen)
+            found: Any = self.model.apply(variables, seen["image"], **told, method="encode", rngs={"params": keys[0]})
             code: Array = found[0] if isinstance(found, tuple) else found
             return code
 
@@ -143,7 +157,9 @@ class TrainedRun:
     @functools.cached_property
     def _decode(self) -> Any:
         def decode(variables: Params, batch: Batch, keys: Array) -> Array:
-            decoded: Any = self.model.apply(variables, batch["latent"], method="decode", rngs={"params": keys[0]})
+            told = label_of(self.model, batch)
+            latent, rngs = batch["latent"], {"params": keys[0]}
+            decoded: Any = self.model.apply(variables, latent, **told, method="decode", rngs=rngs)
             images: Array = nn.sigmoid(decoded) if isinstance(self.model, LatentModel | AutoEncoder) else decoded
             return images
 

@@ -188,13 +188,13 @@ def test_a_flag_without_effect_is_refused_with_the_flag_it_needs(changes: dict[s
         ('{"data_dir": 3}', "data_dir"),
         ('{"epochs": 0}', "--epochs"),
         ('{"preset": "nope"}', "--preset nope"),
-        ('{"format": 6}', "format 6"),
+        ('{"format": 7}', "format 7"),
         ('{"format": 0}', "format"),
         ('{"format": true}', "format"),
         ('{"format": "2"}', "format"),
         ('{"steps_per_call": 0}', "steps"),
         ('{"steps_per_call": "2000"}', "steps_per_call"),
-        ('{"format": 5, "static_seed": 1}', "--static-seed 1"),
+        ('{"format": 6, "static_seed": 1}', "--static-seed 1"),
     ],
 )
 def test_bad_json_is_refused_by_name(text: str, name: str) -> None:
@@ -245,6 +245,7 @@ ADDED_SINCE = {
     "blocks": 2, "latents": "dense",
     "image_size": [], "resize": "crop", "channels": None, "skip_bad": False,
     "step_kernels": "plain", "flip": False,
+    "condition": "none", "classes": 0,
 }  # fmt: skip
 
 
@@ -380,7 +381,7 @@ CONDITIONAL = {
     *("likelihood", "likelihood_std", "prior", "samples", "beta", "kl_warmup_epochs", "kl_cycles", "free_bits"),
     *("mmd_weight", "learning_rate", "schedule", "warmup_epochs", "weight_decay", "clip_norm"),
     *("adam_b1", "adam_b2", "adam_eps", "architecture", "hidden", "latent_size", "head", "compute_dtype"),
-    *("blocks", "latents", "resize"),
+    *("blocks", "latents", "resize", "condition", "classes"),
 }
 # User-defined components, for fields with at most one built-in choice.
 OWN = {"model": "own:model", "prior": "own:Prior", "optimizer": "own:sgd"}
@@ -418,6 +419,7 @@ def combinations() -> list[Config]:
     ]
     vae += [{"kl_warmup_epochs": 1.0}, {"warmup_epochs": 1.0}, {"hidden": ()}, {"architecture": "resnet"}]
     vae += [{"optimizer": OWN["optimizer"]}, {"prior": OWN["prior"]}]
+    vae += [{"condition": "label", "classes": 3}, {"prior": "label", "classes": 3}]
     every = [{"preset": "vae", **changes} for changes in vae]
     every += [
         {"preset": preset, "objective": objective, "architecture": architecture, **needed.get(objective, {})}
@@ -469,7 +471,8 @@ def _traced(config: Config) -> str:
     optimizer = build_optimizer(config, steps_per_epoch=5)
     objective = build_objective(config, steps_per_epoch=5, num_images=16)
     step = make_train_step(model, objective, optimizer)
-    batch = jax.ShapeDtypeStruct((config.batch_size, *SHAPE), np.uint8)
+    image, label = ((config.batch_size, *SHAPE), np.uint8), ((config.batch_size,), np.int32)
+    batch = {"image": jax.ShapeDtypeStruct(*image), "label": jax.ShapeDtypeStruct(*label)}
     init, state = jax.make_jaxpr(
         lambda: init_state(model, optimizer, purpose_key(config.seed, "init")), return_shape=True
     )()

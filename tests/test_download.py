@@ -280,10 +280,11 @@ def test_progress_on_a_terminal(
 def test_real_mnist_passes_the_real_checksums(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     from tensorflow_datasets.core.download import checksums
 
-    known = checksums.get_all_url_infos()
-    infos = {file: known[download.BASE_URLS["mnist"] + file] for file in download.FILES}
-    server.files = {file: (REAL_MNIST / file).read_bytes() for file in download.FILES}
+    known, every = checksums.get_all_url_infos(), (*download.FILES, *download.LABEL_FILES)
+    infos = {file: known[download.BASE_URLS["mnist"] + file] for file in every}
+    server.files = {file: (REAL_MNIST / file).read_bytes() for file in every}
     paths = download.idx_files("mnist", base_url=server.url, url_infos=infos)
+    assert len(download.idx_files("mnist", download.LABEL_FILES, base_url=server.url, url_infos=infos)) == 2
     directly = data.load("mnist", REAL_MNIST)
     assert directly.train.shape == (60000, 28, 28, 1)
     assert directly.test.shape == (10000, 28, 28, 1)
@@ -298,7 +299,7 @@ class TestLoad:
     def offline(self, monkeypatch: pytest.MonkeyPatch) -> None:
         real = download.idx_files
         base_url = f"http://127.0.0.1:{closed_port()}/"
-        monkeypatch.setattr(download, "idx_files", lambda name: real(name, base_url=base_url))
+        monkeypatch.setattr(download, "idx_files", lambda name, *files: real(name, *files, base_url=base_url))
 
     @pytest.mark.usefixtures("offline")
     def test_auto_falls_back_to_digits_with_one_warning(self) -> None:
@@ -333,18 +334,32 @@ class TestLoad:
     @pytest.mark.parametrize("name", ["auto", "mnist"])
     def test_downloads(self, name: str, small: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
         real = download.idx_files
-        monkeypatch.setattr(download, "idx_files", lambda name: real(name, **small))
+        monkeypatch.setattr(download, "idx_files", lambda name, *files: real(name, *files, **small))
         loaded = data.load(name, warn=lambda message: pytest.fail(message))
         assert loaded.name == "mnist"
         assert loaded.train.shape == (12, 5, 4, 1)
         assert loaded.test.shape == (3, 5, 4, 1)
         assert "cache" in loaded.source
 
+    def test_labels_are_downloaded_if_they_are_wanted(
+        self, server: Server, small: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        wanted = {"train-labels-idx1-ubyte.gz": [*range(10), 1, 2], "t10k-labels-idx1-ubyte.gz": [3, 4, 5]}
+        for name, labels in wanted.items():
+            server.files[name] = gzip.compress(struct.pack(">2I", 0x801, len(labels)) + bytes(labels))
+            small["url_infos"][name] = url_info(server.files[name], name)
+        real = download.idx_files
+        monkeypatch.setattr(download, "idx_files", lambda name, *files: real(name, *files, **small))
+        assert data.load("mnist").split("train").keys() == {"image"}
+        assert not any("labels" in request for request in server.requests)
+        loaded = data.load("mnist", labels=True)
+        assert [loaded.split(name)["label"].tolist() for name in ("train", "test")] == list(wanted.values())
+
     def test_auto_does_not_hide_a_damaged_file(self, small: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
         train, _ = download.idx_files("mnist", **small)
         train.write_bytes(train.read_bytes()[:-9])
         real = download.idx_files
-        monkeypatch.setattr(download, "idx_files", lambda name: real(name, **small))
+        monkeypatch.setattr(download, "idx_files", lambda name, *files: real(name, *files, **small))
         with pytest.raises(InputError, match="cannot be read"):
             data.load("auto", warn=lambda message: pytest.fail(message))
 

@@ -32,7 +32,7 @@ def compile_only(name: str, sized: Sequence[Config], images: ImageData) -> dict[
     results: list[dict[str, Any]] = []
     model = describe(sized[0], without=("batch_size",))
     for config in sized:
-        flops, missed = flops_per_step(config, images.image_shape)
+        flops, missed = flops_per_step(config, images)
         accelerator, devices, report = compile_for(name, config, images, flops)
         if not results:
             print(

@@ -11,7 +11,7 @@ import os
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,9 @@ BASE_URLS: dict[str, str] = {
 FILES = ("train-images-idx3-ubyte.gz", "t10k-images-idx3-ubyte.gz")
 """The two files of a dataset that hold images: training, test."""
 
+LABEL_FILES = ("train-labels-idx1-ubyte.gz", "t10k-labels-idx1-ubyte.gz")
+"""The two files that hold their labels."""
+
 DEADLINE_S = 4.0
 """Seconds within which the server must answer the first request, name lookup included."""
 
@@ -37,24 +40,26 @@ class Unreachable(InputError):
 
 def idx_files(
     name: str,
+    files: Sequence[str] = FILES,
     *,
     base_url: str | None = None,
     url_infos: Mapping[str, Any] | None = None,
     data_dir: str | os.PathLike[str] | None = None,
-) -> tuple[Path, Path]:
-    """Return the gzipped IDX image files of a dataset. Download those that the cache lacks.
+) -> list[Path]:
+    """Return gzipped IDX files of a dataset. Download those that the cache lacks.
 
     Files found in the cache need no network. A downloaded file enters the cache only after its size and
     SHA-256 have been verified.
 
     Args:
       name: a key of `BASE_URLS`.
+      files: `FILES` or `LABEL_FILES`.
       base_url: a mirror to use instead of ``BASE_URLS[name]``, with its trailing slash.
       url_infos: file name -> TFDS ``UrlInfo`` (size in bytes, SHA-256); default: those TFDS has for `name`.
       data_dir: TFDS data dir; default: ``$TFDS_DATA_DIR`` or ``~/tensorflow_datasets``.
 
     Returns:
-      Paths of the training and of the test images.
+      The paths, in the order of `files`.
 
     Raises:
       Unreachable: the server did not answer within `DEADLINE_S` seconds.
@@ -65,7 +70,7 @@ def idx_files(
 
     if url_infos is None:
         known = checksums.get_all_url_infos()
-        url_infos = {file: known[BASE_URLS[name] + file] for file in FILES}
+        url_infos = {file: known[BASE_URLS[name] + file] for file in files}
     base_url = BASE_URLS[name] if base_url is None else base_url
     data_dir = os.fspath(constants.get_default_data_dir() if data_dir is None else data_dir)
     if "://" in data_dir:
@@ -74,7 +79,7 @@ def idx_files(
 
     paths = []
     reached = False
-    for file in FILES:
+    for file in files:
         url, info = base_url + file, url_infos[file]
         file_name = resource.get_dl_fname(url, info.checksum)
         # Older TFDS versions did not have a folder per dataset; newer ones still look there.
@@ -89,7 +94,7 @@ def idx_files(
             path = candidates[0]
             _download(name, url, info, path)
         paths.append(path)
-    return paths[0], paths[1]
+    return paths
 
 
 def _advice(name: str) -> str:

@@ -28,6 +28,7 @@ from jaxvae.data.reading import Images
 from jaxvae.errors import InputError
 
 _IDX_MAGIC = 0x00000803  # unsigned bytes, three dimensions
+_IDX_LABELS_MAGIC = 0x00000801  # one dimension
 _DEFLATE_MAX_RATIO = 1032  # the most that deflate can expand, in bytes per compressed byte
 _CHUNK = 1 << 20  # bytes per read
 
@@ -64,7 +65,15 @@ def _read_exactly(file: IO[bytes] | io.BufferedIOBase, size: int, label: object)
 
 
 def read_idx(path: Path) -> Images:
-    """Read an IDX file of images, gzipped or not, as uint8 ``[N, H, W, 1]``."""
+    """Read an IDX file of images, gzipped or not, as uint8 ``[N, H, W, 1]``. Raises `InputError`."""
+    with _idx_content(path, _IDX_MAGIC, 3, "images") as (file, shape):
+        data = _read_exactly(file, math.prod(shape), path)
+    return np.frombuffer(data, np.uint8).reshape(*shape, 1)
+
+
+@contextlib.contextmanager
+def _idx_content(path: Path, wanted: int, axes: int, what: str) -> Iterator[tuple[Any, list[int]]]:
+    """An IDX file of a magic number, open after its header, and the shape that the header claims."""
     import gzip
 
     with blaming(path), path.open("rb") as raw:
@@ -72,16 +81,23 @@ def read_idx(path: Path) -> Images:
         gzipped = raw.read(2) == b"\x1f\x8b"
         raw.seek(0)
         with gzip.open(raw) if gzipped else contextlib.nullcontext(raw) as file:
-            header = file.read(16)
-            if len(header) < 16:
-                raise InputError(f"{path}: truncated: an IDX header takes 16 bytes, there are {len(header)}")
-            magic, *shape = struct.unpack(">4I", header)
-            if magic != _IDX_MAGIC:
-                raise InputError(f"{path}: not IDX images: magic number 0x{magic:08x}, not 0x{_IDX_MAGIC:08x}")
+            size = 4 * (1 + axes)
+            header = file.read(size)
+            if len(header) < size:
+                raise InputError(f"{path}: truncated: an IDX header takes {size} bytes, there are {len(header)}")
+            magic, *shape = struct.unpack(f">{1 + axes}I", header)
+            if magic != wanted:
+                raise InputError(f"{path}: not IDX {what}: magic number 0x{magic:08x}, not 0x{wanted:08x}")
             if 0 in shape:
                 raise InputError(f"{path}: empty: shape {shape}")
-            data = _read_exactly(file, math.prod(shape), path)
-    return np.frombuffer(data, np.uint8).reshape(*shape, 1)
+            yield file, shape
+
+
+def read_idx_labels(path: Path, count: int) -> np.ndarray[Any, np.dtype[np.int32]]:
+    """Read the labels of `count` images from an IDX file, gzipped or not: int32 ``[N]``. Raises `InputError`."""
+    with _idx_content(path, _IDX_LABELS_MAGIC, 1, "labels") as (file, shape):
+        data = _read_exactly(file, math.prod(shape), path)
+    return to_labels(np.frombuffer(data, np.uint8), count, path)
 
 
 def npy_file(name: str, path: Path) -> ImageData:

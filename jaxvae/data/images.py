@@ -11,6 +11,7 @@ from jaxvae.config import Config
 from jaxvae.data.reading import Images, Reading, applied, shape_words
 from jaxvae.errors import InputError
 from jaxvae.noise import Static
+from jaxvae.options import MOST_CLASSES
 from jaxvae.typing import ImageShape
 
 Split: TypeAlias = Mapping[str, np.ndarray[Any, np.dtype[Any]]]
@@ -85,6 +86,29 @@ def prepared(images: ImageData, config: Config) -> ImageData:
     `with_validation` does.
     """
     return with_validation(as_seen(images, config), config.validation, config.validation_seed)
+
+
+def for_run(config: Config, images: ImageData) -> Config:
+    """`config` with what a run takes from its images: the name of the dataset, and the number of classes.
+
+    Raises:
+      InputError: the model reads labels, and the images have none, or others than the model knows.
+    """
+    named = dataclasses.replace(config, dataset=images.name)
+    if not config.reads_labels:
+        return named
+    flag = config.labels_flag
+    splits = {name: images.split(name) for name in SPLITS if len(getattr(images, name))}
+    labels = {name: split["label"] for name, split in splits.items() if "label" in split}
+    if labels.keys() != splits.keys():
+        raise InputError(f"{flag}: {images.source}: the images have no labels")
+    if any(each.ndim != 1 or each.dtype.kind not in "iu" or each.min() < 0 for each in labels.values()):
+        raise InputError(f"{flag}: {images.source}: a label must be a whole number of at least 0 for each image")
+    most = max(int(each.max()) for each in labels.values())
+    classes = config.classes or min(max(most + 1, len(images.classes)), MOST_CLASSES)
+    if most >= classes:
+        raise InputError(f"{flag} with {classes} classes: {images.source} has the label {most}; labels count from 0")
+    return dataclasses.replace(named, classes=classes)
 
 
 def as_seen(images: ImageData, config: Config) -> ImageData:
@@ -166,12 +190,24 @@ def digests(images: ImageData) -> dict[str, str]:
     }
 
 
+def identity(images: ImageData) -> dict[str, Any]:
+    """What a run records of its data: `digests`, the names of classes, and what examples hold besides images."""
+    found: dict[str, Any] = digests(images)
+    if images.classes:
+        found["classes"] = list(images.classes)
+    if others := {name: values for name, values in images.split("train").items() if name != "image"}:
+        found["example"] = {
+            name: {"shape": list(values.shape[1:]), "dtype": str(values.dtype)} for name, values in others.items()
+        }
+    return found
+
+
 def contradicted(found: Mapping[str, Any], record: Mapping[str, Any]) -> list[str]:
     """The entries of `record`, of the data at hand, that a run's saved record `found` contradicts.
 
     Labels that the run did not have do not count: older versions read none from files.
     """
-    labels = ("example", *(f"{split}_label_sha256" for split in SPLITS))
+    labels = ("example", "classes", *(f"{split}_label_sha256" for split in SPLITS))
     return [
         name for name, value in record.items() if found.get(name) != value and (name in found or name not in labels)
     ]

@@ -14,8 +14,8 @@ from jaxvae import errors
 from jaxvae.config import Config
 from jaxvae.data import download
 from jaxvae.data.arrays import GIVEN, paired
-from jaxvae.data.formats import blaming, npy_file, npz_file, read_idx
-from jaxvae.data.images import ImageData, reading_of
+from jaxvae.data.formats import blaming, npy_file, npz_file, read_idx, read_idx_labels
+from jaxvae.data.images import ImageData, Split, reading_of
 from jaxvae.data.pictures import folder_of_pictures
 from jaxvae.data.reading import AS_THEY_ARE, Reading
 from jaxvae.errors import InputError, suggestion
@@ -25,7 +25,7 @@ IDX_DATASETS = tuple(download.BASE_URLS)
 
 DATASETS = ("auto", *IDX_DATASETS, "digits")
 """Every name `load` knows."""
-_IDX_STEMS = ("train-images", "t10k-images")
+_IDX_SPLITS = ("train", "t10k")
 
 
 def load(
@@ -33,6 +33,7 @@ def load(
     data_dir: str | os.PathLike[str] | None = None,
     reading: Reading = AS_THEY_ARE,
     *,
+    labels: bool = False,
     warn: Callable[[str], None] = errors.warn,
 ) -> ImageData:
     """Load a dataset by name or by path.
@@ -70,6 +71,7 @@ def load(
       dataset: one of `DATASETS`, or a path; ``./mnist`` is a path, ``mnist`` a name.
       data_dir: folder with the IDX files; for ``auto`` and `IDX_DATASETS` only.
       reading: the size and channels that images are given, and whether bad picture files are left out.
+      labels: whether the labels of datasets with a name are read, too. Those of files come with the images.
       warn: called with one line when ``auto`` falls back, and when files are left out.
 
     Raises:
@@ -79,7 +81,7 @@ def load(
     if data_dir is not None and dataset not in ("auto", *IDX_DATASETS):
         names = ", ".join(("auto", *IDX_DATASETS))
         raise InputError(f"--data-dir goes with --dataset {names}, not with {dataset!r}")
-    found = _found(dataset, data_dir, reading, warn).read_as(reading)
+    found = _found(dataset, data_dir, reading, labels, warn).read_as(reading)
     if found.skipped:
         warn(f"picture files that cannot be read are left out: {len(found.skipped)}, such as {found.skipped[0]}")
     return found
@@ -92,20 +94,20 @@ def load_for(config: Config, warn: Callable[[str], None] = errors.warn) -> Image
       InputError: as `load`; or an option of reading has no effect on these images.
     """
     reading = reading_of(config)
-    images = load(config.dataset, config.data_dir, reading, warn=warn)
+    images = load(config.dataset, config.data_dir, reading, labels=config.reads_labels, warn=warn)
     reading.check(images.name)
     return images
 
 
 def _found(
-    dataset: str, data_dir: str | os.PathLike[str] | None, reading: Reading, warn: Callable[[str], None]
+    dataset: str, data_dir: str | os.PathLike[str] | None, reading: Reading, labels: bool, warn: Callable[[str], None]
 ) -> ImageData:
     if dataset == "auto":
-        return _auto(data_dir, warn)
+        return _auto(data_dir, labels, warn)
     if dataset in IDX_DATASETS:
-        return _idx_dataset(dataset, data_dir)
+        return _idx_dataset(dataset, data_dir, labels)
     if dataset == "digits":
-        return _digits()
+        return _digits(labels)
     if dataset == GIVEN:
         raise InputError(f"--dataset {GIVEN}: the run was trained on data given in Python: continue it with jaxvae.fit")
     path = Path(dataset)
@@ -123,46 +125,57 @@ def _found(
     )
 
 
-def _auto(data_dir: str | os.PathLike[str] | None, warn: Callable[[str], None]) -> ImageData:
+def _auto(data_dir: str | os.PathLike[str] | None, labels: bool, warn: Callable[[str], None]) -> ImageData:
     if data_dir is None:
         try:
             download.idx_files("mnist")
         except InputError as error:
             warn(f"TRAINING ON SCIKIT-LEARN'S 8x8 DIGITS, NOT ON MNIST, which is not available: {error}")
-            return _digits()
+            return _digits(labels)
     # A damaged file is an error, not a reason to train on something else.
-    return _idx_dataset("mnist", data_dir)
+    return _idx_dataset("mnist", data_dir, labels)
 
 
-def _idx_dataset(name: str, data_dir: str | os.PathLike[str] | None) -> ImageData:
+def _idx_dataset(name: str, data_dir: str | os.PathLike[str] | None, labels: bool) -> ImageData:
     if data_dir is None:
-        train, test = download.idx_files(name)
-        source = f"IDX files in TensorFlow Datasets' cache {train.parent}"
+        images: list[Path] = download.idx_files(name)
+        labelled = download.idx_files(name, download.LABEL_FILES) if labels else []
+        source = f"IDX files in TensorFlow Datasets' cache {images[0].parent}"
     else:
-        train, test = (_find_idx(Path(data_dir), stem) for stem in _IDX_STEMS)
+        folder = Path(data_dir)
+        images = [_find_idx(folder, f"{split}-images", 3) for split in _IDX_SPLITS]
+        labelled = [_find_idx(folder, f"{split}-labels", 1) for split in _IDX_SPLITS if labels]
         source = f"IDX files in {data_dir}"
-    return paired(name, source, {"image": read_idx(train)}, {"image": read_idx(test)})
+    splits: list[Split] = [{"image": read_idx(path)} for path in images]
+    if labels:
+        pairs = zip(splits, labelled, strict=True)
+        splits = [{**split, "label": read_idx_labels(path, len(split["image"]))} for split, path in pairs]
+    return paired(name, source, *splits)
 
 
-def _find_idx(folder: Path, stem: str) -> Path:
+def _find_idx(folder: Path, stem: str, axes: int) -> Path:
     with blaming(f"--data-dir {folder}"):
         if not folder.is_dir():
             raise InputError(f"--data-dir {folder} is not a folder")
-        for name in (f"{stem}-idx3-ubyte", f"{stem}.idx3-ubyte"):
+        for name in (f"{stem}-idx{axes}-ubyte", f"{stem}.idx{axes}-ubyte"):
             for path in (folder / name, folder / f"{name}.gz"):
                 if path.is_file():
                     return path
-    raise InputError(f"--data-dir {folder} has no file {stem}-idx3-ubyte, with or without .gz")
+    raise InputError(f"--data-dir {folder} has no file {stem}-idx{axes}-ubyte, with or without .gz")
 
 
-def _digits() -> ImageData:
+def _digits(labels: bool) -> ImageData:
     from PIL import Image
     from sklearn.datasets import load_digits
 
-    small = np.rint(load_digits().images * (255 / 16)).astype(np.uint8)
+    digits = load_digits()
+    small = np.rint(digits.images * (255 / 16)).astype(np.uint8)
     # Bicubic, because bilinear smears strokes as thin as a pixel. Its only lobes are negative and are clipped
     # at 0, so no ripples show on the black background.
     large = [np.asarray(Image.fromarray(d).resize((28, 28), Image.Resampling.BICUBIC)) for d in small]
-    images = np.stack(large)[..., None]
+    whole = {"image": np.stack(large)[..., None]}
+    if labels:
+        whole["label"] = digits.target.astype(np.int32)
     source = "scikit-learn's bundled digits, 8x8 scaled to 28x28"
-    return ImageData("digits", source, images[:1500], images[1500:])
+    train, test = ({name: values[part] for name, values in whole.items()} for part in np.s_[:1500, 1500:])
+    return paired("digits", source, train, test)

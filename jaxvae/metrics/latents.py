@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from jaxvae.chunks import chunk_size, in_chunks
 from jaxvae.metrics.subject import Subject
 from jaxvae.models.two_layer import TwoLayerVAE
-from jaxvae.models.vae import VAE
+from jaxvae.models.vae import VAE, label_of
 from jaxvae.protocols import Measured, Metric
 from jaxvae.run.records import rounded
 from jaxvae.train.step import as_batch
@@ -42,7 +42,7 @@ class ActiveUnits(Metric):
         def of_batch(variables: Params, batch: Batch, keys: Array) -> dict[str, Array]:
             view, seen = subject.view(variables), as_batch(batch)
             x = subject.loss.inputs.observe(seen["image"], keys)
-            mean, std = view.apply(x, method="encode")
+            mean, std = view.apply(x, **label_of(subject.model, seen), method="encode")
             if isinstance(subject.model, VAE):
                 kl = view.apply(mean, std, {**seen, "image": x}, method="kl")
                 return {"mean": mean} if kl is None else {"mean": mean, "kl": kl}

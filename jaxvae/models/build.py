@@ -14,7 +14,7 @@ from jaxvae.models.layers import float32_products
 from jaxvae.models.likelihoods import Bernoulli
 from jaxvae.models.priors import StandardNormal
 from jaxvae.models.two_layer import TwoLayerVAE
-from jaxvae.models.vae import VAE, LatentModel
+from jaxvae.models.vae import VAE, LatentModel, label_of
 from jaxvae.options import with_traced
 from jaxvae.typing import Array, Batch, ImageShape, Params
 
@@ -47,7 +47,8 @@ def build_model(config: Any, image_shape: ImageShape) -> Model:
     uses = parts.objective.uses
     likelihood = parts.likelihood if "likelihood" in uses else Bernoulli()  # The notes' decoders end in logits.
     prior = parts.prior if "prior" in uses else StandardNormal()
-    return kind(image_shape, parts.network, config.latent_size, config.head, likelihood, prior, dtype)
+    classes = config.classes if config.condition == "label" else 0
+    return kind(image_shape, parts.network, config.latent_size, config.head, likelihood, prior, dtype, classes)
 
 
 def with_traced_parts(model: Model, hyperparameters: Mapping[str, Any]) -> Model:
@@ -68,13 +69,14 @@ def call_arguments(model: Model, batch: Batch, keys: Array, train: bool) -> tupl
     - The first parameter gets the images [B, H, W, C], or the whole batch if it is named `batch`.
     - `key`: the keys of the examples, [B].
     - `train`: whether this is a training step; `deterministic`: the opposite.
+    - `label`: the labels [B], if it is a conditional `LatentModel`.
 
     Random streams of any name (``self.make_rng("dropout")``) are available as well.
     """
     names = [name for name in inspect.signature(type(model).__call__).parameters if name != "self"]
     known = {"key": keys, "train": train, "deterministic": not train}
     given = {name: known[name] for name in names[1:] if name in known}
-    return (batch if names[:1] == ["batch"] else batch["image"],), given
+    return (batch if names[:1] == ["batch"] else batch["image"],), {**given, **label_of(model, batch)}
 
 
 def init_variables(model: Model, key: Array, example: Mapping[str, Any]) -> dict[str, Any]:
@@ -113,7 +115,7 @@ def sample(model: Model, variables: Params, key: Array, count: int, batch: Batch
     """
     if isinstance(model, LatentModel):
         latent: Any = model.apply(variables, key, count, batch, method="sample_latent")
-        logits: Any = model.apply(variables, latent, method="decode")
+        logits: Any = model.apply(variables, latent, **label_of(model, batch), method="decode")
         intensities: Array = nn.sigmoid(logits)
         return intensities
     drawn: Any = model.apply(variables, count, method="sample", rngs={"params": key})

@@ -79,6 +79,23 @@ def at_least_float32(x: Array) -> Array:
     return x.astype(jnp.float32) if x.dtype.itemsize < 4 else x
 
 
+class ByLabel(nn.Module):
+    """A learnt vector for each label: labels [B] to [B, size]. A label that there is not has zeros.
+
+    As a product with one-hot labels: the gradient of a gather has no fixed order of sums on a GPU.
+    """
+
+    classes: int
+    size: int
+    first: nn.initializers.Initializer = nn.initializers.zeros_init()
+
+    @nn.compact
+    def __call__(self, label: Array) -> Array:
+        table = self.param("table", self.first, (self.classes, self.size))
+        vectors: Array = nn.one_hot(label.astype(jnp.int32), self.classes, dtype=table.dtype) @ table
+        return vectors
+
+
 class Encoder(nn.Module):
     """Map images [B, H, W, C] with intensities in [0, 1] to features [B, out_size], at least float32."""
 

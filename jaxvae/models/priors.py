@@ -9,6 +9,9 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Float, Key
 
+from jaxvae.errors import InputError
+from jaxvae.models.layers import ByLabel
+from jaxvae.options import CLASSES, option
 from jaxvae.protocols import Prior, PriorModule
 from jaxvae.typing import Array, Batch
 
@@ -71,4 +74,47 @@ class StandardNormal(Prior):
         return StandardNormalModule(latent_size)
 
 
-PRIORS: Mapping[str, type[Prior]] = {"normal": StandardNormal}
+class LabelGaussianModule(nn.Module):
+    """p(z | y): see `LabelGaussian` and `PriorModule`. It starts as N(0, I) for every label."""
+
+    latent_size: int
+    classes: int
+
+    def setup(self) -> None:
+        self.mean, self.log_std = (ByLabel(self.classes, self.latent_size) for _ in range(2))
+
+    def _moments(self, batch: Batch | None) -> tuple[Array, Array]:
+        """The mean and the standard deviation for the labels of a batch, [B, L] each."""
+        if batch is None or "label" not in batch:
+            raise InputError("--prior label: the model needs the label of each image")
+        return self.mean(batch["label"]), jnp.exp(self.log_std(batch["label"]))
+
+    def log_density(self, latent: Float[Array, "B S L"], batch: Batch) -> Float[Array, "B S"]:
+        """See `PriorModule`."""
+        mean, std = self._moments(batch)
+        return log_normal(latent, mean[:, None], std[:, None])
+
+    def sample(self, key: Key[Array, ""], shape: tuple[int, ...], batch: Batch | None = None) -> Float[Array, "... L"]:
+        """See `PriorModule`."""
+        mean, std = self._moments(batch)
+        return mean + std * jax.random.normal(key, (*shape, self.latent_size))
+
+    def kl(self, mean: Float[Array, "B L"], std: Float[Array, "B L"], batch: Batch) -> Float[Array, "B L"] | None:
+        """See `PriorModule`."""
+        centre, scale = self._moments(batch)
+        return gaussian_kl_per_dimension((mean - centre) / scale, std / scale)
+
+
+@dataclass(frozen=True)
+class LabelGaussian(Prior):
+    """A diagonal Gaussian for each label, learnt: p(z | y). Sohn, Lee and Yan (NeurIPS 2015), section 4.1."""
+
+    classes: int = option(0, CLASSES)
+    """How many labels a conditional model knows; 0: as many as the images have."""
+
+    def module(self, latent_size: int) -> PriorModule:
+        """See `Prior`."""
+        return LabelGaussianModule(latent_size, self.classes)
+
+
+PRIORS: Mapping[str, type[Prior]] = {"normal": StandardNormal, "label": LabelGaussian}

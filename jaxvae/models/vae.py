@@ -9,9 +9,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Float, Key
+from jaxtyping import Float, Int, Key
 
+from jaxvae.errors import InputError
 from jaxvae.models.autoencoder import Head
+from jaxvae.models.layers import ByLabel
 from jaxvae.models.likelihoods import Bernoulli
 from jaxvae.models.networks import Mlp
 from jaxvae.models.priors import StandardNormal, log_normal
@@ -95,6 +97,12 @@ def example_noise(keys: Key[Array, " B"], samples: int, size: int, dtype: Any) -
 class LatentModel(nn.Module):
     """The base of all models with a distribution of latents: it has the decoder and the prior.
 
+    With `classes`, it is conditional: q(z | x, y) and p(x | z, y), where y is an image's label. Sohn, Lee and Yan,
+    "Learning Structured Output Representation using Deep Conditional Generative Models" (NeurIPS 2015). A label has two
+    learnt vectors: an image that is added to what the encoder sees, and L numbers that the decoder gets after the
+    latents. (So many, that a decoder of spatial latents can share them out.) The methods below that take a `label` then
+    need it.
+
     Attributes:
       image_shape: (H, W, C).
       network: its encoder and decoder.
@@ -103,6 +111,7 @@ class LatentModel(nn.Module):
       likelihood: the distribution of an image. It decides what the decoder returns.
       prior: the distribution of the latents.
       dtype: the dtype of the matrix products; parameters are float32, and all that follows the layers at least float32.
+      classes: how many labels a conditional model knows; 0: it is not conditional.
     """
 
     image_shape: ImageShape
@@ -112,6 +121,7 @@ class LatentModel(nn.Module):
     likelihood: Likelihood = Bernoulli()
     prior: Prior = StandardNormal()
     dtype: Any = jnp.float32
+    classes: int = 0
 
     def _setup_pixels(self) -> None:
         height, width, channels = self.image_shape
@@ -119,15 +129,35 @@ class LatentModel(nn.Module):
         learnt = self.likelihood.parameters()
         self.learnt = {name: self.param(name, nn.initializers.constant(first), ()) for name, first in learnt.items()}
         self.p_z: Any = self.prior.module(self.latent_size)
+        if self.classes:
+            self.label_image = ByLabel(self.classes, height * width * channels)
+            self.label_latents = ByLabel(self.classes, self.latent_size, nn.initializers.normal(1.0))
 
-    def pixels(self, latent: Float[Array, "... L"]) -> PixelDistribution:
-        """Decode the latents next to the image [..., L], as one batch, to the distribution of images [..., H, W, C]."""
+    def _label(self, label: Array | None) -> Array:
+        if label is None:
+            raise InputError("the model is conditional: it needs the label of each image")
+        return label
+
+    def labelled(self, x: Float[Array, "B H W C"], label: Int[Array, " B"] | None = None) -> Float[Array, "B H W C"]:
+        """What the encoder sees of images [B, H, W, C] in [0, 1]."""
+        if not self.classes:
+            return x
+        told: Array = self.label_image(self._label(label))
+        return x + told.reshape(x.shape)
+
+    def pixels(self, latent: Float[Array, "B ... L"], label: Int[Array, " B"] | None = None) -> PixelDistribution:
+        """Decode the latents next to the image, [B, ..., L], to the distribution of images [B, ..., H, W, C]."""
+        lead = latent.shape[:-1]
+        if self.classes:
+            told: Array = self.label_latents(self._label(label))
+            told = told.reshape(len(told), *[1] * (latent.ndim - 2), -1)
+            latent = jnp.concatenate([latent, jnp.broadcast_to(told, latent.shape)], axis=-1)
         flat: Array = self.decoder(latent.reshape(-1, latent.shape[-1]))
-        return self.likelihood.pixels(flat.reshape(*latent.shape[:-1], *flat.shape[1:]), self.learnt)
+        return self.likelihood.pixels(flat.reshape(*lead, *flat.shape[1:]), self.learnt)
 
-    def decode(self, latent: Float[Array, "B L"]) -> Float[Array, "B H W C"]:
+    def decode(self, latent: Float[Array, "B L"], label: Int[Array, " B"] | None = None) -> Float[Array, "B H W C"]:
         """Decode the latents next to the image [B, L] to logits of the mean intensities [B, H, W, C]."""
-        return self.likelihood.logits(self.pixels(latent).location)
+        return self.likelihood.logits(self.pixels(latent, label).location)
 
     def log_prior(self, latent: Float[Array, "B S L"], batch: Batch) -> Float[Array, "B S"]:
         """log p(z) at latents [B, S, L] of a batch: [B, S], nats."""
@@ -162,17 +192,20 @@ class VAE(LatentModel):
         self.encoder = self.network.encoder(2 * self.latent_size, self.dtype)
         self._setup_pixels()
 
-    def encode(self, x: Float[Array, "B H W C"]) -> tuple[Float[Array, "B L"], Float[Array, "B L"]]:
+    def encode(
+        self, x: Float[Array, "B H W C"], label: Int[Array, " B"] | None = None
+    ) -> tuple[Float[Array, "B L"], Float[Array, "B L"]]:
         """Encode images [B, H, W, C] in [0, 1] to the posterior's `mean` and `std`, each [B, L]."""
-        return split_posterior(self.encoder(x), self.head)
+        return split_posterior(self.encoder(self.labelled(x, label)), self.head)
 
     def draw(self, batch: Batch, keys: Key[Array, " B"], samples: int) -> PosteriorSamples:
         """Draw `samples` latents for each image of a batch, with one key per image."""
-        mean, std = self.encode(batch["image"])
+        told = label_of(self, batch)
+        mean, std = self.encode(batch["image"], **told)
         latent = mean[:, None] + std[:, None] * example_noise(keys, samples, self.latent_size, mean.dtype)
         posterior = log_normal(latent, mean[:, None], std[:, None])
         prior, kl = self.log_prior(latent, batch), self.kl(mean, std, batch)
-        return PosteriorSamples(self.pixels(latent), prior, posterior, latent, mean, std, kl)
+        return PosteriorSamples(self.pixels(latent, **told), prior, posterior, latent, mean, std, kl)
 
     def kl(self, mean: Float[Array, "B L"], std: Float[Array, "B L"], batch: Batch) -> Float[Array, "B L"] | None:
         """KL(N(mean, std^2) || p(z)) of each dimension, [B, L], nats; None where it has no closed form."""
@@ -183,8 +216,20 @@ class VAE(LatentModel):
         """Draw latents [count, L] from the prior, for `decode`."""
         return self.sample_prior(key, (count,), batch)
 
-    def __call__(self, x: Float[Array, "B H W C"], key: Key[Array, ""] | Key[Array, " B"]) -> VAEOutput:
+    def __call__(
+        self,
+        x: Float[Array, "B H W C"],
+        key: Key[Array, ""] | Key[Array, " B"],
+        label: Int[Array, " B"] | None = None,
+    ) -> VAEOutput:
         """Encode `x` [B, H, W, C], draw one latent per image with `key` (see `reparameterize`), and decode it."""
-        mean, std = self.encode(x)
+        mean, std = self.encode(x, label)
         latent = reparameterize(key, mean, std)
-        return VAEOutput(self.decode(latent), latent, mean, std)
+        return VAEOutput(self.decode(latent, label), latent, mean, std)
+
+
+def label_of(model: nn.Module, batch: Batch | None) -> dict[str, Any]:
+    """What methods of a conditional model take besides images or latents: a batch's labels. Other models: nothing."""
+    if batch is None or "label" not in batch or not isinstance(model, LatentModel) or not model.classes:
+        return {}
+    return {"label": batch["label"]}

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Float, Key
 
 from jaxvae.models.priors import log_normal
+from jaxvae.models.vae import label_of
 from jaxvae.objectives.base import View
 from jaxvae.objectives.elbo import InNats, Samples
 from jaxvae.typing import Array, Batch, Params, Terms
@@ -70,13 +71,14 @@ class Dreg(InNats, Samples):
     def terms(self, view: View, batch: Batch, keys: Key[Array, " B"]) -> Terms:
         """See `Objective`."""
         weight, x = self.kl_weight(view), batch["image"]
-        mean, std = view.apply(x, method="encode")
+        told = label_of(view.model, batch)
+        mean, std = view.apply(x, **told, method="encode")
         eps = jax.vmap(lambda key: jax.random.normal(key, (self.samples, mean.shape[-1]), mean.dtype))(keys)
         latent = mean[:, None] + std[:, None] * eps
         fixed_mean, fixed_std = (jax.lax.stop_gradient(a)[:, None] for a in (mean, std))
 
         def log_weights(params: Params, z: Array) -> tuple[Array, Array, Array]:
-            log_px = -view.nll(view.apply(z, method="pixels", params=params), x)
+            log_px = -view.nll(view.apply(z, **told, method="pixels", params=params), x)
             log_ratio = view.apply(z, batch, method="log_prior", params=params) - log_normal(z, fixed_mean, fixed_std)
             return log_px + weight * log_ratio, log_px, log_ratio
 

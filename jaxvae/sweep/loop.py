@@ -1,6 +1,5 @@
 """The only module of sweeps with side effects: runs programs one after the other; metrics, checkpoints, signals."""
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -76,13 +75,13 @@ def sweep(
     if run_dir is not None:
         run_dirs.check(run_dir, resume, SWEEP_FILES)
     images = data.load_for(grid.config)
-    grid = grid._replace(config=with_absolute_paths(dataclasses.replace(grid.config, dataset=images.name)))
+    grid = grid._replace(config=with_absolute_paths(data.for_run(grid.config, images)))
     images = data.prepared(images, grid.config)
     members = grid.members()
     for member in members:
         steps_per_epoch(member, len(images.train))
         build_model(member, images.image_shape)
-    digests = data.digests(images)
+    identity = data.identity(images)
     with ExitStack() as stack:
         if resume:
             assert run_dir is not None
@@ -110,7 +109,7 @@ def sweep(
         stack.enter_context(run_dirs.told(run_dir, SaveError))
         for index, numbers in enumerate(programs):
             title = f"program {index + 1}/{len(programs)}"
-            program = _Program(run_dir / PROGRAMS / str(index), title, members, numbers, images, digests, chosen)
+            program = _Program(run_dir / PROGRAMS / str(index), title, members, numbers, images, identity, chosen)
             stopped_by = program.train(stop)
             rows = tables.write_tables(run_dir)
             if stopped_by is not None:
@@ -129,7 +128,7 @@ def _check_programs(
     run_dir: Path, members: Sequence[Config], programs: Sequence[Sequence[int]], images: data.ImageData
 ) -> None:
     """Refuse, before anything is written, to resume with other images or with metrics that cannot be read."""
-    digests = data.digests(images)
+    identity = data.identity(images)
     for index, numbers in enumerate(programs):
         directory = run_dir / PROGRAMS / str(index)
         tables.member_records(directory)
@@ -138,7 +137,7 @@ def _check_programs(
         with Checkpoints(directory / "checkpoints", read_only=True) as checkpoints:
             if checkpoints.steps():
                 found = checkpoints.read_record()
-                if data.contradicted(found, digests):
+                if data.contradicted(found, identity):
                     raise InputError(f"--resume: not the images that {directory} was trained on")
                 config = members[numbers[0]]
                 steps = steps_per_epoch(config, len(images.train))
@@ -167,7 +166,7 @@ class _Program:
       title: for the console.
       members: all of the sweep.
       numbers: of those in the program.
-      images, digests: the images to train and test on, and their digests.
+      images, identity: the images to train and test on, and their identity.
       devices: those that share the members.
     """
 
@@ -178,7 +177,7 @@ class _Program:
         members: Sequence[Config],
         numbers: Sequence[int],
         images: data.ImageData,
-        digests: Mapping[str, str],
+        identity: Mapping[str, Any],
         devices: Sequence[jax.Device],
     ):
         self.failure: SaveError | None = None
@@ -192,7 +191,7 @@ class _Program:
         self._record = {
             "image_shape": list(images.train.shape[1:]),
             "steps_per_epoch": self._trainer.steps_per_epoch,
-            **digests,
+            **identity,
         }
 
     def train(self, stop: StopSignals) -> int | None:

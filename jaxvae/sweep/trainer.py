@@ -339,7 +339,6 @@ def abstract_members(
     """The shapes and dtypes of `count` members' states; nothing is computed."""
     model, optimizer = build_model(config, image_shape), build_optimizer(config, steps_per_epoch=1)
     keys = jax.eval_shape(lambda: jax.random.split(key_of(0), count))
-    example = {"image": np.zeros((1, *image_shape), np.float32)} if example is None else example
     states = jax.eval_shape(jax.vmap(lambda key: init_state(model, optimizer, key, example=example)), keys)
     ints = partial(jax.ShapeDtypeStruct, dtype=jnp.int32)
     diverged: Any = ints((count,))

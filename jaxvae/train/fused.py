@@ -57,6 +57,8 @@ def refusal(config: Any, image_shape: ImageShape) -> str | None:
     network, objective, optimizer, inputs = parts.network, parts.objective, parts.optimizer, parts.inputs
     if parts.model is not None or type(network) is not Mlp:
         return "they are for --architecture mlp"
+    if config.condition != "none":
+        return "they have no --condition"
     if type(objective) not in (Mse, NotesElbo, Elbo):
         return "they are for --objective mse, notes-elbo or elbo"
     if isinstance(objective, Mse) and objective.corruption:

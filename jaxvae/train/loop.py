@@ -96,7 +96,7 @@ def _prepare(
     # All processes read the images; one tells of it.
     warn = errors.warn if distributed.is_lead() else lambda _: None
     images = given or data.load_for(config, warn)
-    config = replace(config, dataset=images.name)
+    config = data.for_run(config, images)
     config = config if given else with_absolute_paths(config)
     images = data.prepared(images, config)
     if resume:
@@ -107,11 +107,8 @@ def _prepare(
     record = {
         "image_shape": list(images.train.shape[1:]),
         "steps_per_epoch": steps_per_epoch(config, len(images.train)),
-        **data.digests(images),
+        **data.identity(images),
     }
-    if others := {name: values for name, values in images.split("train").items() if name != "image"}:
-        forms = {name: {"shape": list(values.shape[1:]), "dtype": str(values.dtype)} for name, values in others.items()}
-        record["example"] = forms
     trainer = Trainer(config, images, parallel.data_parallel(parallel.select_devices(devices)))
     trainer.check_fits()
     return trainer, record

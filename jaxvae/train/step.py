@@ -59,10 +59,10 @@ def init_state(
       optimizer: the optimiser.
       key: for the initial weights.
       output_mean: [H, W, C], the mean of the training images. If given, the decoder starts from it.
-      example: a batch of one example; only its shapes count. Default: an image of ``model.image_shape``.
+      example: a batch of one example; only its shapes count. Default: an image of ``model.image_shape``, and a label.
     """
     if example is None:
-        example = {"image": jnp.zeros((1, *model.image_shape), jnp.float32)}
+        example = {"image": jnp.zeros((1, *model.image_shape), jnp.float32), "label": jnp.zeros(1, jnp.int32)}
     variables = init_variables(model, key, example)
     params = {"params": variables.pop("params", {})}
     if output_mean is not None:

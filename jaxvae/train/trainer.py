@@ -245,6 +245,8 @@ class Trainer:
         if can_sample(self.model):
             # A prior that depends on the batch gets the images shown, repeated.
             given = {name: values[np.arange(SAMPLED) % len(values)] for name, values in batch.items()}
+            if self.config.reads_labels:
+                given["label"] = jnp.arange(SAMPLED) // 8 % self.config.classes  # A row each.
             pictures["samples"] = sample(self.model, variables, keys["samples"], SAMPLED, given)
         return pictures
 
