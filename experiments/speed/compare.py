@@ -9,6 +9,9 @@ what is faster for it. Then the time to quality: seconds from the start of the p
 is down to `QUALITY`, tests apart, at batch size 32 over three seeds.
 
 Writes comparison.json beside this file and docs/images/comparison.png, and prints Markdown tables.
+
+    python experiments/speed/compare.py --data-dir DIR --names "best PyTorch" jaxvae --presets notes-vae --seeds 0 \\
+        --out FILE.json --plot FILE.png                       # some contenders, and no time to quality
 """
 
 import argparse
@@ -48,18 +51,18 @@ def command(name: str, preset: str, batch_size: int, data_dir: Path, seed: int =
 
 
 def race(
-    preset: str, batch_size: int, data_dir: Path, rounds: int, known: dict[str, int | None] | None
+    preset: str, batch_size: int, data_dir: Path, rounds: int, names: Sequence[str], known: dict[str, int | None] | None
 ) -> dict[str, Any]:
-    """Steps per second of every contender in every round, and the cores each took: those `known`, or the better."""
+    """Steps per second of the contenders in every round, and the cores each took: those `known`, or the better."""
     processes = {}
-    for name in CONTENDERS:
+    for name in names:
         start = command(name, preset, batch_size, data_dir)
         if known is None:
             processes[name] = best_cores(start)
         else:
             processes[name] = Process(start, known[name])
             processes[name].ask("epoch")
-    speeds: dict[str, list[float]] = {name: [] for name in CONTENDERS}
+    speeds: dict[str, list[float]] = {name: [] for name in names}
     for _ in range(rounds):
         for name, process in processes.items():
             speeds[name].append(IMAGES // batch_size / process.epoch())
@@ -98,10 +101,11 @@ def ratios(speeds: dict[str, list[float]], name: str) -> list[float]:
 
 def table(races: Sequence[dict[str, Any]]) -> str:
     """Median steps per second of all, and in brackets how many times faster jaxvae was (median, least to most)."""
-    lines = ["| model | batch | " + " | ".join(CONTENDERS) + " |", "| --- " * (2 + len(CONTENDERS)) + "|"]
+    names = list(races[0]["steps_per_second"])
+    lines = ["| model | batch | " + " | ".join(names) + " |", "| --- " * (2 + len(names)) + "|"]
     for r in races:
         speeds, cells = r["steps_per_second"], []
-        for name in CONTENDERS:
+        for name in names:
             ratio = ratios(speeds, name)
             times = f" ({np.median(ratio):.2f}x, {min(ratio):.2f}-{max(ratio):.2f})" if name != "jaxvae" else ""
             median = float(np.median(speeds[name]))
@@ -113,8 +117,9 @@ def table(races: Sequence[dict[str, Any]]) -> str:
 def quality_table(runs: Sequence[dict[str, Any]]) -> str:
     """Median seconds to quality, and the test losses after the first epoch, which show that all learn alike."""
     lines = ["| model | way | seconds (each seed) | test loss after 1 epoch (each seed) |", "| --- | --- | --- | --- |"]
-    for preset in PRESETS:
-        for name in CONTENDERS:
+    cases = dict.fromkeys((r["preset"], r["name"]) for r in runs)
+    for preset in dict.fromkeys(preset for preset, _ in cases):
+        for name in dict.fromkeys(name for _, name in cases):
             mine = [r for r in runs if (r["preset"], r["name"]) == (preset, name)]
             seconds = [r["seconds"] for r in mine]
             known = [s for s in seconds if s is not None]
@@ -127,11 +132,12 @@ def quality_table(runs: Sequence[dict[str, Any]]) -> str:
 
 def plot(races: Sequence[dict[str, Any]], path: Path) -> None:
     """Images per second over the batch size, a panel a model."""
-    figure, axes = plt.subplots(1, len(PRESETS), figsize=(10, 4), sharey=True, layout="constrained")
-    for axis, preset in zip(axes, PRESETS, strict=True):
+    presets = list(dict.fromkeys(r["preset"] for r in races))
+    figure, axes = plt.subplots(1, len(presets), figsize=(10, 4), sharey=True, layout="constrained", squeeze=False)
+    for axis, preset in zip(axes[0], presets, strict=True):
         mine = [r for r in races if r["preset"] == preset]
         sizes = [r["batch_size"] for r in mine]
-        for name in CONTENDERS:
+        for name in races[0]["steps_per_second"]:
             rounds = [np.array(r["steps_per_second"][name]) * r["batch_size"] for r in mine]
             median = np.array([np.median(r) for r in rounds])
             spread = [median - [r.min() for r in rounds], [r.max() for r in rounds] - median]
@@ -140,8 +146,8 @@ def plot(races: Sequence[dict[str, Any]], path: Path) -> None:
         axis.set_xticks(sizes, [str(size) for size in sizes])
         axis.minorticks_off()
         axis.grid(alpha=0.3)
-    axes[0].set_ylabel("images per second")
-    axes[-1].legend(fontsize=8)
+    axes[0, 0].set_ylabel("images per second")
+    axes[0, -1].legend(fontsize=8)
     figure.savefig(path, dpi=110)
 
 
@@ -149,6 +155,8 @@ def main() -> int:
     """Run the command line; the exit code."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--data-dir", type=Path, required=True, help="folder of MNIST's IDX files")
+    parser.add_argument("--names", nargs="+", choices=CONTENDERS, default=list(CONTENDERS))
+    parser.add_argument("--presets", nargs="+", choices=PRESETS, default=PRESETS)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=BATCH_SIZES)
     parser.add_argument("--seeds", type=int, default=3)
@@ -157,15 +165,16 @@ def main() -> int:
     args = parser.parse_args()
     races: list[dict[str, Any]] = []
     runs: list[dict[str, Any]] = []
-    for preset in PRESETS:
+    names = [name for name in CONTENDERS if name in {*args.names, "jaxvae"}]
+    for preset in args.presets:
         for batch_size in args.batch_sizes:
             # The layers of both models are the same.
             known = next((r["cores"] for r in races if r["batch_size"] == batch_size), None)
-            races.append(race(preset, batch_size, args.data_dir, args.rounds, known))
+            races.append(race(preset, batch_size, args.data_dir, args.rounds, names, known))
             print(json.dumps(races[-1]), file=sys.stderr, flush=True)
         small = races[0]["cores"]
         for seed in range(args.seeds):
-            for name in CONTENDERS:
+            for name in names:
                 runs.append(time_to_quality(preset, name, args.data_dir, small[name], seed))
                 print(json.dumps(runs[-1]), file=sys.stderr, flush=True)
     versions = {name: version(name) for name in ("torch", "jax", "flax", "optax")}
