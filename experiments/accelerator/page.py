@@ -43,12 +43,13 @@ def same(found: Mapping[str, Any]) -> str:
 
 def resume(found: Sequence[Mapping[str, Any]]) -> str:
     """Whether bits are the same."""
-    words = {True: "the same bytes", False: "other bits"}
-    rows = [
-        [r["model"], f"`{r['flags']}`" if r["flags"] else "", words[r["again_the_same"]], words[r["resumed_the_same"]]]
-        for r in found
-    ]
-    return table(["model", "`XLA_FLAGS`", "the same run again", "killed and resumed"], rows)
+    words, kept = {True: "the same bytes", False: "other bits"}, {True: "kept", False: "compiled anew"}
+    rows = []
+    for r in found:
+        flags = f"`{r['flags']}`" if r["flags"] else ""
+        same = [words[r["again_the_same"]], words[r["resumed_the_same"]]]
+        rows.append([r["model"], flags, kept[r["programs_kept"]], *same])
+    return table(["model", "`XLA_FLAGS`", "programs", "the same run again", "killed and resumed"], rows)
 
 
 def ways(found: Mapping[str, Mapping[str, Any]]) -> str:
