@@ -90,6 +90,8 @@ def parse(argv: Sequence[str]) -> tuple[Arguments, list[Config], bool]:
         raise InputError("--devices needs at least one value")
     if arguments.compile_for is not None and arguments.devices != Arguments(arguments.config).devices:
         raise InputError("--compile-for names the number of devices itself: leave --devices out")
+    if arguments.compile_for is not None and (arguments.rounds != Arguments.rounds or arguments.skip_first_step):
+        raise InputError("--compile-for measures nothing: leave --rounds and --skip-first-step out")
     if arguments.rounds < 1:
         raise InputError(f"--rounds must be at least 1, not {arguments.rounds}")
     return arguments, [each.config for each in parsed], sizes.batch_size is not None

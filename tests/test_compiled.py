@@ -106,6 +106,12 @@ def test_devices_are_named_once(capsys: pytest.CaptureFixture[str]) -> None:
     assert "leave --devices out" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("flags", [["--rounds", "3"], ["--skip-first-step"]])
+def test_flags_of_measuring_are_refused(flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(lambda: benchmark.main(["--compile-for", "h100", *flags])) == 2
+    assert "--compile-for measures nothing: leave --rounds and --skip-first-step out" in capsys.readouterr().err
+
+
 # The most kernels of a step and the longest chain, by preset and accelerator: a regression is seen without one.
 BOUNDS: dict[tuple[str, str], tuple[int, int]] = {
     ("h100", "--preset notes-vae --batch-size 32"): (53, 24),

@@ -144,7 +144,8 @@ def summary_lines(grid: Grid, rows: Sequence[Row]) -> list[str]:
         ]
         lost = f"  {line['diverged']} diverged" if line["diverged"] else ""
         found = f"{split} {'  '.join(terms)} ({line['unit']})" if terms else "no finite metric"
-        lines.append(f"{_setting(grid, line)}: {found}, {line['seeds']} seeds{lost}")
+        seeds = f"{line['seeds']} seed{'s' if line['seeds'] != 1 else ''}"
+        lines.append(f"{_setting(grid, line)}: {found}, {seeds}{lost}")
     if len(settings) > 1:
         lines.append(_best_words(grid, settings))
     return lines
