@@ -17,7 +17,6 @@ from jaxvae.components import SLOTS, Parts, kind_of, parts_of
 from jaxvae.errors import InputError
 from jaxvae.fields import GROUPS, HELD_OUT, Fields
 from jaxvae.models.layers import Precision
-from jaxvae.models.priors import LabelGaussian
 from jaxvae.objectives.build import OBJECTIVES
 from jaxvae.options import (
     Option,
@@ -108,13 +107,13 @@ class _Config(metaclass=_Made):
         """Whether the model needs the label of each image."""
         if self.parts.model is not None:
             return False  # It reads what it likes.
-        prior = "prior" in self.parts.objective.uses and isinstance(self.parts.prior, LabelGaussian)
+        prior = "prior" in self.parts.objective.uses and self.parts.prior.reads_labels
         return prior or self.condition == "label"  # type: ignore[attr-defined]
 
     @property
     def labels_flag(self) -> str:
         """The flag by which it `reads_labels`."""
-        return "--condition label" if self.condition == "label" else "--prior label"  # type: ignore[attr-defined]
+        return "--condition label" if self.condition == "label" else f"--prior {self.prior}"  # type: ignore[attr-defined]
 
     @property
     def is_vae(self) -> bool:

@@ -120,7 +120,13 @@ class Likelihood(Component, Protocol):
 
 
 class Prior(Component, Protocol):
-    """p(z). `module` makes a Flax module. Its parameters, if it has any, are trained with the model's."""
+    """p(z). `module` makes a Flax module. Its parameters, if it has any, are trained with the model's.
+
+    Attributes:
+      reads_labels: whether it is p(z | y) and needs ``batch["label"]``.
+    """
+
+    reads_labels: ClassVar[bool] = False
 
     def module(self, latent_size: int) -> "PriorModule":
         """The prior of latents with L dimensions."""

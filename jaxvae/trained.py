@@ -19,7 +19,7 @@ from jaxvae.config import Config
 from jaxvae.errors import InputError, suggestion
 from jaxvae.keys import purpose_key
 from jaxvae.models.autoencoder import AutoEncoder
-from jaxvae.models.build import Examples, Model, build_model, can_sample, reconstruct, sample
+from jaxvae.models.build import Examples, Model, build_model, can_sample, class_rows, reconstruct, sample
 from jaxvae.models.vae import LatentModel, label_of
 from jaxvae.own import give
 from jaxvae.run.checkpoint import Checkpoints
@@ -86,7 +86,7 @@ class TrainedRun:
         if not can_sample(self.model):
             raise TypeError("the model has no prior to draw from")
         if self.config.reads_labels and "label" not in others:
-            others["label"] = np.arange(count) // 8 % self.config.classes
+            others["label"] = class_rows(count, self.config.classes)
         key, batch = purpose_key(seed, "generate"), self._others(others, count)
         return np.asarray(sample(self.model, self.variables, key, count, Examples(batch)), np.float32)
 

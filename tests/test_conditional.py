@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 from numpy.typing import NDArray
-from runs import assert_same_run, train
+from runs import SMALL, assert_same_run, train
 from small import SHAPE, config_of, images, keys_of
 
 import jaxvae
@@ -206,19 +206,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def flags(folder: Path, *more: str) -> list[str]:
-    return [
-        "--preset",
-        "vae",
-        "--dataset",
-        str(folder),
-        "--hidden",
-        "8",
-        "--latent-size",
-        "2",
-        "--batch-size",
-        "9",
-        *more,
-    ]
+    return ["--preset", "vae", "--dataset", str(folder), *SMALL, *more]
 
 
 def test_a_run_is_trained_resumed_evaluated_and_drawn_from(
@@ -265,7 +253,7 @@ def test_members_of_a_sweep_are_what_single_runs_are(folder: Path, tmp_path: Pat
 
 
 def test_two_devices_compute_what_one_does(folder: Path, tmp_path: Path) -> None:
-    given = flags(folder, "--condition", "label", "--batch-size", "8", "--epochs", "1")
+    given = flags(folder, "--condition", "label", "--epochs", "1")
     for devices in ("1", "2"):
         assert train(*given, "--devices", devices, "--run-dir", str(tmp_path / devices)) == 0
     one, two = (jaxvae.load(tmp_path / name).variables["params"] for name in ("1", "2"))

@@ -6,7 +6,9 @@ from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
+from numpy.typing import NDArray
 
 from jaxvae.errors import InputError
 from jaxvae.models.autoencoder import AutoEncoder
@@ -120,6 +122,11 @@ def sample(model: Model, variables: Params, key: Array, count: int, batch: Batch
         return intensities
     drawn: Any = model.apply(variables, count, method="sample", rngs={"params": key})
     return jnp.asarray(drawn)
+
+
+def class_rows(count: int, classes: int) -> NDArray[np.int32]:
+    """Labels [count] for pictures with 8 images a row: a row of each class in turn, and from the first again."""
+    return (np.arange(count) // 8 % classes).astype(np.int32)
 
 
 def can_sample(model: Model) -> bool:

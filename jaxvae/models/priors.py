@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -108,6 +109,8 @@ class LabelGaussianModule(nn.Module):
 @dataclass(frozen=True)
 class LabelGaussian(Prior):
     """A diagonal Gaussian for each label, learnt: p(z | y). Sohn, Lee and Yan (NeurIPS 2015), section 4.1."""
+
+    reads_labels: ClassVar[bool] = True
 
     classes: int = option(0, CLASSES)
     """How many labels a conditional model knows; 0: as many as the images have."""

@@ -13,7 +13,7 @@ from jaxvae.config import Config
 from jaxvae.data.images import ImageData, Split
 from jaxvae.distributed import devices as parallel
 from jaxvae.keys import PURPOSES, Purpose, example_keys, purpose_key
-from jaxvae.models.build import build_model, can_sample, reconstruct, sample
+from jaxvae.models.build import build_model, can_sample, class_rows, reconstruct, sample
 from jaxvae.objectives.build import build_objective
 from jaxvae.optimizer import build_optimizer
 from jaxvae.train.computer import PART_BATCHES, due, splits
@@ -246,7 +246,7 @@ class Trainer:
             # A prior that depends on the batch gets the images shown, repeated.
             given = {name: values[np.arange(SAMPLED) % len(values)] for name, values in batch.items()}
             if self.config.reads_labels:
-                given["label"] = jnp.arange(SAMPLED) // 8 % self.config.classes  # A row each.
+                given["label"] = jnp.asarray(class_rows(SAMPLED, self.config.classes))
             pictures["samples"] = sample(self.model, variables, keys["samples"], SAMPLED, given)
         return pictures
 
