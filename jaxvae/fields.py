@@ -10,6 +10,7 @@ from jaxvae.models.networks import MAX_WIDTH
 from jaxvae.options import AT_LEAST_1, CLASSES, COUNT, FRACTION, NOT_NEGATIVE, Range, option
 
 Resize: TypeAlias = Literal["crop", "pad", "stretch"]
+Stream: TypeAlias = Literal["auto", "always", "never"]
 MAX_SIDE = 2**14  # Of an image, in pixels.
 _SEED = Range("at least 0 and below 2^32", lambda value: 0 <= value < 2**32)
 _IMAGE_SIZE = Range(
@@ -48,6 +49,9 @@ class Fields:
     """1: grey, 3: colour. Default: as the images are; of a folder, 1 if all pictures are grey, else 3."""
     skip_bad: bool = option(False)
     """Leave out picture files that cannot be read, instead of refusing them."""
+    stream: Stream = option("auto")
+    """Bring images to the device block by block, read ahead, instead of keeping them there; results are the same. auto:
+    if they do not fit in memory."""
     validation: float = option(0.0, NOT_NEGATIVE)
     """Training images to hold out for choosing the best checkpoint: a fraction below 1, or a number; 0: none."""
     validation_seed: int = option(0, COUNT)

@@ -138,6 +138,12 @@ def check_fits(required: Mapping[str, int], images: int, devices: Sequence[jax.D
     )
 
 
+def images_fit(required: Mapping[str, int], images: int, devices: Sequence[jax.Device]) -> bool:
+    """Whether all images fit on each device, beside what is `required`. On a CPU, they are in memory already."""
+    here = [device for device in devices if device.process_index == jax.process_index()]
+    return device_stats(here[0]) is None or sum(required.values()) + images <= free_bytes(here[0])
+
+
 def shortage(error: BaseException) -> str | None:
     """A line for an out-of-memory error, of a device or of the machine; None for any other error."""
     if isinstance(error, MemoryError):

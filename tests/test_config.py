@@ -246,6 +246,7 @@ ADDED_SINCE = {
     "image_size": [], "resize": "crop", "channels": None, "skip_bad": False,
     "step_kernels": "plain", "flip": False,
     "condition": "none", "classes": 0,
+    "stream": "auto",
 }  # fmt: skip
 
 

@@ -37,8 +37,8 @@ class Computer:
         self.ends: list[tuple[float, Any]] = []
         self.said: list[str] = []
 
-    def usable(self, wanted: int) -> int:
-        return wanted
+    def usable(self, step: int, wanted: int) -> int:
+        return min(wanted, PER_EPOCH - step % PER_EPOCH)
 
     def compile(self, state: int) -> float:
         return 0.0

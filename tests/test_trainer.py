@@ -163,7 +163,7 @@ def test_on_a_gpu_the_loop_itself_is_recorded_unless_the_user_says_what_is(monke
 
 def test_a_call_takes_no_more_than_it_holds(images: NDArray[np.uint8]) -> None:
     trainer = trainer_of(images)
-    assert [trainer.usable(wanted) for wanted in (1, 3, 4, 9999)] == [1, 3, 4, 4]
+    assert [trainer.usable(0, wanted) for wanted in (1, 3, 4, 9999)] == [1, 3, 4, 4]
 
 
 def test_test_images_are_evaluated_only_at_the_end_if_there_are_validation_images() -> None:

@@ -155,7 +155,7 @@ def sweep(args: argparse.Namespace) -> Any:
         single = trainer_of(args, MODELS["notes-vae"])
         numbers = {name: [value] * members for name, value in single.config.traced().items()}
         trainer = MembersTrainer(single.config, single.images, range(members), numbers)
-        count = trainer.usable(2 if args.small else 512)
+        count = trainer.usable(0, 2 if args.small else 512)
         state, _ = timed(trainer, trainer.start(None), count)
         speeds = []
         for _ in range(0 if args.only_compile else 3):

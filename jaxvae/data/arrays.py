@@ -8,6 +8,7 @@ import numpy as np
 
 from jaxvae.data.images import ImageData, Split
 from jaxvae.data.reading import Images
+from jaxvae.data.rows import picked
 from jaxvae.errors import InputError
 
 GIVEN = "given"  # The name of a dataset that was given in Python.
@@ -22,9 +23,11 @@ def split_off_test(name: str, source: str, whole: Split) -> ImageData:
     count = len(whole["image"])
     if count < _HOLD_OUT:
         raise InputError(f"{name}: too few images to hold out every tenth for testing: {count}, fewer than 10")
-    held_out = np.s_[_HOLD_OUT - 1 :: _HOLD_OUT]
-    kept = {key: np.delete(values, held_out, axis=0) for key, values in whole.items()}
-    return paired(name, source, kept, {key: values[held_out].copy() for key, values in whole.items()})
+    every = np.arange(count)
+    held_out = every[_HOLD_OUT - 1 :: _HOLD_OUT]
+    kept = np.delete(every, held_out)
+    train, test = ({key: picked(values, part) for key, values in whole.items()} for part in (kept, held_out))
+    return paired(name, source, train, test)
 
 
 def paired(name: str, source: str, train: Split, test: Split) -> ImageData:

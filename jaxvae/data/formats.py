@@ -10,10 +10,11 @@ import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import numpy as np
 
+from jaxvae import memory
 from jaxvae.data.arrays import (
     paired,
     require_image_shape,
@@ -24,7 +25,8 @@ from jaxvae.data.arrays import (
     with_own_validation,
 )
 from jaxvae.data.images import ImageData
-from jaxvae.data.reading import Images
+from jaxvae.data.reading import AS_THEY_ARE, Images, Reading
+from jaxvae.data.rows import Rows
 from jaxvae.errors import InputError
 
 _IDX_MAGIC = 0x00000803  # unsigned bytes, three dimensions
@@ -100,11 +102,22 @@ def read_idx_labels(path: Path, count: int) -> np.ndarray[Any, np.dtype[np.int32
     return to_labels(np.frombuffer(data, np.uint8), count, path)
 
 
-def npy_file(name: str, path: Path) -> ImageData:
-    """The images of a .npy file. Raises `InputError`."""
+def npy_file(name: str, path: Path, reading: Reading = AS_THEY_ARE) -> ImageData:
+    """The images of a .npy file, which stay there if `reading` says so. Raises `InputError`."""
+    source = f"NumPy file {path}"
     with blaming(path), path.open("rb") as file:
-        array = _read_npy(file, os.fstat(file.fileno()).st_size, path)
-    return split_off_test(name, f"NumPy file {path}", {"image": to_uint8(array, path)})
+        size = os.fstat(file.fileno()).st_size
+        shape, fortran, dtype = _npy_header(file, size, path)
+        wanted = reading.stream == "always" or (reading.stream == "auto" and size > memory.host_free_bytes() // 2)
+        if wanted and dtype == np.uint8 and not fortran:
+            rows = Rows(path, file.tell(), shape if len(shape) == 4 else (*shape, 1))
+            # It has as much of an array's interface as images need.
+            return split_off_test(name, source, {"image": cast(Images, rows)})
+        if reading.stream == "always":
+            kind = "in Fortran's order" if fortran else str(dtype)
+            raise InputError(f"--stream always: {path}: a .npy file that is streamed holds uint8, not {kind}")
+        array = _content(file, shape, fortran, dtype, path)
+    return split_off_test(name, source, {"image": to_uint8(array, path)})
 
 
 # What the arrays of a .npz file are called: images for training and testing, and their labels. Keras', MedMNIST's.
@@ -169,6 +182,13 @@ def _read_npy(
     file: IO[bytes], size: int, label: object, check: Callable[[Sequence[int], object], None] = require_image_shape
 ) -> np.ndarray[Any, Any]:
     """Read the .npy content, `size` bytes, from the start of `file`. Never unpickle. `check` refuses wrong shapes."""
+    return _content(file, *_npy_header(file, size, label, check), label)
+
+
+def _npy_header(
+    file: IO[bytes], size: int, label: object, check: Callable[[Sequence[int], object], None] = require_image_shape
+) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """The shape, whether it is in Fortran's order, and the dtype of .npy content, `size` bytes, at `file`'s start."""
     # NumPy warns when it repairs a header that Python 2 wrote. The repaired header works, so the warning is no use.
     with blaming(label), warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -191,5 +211,12 @@ def _read_npy(
         state = "truncated" if claimed > size - file.tell() else "trailing bytes"
         raise InputError(f"{label}: {state}: the header claims {claimed} bytes, {size - file.tell()} follow")
     check(shape, label)
-    flat = np.frombuffer(_read_exactly(file, claimed, label), dtype)
+    return shape, fortran, dtype
+
+
+def _content(
+    file: IO[bytes], shape: tuple[int, ...], fortran: bool, dtype: np.dtype[Any], label: object
+) -> np.ndarray[Any, Any]:
+    """What follows the header of a .npy file."""
+    flat = np.frombuffer(_read_exactly(file, math.prod(shape) * dtype.itemsize, label), dtype)
     return flat.reshape(shape, order="F" if fortran else "C")

@@ -9,6 +9,7 @@ import numpy as np
 
 from jaxvae.config import Config
 from jaxvae.data.reading import Images, Reading, applied, shape_words
+from jaxvae.data.rows import Rows, picked
 from jaxvae.errors import InputError
 from jaxvae.noise import Static
 from jaxvae.options import MOST_CLASSES
@@ -114,6 +115,8 @@ def for_run(config: Config, images: ImageData) -> Config:
 def as_seen(images: ImageData, config: Config) -> ImageData:
     """The images as models of `config` see them: in their size and channels, and with pixels that are drawn once."""
     images, inputs = images.read_as(reading_of(config)), config.parts.inputs
+    if isinstance(inputs, Static) and isinstance(images.train, Rows):
+        raise InputError(f"--inputs static draws all images in memory, and {images.name} is streamed; try dynamic")
     return binarized(images, inputs.static_seed) if isinstance(inputs, Static) else images
 
 
@@ -150,8 +153,8 @@ def with_validation(images: ImageData, amount: float, seed: int) -> ImageData:
     if count == 0:
         return images
     held_out = np.sort(np.random.default_rng(seed).permutation(total)[:count])
-    kept = {name: np.delete(values, held_out, axis=0) for name, values in images.split("train").items()}
-    out = {name: values[held_out] for name, values in images.split("train").items()}
+    parts = np.delete(np.arange(total), held_out), held_out
+    kept, out = ({name: picked(values, part) for name, values in images.split("train").items()} for part in parts)
     others = {**images.others, "train": kept, "validation": out}
     return dataclasses.replace(images, train=kept.pop("image"), validation=out.pop("image"), others=others)
 
@@ -177,7 +180,10 @@ def binarized(images: ImageData, seed: int) -> ImageData:
 
 def digest(images: np.ndarray[Any, np.dtype[Any]]) -> str:
     """SHA-256 of the bytes of an array, such as uint8 images [N, H, W, C]."""
-    return hashlib.sha256(np.ascontiguousarray(images).data).hexdigest()
+    found = hashlib.sha256()
+    for chunk in images.chunks() if isinstance(images, Rows) else (images,):
+        found.update(np.ascontiguousarray(chunk).data)
+    return found.hexdigest()
 
 
 def digests(images: ImageData) -> dict[str, str]:

@@ -6,8 +6,9 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from jaxvae.data.rows import Rows
 from jaxvae.errors import InputError
-from jaxvae.fields import Resize
+from jaxvae.fields import Resize, Stream
 
 Images: TypeAlias = np.ndarray[Any, np.dtype[np.uint8]]
 
@@ -22,12 +23,15 @@ class Reading:
         all of it, with black bars; stretch: all of it, distorted.
       channels: 1 (grey) or 3 (colour). None: 1 if all images are grey, else 3.
       skip_bad: leave out picture files that cannot be read, instead of refusing them.
+      stream: whether a .npy file stays on the disk, see `jaxvae.data.rows`. auto: if it would take more than half of
+        the free memory.
     """
 
     image_size: tuple[int, ...] = ()
     resize: Resize = "crop"
     channels: int | None = None
     skip_bad: bool = False
+    stream: Stream = "auto"
 
     def check(self, dataset: str) -> None:
         """Raise `InputError` if it asks for what has no effect on images of `dataset`."""
@@ -71,6 +75,8 @@ def applied(images: Images, reading: Reading, label: object) -> Images:
     wanted = reading.channels or channels
     if (reading.size or (height, width)) == (height, width) and wanted == channels:
         return images
+    if isinstance(images, Rows):
+        raise InputError(f"{label}: streamed images keep their size and channels; convert the file first")
     if wanted != channels and channels not in (1, 3):
         raise InputError(f"{label}: --channels {wanted} takes images of 1 or 3 channels; these have {channels}")
     new_height, new_width = reading.size or (height, width)

@@ -44,7 +44,7 @@ def load(
       set. Needs neither files nor network.
     - ``auto``: ``mnist``. Without `data_dir`, if MNIST is neither in the cache nor can be downloaded:
       ``digits``, and `warn` is called.
-    - ``FILE.npy``: one array, split.
+    - ``FILE.npy``: one array, split. If `reading` says so, uint8 images stay in the file: see `jaxvae.data.rows.Rows`.
     - ``FILE.npz``: ``x_train`` and ``x_test``, or ``train`` and ``test``, or ``train_images`` and ``test_images``, or
       ``images``, split, or a single array, split. With labels: ``y_train`` and ``y_test``, or ``train_labels`` and
       ``test_labels``, or ``labels``.
@@ -116,7 +116,7 @@ def _found(
     if is_folder:
         return folder_of_pictures(dataset, path, reading)
     if is_file and path.suffix.lower() == ".npy":
-        return npy_file(dataset, path)
+        return npy_file(dataset, path, reading)
     if is_file and path.suffix.lower() == ".npz":
         return npz_file(dataset, path)
     raise InputError(

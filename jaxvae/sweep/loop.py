@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,9 @@ def sweep(
     chosen = parallel.select_devices(devices)
     if run_dir is not None:
         run_dirs.check(run_dir, resume, SWEEP_FILES)
-    images = data.load_for(grid.config)
+    if grid.config.stream == "always":
+        raise InputError("--stream always: a sweep keeps its images on the device")
+    images = data.load_for(replace(grid.config, stream="never"))
     grid = grid._replace(config=with_absolute_paths(data.for_run(grid.config, images)))
     images = data.prepared(images, grid.config)
     members = grid.members()

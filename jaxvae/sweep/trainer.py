@@ -249,9 +249,9 @@ class MembersTrainer:
             self._orders = epoch, self._orders_of(self._keys["shuffle"], np.int32(epoch))
         return state, self._train_examples, self._orders[1], self._keys["train-noise"], self._hyperparameters_placed
 
-    def usable(self, wanted: int) -> int:
+    def usable(self, step: int, wanted: int) -> int:
         """See `Computer`."""
-        return self._program.usable(wanted)
+        return self._program.usable(min(wanted, self.steps_per_epoch - step % self.steps_per_epoch))
 
     def compile(self, state: MembersState) -> float:
         """See `Computer`."""

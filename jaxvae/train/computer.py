@@ -20,8 +20,8 @@ class Computer(Protocol[S]):
 
     steps_per_epoch: int
 
-    def usable(self, wanted: int) -> int:
-        """The largest number of steps, at most `wanted`, that one call can take."""
+    def usable(self, step: int, wanted: int) -> int:
+        """The largest number of steps from `step` on, at most `wanted` and within its epoch, that one call can take."""
 
     def compile(self, state: S) -> float:
         """Compile the program of the steps; the seconds it took, 0 if it was compiled before."""
@@ -59,7 +59,7 @@ def advance(computer: Computer[S], state: S, step: int, count: int) -> tuple[S, 
     """
     calls, end = [], step + count
     while step < end:
-        taken = computer.usable(min(end - step, computer.steps_per_epoch - step % computer.steps_per_epoch))
+        taken = computer.usable(step, end - step)
         state, values = computer.run_steps(state, step, taken)
         calls.append((taken, values))
         step += taken

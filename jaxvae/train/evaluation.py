@@ -24,20 +24,23 @@ def make_evaluate(
     objective: Loss,
     size: int,
     batch_sharding: jax.sharding.NamedSharding | None = None,
-) -> Callable[[Params, Batch | Array, Array, int | Array], Terms]:
-    """``evaluate(variables, examples, key, first) -> terms``: the objective's terms of some images, [size] each.
+) -> Callable[..., Terms]:
+    """``evaluate(variables, examples, key, first, origin=0) -> terms``: the terms of some images, [size] each.
 
     To be jitted. `variables` are all the model's variables, by collection. `examples` are arrays [N, ...] by name,
     among them the images, uint8 [N, H, W, C]; or the images alone. `size` of them are taken from place `first` on;
     places past the end repeat the last one, and `joined` cuts them off. Each image's noise is keyed by its place, so
     `size` does not matter (except for rounding). Terms are per example: the caller reduces. Float32 products are
-    computed in float32, whatever precision the model was trained with.
+    computed in float32, whatever precision the model was trained with. `origin` is the place in the split of the first
+    of `examples`.
 
     With `batch_sharding`, the sharding of an array with a first axis of images, each device works on its share.
     """
 
-    def evaluate(variables: Params, examples: Batch | Array, key: Array, first: int | Array) -> Terms:
-        places = first + jnp.arange(size)
+    def evaluate(
+        variables: Params, examples: Batch | Array, key: Array, first: int | Array, origin: int | Array = 0
+    ) -> Terms:
+        places = first - origin + jnp.arange(size)
         if batch_sharding is not None:
             places = jax.lax.with_sharding_constraint(places, batch_sharding)
         named = examples if isinstance(examples, Mapping) else {"image": examples}

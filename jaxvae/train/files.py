@@ -48,6 +48,7 @@ class RunFiles:
         self._images, self._unit, self._record = trainer.images, trainer.objective.unit, record
         self._like, self._requested, self._resume = trainer.abstract_state(), run_dir, resume
         self._parameters = sum(leaf.size for leaf in jax.tree.leaves(self._like.params))
+        self._where = trainer.where
         self._hardware = _hardware(trainer.placement.batch.mesh.size)
         self._versions, self._warnings = run_versions(), list[str]()
         self._watched, *_ = splits(len(self._images.validation) > 0, last=False)
@@ -86,7 +87,7 @@ class RunFiles:
             self._stack = stack.pop_all()
         what = configs.describe(config)
         self.say(f"{what} on {self._images.name} ({self._images.source})")
-        self.say(f"{in_words(self._images)}; {self._parameters:,} parameters")
+        self.say(f"{in_words(self._images)}, {self._where}; {self._parameters:,} parameters")
         self.say(f"{self._hardware}, {self._steps_per_epoch:,} steps an epoch -> {self.run_dir}")
         if (warning := measure_warning(config)) is not None:
             self._warnings.append(warning)

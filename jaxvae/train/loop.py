@@ -81,7 +81,7 @@ def train(
             "devices": devices,
         },
     )
-    with ExitStack() as stack:
+    with trainer, ExitStack() as stack:
         files = distributed.on_lead(lambda: stack.enter_context(RunFiles(trainer, run_dir, resume, record)))
         stopped_by = _train(trainer, files)
         return Outcome(run_dir if files is None else files.run_dir, stopped_by)

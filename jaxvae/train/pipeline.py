@@ -183,7 +183,7 @@ class Pipeline(Generic[S]):
         if not evaluated and step and not step % epoch:
             self._end_epoch(state, step, total)
         while step < total and not self._sink.finished and not self._stopping():
-            count = self._computer.usable(min(self._wanted(), epoch - step % epoch))
+            count = self._computer.usable(step, self._wanted())
             dispatched = time.perf_counter()
             state, terms = self._computer.run_steps(state, step, count)
             step, self._count = step + count, count

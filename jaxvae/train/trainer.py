@@ -1,7 +1,7 @@
 """The device's side of a run: its programs, each compiled once, and their data."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from jaxvae import memory
 from jaxvae.config import Config
 from jaxvae.data.images import ImageData, Split
+from jaxvae.data.rows import Rows, mean
 from jaxvae.distributed import devices as parallel
 from jaxvae.keys import PURPOSES, Purpose, example_keys, purpose_key
 from jaxvae.models.build import build_model, can_sample, class_rows, reconstruct, sample
@@ -35,6 +36,7 @@ from jaxvae.train.step import (
     example_of,
     init_state,
 )
+from jaxvae.train.stream import Blocks, Place, part_of
 from jaxvae.typing import Array, Params
 
 SHOWN = 32  # Held-out images in a picture of reconstructions: one batch of the notes.
@@ -44,7 +46,8 @@ SAMPLED = 64  # Samples from the prior in a picture.
 class Trainer:
     """The device's side of a run: its programs, each compiled once, and their data. A `Computer`.
 
-    Call `start`, then `compile`, then `run_steps` any number of times.
+    Call `start`, then `compile`, then `run_steps` any number of times. A context manager: streamed images are read by
+    threads.
 
     Args:
       config: what to train.
@@ -111,9 +114,42 @@ class Trainer:
         }
         self._order_of: Any = jax.jit(lambda key, epoch: epoch_order(key, epoch, count), out_shardings=everywhere)
         self._order: tuple[int, Array] | None = None
+        self._blocks = self._streamed()
+        self._block: tuple[Place, Any] | None = None  # The one on the devices.
         self._draw: Any = jax.jit(self._pictures, out_shardings=everywhere)
         self._copy: Any = jax.jit(lambda state: jax.tree.map(jnp.copy, state), out_shardings=everywhere)
         self._most: Any = jax.jit(lambda said: said.max(axis=0), out_shardings=everywhere)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._blocks is not None:
+            self._blocks.close()
+
+    def _streamed(self) -> Blocks | None:
+        """The training images in blocks, if they are not to lie on the devices."""
+        wanted = self.config.stream == "always" or isinstance(self.images.train, Rows)
+        if self.config.stream == "auto" and not wanted:
+            wanted = not memory.images_fit(self._required(), self.images.nbytes, self._devices())
+        if not wanted:
+            return None
+
+        def order_of(epoch: int) -> Array:
+            order: Array = self._order_of(self._keys["shuffle"], np.int32(epoch))
+            return order
+
+        return Blocks(self.images.split("train"), self.config.batch_size, self.steps_per_epoch, order_of)
+
+    def _devices(self) -> list[jax.Device]:
+        return list(self.placement.batch.mesh.devices.flat)
+
+    @property
+    def where(self) -> str:
+        """Where the training images are while the run trains, in words."""
+        if self._blocks is None:
+            return "resident on the device"
+        return f"streamed in blocks of {self._blocks.steps:,} steps ({memory.in_words(self._blocks.nbytes)})"
 
     def _held_out(self) -> dict[str, Split]:
         held_out = {name: self.images.split(name) for name in ("validation", "test")}
@@ -125,20 +161,25 @@ class Trainer:
 
     def check_fits(self) -> None:
         """Raise `InputError` if the devices' memory is certainly not enough; nothing is compiled."""
-        config, images = self.config, self.images
-        share = config.batch_size // self.placement.shares
-        required = memory.required_bytes(
-            self.abstract_state(), images.image_shape, share, self.objective.objective.latents, self._part
+        resident = self.images.nbytes if self._blocks is None else 2 * self._blocks.nbytes
+        memory.check_fits(self._required(), resident, self._devices())
+
+    def _required(self) -> dict[str, int]:
+        share = self.config.batch_size // self.placement.shares
+        return memory.required_bytes(
+            self.abstract_state(), self.images.image_shape, share, self.objective.objective.latents, self._part
         )
-        memory.check_fits(required, images.nbytes, list(self.placement.batch.mesh.devices.flat))
 
     def start(self, state: TrainState | None) -> TrainState:
         """Put the images on the devices, and there make the first state or put `state`, which is on the host."""
         placement = self.placement
-        self._train_examples = parallel.place(self.images.split("train"), placement.images)
-        self._held_out_examples = {
-            name: parallel.place(split, placement.images) for name, split in self._held_out().items()
-        }
+        if self._blocks is None:
+            self._train_examples = parallel.place(self.images.split("train"), placement.images)
+            self._held_out_examples = {
+                name: parallel.place(split, placement.images) for name, split in self._held_out().items()
+            }
+        else:
+            self._places = parallel.place(self._blocks.places(), placement.replicated)
         make_keys = jax.jit(self._make_keys, out_shardings=placement.replicated)
         self._keys: dict[Purpose, Array] = make_keys()
         hyperparameters = {name: np.float32(value) for name, value in self.config.traced().items()}
@@ -158,18 +199,29 @@ class Trainer:
         return {purpose: purpose_key(self.config.seed, purpose) for purpose in PURPOSES}
 
     def _arguments(self, state: TrainState, step: int) -> tuple[Any, ...]:
+        rest = self._keys["train-noise"], self._hyperparameters
+        if self._blocks is not None:
+            place = self._blocks.place(step)
+            if self._block is None or self._block[0] != place:
+                self._block = None  # Its memory is free as soon as the last call that reads it is done.
+                self._block = place, parallel.place(self._blocks.read(place), self.placement.images)
+            return state, self._block[1], self._places, *rest
         epoch = step // self.steps_per_epoch
         if self._order is None or self._order[0] != epoch:
             self._order = epoch, self._order_of(self._keys["shuffle"], np.int32(epoch))
-        return state, self._train_examples, self._order[1], self._keys["train-noise"], self._hyperparameters
+        return state, self._train_examples, self._order[1], *rest
 
-    def usable(self, wanted: int) -> int:
+    def usable(self, step: int, wanted: int) -> int:
         """See `Computer`."""
-        return self._program.usable(wanted)
+        wanted = min(wanted, self.steps_per_epoch - step % self.steps_per_epoch)
+        return self._program.usable(wanted if self._blocks is None else min(wanted, self._blocks.left(step)))
 
     def compile(self, state: TrainState) -> float:
         """See `Computer`."""
-        return self._program.compile(*self._arguments(state, 0))
+        if self._blocks is None:
+            return self._program.compile(*self._arguments(state, 0))
+        rest = self._places, self._keys["train-noise"], self._hyperparameters
+        return self._program.compile(state, parallel.placed_shapes(self._blocks.forms, self.placement.images), *rest)
 
     def lower(self) -> Any:
         """The program of the steps for the placement's devices, which need not be here: lowered, not compiled."""
@@ -179,7 +231,9 @@ class Trainer:
         rest = np.zeros(count, np.int32), keys["train-noise"], hyperparameters
         return self._program.lower(
             parallel.placed_shapes(self.abstract_state(), placement.state),
-            parallel.placed_shapes(self.images.split("train"), placement.images),
+            parallel.placed_shapes(
+                self.images.split("train") if self._blocks is None else self._blocks.forms, placement.images
+            ),
             *parallel.placed_shapes(rest, placement.replicated),
         )
 
@@ -202,8 +256,13 @@ class Trainer:
 
     def evaluate(self, state: TrainState, split: str, first: int) -> Mapping[str, Array]:
         """See `Computer`."""
-        key, examples = self._keys["test-noise"], self._held_out_examples[split]
-        terms: Mapping[str, Array] = self._evaluate[split](state.variables, examples, key, np.int32(first))
+        key, begin = self._keys["test-noise"], np.int32(first)
+        if self._blocks is None:
+            examples, origin = self._held_out_examples[split], np.int32(0)
+        else:
+            part = part_of(self._held_out()[split], first, self._size[split])
+            examples, origin = parallel.place(part, self.placement.images), begin
+        terms: Mapping[str, Array] = self._evaluate[split](state.variables, examples, key, begin, origin)
         return terms
 
     def joined(self, split: str, parts: Sequence[Mapping[str, Array]]) -> dict[str, NDArray[Any]]:
@@ -255,4 +314,4 @@ def output_mean(config: Config, images: ImageData) -> NDArray[np.float32] | None
     """The mean training image [H, W, C], if the decoder starts from it; else None."""
     if config.parts.model is not None or not config.parts.network.starts_from_mean:
         return None
-    return np.float32(images.train.mean(axis=0, dtype=np.float64) / 255)  # type: ignore[return-value]
+    return (mean(images.train) / 255).astype(np.float32)

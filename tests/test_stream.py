@@ -1,0 +1,156 @@
+"""Streamed training images, against the same images on the device."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from jaxvae import memory
+from jaxvae.config import Config
+from jaxvae.data.images import ImageData
+from jaxvae.errors import InputError
+from jaxvae.sweep.grid import Grid
+from jaxvae.sweep.loop import sweep
+from jaxvae.train import loop, stream
+from jaxvae.train.trainer import Trainer
+from tests.small import SMALL
+
+N, B = 57, 4  # 14 steps an epoch, one image dropped.
+
+
+def blocks_of(steps: int, **others: Any) -> tuple[dict[str, np.ndarray], stream.Blocks, list[int]]:
+    rng = np.random.default_rng(0)
+    examples = {"image": rng.integers(0, 256, (N, 3, 2, 1), np.uint8), "label": np.arange(N, dtype=np.int32)}
+    row = 6 + 4
+    asked: list[int] = []
+
+    def order_of(epoch: int) -> np.ndarray:
+        asked.append(epoch)
+        return np.random.default_rng(epoch).permutation(N)
+
+    return examples, stream.Blocks(examples, B, N // B, order_of, steps * B * row, **others), asked
+
+
+@pytest.mark.parametrize("steps", [1, 3, 5, 14, 100])
+@pytest.mark.parametrize("first", [0, 9, 30])
+def test_a_step_gets_the_batch_that_the_order_of_its_epoch_names(steps: int, first: int) -> None:
+    examples, blocks, asked = blocks_of(steps)
+    assert blocks.steps == min(steps, N // B)
+    places, step = blocks.places(), first
+    while step < first + 40:
+        count = blocks.left(step)
+        block = blocks.read(blocks.place(step))
+        for each in range(step, step + count):
+            epoch, within = divmod(each, N // B)
+            if within == 0 and each > step:
+                break  # The last block of an epoch may be shorter.
+            taken = places[within * B : (within + 1) * B]
+            wanted = np.random.default_rng(epoch).permutation(N)[within * B : (within + 1) * B]
+            for name, values in examples.items():
+                np.testing.assert_array_equal(block[name][taken], values[wanted])
+                assert blocks.forms[name].shape == block[name].shape and blocks.forms[name].dtype == values.dtype
+        step = min(step + count, (step // (N // B) + 1) * (N // B))
+    assert len(asked) == len(set(asked)), "an epoch's order was computed twice"
+    blocks.close()
+
+
+def test_a_file_that_cannot_be_read_any_more_is_told_where_the_block_is_needed() -> None:
+    class Gone:
+        shape, dtype, nbytes = (N, 3, 2, 1), np.dtype(np.uint8), 6 * N
+
+        def __len__(self) -> int:
+            return N
+
+        def __getitem__(self, key: Any) -> Any:
+            raise InputError("gone")
+
+    blocks = stream.Blocks({"image": Gone()}, B, N // B, lambda _: np.arange(N))  # type: ignore[dict-item]
+    with pytest.raises(InputError, match="gone"):
+        blocks.read(blocks.place(0))
+
+
+def test_a_part_of_a_split_repeats_its_last_example() -> None:
+    np.testing.assert_array_equal(stream.part_of({"image": np.arange(7)}, 4, 5)["image"], [4, 5, 6, 6, 6])
+
+
+@pytest.fixture
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
+    """Of runs that stream blocks of 3 steps: an epoch has 13."""
+    images = np.random.default_rng(1).integers(0, 256, (64, 8, 8, 1), np.uint8)
+    np.save(tmp_path / "images.npy", images)
+    monkeypatch.setattr(stream.Blocks.__init__, "__defaults__", (3 * 4 * 64,))
+    return dataclasses.replace(
+        SMALL, dataset=str(tmp_path / "images.npy"), batch_size=4, epochs=3, validation=5, log_every=1,
+        checkpoint_every=1,
+    )  # fmt: skip
+
+
+def metrics(run: Path) -> bytes:
+    return (run / "metrics.jsonl").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("own", "devices"),
+    [({}, 2), ({"architecture": "conv", "hidden": (4,)}, 1), ({"inputs": "dynamic", "ema": 0.5}, 1)],
+)
+def test_a_streamed_run_writes_the_bytes_of_a_resident_one(
+    config: Config, tmp_path: Path, own: dict[str, Any], devices: int
+) -> None:
+    config = dataclasses.replace(config, **own)
+    for name in ("never", "always"):
+        loop.train(dataclasses.replace(config, stream=name), tmp_path / name, devices=devices)
+    assert metrics(tmp_path / "always") == metrics(tmp_path / "never")
+    assert json.loads(metrics(tmp_path / "never").splitlines()[-1])["split"] == "test"
+
+
+def test_a_run_is_resumed_streamed_or_not_at_any_step(config: Config, tmp_path: Path) -> None:
+    loop.train(dataclasses.replace(config, stream="never"), tmp_path / "whole", devices=1)
+    mixed = tmp_path / "mixed"
+    for epochs, how in ((1, "never"), (2, "always"), (3, "auto")):
+        loop.train(dataclasses.replace(config, stream=how, epochs=epochs), mixed, epochs > 1, devices=1)  # type: ignore[arg-type]
+    finals = [[json.loads(line) for line in metrics(run).splitlines()] for run in (tmp_path / "whole", mixed)]
+    train = [[line for line in lines if line["split"] == "train"] for lines in finals]
+    assert train[0] == train[1] and finals[0][-1] == finals[1][-1]
+
+
+def test_streamed_steps_from_the_middle_of_a_block_are_those_of_a_whole_run(config: Config) -> None:
+    images = np.random.default_rng(1).integers(0, 256, (57, 8, 8, 1), np.uint8)
+    data = ImageData("noise", "a test", images, images[:9])
+
+    def losses(how: str, cuts: list[int]) -> Any:
+        with Trainer(dataclasses.replace(config, stream=how), data) as trainer:  # type: ignore[arg-type]
+            state, step, found = trainer.start(None), 0, []
+            trainer.compile(state)
+            for end in cuts:
+                while step < end:
+                    count = trainer.usable(step, end - step)
+                    state, terms = trainer.run_steps(state, step, count)
+                    found += list(np.asarray(terms["loss"])[:count])
+                    step += count
+            return found, jax.device_get(state.params)
+
+    alone, params = losses("never", [40])
+    for cuts in ([40], [1, 2, 7, 40], [14, 28, 40], [5, 13, 15, 40]):
+        streamed, streamed_params = losses("always", cuts)
+        assert streamed == alone
+        jax.tree.map(np.testing.assert_array_equal, streamed_params, params)
+
+
+def test_images_that_do_not_fit_the_device_are_streamed(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = np.zeros((57, 8, 8, 1), np.uint8)
+    data = ImageData("noise", "a test", images, images[:9])
+    required = sum(Trainer(config, data)._required().values())
+    for free, where in ((required + data.nbytes, "resident"), (required + data.nbytes - 1, "streamed in blocks of 3")):
+        stats = {"bytes_limit": free}
+        monkeypatch.setattr(memory, "device_stats", lambda _, stats=stats: stats)
+        assert Trainer(config, data).where.startswith(where)
+        assert Trainer(dataclasses.replace(config, stream="never"), data).where.startswith("resident")
+
+
+def test_a_sweep_does_not_stream(config: Config, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="--stream always: a sweep keeps its images on the device"):
+        sweep(Grid(dataclasses.replace(config, stream="always"), {}, [0, 1]), tmp_path / "sweep")
