@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from jaxvae.errors import InputError
 
 CHUNK_BYTES = 2**24  # Read at a time where all rows are needed, in order.
+PIECE_BYTES = 2**21  # Read before pages are given back. A row of a kilobyte may map two megabytes.
 V = TypeVar("V")
 
 
@@ -51,8 +52,15 @@ class Rows:
         """
         if self._file_state() != self._state:
             raise InputError(f"{self._path}: the file has changed since training began")
-        found = np.array(self._array[self._places[key]])
-        self._advise("MADV_DONTNEED")
+        places = self._places[key]
+        if not places.ndim:
+            return np.array(self._array[places])
+        found = np.empty((len(places), *self.shape[1:]), np.uint8)
+        piece = max(1, PIECE_BYTES // max(1, self._array[:1].nbytes))
+        for start in range(0, len(places), piece):
+            part = slice(start, start + piece)
+            np.take(self._array, places[part], axis=0, out=found[part], mode="clip")  # "raise" would copy once more.
+            self._advise("MADV_DONTNEED")
         return found
 
     def __iter__(self) -> Iterator[NDArray[np.uint8]]:
