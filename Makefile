@@ -40,7 +40,8 @@ format: $(VENV)/.installed-test
 	$(BIN)/ruff format .
 
 docs: $(VENV)/.installed-docs
-	$(BIN)/mkdocs build --strict --quiet $(ARGS)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet $(ARGS)
+	@echo "site/ is built; to read it: $(BIN)/python -m http.server --directory site"
 
 notebooks: $(VENV)/.installed-docs
 	$(BIN)/jupytext --to ipynb --execute docs/notebooks/*.py

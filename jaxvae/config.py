@@ -31,6 +31,8 @@ from jaxvae.presets import OVERRIDES, overrides
 # Fields that a user-defined model does not use, because it is complete.
 _NOT_WITH_MODEL = ("architecture", "prior", "latent_size", "head", "condition", "compute_dtype")
 
+_WITHOUT_MODEL = "no --model"
+
 # Fields that may change when a run is resumed: its length, what it writes and when, the kernels of its steps, and the
 # paths of the images. The images themselves are compared by digest.
 RESUMABLE_FIELDS = frozenset(
@@ -79,11 +81,12 @@ class _Config(metaclass=_Made):
         if self.parts.model is not None and self.parts.objective.uses and not hasattr(self.parts.model, "draw"):
             raise InputError(
                 f"--model {self.model} has no method draw, which --objective {self.objective} calls: "  # type: ignore[attr-defined]
-                "name a loss of your own, --objective module:function"
+                "it needs a loss of your own, --objective module:function (jaxvae.fit: objective=function)"
             )
         for name in unread(self):
-            value = words(getattr(self, name))
-            raise InputError(f"{flag(name)} {value} has no effect: it needs {unmet(self, name)}")
+            value, needed = words(getattr(self, name)), unmet(self, name)
+            why = " with --model, which has its own" if needed == _WITHOUT_MODEL else f": it needs {needed}"
+            raise InputError(f"{flag(name)} {value} has no effect{why}")
 
     def _check_layers(self) -> None:
         layers = self.parts.network.layers
@@ -259,7 +262,7 @@ def unmet(config: Any, name: str) -> str | None:
     """The flags with which the field `name` would have an effect; None: it has one."""
     parts = config.parts
     if config.model is not None and name in _NOT_WITH_MODEL:
-        return "no --model"
+        return _WITHOUT_MODEL
     if name in ("validation_seed", "keep_best_checkpoints"):
         return None if config.validation else "--validation"
     if name == "classes":  # A component of the user's own may read it, too.

@@ -20,7 +20,7 @@ from jaxvae.own import resolve
 from jaxvae.protocols import Measured, Metric
 from jaxvae.run import records
 from jaxvae.train.evaluation import evaluate_images
-from jaxvae.trained import load_run
+from jaxvae.trained import TrainedRun, load, load_run
 
 DESCRIPTION = "Evaluate the newest checkpoint of a run on its test images, every image once."
 
@@ -57,6 +57,8 @@ def evaluate_run(
     samples: int = 0,
     metrics: Sequence[Metric] = (),
     images: data.ImageData | None = None,
+    model: Any = None,
+    objective: Any = None,
 ) -> dict[str, Any]:
     """The test metrics of a run's newest checkpoint (or its best): a record of ``metrics.jsonl``, and more.
 
@@ -69,6 +71,7 @@ def evaluate_run(
       samples: latents per image for an estimate of log p(x); 0: none.
       metrics: to report besides those in `jaxvae.metrics.METRICS`.
       images: what the run was trained and tested on, if that was given in Python: see `jaxvae.fitting.image_data`.
+      model, objective: what was given to `jaxvae.fit`, if this process cannot import it by its name.
 
     Returns:
       A record of ``metrics.jsonl`` with standard errors over the images, and what each metric found.
@@ -77,7 +80,8 @@ def evaluate_run(
       InputError: no run, an unreadable checkpoint, other test images than the run's, or `samples` for
         a model that has no likelihood.
     """
-    return _measured(Path(run_dir), dataset, data_dir, best, samples, metrics, images).result
+    run = load(run_dir, best, model, objective)
+    return _measured(run, Path(run_dir), dataset, data_dir, samples, metrics, images).result
 
 
 class _Evaluation(NamedTuple):
@@ -89,15 +93,14 @@ class _Evaluation(NamedTuple):
 
 
 def _measured(
+    run: TrainedRun,
     run_dir: Path,
     dataset: str | None,
     data_dir: str | None,
-    best: bool,
     samples: int,
     metrics: Sequence[Metric],
     images: data.ImageData | None = None,
 ) -> "_Evaluation":
-    run = load_run(run_dir, best)
     config = run.config
     likelihood = LogLikelihood(samples)
     likelihood.check(config)
@@ -174,9 +177,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         cli.check_writable("--json", arguments.json)
     own = metrics_of(arguments.metric)
     compilation_cache.use(not arguments.no_compilation_cache)
-    evaluation = _measured(
-        arguments.run_dir, arguments.dataset, arguments.data_dir, arguments.best, arguments.samples, own
-    )
+    run = load_run(arguments.run_dir, arguments.best)
+    evaluation = _measured(run, arguments.run_dir, arguments.dataset, arguments.data_dir, arguments.samples, own)
     print(table(evaluation))
     if arguments.json is not None:
         try:

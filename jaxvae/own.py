@@ -66,4 +66,8 @@ def resolve(name: str, flag: str) -> Any:
 
 
 def _given_in_python(flag: str, name: str) -> str:
-    return f"{flag} {name}: it was given in Python and cannot be imported: pass it to jaxvae.load or jaxvae.fit"
+    what = flag.removeprefix("--")
+    return (
+        f"{flag} {name}: it was given in Python and cannot be imported: pass it as {what}=... to jaxvae.load, "
+        f"jaxvae.evaluate.evaluate_run or jaxvae.fit, or train with {flag} module:Name"
+    )

@@ -84,7 +84,8 @@ class TrainedRun:
         conditional model draws 8 images of each class in turn, and begins again after the last.
         """
         if not can_sample(self.model):
-            raise TypeError("the model has no prior to draw from")
+            own = f"the model {type(self.model).__name__} has no method sample(count)"
+            raise TypeError(own if self.config.model else "the model has no prior to draw from: it is an autoencoder")
         if self.config.reads_labels and "label" not in others:
             others["label"] = class_rows(count, self.config.classes)
         key, batch = purpose_key(seed, "generate"), self._others(others, count)
@@ -139,7 +140,7 @@ class TrainedRun:
             seen = self._seen(batch, keys)
             told = label_of(self.model, seen)
             found: Any = self.model.apply(variables, seen["image"], **told, method="encode", rngs={"params": keys[0]})
-            code: Array = found[0] if isinstance(found, tuple) else found
+            code: Array = found[0] if isinstance(found, tuple | list) else found
             return code
 
         return jax.jit(encode)

@@ -141,7 +141,7 @@ def test_images_are_repeated_within_the_memory(monkeypatch: pytest.MonkeyPatch) 
             ["--batch-size", "32", "x"],
             "error: --batch-size must be a whole number, not x (see python -m jaxvae.benchmark --help)\n",
         ),
-        (["--batch-size", "60001"], "error: --batch-size 60001 is larger than the 60000 training images\n"),
+        (["--batch-size", "60001"], "error: --batch-size 60001 is larger than the 60000 training images: try 8192\n"),
         (["--batch-size"], "error: argument --batch-size/--batch_size: expected at least one argument\n"),
         (["--devices", "3"], "error: --batch-size 32 does not divide over 3 devices\n"),
         (["--devices", "16", "--skip-first-step"], "error: --devices 16: this machine has 8 (cpu)\n"),

@@ -172,7 +172,7 @@ def test_errors_name_arguments(images: NDArray[np.uint8], tmp_path: Path) -> Non
     with pytest.raises(InputError, match="^batch_size") as told:
         fit(data=images, batch_size=1000, run_dir=tmp_path / "run")
     assert "--" not in str(told.value)
-    with pytest.raises(InputError, match="latent_size 3 has no effect: it needs no model"):
+    with pytest.raises(InputError, match="latent_size 3 has no effect with model, which has its own"):
         fit(data=images, model=own_parts.Net(), objective=own_parts.loss, latent_size=3)
     with pytest.raises(InputError, match="hiden: there is no such option; did you mean hidden"):
         fit(data=images, hiden=(3,))

@@ -255,7 +255,8 @@ class FunctionObjective(Objective):
         """The terms, all [B]. Raises `InputError` if they are not valid."""
         name = getattr(self.function, "__name__", "the loss function")
         if not isinstance(terms, Mapping) or "loss" not in terms:
-            said = f"{', '.join(map(str, terms))}" if isinstance(terms, Mapping) else type(terms).__name__
+            kind = "an array" if hasattr(terms, "shape") else type(terms).__name__
+            said = f"{', '.join(map(str, terms))}" if isinstance(terms, Mapping) else kind
             raise InputError(f"{name} must return a mapping of terms, among them loss, not {said or 'an empty one'}")
         for term, value in terms.items():
             if jnp.shape(value) not in ((), (size,)):

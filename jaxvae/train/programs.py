@@ -35,7 +35,10 @@ def steps_per_epoch(config: Config, num_images: int) -> int:
       InputError: a batch is larger than the training set, or a line of metrics would average over more than an epoch.
     """
     if config.batch_size > num_images:
-        raise InputError(f"--batch-size {config.batch_size} is larger than the {num_images} training images")
+        fits = 1 << (max(num_images // 4, 1).bit_length() - 1)
+        raise InputError(
+            f"--batch-size {config.batch_size} is larger than the {num_images} training images: try {fits}"
+        )
     steps: int = num_images // config.batch_size
     if config.log_every > steps:
         raise InputError(f"--log-every {config.log_every} is more than the {steps:,} steps of an epoch")
