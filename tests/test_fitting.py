@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import own_parts
 import pytest
+from flax import linen as nn
 from numpy.typing import NDArray
 from runs import assert_same_run
 
@@ -18,6 +20,7 @@ import jaxvae
 from jaxvae import fitting, own
 from jaxvae.config import Config
 from jaxvae.errors import InputError
+from jaxvae.evaluate import evaluate_run
 from jaxvae.fitting import fit, image_data
 
 pytestmark = pytest.mark.unoptimized
@@ -241,8 +244,6 @@ def test_a_prior_that_depends_on_the_label(images: NDArray[np.uint8], tmp_path: 
 
 
 def test_a_run_of_given_data_is_evaluated_with_it(images: NDArray[np.uint8], tmp_path: Path) -> None:
-    from jaxvae.evaluate import evaluate_run
-
     run = fit(data=images, run_dir=tmp_path / "run", **OWN, **{**SMALL, "epochs": 1})
     with pytest.raises(InputError, match="given in Python"):
         evaluate_run(tmp_path / "run")
@@ -272,6 +273,31 @@ def test_a_run_of_objects_is_loaded_with_them(images: NDArray[np.uint8], tmp_pat
         jaxvae.load(tmp_path / "run")
     run = jaxvae.load(tmp_path / "run", model=Plain(), objective=local_loss())
     assert run.reconstruct(images[:2]).dtype == np.uint8
+    own._given.clear()
+    given = {"model": Plain(), "objective": local_loss()}
+    assert evaluate_run(tmp_path / "run", images=image_data(images), **given)["images"] == 9
+
+
+@pytest.mark.parametrize("kind", [tuple, list])
+def test_latents_come_first_in_what_a_model_of_ones_own_encodes(
+    images: NDArray[np.uint8], tmp_path: Path, kind: Any
+) -> None:
+    class Halves(nn.Module):
+        def setup(self) -> None:
+            self.moments = nn.Dense(6)
+
+        def encode(self, x: Any) -> Any:
+            return kind(jnp.split(self.moments(x.reshape(len(x), -1)), 2, axis=-1))
+
+        def __call__(self, x: Any) -> Any:
+            return x * self.encode(x)[0].mean()
+
+    run = fit(data=images, model=Halves(), objective=squares, run_dir=tmp_path / "run", **{**SMALL, "epochs": 1}).run
+    weights = run.variables["params"]["moments"]
+    expected = (images[:7].reshape(7, -1) / 255) @ weights["kernel"][:, :3] + weights["bias"][:3]
+    np.testing.assert_allclose(run.encode(images[:7]), expected, rtol=1e-4, atol=1e-5)
+    with pytest.raises(TypeError, match=r"the model Halves has no method sample\(count\)"):
+        run.sample(2)
 
 
 def local_loss() -> Any:
