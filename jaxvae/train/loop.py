@@ -76,6 +76,7 @@ def train(
         lambda prepared: {
             **asdict(prepared[0].config),
             **prepared[1],
+            "images": prepared[0].where,  # One may have less free memory than the others.
             "run_dir": str(run_dir),
             "resume": resume,
             "devices": devices,
