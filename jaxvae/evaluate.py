@@ -56,7 +56,7 @@ def evaluate_run(
     best: bool = False,
     samples: int = 0,
     metrics: Sequence[Metric] = (),
-    images: data.ImageData | None = None,
+    images: Any = None,
     model: Any = None,
     objective: Any = None,
 ) -> dict[str, Any]:
@@ -70,7 +70,7 @@ def evaluate_run(
       best: the best checkpoint by the validation images.
       samples: latents per image for an estimate of log p(x); 0: none.
       metrics: to report besides those in `jaxvae.metrics.METRICS`.
-      images: what the run was trained and tested on, if that was given in Python: see `jaxvae.fitting.image_data`.
+      images: what the run was trained and tested on, as `jaxvae.fit` takes it, if that was given in Python.
       model, objective: what was given to `jaxvae.fit`, if this process cannot import it by its name.
 
     Returns:
@@ -80,8 +80,12 @@ def evaluate_run(
       InputError: no run, an unreadable checkpoint, other test images than the run's, or `samples` for
         a model that has no likelihood.
     """
-    run = load(run_dir, best, model, objective)
-    return _measured(run, Path(run_dir), dataset, data_dir, samples, metrics, images).result
+    run, given = load(run_dir, best, model, objective), None
+    if images is not None:
+        from jaxvae.fitting import image_data  # It imports all of training.
+
+        given = image_data(images)
+    return _measured(run, Path(run_dir), dataset, data_dir, samples, metrics, given).result
 
 
 class _Evaluation(NamedTuple):

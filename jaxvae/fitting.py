@@ -104,6 +104,8 @@ def fit(
         for name in options:
             if name not in kind.__dataclass_fields__:
                 raise InputError(f"{name}: there is no such option{suggestion(name, kind.__dataclass_fields__)}")
+            if isinstance(kind.__dataclass_fields__[name].default, tuple) and isinstance(options[name], int):
+                options[name] = (options[name],)  # As --image-size 64.
         images = None
         if isinstance(data, str | Path):
             options["dataset"] = str(data)

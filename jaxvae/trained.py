@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from jaxvae import config_file
 from jaxvae.chunks import PIXELS_AT_ONCE, in_chunks
-from jaxvae.config import Config
+from jaxvae.config import Config, describe
 from jaxvae.errors import InputError, suggestion
 from jaxvae.keys import purpose_key
 from jaxvae.models.autoencoder import AutoEncoder
@@ -52,6 +52,12 @@ class TrainedRun:
     step: int
     image_shape: ImageShape
     record: dict[str, Any]
+
+    def __repr__(self) -> str:
+        """What was trained, for how long, and on which images."""
+        height, width, channels = self.image_shape
+        what = f"{describe(self.config)}, step {self.step:,}, images {height} x {width} x {channels}"
+        return f"TrainedRun({what})"
 
     def encode(self, images: ArrayLike, **others: ArrayLike) -> NDArray[np.float32]:
         """The latents of images, [N, L]: the posterior's mean, or an autoencoder's code.

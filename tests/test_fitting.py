@@ -247,7 +247,7 @@ def test_a_run_of_given_data_is_evaluated_with_it(images: NDArray[np.uint8], tmp
     run = fit(data=images, run_dir=tmp_path / "run", **OWN, **{**SMALL, "epochs": 1})
     with pytest.raises(InputError, match="given in Python"):
         evaluate_run(tmp_path / "run")
-    found = evaluate_run(tmp_path / "run", images=image_data(images))
+    found = evaluate_run(tmp_path / "run", images=images)
     assert found["sparsity"] == pytest.approx(run.metrics["test"]["sparsity"][-1], rel=1e-5)
 
 
@@ -261,8 +261,12 @@ def test_other_arguments_than_the_runs_are_refused_on_resume(images: NDArray[np.
 
 
 def test_a_preset_is_fitted_by_its_name(images: NDArray[np.uint8], tmp_path: Path) -> None:
-    run = fit("notes-ae", data=images, hidden=(8,), latent_size=3, run_dir=tmp_path / "run", **SMALL)
-    assert run.run.config.preset == "notes-ae" and run.run.encode(images[:4]).shape == (4, 3)
+    """A single number stands for a list of one, as on the command line."""
+    run = fit("notes-ae", data=images, hidden=8, latent_size=3, image_size=6, run_dir=tmp_path / "run", **SMALL).run
+    assert run.config.preset == "notes-ae" and run.config.hidden == (8,) and run.image_shape == (6, 6, 1)  # type: ignore[attr-defined]
+    assert run.encode(np.zeros((4, 6, 6, 1), np.uint8)).shape == (4, 3)
+    assert repr(run).startswith("TrainedRun(notes-ae, changed: ") and repr(run).endswith("images 6 x 6 x 1)")
+    assert jaxvae.data.Reading(6) == jaxvae.data.Reading((6,))
 
 
 def test_a_run_of_objects_is_loaded_with_them(images: NDArray[np.uint8], tmp_path: Path) -> None:

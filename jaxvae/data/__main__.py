@@ -49,7 +49,7 @@ class Arguments:
     skip_bad: bool = False
     """Leave out picture files that cannot be read."""
     out: Path | None = None
-    """PNG file to write: the first images, as training sees them."""
+    """PNG file to write: some images, as training sees them."""
 
 
 def lines(images: ImageData, config: Config) -> Iterator[str]:
@@ -72,7 +72,7 @@ def lines(images: ImageData, config: Config) -> Iterator[str]:
     if binary:
         yield "all are 0 or 255: the Bernoulli likelihood of --preset vae gives the probability of an image"
     else:
-        yield "they have grey levels: --likelihood logistic gives the probability of an image"
+        yield "they have values besides 0 and 255: --likelihood logistic gives the probability of an image"
     yield f"to train: {shlex.join(command(images, config, binary))}"
 
 
@@ -110,9 +110,10 @@ def command(images: ImageData, config: Config, binary: bool) -> list[str]:
 
 
 def picture(images: ImageData) -> NDArray[np.uint8]:
-    """The first training images side by side, small ones twice as large."""
+    """Training images from all over the set, side by side, small ones twice as large."""
     side = max(images.image_shape[:2])
-    shown = images.train[: min(SHOWN, max(1, MOST_PIXELS // side**2))]
+    count = min(SHOWN, len(images.train), max(1, MOST_PIXELS // side**2))
+    shown = images.train[np.linspace(0, len(images.train) - 1, count).astype(int)]
     grid = plots.image_grid(shown)
     return grid.repeat(2, 0).repeat(2, 1) if side <= 2 * SMALL_SIDE else grid
 
@@ -134,7 +135,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(one_line(line))
     if given.out is not None:
         plots.save_png(given.out, picture(images))
-        print(one_line(f"the first training images -> {given.out}"))
+        print(one_line(f"some training images -> {given.out}"))
     return cli.EXIT_OK
 
 

@@ -18,7 +18,7 @@ class Reading:
     """What is done with every image as it is read.
 
     Attributes:
-      image_size: (height, width), or (side,) for squares; empty: images stay as they are, and must have one size.
+      image_size: (height, width), or a side for squares; empty: images stay as they are, and must have one size.
       resize: how images of other proportions get this size. crop: the middle of the image, as much of it as fits; pad:
         all of it, with black bars; stretch: all of it, distorted.
       channels: 1 (grey) or 3 (colour). None: 1 if all images are grey, else 3.
@@ -27,11 +27,15 @@ class Reading:
         the free memory.
     """
 
-    image_size: tuple[int, ...] = ()
+    image_size: tuple[int, ...] | int = ()
     resize: Resize = "crop"
     channels: int | None = None
     skip_bad: bool = False
     stream: Stream = "auto"
+
+    def __post_init__(self) -> None:
+        if isinstance(self.image_size, int):
+            object.__setattr__(self, "image_size", (self.image_size,))
 
     def check(self, dataset: str) -> None:
         """Raise `InputError` if it asks for what has no effect on images of `dataset`."""
@@ -41,6 +45,7 @@ class Reading:
     @property
     def size(self) -> tuple[int, int] | None:
         """(height, width), or None."""
+        assert not isinstance(self.image_size, int)  # See `__post_init__`.
         if not self.image_size:
             return None
         height, width = self.image_size * (2 if len(self.image_size) == 1 else 1)
