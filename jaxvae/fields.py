@@ -50,8 +50,8 @@ class Fields:
     skip_bad: bool = option(False)
     """Leave out picture files that cannot be read, instead of refusing them."""
     stream: Stream = option("auto")
-    """Bring images to the device block by block, read ahead, instead of keeping them there; results are the same. auto:
-    if they do not fit in memory."""
+    """always: bring images to the device block by block; never: keep them there; auto: stream what does not fit. The
+    results are the same."""
     validation: float = option(0.0, NOT_NEGATIVE)
     """Training images to hold out for choosing the best checkpoint: a fraction below 1, or a number; 0: none."""
     validation_seed: int = option(0, COUNT)

@@ -70,8 +70,8 @@ def test_a_file_that_changes_is_refused(path: Path) -> None:
 @pytest.mark.parametrize(
     ("array", "words"),
     [
-        (np.zeros((20, 5, 4), np.float32), "holds uint8, not float32"),
-        (np.asfortranarray(np.zeros((20, 5, 4), np.uint8)), "holds uint8, not in Fortran's order"),
+        (np.zeros((20, 5, 4), np.float32), "holds float32; only uint8 in C's order"),
+        (np.asfortranarray(np.zeros((20, 5, 4), np.uint8)), "holds an array in Fortran's order; only"),
     ],
 )
 def test_what_cannot_be_streamed_is_refused(tmp_path: Path, array: np.ndarray, words: str) -> None:
@@ -86,5 +86,5 @@ def test_streamed_images_are_neither_resized_nor_drawn_once(path: Path) -> None:
     from jaxvae.config import Config
 
     config = Config("vae", dataset=str(path), stream="always", inputs="static")
-    with pytest.raises(InputError, match="--inputs static draws all images in memory"):
+    with pytest.raises(InputError, match="--inputs static needs all images in memory"):
         data.prepared(data.load_for(config), config)

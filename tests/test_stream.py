@@ -22,23 +22,25 @@ from tests.small import SMALL
 N, B = 57, 4  # 14 steps an epoch, one image dropped.
 
 
-def blocks_of(steps: int, **others: Any) -> tuple[dict[str, np.ndarray], stream.Blocks, list[int]]:
+def example_blocks() -> tuple[dict[str, np.ndarray], stream.Blocks, list[int]]:
     rng = np.random.default_rng(0)
     examples = {"image": rng.integers(0, 256, (N, 3, 2, 1), np.uint8), "label": np.arange(N, dtype=np.int32)}
-    row = 6 + 4
     asked: list[int] = []
 
     def order_of(epoch: int) -> np.ndarray:
         asked.append(epoch)
         return np.random.default_rng(epoch).permutation(N)
 
-    return examples, stream.Blocks(examples, B, N // B, order_of, steps * B * row, **others), asked
+    return examples, stream.Blocks(examples, B, N // B, order_of), asked
 
 
 @pytest.mark.parametrize("steps", [1, 3, 5, 14, 100])
 @pytest.mark.parametrize("first", [0, 9, 30])
-def test_a_step_gets_the_batch_that_the_order_of_its_epoch_names(steps: int, first: int) -> None:
-    examples, blocks, asked = blocks_of(steps)
+def test_a_step_gets_the_batch_that_the_order_of_its_epoch_names(
+    steps: int, first: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream, "BLOCK_BYTES", steps * B * (6 + 4))
+    examples, blocks, asked = example_blocks()
     assert blocks.steps == min(steps, N // B)
     places, step = blocks.places(), first
     while step < first + 40:
@@ -82,7 +84,7 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
     """Of runs that stream blocks of 3 steps: an epoch has 13."""
     images = np.random.default_rng(1).integers(0, 256, (64, 8, 8, 1), np.uint8)
     np.save(tmp_path / "images.npy", images)
-    monkeypatch.setattr(stream.Blocks.__init__, "__defaults__", (3 * 4 * 64,))
+    monkeypatch.setattr(stream, "BLOCK_BYTES", 3 * 4 * 64)
     return dataclasses.replace(
         SMALL, dataset=str(tmp_path / "images.npy"), batch_size=4, epochs=3, validation=5, log_every=1,
         checkpoint_every=1,
@@ -107,7 +109,7 @@ def test_a_streamed_run_writes_the_bytes_of_a_resident_one(
     assert json.loads(metrics(tmp_path / "never").splitlines()[-1])["split"] == "test"
 
 
-def test_a_run_is_resumed_streamed_or_not_at_any_step(config: Config, tmp_path: Path) -> None:
+def test_a_run_begun_on_the_device_goes_on_streamed_and_back(config: Config, tmp_path: Path) -> None:
     loop.train(dataclasses.replace(config, stream="never"), tmp_path / "whole", devices=1)
     mixed = tmp_path / "mixed"
     for epochs, how in ((1, "never"), (2, "always"), (3, "auto")):

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from jaxvae import cli, memory
 from jaxvae.config import Config
-from jaxvae.data.images import ImageData, in_words, prepared
+from jaxvae.data.images import ImageData, in_words, prepared, usual_batch_size
 from jaxvae.data.sources import load_for
 from jaxvae.errors import InputError, one_line
 from jaxvae.fields import Resize
@@ -105,7 +105,7 @@ def command(images: ImageData, config: Config, binary: bool) -> list[str]:
     words += [] if config.validation else ["--validation", "0"]
     count = len(images.train) - round(config.validation * len(images.train))
     if count < config.batch_size:
-        words += ["--batch-size", str(1 << (max(count // 4, 1).bit_length() - 1))]
+        words += ["--batch-size", str(usual_batch_size(count))]
     return words
 
 

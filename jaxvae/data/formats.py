@@ -114,8 +114,8 @@ def npy_file(name: str, path: Path, reading: Reading = AS_THEY_ARE) -> ImageData
             # It has as much of an array's interface as images need.
             return split_off_test(name, source, {"image": cast(Images, rows)})
         if reading.stream == "always":
-            kind = "in Fortran's order" if fortran else str(dtype)
-            raise InputError(f"--stream always: {path}: a .npy file that is streamed holds uint8, not {kind}")
+            kind = "an array in Fortran's order" if fortran else str(dtype)
+            raise InputError(f"--stream always: {path}: holds {kind}; only uint8 in C's order can be streamed")
         array = _content(file, shape, fortran, dtype, path)
     return split_off_test(name, source, {"image": to_uint8(array, path)})
 

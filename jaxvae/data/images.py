@@ -116,13 +116,18 @@ def as_seen(images: ImageData, config: Config) -> ImageData:
     """The images as models of `config` see them: in their size and channels, and with pixels that are drawn once."""
     images, inputs = images.read_as(reading_of(config)), config.parts.inputs
     if isinstance(inputs, Static) and isinstance(images.train, Rows):
-        raise InputError(f"--inputs static draws all images in memory, and {images.name} is streamed; try dynamic")
+        raise InputError(f"--inputs static needs all images in memory, and {images.name} is streamed: take dynamic")
     return binarized(images, inputs.static_seed) if isinstance(inputs, Static) else images
 
 
 def reading_of(config: Config) -> Reading:
     """How a run of `config` reads its images."""
     return Reading(**{field.name: getattr(config, field.name) for field in dataclasses.fields(Reading)})
+
+
+def usual_batch_size(num_images: int) -> int:
+    """A batch size to begin with, for few training images: the greatest power of two within a quarter of them."""
+    return 1 << (max(num_images // 4, 1).bit_length() - 1)
 
 
 def with_validation(images: ImageData, amount: float, seed: int) -> ImageData:

@@ -12,15 +12,15 @@ from numpy.typing import NDArray
 from jaxvae.errors import InputError
 
 CHUNK_BYTES = 2**24  # Read at a time where all rows are needed, in order.
-PIECE_BYTES = 2**21  # Read before pages are given back. A row of a kilobyte may map two megabytes.
+PIECE_BYTES = 2**21  # Read before pages are given back: the system maps more of a file than is touched.
 V = TypeVar("V")
 
 
 class Rows:
     """Rows of an array in a file, uint8 [N, ...], with as much of NumPy's interface as runs need.
 
-    Indexing reads, and gives an array. The memory that this process holds stays small: pages that were read are given
-    back to the system at once, which keeps them as long as it has room.
+    Indexing reads, and gives an array. This process gives the pages that it read back to the system at once, so its
+    memory stays small. The system keeps them while it has room.
 
     Args:
       path: the file.

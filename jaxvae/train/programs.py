@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from jaxvae.config import Config
+from jaxvae.data.images import usual_batch_size
 from jaxvae.errors import InputError
 from jaxvae.models.build import Model, with_traced_parts
 from jaxvae.objectives.build import build_objective
@@ -35,10 +36,8 @@ def steps_per_epoch(config: Config, num_images: int) -> int:
       InputError: a batch is larger than the training set, or a line of metrics would average over more than an epoch.
     """
     if config.batch_size > num_images:
-        fits = 1 << (max(num_images // 4, 1).bit_length() - 1)
-        raise InputError(
-            f"--batch-size {config.batch_size} is larger than the {num_images} training images: try {fits}"
-        )
+        said = f"--batch-size {config.batch_size} is larger than the {num_images} training images"
+        raise InputError(f"{said}: try {usual_batch_size(num_images)}")
     steps: int = num_images // config.batch_size
     if config.log_every > steps:
         raise InputError(f"--log-every {config.log_every} is more than the {steps:,} steps of an epoch")

@@ -31,8 +31,7 @@ class Blocks:
       examples: arrays by name, or `jaxvae.data.rows.Rows`; any length N.
       batch_size: B.
       steps_per_epoch: steps an epoch.
-      order_of: the order of the examples in an epoch, [N]: dispatched when called, and fetched when it is ready.
-      block_bytes: see `BLOCK_BYTES`.
+      order_of: the order of the examples in an epoch, [N]: a thread waits for it.
     """
 
     def __init__(
@@ -41,11 +40,10 @@ class Blocks:
         batch_size: int,
         steps_per_epoch: int,
         order_of: Callable[[int], Any],
-        block_bytes: int = BLOCK_BYTES,
     ):
         self._examples, self._batch_size, self._steps_per_epoch = examples, batch_size, steps_per_epoch
         row = sum(values.nbytes for values in examples.values()) // len(examples["image"])
-        self.steps = min(max(1, block_bytes // (row * batch_size)), steps_per_epoch)
+        self.steps = min(max(1, BLOCK_BYTES // (row * batch_size)), steps_per_epoch)
         self.nbytes = self.steps * batch_size * row
         self._order_of = order_of
         self._orders: dict[int, Any] = {}
@@ -79,7 +77,7 @@ class Blocks:
         return Place(epoch, within // self.steps)
 
     def read(self, place: Place) -> Mapping[str, NDArray[Any]]:
-        """The examples of a block; the reading of the next ones begins.
+        """Return the examples of a block, and begin to read the next ones.
 
         Raises:
           InputError: they cannot be read.
