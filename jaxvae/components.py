@@ -1,5 +1,6 @@
 """The components of a run by their names: built-in and user-defined ones."""
 
+import inspect
 import types
 import typing
 from collections.abc import Mapping
@@ -16,10 +17,7 @@ from jaxvae.noise import INPUTS
 from jaxvae.objectives.base import FunctionObjective
 from jaxvae.objectives.build import OBJECTIVES
 from jaxvae.optimizer import OPTIMIZERS, GivenOptimizer
-from jaxvae.options import (
-    flag,
-    options,
-)
+from jaxvae.options import flag, options
 from jaxvae.own import is_own, resolve
 from jaxvae.protocols import Inputs, Likelihood, Network, Objective, Optimizer, Prior
 
@@ -63,10 +61,22 @@ def kind_of(slot: str, name: str) -> Any:
     if slot == "optimizer" and isinstance(found, optax.GradientTransformation):
         return GivenOptimizer(found)
     if slot == "objective" and isinstance(found, types.FunctionType):
+        _check_loss(found, f"{flag(slot)} {name}")
         return FunctionObjective(found)
     protocol = typing.get_type_hints(Parts)["network" if slot == "architecture" else slot]
     _check_component(found if isinstance(found, type) else type(found), protocol, f"{flag(slot)} {name}")
     return found
+
+
+def _check_loss(function: types.FunctionType, named: str) -> None:
+    parameters = inspect.signature(function)
+    names = list(parameters.parameters)
+    try:
+        parameters.bind(None, None)
+    except TypeError:
+        names.insert(0, "batch")  # Wrong in either case.
+    if names[0] == "batch":
+        raise InputError(f"{named}: must take (output, batch), not {parameters}")
 
 
 # The members that a component must define, by its protocol.

@@ -36,7 +36,7 @@ class Arguments:
     dataset: str | None = None
     """The dataset, if its path is not that of training; the test images must be the same."""
     data_dir: str | None = None
-    """Directory of its IDX files, if it is not that of training."""
+    """Directory of its files, if it is not that of training."""
     best: bool = False
     """Use the best checkpoint by the validation images, not the newest. The run must have had --validation."""
     samples: int = 0

@@ -38,9 +38,10 @@ class Fields:
 
     # Data.
     dataset: str = option("auto", Range("a name or a path, not empty", bool))
-    """auto (mnist, or digits if offline), mnist, fashion_mnist, kmnist, digits, a .npy/.npz file, a picture folder."""
+    """auto (mnist, or digits if offline), mnist, fashion_mnist, kmnist, emnist/SPLIT, binarized_mnist, cifar10,
+    cifar100, svhn_cropped, digits, hf:NAME (Hugging Face), a .npy/.npz file, a picture folder."""
     data_dir: str | None = option(None)
-    """Directory of IDX files (.gz or not). Without it, they are downloaded once and verified by checksum."""
+    """Directory of the files of a dataset with a name. Without it, they are downloaded once and verified."""
     image_size: tuple[int, ...] = option((), _IMAGE_SIZE)
     """Height and width of all images, or one number for squares. Default: images must have one size, and keep it."""
     resize: Resize = option("crop")

@@ -16,13 +16,15 @@ from numpy.typing import ArrayLike, NDArray
 from jaxvae import config_file
 from jaxvae.chunks import PIXELS_AT_ONCE, in_chunks
 from jaxvae.config import Config, describe
-from jaxvae.errors import InputError, suggestion
+from jaxvae.errors import InputError, say, suggestion
 from jaxvae.keys import purpose_key
 from jaxvae.models.autoencoder import AutoEncoder
 from jaxvae.models.build import Examples, Model, build_model, can_sample, class_rows, reconstruct, sample
 from jaxvae.models.vae import LatentModel, label_of
+from jaxvae.objectives.build import selection_term
 from jaxvae.own import give
 from jaxvae.run.checkpoint import Checkpoints
+from jaxvae.run.records import read_records
 from jaxvae.train.step import TrainState, as_batch, init_state
 from jaxvae.typing import Array, Batch, ImageShape, Params
 
@@ -206,9 +208,27 @@ def load_run(run_dir: Path, best: bool = False) -> TrainedRun:
         like = _used_of(config, model, example_of_run(image_shape, checkpoints.read_record()))
         saved = checkpoints.restore(like, best, partial=True)
         assert saved is not None  # Its record has just been read.
+        if best and (note := _better_unsaved(run_dir, config, saved.step)):
+            say(note)
         state = saved.state
         variables = {**(state.opt_state["average"] if config.ema else state.params), **state.collections}
         return TrainedRun(config, model, variables, saved.step, image_shape, saved.record)
+
+
+def _better_unsaved(run_dir: Path, config: Config, step: int) -> str | None:
+    """A sentence about an epoch better than that at `step` by the validation images, which was not saved."""
+    term, higher = selection_term(config)
+    lines = [line for line in read_records(run_dir / "metrics.jsonl") if line["split"] == "validation" and term in line]
+    saved = next((line for line in lines if line["step"] == step), None)
+    if saved is None:
+        return None
+    best = (max if higher else min)(lines, key=lambda line: line[term])
+    if best[term] == saved[term]:
+        return None
+    return (
+        f"epoch {saved['epoch']} is the best of those that were saved; by the {term} of the validation images, epoch "
+        f"{best['epoch']} was better: {best[term]:.6g}, not {saved[term]:.6g} (--checkpoint-every 1 saves every epoch)"
+    )
 
 
 def example_of_run(image_shape: ImageShape, record: Mapping[str, Any]) -> dict[str, Any]:

@@ -31,6 +31,19 @@ def test_console_prints_plain_lines_without_a_terminal(monkeypatch: pytest.Monke
     ]
 
 
+def test_the_time_left_does_not_count_the_compilation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is told by the measured speed first, then by the average since the first steps, evaluations included."""
+    err, now = io.StringIO(), 0.0
+    monkeypatch.setattr("sys.stderr", err)
+    monkeypatch.setattr("time.perf_counter", lambda: now)
+    with Console(epochs=3, steps=300, step=0, unit="per pixel") as console:
+        now = 1000.0  # It compiled.
+        console.epoch([line(100)], steps_per_second=10.0)
+        now = 1025.0
+        console.epoch([line(200)], steps_per_second=10.0)
+    assert [said.rpartition("  ")[2] for said in err.getvalue().splitlines()] == ["0:00:20 left", "0:00:25 left"]
+
+
 @pytest.mark.parametrize(
     ("columns", "shown", "hidden"),
     [

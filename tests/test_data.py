@@ -22,6 +22,7 @@ from image_files import FUZZ, loads_or_refuses, mutated, noise, refuses, save, w
 
 from jaxvae import data
 from jaxvae.config import PRESETS, Config
+from jaxvae.data import download
 from jaxvae.errors import InputError
 
 TRAIN, TEST = "train-images-idx3-ubyte", "t10k-images-idx3-ubyte"
@@ -50,7 +51,7 @@ def test_a_file_of_another_kind(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("dataset", ["digits", "images.npy", "nonsense"])
-def test_data_dir_goes_with_idx_datasets_only(dataset: str, tmp_path: Path) -> None:
+def test_data_dir_goes_with_datasets_of_known_files_only(dataset: str, tmp_path: Path) -> None:
     refuses("--data-dir", "mnist", repr(dataset), dataset=dataset, data_dir=tmp_path)
 
 
@@ -62,7 +63,7 @@ def write_pair(folder: Path, train: bytes, test: bytes | None = None) -> None:
     (folder / TEST).write_bytes(idx(noise(3, 5, 4)) if test is None else test)
 
 
-@pytest.mark.parametrize("dataset", ["auto", *data.IDX_DATASETS])
+@pytest.mark.parametrize("dataset", ["auto", *download.IDX_DATASETS])
 @pytest.mark.parametrize("dotted", [False, True])
 @pytest.mark.parametrize("zipped", [False, True])
 def test_idx_round_trip(dataset: str, dotted: bool, zipped: bool, tmp_path: Path) -> None:

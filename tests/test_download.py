@@ -20,7 +20,7 @@ import pytest
 from runs import PATIENCE
 
 from jaxvae import data
-from jaxvae.data import download
+from jaxvae.data import download, originals
 from jaxvae.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -92,7 +92,7 @@ def url_info(content: bytes, name: str) -> Any:
 
 @pytest.fixture
 def small(server: Server) -> dict[str, Any]:
-    """Two small files on the server, and the keyword arguments of `idx_files` that go with them."""
+    """Two small files on the server, and the keyword arguments of `cached_files` that go with them."""
     rng = np.random.default_rng(0)
     server.files = {
         TRAIN: idx_gz(rng.integers(0, 256, (12, 5, 4), np.uint8)),
@@ -114,7 +114,7 @@ def files_below(folder: Path) -> list[Path]:
 
 
 def test_downloads_what_the_server_has(server: Server, small: dict[str, Any], tmp_path: Path) -> None:
-    paths = download.idx_files("mnist", **small)
+    paths = download.cached_files("mnist", **small)
     assert [path.read_bytes() for path in paths] == [server.files[TRAIN], server.files[TEST]]
     assert {path.parent for path in paths} == {tmp_path / "tfds" / "downloads" / "mnist"}
     assert server.requests == [f"HEAD /{TRAIN}", f"GET /{TRAIN}", f"GET /{TEST}"]
@@ -123,18 +123,18 @@ def test_downloads_what_the_server_has(server: Server, small: dict[str, Any], tm
 
 
 def test_cached_files_need_no_network(server: Server, small: dict[str, Any]) -> None:
-    paths = download.idx_files("mnist", **small)
+    paths = download.cached_files("mnist", **small)
     server.requests.clear()
     server.files.clear()
-    assert download.idx_files("mnist", **small) == paths
+    assert download.cached_files("mnist", **small) == paths
     assert server.requests == []
 
 
 def test_only_what_is_missing_is_downloaded(server: Server, small: dict[str, Any]) -> None:
-    _, test = download.idx_files("mnist", **small)
+    _, test = download.cached_files("mnist", **small)
     test.unlink()
     server.requests.clear()
-    download.idx_files("mnist", **small)
+    download.cached_files("mnist", **small)
     assert server.requests == [f"HEAD /{TEST}", f"GET /{TEST}"]
 
 
@@ -151,7 +151,7 @@ def test_shares_the_cache_of_tfds(
     )
     theirs = manager.download([server.url + TRAIN, server.url + TEST])
     server.requests.clear()
-    ours = download.idx_files("mnist", **small)
+    ours = download.cached_files("mnist", **small)
     assert [os.fspath(path) for path in theirs] == [os.fspath(path) for path in ours]
     assert server.requests == []
 
@@ -159,7 +159,7 @@ def test_shares_the_cache_of_tfds(
 def test_tfds_finds_what_was_downloaded_here(server: Server, small: dict[str, Any], tmp_path: Path) -> None:
     import tensorflow_datasets as tfds
 
-    ours = download.idx_files("mnist", **small)
+    ours = download.cached_files("mnist", **small)
     server.requests.clear()
     manager = tfds.download.DownloadManager(
         download_dir=tmp_path / "tfds" / "downloads",
@@ -172,31 +172,30 @@ def test_tfds_finds_what_was_downloaded_here(server: Server, small: dict[str, An
     assert server.requests == []
 
 
-@pytest.mark.parametrize("name", sorted(download.BASE_URLS))
+@pytest.mark.parametrize("name", data.FILE_DATASETS)
 def test_tfds_knows_the_checksums_of_every_dataset(name: str) -> None:
-    from tensorflow_datasets.core.download import checksums
-
-    known = checksums.get_all_url_infos()
-    assert all(len(known[download.BASE_URLS[name] + file].checksum) == 64 for file in download.FILES)
+    family = name.partition("/")[0]
+    known, files = download.known_urls(family), originals.FILES.get(name, (*download.FILES, *download.LABEL_FILES))
+    assert all(len(known[download.BASE_URLS[family] + file].checksum) == 64 for file in files)
 
 
 def test_corrupted_content_is_thrown_away(server: Server, small: dict[str, Any], tmp_path: Path) -> None:
     good = server.files[TRAIN]
     server.files[TRAIN] = good[:-1] + bytes([good[-1] ^ 1])
     with pytest.raises(InputError, match=rf"^mnist: {server.url}{TRAIN} .*SHA-256.*--data-dir DIR") as caught:
-        download.idx_files("mnist", **small)
+        download.cached_files("mnist", **small)
     assert "\n" not in str(caught.value)
     assert files_below(tmp_path) == []
 
     server.files[TRAIN] = good
-    train, _ = download.idx_files("mnist", **small)
+    train, _ = download.cached_files("mnist", **small)
     assert train.read_bytes() == good
 
 
 def test_a_connection_cut_short(server: Server, small: dict[str, Any], tmp_path: Path) -> None:
     server.cut = 20
     with pytest.raises(InputError, match=f"^mnist: downloading {server.url}{TRAIN} failed") as caught:
-        download.idx_files("mnist", **small)
+        download.cached_files("mnist", **small)
     assert "\n" not in str(caught.value)
     assert files_below(tmp_path) == []
 
@@ -207,7 +206,7 @@ def test_file_not_found_on_the_server(server: Server, small: dict[str, Any], onl
     if not only_head:
         server.files.clear()
     with pytest.raises(InputError, match="404") as caught:
-        download.idx_files("mnist", **small)
+        download.cached_files("mnist", **small)
     assert not isinstance(caught.value, download.Unreachable)
     assert TRAIN in str(caught.value)
     assert server.requests == [f"HEAD /{TRAIN}", f"GET /{TRAIN}"][: 1 + only_head]
@@ -216,7 +215,7 @@ def test_file_not_found_on_the_server(server: Server, small: dict[str, Any], onl
 def test_a_closed_port_is_unreachable(small: dict[str, Any], tmp_path: Path) -> None:
     small["base_url"] = f"http://127.0.0.1:{closed_port()}/"
     with pytest.raises(download.Unreachable, match=r"^mnist: cannot reach 127\.0\.0\.1:\d+ \(.*refused\).*DIR"):
-        download.idx_files("mnist", **small)
+        download.cached_files("mnist", **small)
     assert not (tmp_path / "tfds").exists()
 
 
@@ -229,7 +228,7 @@ def test_a_silent_server_is_unreachable_within_the_deadline(
         small["base_url"] = f"http://127.0.0.1:{silent.getsockname()[1]}/"
         start = time.monotonic()
         with pytest.raises(download.Unreachable, match=r"no answer within 0\.3 s"):
-            download.idx_files("mnist", **small)
+            download.cached_files("mnist", **small)
     assert time.monotonic() - start < 3
 
 
@@ -244,7 +243,7 @@ def test_a_name_lookup_that_hangs_is_bounded_too(small: dict[str, Any], monkeypa
     monkeypatch.setattr(socket, "getaddrinfo", hang)
     try:
         with pytest.raises(download.Unreachable, match="no answer"):
-            download.idx_files("mnist", **small)
+            download.cached_files("mnist", **small)
     finally:
         released.set()
 
@@ -252,18 +251,18 @@ def test_a_name_lookup_that_hangs_is_bounded_too(small: dict[str, Any], monkeypa
 def test_a_cache_that_cannot_be_written(small: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "tfds").write_text("a file where the folder should be")
     with pytest.raises(InputError, match=f"cannot write to {tmp_path}.*TFDS_DATA_DIR"):
-        download.idx_files("mnist", **small)
+        download.cached_files("mnist", **small)
 
 
 def test_a_remote_cache_is_refused(small: dict[str, Any]) -> None:
     with pytest.raises(InputError, match="TFDS_DATA_DIR must be a local folder, not gs://bucket/x"):
-        download.idx_files("mnist", data_dir="gs://bucket/x", **small)
+        download.cached_files("mnist", data_dir="gs://bucket/x", **small)
 
 
 def test_no_noise_without_a_terminal(small: dict[str, Any], capfd: pytest.CaptureFixture[str]) -> None:
     from tensorflow_datasets.core.utils import tqdm_utils
 
-    download.idx_files("mnist", **small)
+    download.cached_files("mnist", **small)
     assert capfd.readouterr() == ("", "")
     assert tqdm_utils._active
 
@@ -272,7 +271,7 @@ def test_progress_on_a_terminal(
     small: dict[str, Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    download.idx_files("mnist", **small)
+    download.cached_files("mnist", **small)
     assert "Dl Completed" in capsys.readouterr().err
 
 
@@ -283,8 +282,8 @@ def test_real_mnist_passes_the_real_checksums(server: Server, monkeypatch: pytes
     known, every = checksums.get_all_url_infos(), (*download.FILES, *download.LABEL_FILES)
     infos = {file: known[download.BASE_URLS["mnist"] + file] for file in every}
     server.files = {file: (REAL_MNIST / file).read_bytes() for file in every}
-    paths = download.idx_files("mnist", base_url=server.url, url_infos=infos)
-    assert len(download.idx_files("mnist", download.LABEL_FILES, base_url=server.url, url_infos=infos)) == 2
+    paths = download.cached_files("mnist", base_url=server.url, url_infos=infos)
+    assert len(download.cached_files("mnist", download.LABEL_FILES, base_url=server.url, url_infos=infos)) == 2
     directly = data.load("mnist", REAL_MNIST)
     assert directly.train.shape == (60000, 28, 28, 1)
     assert directly.test.shape == (10000, 28, 28, 1)
@@ -297,9 +296,9 @@ class TestLoad:
 
     @pytest.fixture
     def offline(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        real = download.idx_files
+        real = download.cached_files
         base_url = f"http://127.0.0.1:{closed_port()}/"
-        monkeypatch.setattr(download, "idx_files", lambda name, *files: real(name, *files, base_url=base_url))
+        monkeypatch.setattr(download, "cached_files", lambda name, *files: real(name, *files, base_url=base_url))
 
     @pytest.mark.usefixtures("offline")
     def test_auto_falls_back_to_digits_with_one_warning(self) -> None:
@@ -321,7 +320,7 @@ class TestLoad:
         assert err.count("\n") == 1
 
     @pytest.mark.usefixtures("offline")
-    @pytest.mark.parametrize("name", data.IDX_DATASETS)
+    @pytest.mark.parametrize("name", data.FILE_DATASETS)
     def test_a_dataset_asked_for_by_name_never_falls_back(self, name: str) -> None:
         with pytest.raises(download.Unreachable, match=f"^{name}: .*--dataset {name} --data-dir DIR"):
             data.load(name, warn=lambda message: pytest.fail(message))
@@ -333,8 +332,8 @@ class TestLoad:
 
     @pytest.mark.parametrize("name", ["auto", "mnist"])
     def test_downloads(self, name: str, small: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-        real = download.idx_files
-        monkeypatch.setattr(download, "idx_files", lambda name, *files: real(name, *files, **small))
+        real = download.cached_files
+        monkeypatch.setattr(download, "cached_files", lambda name, *files: real(name, *files, **small))
         loaded = data.load(name, warn=lambda message: pytest.fail(message))
         assert loaded.name == "mnist"
         assert loaded.train.shape == (12, 5, 4, 1)
@@ -348,18 +347,18 @@ class TestLoad:
         for name, labels in wanted.items():
             server.files[name] = gzip.compress(struct.pack(">2I", 0x801, len(labels)) + bytes(labels))
             small["url_infos"][name] = url_info(server.files[name], name)
-        real = download.idx_files
-        monkeypatch.setattr(download, "idx_files", lambda name, *files: real(name, *files, **small))
+        real = download.cached_files
+        monkeypatch.setattr(download, "cached_files", lambda name, *files: real(name, *files, **small))
         assert data.load("mnist").split("train").keys() == {"image"}
         assert not any("labels" in request for request in server.requests)
         loaded = data.load("mnist", labels=True)
         assert [loaded.split(name)["label"].tolist() for name in ("train", "test")] == list(wanted.values())
 
     def test_auto_does_not_hide_a_damaged_file(self, small: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-        train, _ = download.idx_files("mnist", **small)
+        train, _ = download.cached_files("mnist", **small)
         train.write_bytes(train.read_bytes()[:-9])
-        real = download.idx_files
-        monkeypatch.setattr(download, "idx_files", lambda name, *files: real(name, *files, **small))
+        real = download.cached_files
+        monkeypatch.setattr(download, "cached_files", lambda name, *files: real(name, *files, **small))
         with pytest.raises(InputError, match="cannot be read"):
             data.load("auto", warn=lambda message: pytest.fail(message))
 

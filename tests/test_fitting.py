@@ -198,8 +198,35 @@ def test_networks_have_the_same_default_widths_as_on_the_command_line(monkeypatc
 def test_a_failed_start_leaves_nothing(images: NDArray[np.uint8], tmp_path: Path) -> None:
     with pytest.raises(InputError, match="not_a_loss must return a mapping of terms, among them loss, not recon"):
         fit(data=images, model=own_parts.Net(), objective=own_parts.not_a_loss, run_dir=tmp_path / "run", **SMALL)
-    assert os.listdir(tmp_path / "run") == []
+    assert os.listdir(tmp_path) == []
+    (tmp_path / "run").mkdir()
+    with pytest.raises(InputError, match="not_a_loss"):
+        fit(data=images, model=own_parts.Net(), objective=own_parts.not_a_loss, run_dir=tmp_path / "run", **SMALL)
+    assert os.listdir(tmp_path / "run") == []  # It was there before.
     fit(data=images, run_dir=tmp_path / "run", **OWN, **{**SMALL, "epochs": 1})
+
+
+def test_a_model_that_needs_what_nothing_gives(images: NDArray[np.uint8], tmp_path: Path) -> None:
+    class Training(nn.Module):
+        @nn.compact
+        def __call__(self, x: jax.Array, training: bool) -> jax.Array:
+            return x
+
+    with pytest.raises(InputError, match=r"Training.__call__ needs training, .* it may take key, train, deterministic"):
+        fit(data=images, model=Training(), objective=squares, run_dir=tmp_path / "run", **SMALL)
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_loss_whose_arguments_are_in_another_order(images: NDArray[np.uint8], tmp_path: Path) -> None:
+    def swapped(batch: Any, output: Any) -> Any:
+        return squares(output, batch)
+
+    def alone(output: Any) -> Any:
+        return {"loss": output.sum((1, 2, 3))}
+
+    for loss in (swapped, alone):
+        with pytest.raises(InputError, match=r"must take \(output, batch\), not \("):
+            fit(data=images, model=Plain(), objective=loss, run_dir=tmp_path / "run", **SMALL)
 
 
 @pytest.mark.parametrize("name", ["step", "unit"])

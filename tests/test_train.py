@@ -53,7 +53,9 @@ def test_a_run_writes_what_it_promises(preset: str, base: list[str], tmp_path: P
 
     pictures = sorted(p.name for p in (run / "images").iterdir())
     grids = ["reconstructions"] if preset == "notes-ae" else ["reconstructions", "samples"]
-    assert pictures == sorted(["curves.png"] + [f"{g}_epoch_{e:04}.png" for g in grids for e in (1, 2, 3)])
+    assert pictures == sorted(
+        ["curves.png", "training.png"] + [f"{g}_epoch_{e:04}.png" for g in grids for e in (1, 2, 3)]
+    )
     with Image.open(run / "images" / "reconstructions_epoch_0003.png") as picture:
         rows = 4 if watched == "test" else 1  # Of the 32 or 5 images, 8 a row.
         assert picture.size == (2 * (8 * 7 + 2), 2 * (2 * rows * 8 + 2))

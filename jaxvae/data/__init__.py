@@ -16,12 +16,12 @@ from jaxvae.data.images import (
     with_validation,
 )
 from jaxvae.data.reading import Images, Reading
-from jaxvae.data.sources import DATASETS, IDX_DATASETS, load, load_for
+from jaxvae.data.sources import DATASETS, FILE_DATASETS, is_named, load, load_for
 
 __all__ = [
     "DATASETS",
+    "FILE_DATASETS",
     "GIVEN",
-    "IDX_DATASETS",
     "ImageData",
     "Images",
     "Reading",
@@ -34,6 +34,7 @@ __all__ = [
     "for_run",
     "from_arrays",
     "identity",
+    "is_named",
     "load",
     "load_for",
     "prepared",

@@ -1,4 +1,4 @@
-"""The network part of `jaxvae.data.sources`: MNIST and its relatives through TensorFlow Datasets' cache.
+"""The network part of `jaxvae.data.sources`: files of datasets through TensorFlow Datasets' cache.
 
 TensorFlow Datasets (TFDS) knows sizes and SHA-256 sums of the files, and keeps them in
 ``<data dir>/downloads/<dataset>``, where the data dir is ``$TFDS_DATA_DIR`` or ``~/tensorflow_datasets``.
@@ -21,11 +21,19 @@ BASE_URLS: dict[str, str] = {
     "mnist": "https://storage.googleapis.com/cvdf-datasets/mnist/",
     "fashion_mnist": "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
     "kmnist": "http://codh.rois.ac.jp/kmnist/dataset/kmnist/",
+    "cifar10": "https://www.cs.toronto.edu/~kriz/",
+    "cifar100": "https://www.cs.toronto.edu/~kriz/",
+    "svhn_cropped": "http://ufldl.stanford.edu/housenumbers/",
+    "binarized_mnist": "http://www.cs.toronto.edu/~larocheh/public/datasets/binarized_mnist/",
+    "emnist": "https://biometrics.nist.gov/cs_links/EMNIST/",
 }
-"""Dataset name -> where TFDS downloads its IDX files from."""
+"""Dataset name -> where TFDS downloads its files from."""
+
+IDX_DATASETS = ("mnist", "fashion_mnist", "kmnist")
+"""Those that come in MNIST's four files."""
 
 FILES = ("train-images-idx3-ubyte.gz", "t10k-images-idx3-ubyte.gz")
-"""The two files of a dataset that hold images: training, test."""
+"""The two files of `IDX_DATASETS` that hold images: training, test."""
 
 LABEL_FILES = ("train-labels-idx1-ubyte.gz", "t10k-labels-idx1-ubyte.gz")
 """The two files that hold their labels."""
@@ -38,7 +46,7 @@ class Unreachable(InputError):
     """The server of a dataset does not answer: no network, a closed port, a proxy that refuses, a timeout."""
 
 
-def idx_files(
+def cached_files(
     name: str,
     files: Sequence[str] = FILES,
     *,
@@ -46,15 +54,15 @@ def idx_files(
     url_infos: Mapping[str, Any] | None = None,
     data_dir: str | os.PathLike[str] | None = None,
 ) -> list[Path]:
-    """Return gzipped IDX files of a dataset. Download those that the cache lacks.
+    """Return files of a dataset. Download those that the cache lacks.
 
     Files found in the cache need no network. A downloaded file enters the cache only after its size and
     SHA-256 have been verified.
 
     Args:
-      name: a key of `BASE_URLS`.
-      files: `FILES` or `LABEL_FILES`.
-      base_url: a mirror to use instead of ``BASE_URLS[name]``, with its trailing slash.
+      name: a key of `BASE_URLS`, or one with "/" and a part of that dataset.
+      files: their names, such as `FILES` or `LABEL_FILES`.
+      base_url: a mirror to use instead of that of `BASE_URLS`, with its trailing slash.
       url_infos: file name -> TFDS ``UrlInfo`` (size in bytes, SHA-256); default: those TFDS has for `name`.
       data_dir: TFDS data dir; default: ``$TFDS_DATA_DIR`` or ``~/tensorflow_datasets``.
 
@@ -66,12 +74,13 @@ def idx_files(
       InputError: the download failed, had the wrong checksum, or could not be written.
     """
     from tensorflow_datasets.core import constants
-    from tensorflow_datasets.core.download import checksums, resource
+    from tensorflow_datasets.core.download import resource
 
+    family = name.partition("/")[0]
     if url_infos is None:
-        known = checksums.get_all_url_infos()
-        url_infos = {file: known[BASE_URLS[name] + file] for file in files}
-    base_url = BASE_URLS[name] if base_url is None else base_url
+        known = known_urls(family)
+        url_infos = {file: known[BASE_URLS[family] + file] for file in files}
+    base_url = BASE_URLS[family] if base_url is None else base_url
     data_dir = os.fspath(constants.get_default_data_dir() if data_dir is None else data_dir)
     if "://" in data_dir:
         raise InputError(f"{name}: TFDS_DATA_DIR must be a local folder, not {data_dir}; {_advice(name)}")
@@ -83,7 +92,7 @@ def idx_files(
         url, info = base_url + file, url_infos[file]
         file_name = resource.get_dl_fname(url, info.checksum)
         # Older TFDS versions did not have a folder per dataset; newer ones still look there.
-        candidates = (downloads / name / file_name, downloads / file_name)
+        candidates = (downloads / family / file_name, downloads / file_name)
         # TFDS's rule: a file counts once its INFO file exists. Without permission to look, os.path.exists is False.
         cached = (c for c in candidates if all(map(os.path.exists, (c, resource.get_info_path(c)))))
         path = next(cached, None)
@@ -97,8 +106,19 @@ def idx_files(
     return paths
 
 
+def known_urls(family: str) -> Mapping[str, Any]:
+    """TFDS's sizes and SHA-256 sums of a dataset's files, by URL."""
+    import tensorflow_datasets
+    from tensorflow_datasets.core.download import checksums
+
+    # Some datasets have a folder of their own.
+    own = Path(tensorflow_datasets.__file__).parent / "datasets" / family / "checksums.tsv"
+    found: Mapping[str, Any] = checksums.load_url_infos(own) if own.exists() else checksums.get_all_url_infos()
+    return found
+
+
 def _advice(name: str) -> str:
-    return f"to use files you have, pass --dataset {name} --data-dir DIR with the IDX files in DIR"
+    return f"to use files you have, pass --dataset {name} --data-dir DIR with the files in DIR"
 
 
 def _require_reachable(name: str, url: str) -> None:

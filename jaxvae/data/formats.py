@@ -51,7 +51,7 @@ def blaming(label: object) -> Iterator[None]:
         raise InputError(f"{label}: cannot be read: {' '.join(text.split())[:200]}") from error
 
 
-def _read_exactly(file: IO[bytes] | io.BufferedIOBase, size: int, label: object) -> bytearray:
+def read_exactly(file: IO[bytes] | io.BufferedIOBase, size: int, label: object) -> bytearray:
     """Read the remaining `size` bytes in pieces, so that memory grows with the real size, not the claimed one."""
     data = bytearray()
     with blaming(label):
@@ -68,38 +68,47 @@ def _read_exactly(file: IO[bytes] | io.BufferedIOBase, size: int, label: object)
 
 def read_idx(path: Path) -> Images:
     """Read an IDX file of images, gzipped or not, as uint8 ``[N, H, W, 1]``. Raises `InputError`."""
-    with _idx_content(path, _IDX_MAGIC, 3, "images") as (file, shape):
-        data = _read_exactly(file, math.prod(shape), path)
+    with blaming(path), path.open("rb") as file:
+        return idx_images(file, path)
+
+
+def idx_images(file: IO[bytes], label: object) -> Images:
+    """The images of an open IDX file, gzipped or not: uint8 ``[N, H, W, 1]``. Raises `InputError`."""
+    shape, data = _idx_content(file, _IDX_MAGIC, 3, "images", label)
     return np.frombuffer(data, np.uint8).reshape(*shape, 1)
 
 
-@contextlib.contextmanager
-def _idx_content(path: Path, wanted: int, axes: int, what: str) -> Iterator[tuple[Any, list[int]]]:
-    """An IDX file of a magic number, open after its header, and the shape that the header claims."""
+def _idx_content(file: IO[bytes], wanted: int, axes: int, what: str, label: object) -> tuple[list[int], bytearray]:
+    """The shape and the bytes of an open IDX file, which must have a magic number."""
     import gzip
 
-    with blaming(path), path.open("rb") as raw:
+    with blaming(label):
         # By content, not by name: browsers unpack a download and keep its .gz.
-        gzipped = raw.read(2) == b"\x1f\x8b"
-        raw.seek(0)
-        with gzip.open(raw) if gzipped else contextlib.nullcontext(raw) as file:
+        gzipped = file.read(2) == b"\x1f\x8b"
+        file.seek(0)
+        with gzip.open(file) if gzipped else contextlib.nullcontext(file) as content:
             size = 4 * (1 + axes)
-            header = file.read(size)
+            header = content.read(size)
             if len(header) < size:
-                raise InputError(f"{path}: truncated: an IDX header takes {size} bytes, there are {len(header)}")
+                raise InputError(f"{label}: truncated: an IDX header takes {size} bytes, there are {len(header)}")
             magic, *shape = struct.unpack(f">{1 + axes}I", header)
             if magic != wanted:
-                raise InputError(f"{path}: not IDX {what}: magic number 0x{magic:08x}, not 0x{wanted:08x}")
+                raise InputError(f"{label}: not IDX {what}: magic number 0x{magic:08x}, not 0x{wanted:08x}")
             if 0 in shape:
-                raise InputError(f"{path}: empty: shape {shape}")
-            yield file, shape
+                raise InputError(f"{label}: empty: shape {shape}")
+            return shape, read_exactly(content, math.prod(shape), label)
 
 
 def read_idx_labels(path: Path, count: int) -> np.ndarray[Any, np.dtype[np.int32]]:
     """Read the labels of `count` images from an IDX file, gzipped or not: int32 ``[N]``. Raises `InputError`."""
-    with _idx_content(path, _IDX_LABELS_MAGIC, 1, "labels") as (file, shape):
-        data = _read_exactly(file, math.prod(shape), path)
-    return to_labels(np.frombuffer(data, np.uint8), count, path)
+    with blaming(path), path.open("rb") as file:
+        return idx_labels(file, count, path)
+
+
+def idx_labels(file: IO[bytes], count: int, label: object) -> np.ndarray[Any, np.dtype[np.int32]]:
+    """The labels of `count` images from an open IDX file, gzipped or not: int32 ``[N]``. Raises `InputError`."""
+    _, data = _idx_content(file, _IDX_LABELS_MAGIC, 1, "labels", label)
+    return to_labels(np.frombuffer(data, np.uint8), count, label)
 
 
 def npy_file(name: str, path: Path, reading: Reading = AS_THEY_ARE) -> ImageData:
@@ -218,5 +227,5 @@ def _content(
     file: IO[bytes], shape: tuple[int, ...], fortran: bool, dtype: np.dtype[Any], label: object
 ) -> np.ndarray[Any, Any]:
     """What follows the header of a .npy file."""
-    flat = np.frombuffer(_read_exactly(file, math.prod(shape) * dtype.itemsize, label), dtype)
+    flat = np.frombuffer(read_exactly(file, math.prod(shape) * dtype.itemsize, label), dtype)
     return flat.reshape(shape, order="F" if fortran else "C")

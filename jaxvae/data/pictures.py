@@ -3,32 +3,37 @@
 import contextlib
 import dataclasses
 import errno
+import math
 import os
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn, TypeVar
+from typing import TYPE_CHECKING, NoReturn, TypeVar, cast
 
 import numpy as np
 
+from jaxvae import memory
 from jaxvae.data.arrays import paired, split_off_test
+from jaxvae.data.decoded import decoded_once
 from jaxvae.data.formats import blaming
 from jaxvae.data.images import ImageData, Split
 from jaxvae.data.labels import labels_of
 from jaxvae.data.reading import Images, Reading, shape_words
+from jaxvae.data.rows import picked
 from jaxvae.errors import InputError
 from jaxvae.machine import cores
 from jaxvae.options import one_of
 
 if TYPE_CHECKING:
-    from PIL import ImageFile
+    from PIL import Image, ImageFile
 
 T = TypeVar("T")
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+_GREY = ("1", "L", "LA")  # Modes of Pillow.
 _ORIENTATION, _TURNED = 0x0112, 5  # The EXIF tag, and its least value that swaps height and width.
 _SMALL_SIDE = 64  # The most that a message proposes.
 _AT_ONCE = 256  # Pictures that are decoded before the next are begun.
@@ -41,8 +46,13 @@ def folder_of_pictures(name: str, folder: Path, reading: Reading) -> ImageData:
     with blaming(folder):
         split_already = all(part.is_dir() for part in parts)
     groups = [_picture_files(part) for part in (parts if split_already else [folder])]
-    images, bad = _read(folder, [path for group in groups for path in group], reading)
+    paths = [path for group in groups for path in group]
     source = f"pictures in {folder}"
+    if _is_streamed(paths, reading):
+        images, bad, place = _decoded(folder, paths, reading)
+        source = f"{source}, decoded in {place}"
+    else:
+        images, bad = _read(folder, paths, reading)
     every = dict(zip(parts if split_already else [folder], groups, strict=True))
     labels = labels_of(folder, every)
     kept = {part: [path for path in paths if path not in bad] for part, paths in every.items()}
@@ -51,7 +61,7 @@ def folder_of_pictures(name: str, folder: Path, reading: Reading) -> ImageData:
     for part, paths in kept.items():
         if not paths:
             raise InputError(f"{part}: none of its picture files can be read")
-        split: Split = {"image": images[start : start + len(paths)]}
+        split: Split = {"image": picked(images, np.arange(start, start + len(paths)))}
         splits.append(split if labels is None else {**split, "label": labels.array(paths)})
         start += len(paths)
     found = paired(name, source, *splits) if split_already else split_off_test(name, source, *splits)
@@ -81,26 +91,57 @@ def _read(folder: Path, paths: Sequence[Path], reading: Reading) -> tuple[Images
 
     C is 1 if all are grey, else 3, unless `reading` says it.
     """
-    images: list[Images] = []
     bad: dict[Path, str] = {}
-    with _warnings(reading):
-        for path, found in zip(paths, _in_threads(lambda path: _picture_or_fault(path, reading), paths), strict=True):
-            if isinstance(found, str):
-                bad[path] = found
-                continue
-            images.append(found)
-            if found.shape[:2] != images[0].shape[:2]:
-                raise InputError(f"{folder}: {_sizes(paths)}")
-    if bad and (not images or not reading.skip_bad):
-        advice = "; --skip-bad leaves them out" if images else ""
-        named = "; ".join([*list(bad.values())[:_NAMED], *(["..."] if len(bad) > _NAMED else [])])
-        raise InputError(f"{folder}: {len(bad)} of {len(paths)} picture files cannot be read: {named}{advice}")
+    images = list(_pictures(folder, paths, reading, bad))
     channels = max(image.shape[2] for image in images)
     return np.stack([np.broadcast_to(image, (*image.shape[:2], channels)) for image in images]), bad
 
 
+def _pictures(folder: Path, paths: Sequence[Path], reading: Reading, bad: dict[Path, str]) -> Iterator[Images]:
+    """The pictures that can be read, in order; `bad` gets what is wrong with the others.
+
+    Raises:
+      InputError: they have several sizes; or, at the end, some cannot be read and are not to be left out.
+    """
+    size: tuple[int, ...] | None = None
+    with checked(reading):
+        for path, found in zip(paths, _in_threads(lambda path: _picture_or_fault(path, reading), paths), strict=True):
+            if isinstance(found, str):
+                bad[path] = found
+                continue
+            size = size or found.shape[:2]
+            if found.shape[:2] != size:
+                raise InputError(f"{folder}: {_sizes(paths)}")
+            yield found
+    if bad and (size is None or not reading.skip_bad):
+        advice = "" if size is None else "; --skip-bad leaves them out"
+        named = "; ".join([*list(bad.values())[:_NAMED], *(["..."] if len(bad) > _NAMED else [])])
+        raise InputError(f"{folder}: {len(bad)} of {len(paths)} picture files cannot be read: {named}{advice}")
+
+
+def _is_streamed(paths: Sequence[Path], reading: Reading) -> bool:
+    """Whether the pictures are to be decoded into a file: if that is asked for, or they might not fit in memory."""
+    if reading.stream != "auto":
+        return reading.stream == "always"
+    # The first that can be read: if there are other sizes, that is an error anyway.
+    with checked(reading):
+        size = reading.size or next((size for size in map(_size_or_none, paths) if size is not None), (0, 0))
+    return len(paths) * math.prod(size) * (reading.channels or 3) > memory.host_free_bytes() // 2
+
+
+def _decoded(folder: Path, paths: Sequence[Path], reading: Reading) -> tuple[Images, dict[Path, str], Path]:
+    """The pictures as rows of a file in the user's cache, which is written if need be; the bad ones; the file."""
+    if reading.channels is None:
+        with checked(reading):
+            grey = all(found for found in _in_threads(_grey_or_none, paths) if found is not None)
+        reading = dataclasses.replace(reading, channels=1 if grey else 3)
+    rows, bad = decoded_once(folder, paths, reading, lambda bad: _pictures(folder, paths, reading, bad))
+    return cast(Images, rows), bad, rows.path
+
+
 @contextlib.contextmanager
-def _warnings(reading: Reading) -> Iterator[None]:
+def checked(reading: Reading) -> Iterator[None]:
+    """Refuse pictures of very many pixels, and ignore what else Pillow warns of."""
     from PIL import Image
 
     with warnings.catch_warnings():
@@ -146,6 +187,15 @@ def _size_or_none(path: Path) -> tuple[int, int] | None:
         return None
 
 
+def _grey_or_none(path: Path) -> bool | None:
+    """Whether a picture is grey; None: it cannot be read."""
+    try:
+        with _opened(path) as image:
+            return image.mode in _GREY
+    except InputError:
+        return None
+
+
 def _picture_or_fault(path: Path, reading: Reading) -> Images | str:
     """The picture of a file, or what is wrong with it.
 
@@ -180,20 +230,27 @@ def _opened(path: Path) -> Iterator["ImageFile.ImageFile"]:
 
 
 def _read_picture(path: Path, reading: Reading) -> Images:
-    """Read one picture, composited over white, as uint8 ``[H, W, 1]`` if its mode is grey, else ``[H, W, 3]``."""
-    from PIL import Image, ImageOps
-
     with _opened(path) as image:
-        if image.mode.startswith(("I", "F")):
-            # Pillow would clip these to 255 instead of scaling them.
-            raise InputError(f"{path}: has more than 8 bits per channel; convert it to 8 bits")
-        grey = image.mode in ("1", "L", "LA") if reading.channels is None else reading.channels == 1
         if reading.size:
             # A large JPEG is decoded several times as fast at a half, a quarter or an eighth of its size.
             enough = 2 * max(reading.size)
             image.draft(None, (enough, enough))
-        upright: Image.Image = ImageOps.exif_transpose(image)
-        if upright.has_transparency_data:
-            rgba = upright.convert("RGBA")
-            upright = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
-        return np.atleast_3d(np.asarray(reading.resized(upright.convert("L" if grey else "RGB"))))
+        return picture_of(image, reading, path)
+
+
+def picture_of(image: "Image.Image", reading: Reading, label: object) -> Images:
+    """A picture of Pillow, composited over white: uint8 ``[H, W, 1]`` if its mode is grey, else ``[H, W, 3]``.
+
+    Raises `InputError` if it has more than 8 bits per channel.
+    """
+    from PIL import Image, ImageOps
+
+    if image.mode.startswith(("I", "F")):
+        # Pillow would clip these to 255 instead of scaling them.
+        raise InputError(f"{label}: has more than 8 bits per channel; convert it to 8 bits")
+    grey = image.mode in _GREY if reading.channels is None else reading.channels == 1
+    upright: Image.Image = ImageOps.exif_transpose(image)
+    if upright.has_transparency_data:
+        rgba = upright.convert("RGBA")
+        upright = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
+    return np.atleast_3d(np.asarray(reading.resized(upright.convert("L" if grey else "RGB"))))

@@ -30,7 +30,7 @@ class Rows:
     """
 
     def __init__(self, path: Path, offset: int, shape: tuple[int, ...], places: NDArray[np.int64] | None = None):
-        self._path, self._offset, self._whole = path, offset, shape
+        self.path, self._offset, self._whole = path, offset, shape
         self._places = np.arange(shape[0]) if places is None else places
         self._array = np.memmap(path, np.uint8, "r", offset, shape)
         self._mapped: mmap.mmap = self._array._mmap  # type: ignore[attr-defined]
@@ -51,7 +51,7 @@ class Rows:
           InputError: the file has changed, or is gone.
         """
         if self._file_state() != self._state:
-            raise InputError(f"{self._path}: the file has changed since training began")
+            raise InputError(f"{self.path}: the file has changed since training began")
         places = self._places[key]
         if not places.ndim:
             return np.array(self._array[places])
@@ -82,20 +82,20 @@ class Rows:
                 yield self[start : start + count]
                 continue
             # A single read is much faster than a fault for every page.
-            span = np.fromfile(self._path, np.uint8, (last - first + 1) * row, offset=self._offset + first * row)
+            span = np.fromfile(self.path, np.uint8, (last - first + 1) * row, offset=self._offset + first * row)
             if span.size != (last - first + 1) * row:
-                raise InputError(f"{self._path}: the file has changed since training began")
+                raise InputError(f"{self.path}: the file has changed since training began")
             yield span.reshape(-1, *self.shape[1:])[places - first]
 
     def pick(self, places: NDArray[Any]) -> "Rows":
         """Some of these rows, ascending; nothing is read."""
-        return Rows(self._path, self._offset, self._whole, self._places[places])
+        return Rows(self.path, self._offset, self._whole, self._places[places])
 
     def _file_state(self) -> tuple[int, int]:
         try:
-            found = os.stat(self._path)
+            found = os.stat(self.path)
         except OSError as error:
-            raise InputError(f"{self._path}: cannot be read any more: {error.strerror}") from None
+            raise InputError(f"{self.path}: cannot be read any more: {error.strerror}") from None
         return found.st_size, found.st_mtime_ns
 
     def _advise(self, advice: str) -> None:

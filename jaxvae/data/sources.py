@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxvae import errors
 from jaxvae.config import Config
-from jaxvae.data import download
+from jaxvae.data import download, hub, originals
 from jaxvae.data.arrays import GIVEN, paired
 from jaxvae.data.formats import blaming, npy_file, npz_file, read_idx, read_idx_labels
 from jaxvae.data.images import ImageData, Split, reading_of
@@ -20,10 +20,10 @@ from jaxvae.data.pictures import folder_of_pictures
 from jaxvae.data.reading import AS_THEY_ARE, Reading
 from jaxvae.errors import InputError, suggestion
 
-IDX_DATASETS = tuple(download.BASE_URLS)
-"""Datasets that come as MNIST's IDX files, from a folder or downloaded."""
+FILE_DATASETS = (*download.IDX_DATASETS, *originals.FILES)
+"""Datasets that come in their authors' files, from a folder or downloaded."""
 
-DATASETS = ("auto", *IDX_DATASETS, "digits")
+DATASETS = ("auto", *FILE_DATASETS, "digits")
 """Every name `load` knows."""
 _IDX_SPLITS = ("train", "t10k")
 
@@ -40,6 +40,8 @@ def load(
 
     - ``mnist``, ``fashion_mnist``, ``kmnist``: 28x28 grey. The two IDX image files in `data_dir`, gzipped
       or not; without `data_dir`, those in TensorFlow Datasets' cache, or else downloaded into it.
+    - ``cifar10``, ``cifar100``, ``svhn_cropped``, ``binarized_mnist``, ``emnist/SPLIT``: the files of
+      `originals.FILES`, found in the same way.
     - ``digits``: scikit-learn's 1,797 digits of 8x8, scaled to 28x28; the first 1,500 are the training
       set. Needs neither files nor network.
     - ``auto``: ``mnist``. Without `data_dir`, if MNIST is neither in the cache nor can be downloaded:
@@ -48,6 +50,7 @@ def load(
     - ``FILE.npz``: ``x_train`` and ``x_test``, or ``train`` and ``test``, or ``train_images`` and ``test_images``, or
       ``images``, split, or a single array, split. With labels: ``y_train`` and ``y_test``, or ``train_labels`` and
       ``test_labels``, or ``labels``.
+    - ``hf:NAME``, ``hf:NAME:CONFIGURATION``: a dataset of Hugging Face's hub. Needs the package `datasets`.
     - a folder: the picture files (PNG, JPEG, WebP, BMP, TIFF, GIF) in and below its ``train/`` and ``test/``
       if it has both, else all in and below the folder, split.
 
@@ -69,7 +72,7 @@ def load(
 
     Args:
       dataset: one of `DATASETS`, or a path; ``./mnist`` is a path, ``mnist`` a name.
-      data_dir: folder with the IDX files; for ``auto`` and `IDX_DATASETS` only.
+      data_dir: folder with the files; for ``auto`` and `FILE_DATASETS` only.
       reading: the size and channels that images are given, and whether bad picture files are left out.
       labels: whether the labels of datasets with a name are read, too. Those of files come with the images.
       warn: called with one line when ``auto`` falls back, and when files are left out.
@@ -78,8 +81,8 @@ def load(
       InputError: an unknown name, a missing, damaged or unsuitable file, or a failed download. Only
         ``auto`` without `data_dir` ever falls back to other data.
     """
-    if data_dir is not None and dataset not in ("auto", *IDX_DATASETS):
-        names = ", ".join(("auto", *IDX_DATASETS))
+    if data_dir is not None and dataset not in ("auto", *FILE_DATASETS):
+        names = ", ".join(("auto", *FILE_DATASETS))
         raise InputError(f"--data-dir goes with --dataset {names}, not with {dataset!r}")
     found = _found(dataset, data_dir, reading, labels, warn).read_as(reading)
     if found.skipped:
@@ -99,17 +102,26 @@ def load_for(config: Config, warn: Callable[[str], None] = errors.warn) -> Image
     return images
 
 
+def is_named(dataset: str) -> bool:
+    """Whether `dataset` is a name, not a path."""
+    return dataset in (*DATASETS, GIVEN) or dataset.startswith(hub.PREFIX)
+
+
 def _found(
     dataset: str, data_dir: str | os.PathLike[str] | None, reading: Reading, labels: bool, warn: Callable[[str], None]
 ) -> ImageData:
     if dataset == "auto":
         return _auto(data_dir, labels, warn)
-    if dataset in IDX_DATASETS:
+    if dataset in download.IDX_DATASETS:
         return _idx_dataset(dataset, data_dir, labels)
+    if dataset in originals.FILES:
+        return _original(dataset, data_dir, labels)
     if dataset == "digits":
         return _digits(labels)
     if dataset == GIVEN:
         raise InputError(f"--dataset {GIVEN}: the run was trained on data given in Python: continue it with jaxvae.fit")
+    if dataset.startswith(hub.PREFIX):
+        return hub.hub_dataset(dataset, reading)
     path = Path(dataset)
     with blaming(f"--dataset {dataset!r}"):
         is_folder, is_file = path.is_dir() and dataset != "", path.is_file()
@@ -121,14 +133,15 @@ def _found(
         return npz_file(dataset, path)
     raise InputError(
         f"--dataset {dataset!r} is neither one of {', '.join(DATASETS)}, "
-        f"nor the path of a .npy file, a .npz file or a folder of pictures{suggestion(dataset, DATASETS)}"
+        f"nor the path of a .npy file, a .npz file or a folder of pictures, nor hf:NAME for Hugging Face's hub"
+        f"{suggestion(dataset, DATASETS)}"
     )
 
 
 def _auto(data_dir: str | os.PathLike[str] | None, labels: bool, warn: Callable[[str], None]) -> ImageData:
     if data_dir is None:
         try:
-            download.idx_files("mnist")
+            download.cached_files("mnist")
         except InputError as error:
             warn(f"TRAINING ON SCIKIT-LEARN'S 8x8 DIGITS, NOT ON MNIST, which is not available: {error}")
             return _digits(labels)
@@ -138,8 +151,8 @@ def _auto(data_dir: str | os.PathLike[str] | None, labels: bool, warn: Callable[
 
 def _idx_dataset(name: str, data_dir: str | os.PathLike[str] | None, labels: bool) -> ImageData:
     if data_dir is None:
-        images: list[Path] = download.idx_files(name)
-        labelled = download.idx_files(name, download.LABEL_FILES) if labels else []
+        images: list[Path] = download.cached_files(name)
+        labelled = download.cached_files(name, download.LABEL_FILES) if labels else []
         source = f"IDX files in TensorFlow Datasets' cache {images[0].parent}"
     else:
         folder = Path(data_dir)
@@ -151,6 +164,21 @@ def _idx_dataset(name: str, data_dir: str | os.PathLike[str] | None, labels: boo
         pairs = zip(splits, labelled, strict=True)
         splits = [{**split, "label": read_idx_labels(path, len(split["image"]))} for split, path in pairs]
     return paired(name, source, *splits)
+
+
+def _original(name: str, data_dir: str | os.PathLike[str] | None, labels: bool) -> ImageData:
+    files = originals.FILES[name]
+    if data_dir is None:
+        paths = download.cached_files(name, files)
+        source = f"files in TensorFlow Datasets' cache {paths[0].parent}"
+    else:
+        paths = [Path(data_dir) / file for file in files]
+        source = f"files in {data_dir}"
+        with blaming(f"--data-dir {data_dir}"):
+            for path in paths:
+                if not path.is_file():
+                    raise InputError(f"--data-dir {data_dir} has no file {path.name}")
+    return originals.READERS[name](name, source, paths, labels)
 
 
 def _find_idx(folder: Path, stem: str, axes: int) -> Path:

@@ -1,5 +1,6 @@
 """What the user sees during a run."""
 
+import math
 import sys
 import time
 from collections.abc import Sequence
@@ -27,8 +28,8 @@ class Console:
         from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
         self._epochs, self._steps, self._unit = epochs, steps, unit
-        self._start, self._first_step = time.perf_counter(), step
-        self._said = self._start
+        self._first: tuple[float, int] | None = None  # When the first steps were done, and how many.
+        self._said = time.perf_counter()
         terminal = sys.stderr.isatty()
         self._rich = RichConsole(file=sys.stderr, force_terminal=terminal, highlight=False, soft_wrap=True)
         self._bar = Progress(
@@ -55,19 +56,25 @@ class Console:
         self._said = time.perf_counter()
         self._rich.print(one_line(text), markup=False)
 
-    def _left(self, step: int) -> str:
-        """The time left, at the average speed since the start."""
-        if not self._first_step < step < self._steps:
+    def _left(self, step: int, steps_per_second: float) -> str:
+        """The time left: at the average speed since the first steps, which also counts evaluations; at first, as given.
+
+        What came before the first steps, such as the compilation, does not come again.
+        """
+        now = time.perf_counter()
+        self._first = self._first or (now, step)
+        start, first = self._first
+        seconds_per_step = (now - start) / (step - first) if step > first else 1 / (steps_per_second or math.inf)
+        if not seconds_per_step or step >= self._steps:
             return ""
-        seconds = (time.perf_counter() - self._start) / (step - self._first_step) * (self._steps - step)
-        return f"{_duration(seconds)} left"
+        return f"{_duration(seconds_per_step * (self._steps - step))} left"
 
     def progress(self, train: Record, steps_per_second: float) -> None:
         """Move the bar to the step of a train record, and show its metrics, or only the loss on a narrow terminal."""
         step, wide = train["step"], self._rich.width >= 110
         epoch = min(train["epoch"] + (step * self._epochs % self._steps == 0), self._epochs)
         shown = f"{words(train)} ({self._unit})" if wide else f"loss {train['loss']:.4g} {self._unit}"
-        speed = f"{speed_words(steps_per_second)} {self._left(step)}"
+        speed = f"{speed_words(steps_per_second)} {self._left(step, steps_per_second)}"
         self._bar.update(self._task, completed=step, description=f"{epoch}/{self._epochs} {shown}", speed=speed)
         if self._bar.disable and time.perf_counter() - self._said > QUIET_SECONDS:
             self.say(f"epoch {epoch}/{self._epochs}  step {step:,}/{self._steps:,}  {shown}  {speed}")
@@ -75,9 +82,10 @@ class Console:
     def epoch(self, lines: Sequence[Record], steps_per_second: float | None) -> None:
         """Print the line of a finished epoch, with the records of each split and the speed, if one was measured."""
         step, said = lines[0]["step"], "  ".join(f"{line['split']} {words(line)}" for line in lines)
+        speed = steps_per_second or 0.0
         self.say(
             f"epoch {lines[0]['epoch']}/{self._epochs}  step {step:,}  {said}  ({self._unit})  "
-            f"{speed_words(steps_per_second or 0.0)}  {self._left(step)}".rstrip()
+            f"{speed_words(speed)}  {self._left(step, speed)}".rstrip()
         )
 
 

@@ -11,6 +11,9 @@ from jaxvae.run.records import ordered, terms_of
 
 COLUMNS = 8  # Images to a row, as in the notes.
 _GAP = 2  # Pixels between images.
+_SHOWN = 64  # Images of an overview,
+_MOST_PIXELS = 2**24  # within this many pixels.
+_SMALL_SIDE = 56  # Up to this size, they are drawn twice as large.
 _LEGEND = "upper right"  # To find the best place, Matplotlib looks at every point, and warns if that takes long.
 _BACKGROUND = 96  # A dark grey that neither black nor white images vanish into.
 
@@ -49,6 +52,14 @@ def reconstruction_grid(x: NDArray[Any], x_hat: NDArray[Any], columns: int = COL
     return image_grid(np.concatenate([*rows[:-2], rows[-2], blank, rows[-1], blank]), columns)
 
 
+def overview(images: Any) -> NDArray[np.uint8]:
+    """Images from all over a set, uint8 [N, H, W, C], side by side, small ones twice as large."""
+    side = max(images.shape[1:3])
+    count = min(_SHOWN, len(images), max(1, _MOST_PIXELS // side**2))
+    grid = image_grid(images[np.linspace(0, len(images) - 1, count).astype(int)])
+    return grid.repeat(2, 0).repeat(2, 1) if side <= _SMALL_SIDE else grid
+
+
 def save_png(path: Path, picture: NDArray[np.uint8], scale: int = 1) -> None:
     """Write a picture [rows, cols, C] (C = 1, 3 or 4) as PNG, each pixel drawn `scale` x `scale`."""
     from PIL import Image
@@ -75,7 +86,8 @@ def save_curves(path: Path, records: Sequence[Mapping[str, Any]], title: str) ->
                 axes.plot(steps, [r[term] for r in lines], style, color=colour, markersize=3, label=split)
         axes.set(title=term, xlabel="step", ylabel=records[0]["unit"])
         axes.grid(alpha=0.3)
-        axes.legend(loc=_LEGEND)
+    # Beside the panels: inside one it would cover points. The loss has all splits.
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right upper")
     figure.savefig(path, dpi=120)
 
 

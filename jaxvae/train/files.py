@@ -1,5 +1,6 @@
 """The host's side of a run: its files and its console."""
 
+import contextlib
 import shutil
 import time
 from collections.abc import Mapping
@@ -65,6 +66,7 @@ class RunFiles:
                 records.read_records(self.run_dir / "metrics.jsonl")
                 self.saved: Saved[TrainState] | None = self._restore()
             else:
+                self._made = self._requested is None or not self._requested.exists()
                 self.run_dir = run_dirs.make(self._requested, config.preset)
                 stack.enter_context(RunLock(self.run_dir))
                 run_dirs.check_empty(self.run_dir, RUN_FILES)
@@ -73,6 +75,8 @@ class RunFiles:
             run_dirs.check_epochs(step, config.epochs, self._steps_per_epoch)
             with run_dirs.told(self.run_dir, InputError):
                 (self.run_dir / "images").mkdir(exist_ok=True)
+                if not self._resume:
+                    plots.save_png(self.run_dir / "images" / "training.png", plots.overview(self._images.train))
                 run_dirs.write_skipped(self.run_dir / "images", self._images.skipped)
                 run_dirs.write_whole(self.run_dir / "config.json", config_file.to_json(config))
             self._checkpoints = stack.enter_context(
@@ -101,10 +105,13 @@ class RunFiles:
         self._stack.__exit__(kind, error, trace)
         begun = self._resume or self._written or isinstance(error, Diverged | SaveError)
         if error is not None and not begun:
-            # The error came before the first step: leave the directory as it was.
+            # The error came before the first step: leave everything as it was.
             for name in (*RUN_FILES, NAME):
                 path = self.run_dir / name
                 shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+            if self._made:
+                with contextlib.suppress(OSError):  # Someone else put a file there.
+                    self.run_dir.rmdir()
 
     def _restore(self) -> Saved[TrainState] | None:
         with Checkpoints(self.run_dir / "checkpoints") as checkpoints:

@@ -234,7 +234,7 @@ def _check_finite(state: TrainState, step: int) -> None:
 
 def with_absolute_paths(config: Config) -> Config:
     """`config`, with paths that mean the same wherever the run is resumed from."""
-    named = config.dataset in data.DATASETS
+    named = data.is_named(config.dataset)
     return replace(
         config,
         dataset=config.dataset if named else os.path.abspath(config.dataset),

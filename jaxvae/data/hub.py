@@ -1,0 +1,85 @@
+"""Datasets of the Hugging Face hub, and folders in its form: ``hf:NAME`` or ``hf:NAME:CONFIGURATION``.
+
+The package `datasets` reads them, from the hub or from its cache. All input is untrusted: it runs no code of a dataset.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from jaxvae.data.arrays import paired, split_off_test, to_labels, with_own_validation
+from jaxvae.data.formats import blaming
+from jaxvae.data.images import ImageData, Split
+from jaxvae.data.pictures import checked, picture_of
+from jaxvae.data.reading import Images, Reading, shape_words
+from jaxvae.errors import InputError
+
+PREFIX = "hf:"
+_VALIDATION = ("validation", "valid", "val")  # What people call that split.
+
+
+def hub_dataset(name: str, reading: Reading) -> ImageData:
+    """The images of a dataset, and their labels if it has them.
+
+    The first column of images and the first of class labels count. Every tenth image is held out if there is no split
+    called ``test``.
+
+    Raises:
+      InputError: the package is not installed, or the dataset cannot be read; it has no images, or of several sizes.
+    """
+    try:
+        import datasets
+    except ImportError:
+        raise InputError(f"--dataset {name}: needs the package datasets: pip install 'jaxvae[hf]'") from None
+    told = f"--dataset {name}"
+    path, _, configuration = name.removeprefix(PREFIX).partition(":")
+    with blaming(told):
+        found: Any = datasets.load_dataset(path, configuration or None)
+    if "train" not in found:
+        raise InputError(f"{told}: has no split train, but {', '.join(found)}")
+    features = found["train"].features
+    images = [key for key, feature in features.items() if isinstance(feature, datasets.Image)]
+    labels = [key for key, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
+    if not images:
+        raise InputError(f"{told}: has no column of images, but {', '.join(features)}")
+
+    def split(key: str) -> Split:
+        rows = found[key].select_columns([images[0], *labels[:1]])
+        values: dict[str, np.ndarray[Any, Any]] = {"image": _stacked(rows, images[0], reading, f"{told}: {key}")}
+        if labels:
+            values["label"] = to_labels(np.array(rows[labels[0]]), len(rows), f"{told}: {key}")
+        return values
+
+    source = f"Hugging Face dataset {path}"
+    if "test" in found:
+        whole = paired(name, source, split("train"), split("test"))
+    else:
+        whole = split_off_test(name, source, split("train"))
+    for key in _VALIDATION:
+        if key in found:
+            whole = with_own_validation(whole, split(key))
+            break
+    classes = tuple(features[labels[0]].names) if labels else ()
+    return ImageData(whole.name, source, whole.train, whole.test, whole.validation, whole.others, classes=classes)
+
+
+def _stacked(rows: Any, column: str, reading: Reading, told: str) -> Images:
+    """The images of a split, uint8 [N, H, W, C]; C is 1 if all are grey."""
+    images = list(_decoded(rows, column, reading, told))
+    if not images:
+        raise InputError(f"{told}: holds no images")
+    channels = max(image.shape[2] for image in images)
+    return np.stack([np.broadcast_to(image, (*image.shape[:2], channels)) for image in images])
+
+
+def _decoded(rows: Any, column: str, reading: Reading, told: str) -> Iterator[Images]:
+    first: tuple[int, ...] | None = None
+    with blaming(told), checked(reading):
+        for number, row in enumerate(rows):
+            image = picture_of(row[column], reading, f"{told}: image {number}")
+            first = first or image.shape[:2]
+            if image.shape[:2] != first:
+                sizes = f"{shape_words(first)} and {shape_words(image.shape[:2])}"
+                raise InputError(f"{told}: images of several sizes, such as {sizes}: give them one with --image-size")
+            yield image
