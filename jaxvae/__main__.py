@@ -11,6 +11,7 @@ COMMANDS = {
     "train": ("jaxvae.train.__main__", "train an autoencoder or a VAE"),
     "evaluate": ("jaxvae.evaluate", "measure a run on its test images"),
     "generate": ("jaxvae.generate", "draw images from a run"),
+    "export": ("jaxvae.export.__main__", "write a run's model as a web page, StableHLO or weights"),
     "sweep": ("jaxvae.sweep.__main__", "train a grid of models in one program"),
     "benchmark": ("jaxvae.benchmark", "measure training on this machine"),
     "data": ("jaxvae.data.__main__", "say what a dataset holds, and how to train on it"),

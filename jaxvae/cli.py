@@ -57,6 +57,7 @@ def parse(kind: type[T], args: Sequence[str], *, prog: str, description: str, de
                 description=f"{description}\n\n--version prints the versions of jaxvae, jax and jaxlib.",
                 default=default,
                 config=(tyro.conf.FlagCreatePairsOff,),
+                registry=_registry(),
             )
             return parsed
     except SystemExit as stop:
@@ -64,6 +65,27 @@ def parse(kind: type[T], args: Sequence[str], *, prog: str, description: str, de
             raise
         said = _unknown_flag(kind, args) or _reworded(_first_paragraph(refusal.getvalue()))
         raise InputError(f"{said} (see {prog} --help)") from None
+
+
+def _registry() -> tyro.constructors.ConstructorRegistry:
+    """What tyro makes of types: an optional value is shown and parsed as what it is when it is given."""
+    registry = tyro.constructors.ConstructorRegistry()
+
+    @registry.primitive_rule
+    def optional(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.PrimitiveConstructorSpec[Any] | None:
+        kinds = [kind for kind in typing.get_args(info.type) if kind is not type(None)]
+        if type(None) not in typing.get_args(info.type) or len(kinds) != 1 or kinds[0] not in (int, str, Path):
+            return None
+        [kind] = kinds
+        return tyro.constructors.PrimitiveConstructorSpec(
+            nargs=1,
+            metavar=kind.__name__.upper(),
+            instance_from_str=lambda words: kind(words[0]),
+            is_instance=lambda value: value is None or isinstance(value, kind),
+            str_from_instance=lambda value: [str(value).lower() if value is None else str(value)],
+        )
+
+    return registry
 
 
 def answer_version(args: Sequence[str]) -> None:

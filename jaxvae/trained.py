@@ -61,6 +61,11 @@ class TrainedRun:
         what = f"{describe(self.config)}, step {self.step:,}, images {height} x {width} x {channels}"
         return f"TrainedRun({what})"
 
+    @property
+    def dataset(self) -> str:
+        """The name of what it was trained on, or the last part of its path."""
+        return Path(self.config.dataset).name
+
     def encode(self, images: ArrayLike, **others: ArrayLike) -> NDArray[np.float32]:
         """The latents of images, [N, L]: the posterior's mean, or an autoencoder's code.
 

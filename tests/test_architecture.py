@@ -22,7 +22,7 @@ FLOORS = (
     ("run",),
     ("train", "chunks"),
     ("metrics", "trained"),
-    ("sweep", "compiled"),
+    ("sweep", "compiled", "export"),
     ("evaluate", "generate", "benchmark", "torch_weights", "fitting", "data.__main__"),
     ("jaxvae", "__main__", "completion"),
 )

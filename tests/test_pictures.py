@@ -445,10 +445,10 @@ def test_a_fault_of_the_disk_or_the_process_is_no_bad_file(
         picture(tmp_path / f"{place:02}.png", noise(5, 4))
     opened = Path.open
 
-    def fails(path: Path, *args: Any) -> Any:
+    def fails(path: Path, *args: Any, **named: Any) -> Any:
         if path.name == "03.png":
             raise MemoryError if number == errno.ENOMEM else OSError(number, os.strerror(number))
-        return opened(path, *args)
+        return opened(path, *args, **named)
 
     monkeypatch.setattr(Path, "open", fails)
     with pytest.raises(MemoryError if number == errno.ENOMEM else InputError):

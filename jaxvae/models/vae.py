@@ -150,7 +150,7 @@ class LatentModel(nn.Module):
         lead = latent.shape[:-1]
         if self.classes:
             told: Array = self.label_latents(self._label(label))
-            told = told.reshape(len(told), *[1] * (latent.ndim - 2), -1)
+            told = told.reshape(told.shape[0], *[1] * (latent.ndim - 2), -1)
             latent = jnp.concatenate([latent, jnp.broadcast_to(told, latent.shape)], axis=-1)
         flat: Array = self.decoder(latent.reshape(-1, latent.shape[-1]))
         return self.likelihood.pixels(flat.reshape(*lead, *flat.shape[1:]), self.learnt)

@@ -1,0 +1,115 @@
+"""A web page with sliders for the latents of a model: one file, which any browser opens, from a disk, too.
+
+The page holds the decoder's weights in half precision, and computes the decoder in JavaScript from the layers that
+`jaxvae.protocols.Network.torch_decoder` names. It loads nothing.
+"""
+
+import ast
+import base64
+import html
+import json
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict
+from numpy.typing import NDArray
+
+from jaxvae.config import describe
+from jaxvae.errors import InputError
+from jaxvae.models.priors import StandardNormal
+from jaxvae.models.torch_layers import TorchArray, TorchLayer
+from jaxvae.models.vae import VAE
+from jaxvae.trained import TrainedRun
+
+MOST_PARAMETERS = 5_000_000  # Of the decoder: more would make a page of over 13 MB, and slow sliders.
+
+
+def page_of(run: TrainedRun) -> str:
+    """The page of a run's model, as HTML.
+
+    Raises:
+      InputError: the model is no VAE of one stochastic layer, its prior depends on labels or is the user's own, its
+        network has no form in PyTorch, or its decoder is too large.
+    """
+    model = run.model
+    if not isinstance(model, VAE) or not isinstance(model.prior, StandardNormal):
+        raise InputError("--format html needs a VAE with one layer of latents and --prior normal")
+    height, width, channels = run.image_shape
+    outputs, latents = model.likelihood.outputs, model.latent_size
+    taken = latents * (2 if model.classes else 1)  # With labels, the decoder gets as many numbers again.
+    layers = model.network.torch_decoder((height, width, channels * outputs), taken)
+    if layers is None:
+        raise InputError(f"--format html: the network {type(model.network).__name__} has no form in PyTorch")
+    count = sum(int(np.prod(array.here)) for layer in layers for array in layer.arrays)
+    if count > MOST_PARAMETERS:
+        raise InputError(f"--format html: the decoder has {count:,} parameters; a page takes {MOST_PARAMETERS:,}")
+    params = flatten_dict(run.variables["params"])
+    facts: dict[str, Any] = {
+        "shape": run.image_shape,
+        "latents": latents,
+        "outputs": outputs,
+        # Whether the location of a pixel is a logit, or the mean intensity itself.
+        "sigmoid": bool(model.likelihood.logits(jnp.float32(0.3)) == jnp.float32(0.3)),
+        "order": order(run).tolist(),
+        "layers": [_layer(layer, params) for layer in layers],
+    }
+    if model.classes:
+        names = run.record.get("classes") or [str(number) for number in range(model.classes)]
+        facts |= {"labels": _packed(params["label_latents", "table"]), "classes": names}
+    page = _file("page.html").replace("DECODER", _file("decoder.js"), 1)
+    # No text of the model may end the script that holds it.
+    page = page.replace("MODEL", json.dumps(facts).replace("<", "\\u003c"), 1)
+    return page.replace("TITLE", html.escape(f"{describe(run.config)}, trained on {run.dataset}"))
+
+
+def order(run: TrainedRun) -> NDArray[np.int64]:
+    """The latents in the order of how much the image changes from -2 to 2, at 0 in all others."""
+    latents = run.model.latent_size
+    label = {"label": np.zeros(2 * latents, np.int64)} if run.config.reads_labels else {}
+    ends = run.decode(np.concatenate([-2 * np.eye(latents), 2 * np.eye(latents)]), **label)
+    change = np.square(ends[latents:] - ends[:latents]).sum((1, 2, 3))
+    return np.argsort(-change, kind="stable")
+
+
+def _file(name: str) -> str:
+    return (resources.files("jaxvae.export") / name).read_text(encoding="utf-8")
+
+
+def _packed(values: Any) -> str:
+    return base64.b64encode(np.asarray(values).astype("<f2").tobytes()).decode()
+
+
+def _layer(layer: TorchLayer, params: Mapping[tuple[str, ...], Any]) -> dict[str, Any]:
+    """A layer as the page's JavaScript takes it."""
+    weights = {array.name: _values(array, params) for array in layer.arrays}
+    [statement] = ast.parse(layer.code).body
+    assert isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Call)
+    return _call(statement.value, weights)
+
+
+def _call(call: ast.Call, weights: Mapping[str, str]) -> dict[str, Any]:
+    kind = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
+    if kind == "Residual":
+        return {"kind": kind, "layers": _inner(call.args, weights)}
+    named = {word.arg: ast.literal_eval(word.value) for word in call.keywords}
+    found: dict[str, Any] = {"kind": kind, "args": [ast.literal_eval(value) for value in call.args]}
+    if named:
+        found["named"] = named
+    return {**found, **weights}
+
+
+def _inner(calls: Sequence[ast.expr], weights: Mapping[str, str]) -> list[dict[str, Any]]:
+    """The layers of a residual connection; their weights are called "0.weight" and so on."""
+    found = []
+    for place, call in enumerate(calls):
+        assert isinstance(call, ast.Call)
+        own = {name.removeprefix(f"{place}."): v for name, v in weights.items() if name.startswith(f"{place}.")}
+        found.append(_call(call, own))
+    return found
+
+
+def _values(array: TorchArray, params: Mapping[tuple[str, ...], Any]) -> str:
+    return _packed(array.to_torch(params["decoder", *array.path]))
