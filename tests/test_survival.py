@@ -529,6 +529,29 @@ def test_the_best_checkpoint_is_kept_and_used(base: list[str], tmp_path: Path) -
     assert evaluate.evaluate_run(run, best=True)["step"] == best["step"]
 
 
+def test_a_better_epoch_that_was_not_saved_is_told(
+    base: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    rate = ["--preset", "vae", "--learning-rate", "0.1", "--checkpoint-every", "8"]
+    assert train(*base, *rate, "--validation", "0.25", "--epochs", "9", "--run-dir", str(run)) == 0
+    bounds = {
+        record["epoch"]: record["unnormalised_elbo"]
+        for record in records.read_records(run / "metrics.jsonl")
+        if record["split"] == "validation"
+    }
+    best, saved = max(bounds, key=lambda epoch: bounds[epoch]), max((8, 9), key=lambda epoch: bounds[epoch])
+    assert best < 8, "the best epoch was saved: the test shows nothing"
+    capsys.readouterr()
+    assert evaluate.evaluate_run(run, best=True)["epoch"] == saved
+    said = (
+        f"epoch {saved} is the best of those that were saved; by the unnormalised_elbo of the validation images, epoch"
+    )
+    assert f"{said} epoch {best} was better" in capsys.readouterr().err
+    evaluate.evaluate_run(run)
+    assert "was better" not in capsys.readouterr().err
+
+
 def test_a_stop_during_the_evaluation_of_the_best_checkpoint(
     base: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

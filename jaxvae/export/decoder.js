@@ -11,9 +11,12 @@ const activations = {
 
 const kinds = {
   Linear(x, { weight, bias }) {
-    const found = Float32Array.from(bias), inputs = x.data.length;
-    for (let row = 0; row < found.length; row++)
-      for (let i = 0, at = row * inputs; i < inputs; i++) found[row] += weight[at + i] * x.data[i];
+    const found = Float32Array.from(bias), data = x.data, inputs = data.length;
+    for (let row = 0, at = 0; row < found.length; row++) {
+      let sum = 0;
+      for (let i = 0; i < inputs; i++) sum += weight[at++] * data[i];
+      found[row] += sum;
+    }
     return { data: found, shape: [found.length] };
   },
 
@@ -23,7 +26,7 @@ const kinds = {
 
   // 3 x 3 with padding 1, or 1 x 1; stride 1.
   Conv2d(x, { weight, bias, args }) {
-    const [channels, height, width] = x.shape, [, outputs, size] = args, pad = (size - 1) / 2;
+    const data = x.data, [channels, height, width] = x.shape, [, outputs, size] = args, pad = (size - 1) / 2;
     const found = new Float32Array(outputs * height * width);
     for (let o = 0; o < outputs; o++) {
       const first = o * height * width;
@@ -32,9 +35,11 @@ const kinds = {
         for (let r = 0; r < size; r++)
           for (let s = 0; s < size; s++) {
             const w = weight[((o * channels + c) * size + r) * size + s];
-            for (let y = Math.max(0, pad - r); y < Math.min(height, height + pad - r); y++)
-              for (let z = Math.max(0, pad - s); z < Math.min(width, width + pad - s); z++)
-                found[first + y * width + z] += w * x.data[(c * height + y + r - pad) * width + z + s - pad];
+            const left = Math.max(0, pad - s), right = Math.min(width, width + pad - s);
+            for (let y = Math.max(0, pad - r); y < Math.min(height, height + pad - r); y++) {
+              const to = first + y * width, from = (c * height + y + r - pad) * width + s - pad;
+              for (let z = left; z < right; z++) found[to + z] += w * data[from + z];
+            }
           }
     }
     return { data: found, shape: [outputs, height, width] };
@@ -42,7 +47,8 @@ const kinds = {
 
   // 4 x 4, stride 2, padding 1: it doubles height and width.
   ConvTranspose2d(x, { weight, bias, args }) {
-    const [channels, height, width] = x.shape, outputs = args[1], rows = 2 * height, cols = 2 * width;
+    const data = x.data, [channels, height, width] = x.shape;
+    const outputs = args[1], rows = 2 * height, cols = 2 * width;
     const found = new Float32Array(outputs * rows * cols);
     for (let o = 0; o < outputs; o++) found.fill(bias[o], o * rows * cols, (o + 1) * rows * cols);
     for (let c = 0; c < channels; c++)
@@ -50,9 +56,11 @@ const kinds = {
         for (let r = 0; r < 4; r++)
           for (let s = 0; s < 4; s++) {
             const w = weight[((c * outputs + o) * 4 + r) * 4 + s];
-            for (let y = r ? 0 : 1; y < height && 2 * y + r - 1 < rows; y++)
-              for (let z = s ? 0 : 1; z < width && 2 * z + s - 1 < cols; z++)
-                found[(o * rows + 2 * y + r - 1) * cols + 2 * z + s - 1] += w * x.data[(c * height + y) * width + z];
+            const last = s === 3 ? width - 1 : width;
+            for (let y = r ? 0 : 1; y < (r === 3 ? height - 1 : height); y++) {
+              const to = (o * rows + 2 * y + r - 1) * cols + s - 1, from = (c * height + y) * width;
+              for (let z = s ? 0 : 1; z < last; z++) found[to + 2 * z] += w * data[from + z];
+            }
           }
     return { data: found, shape: [outputs, rows, cols] };
   },
