@@ -72,10 +72,9 @@ def directory(environment: Mapping[str, str]) -> Path:
 
 def root(environment: Mapping[str, str]) -> Path:
     """The directory of the folders of all machines: in XDG_CACHE_HOME, or in the system's directory for caches."""
-    caches = Path.home() / ("Library/Caches" if sys.platform == "darwin" else ".cache")
     if Path(given := environment.get("XDG_CACHE_HOME", "")).is_absolute():
-        caches = Path(given)
-    return caches / "jaxvae"
+        return Path(given) / "jaxvae"
+    return Path.home() / ("Library/Caches" if sys.platform == "darwin" else ".cache") / "jaxvae"
 
 
 def _is_ours(folder: Path) -> bool:

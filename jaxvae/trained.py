@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from jaxvae import config_file
 from jaxvae.chunks import PIXELS_AT_ONCE, in_chunks
 from jaxvae.config import Config, describe
+from jaxvae.data.sources import is_named
 from jaxvae.errors import InputError, say, suggestion
 from jaxvae.keys import purpose_key
 from jaxvae.models.autoencoder import AutoEncoder
@@ -64,7 +65,7 @@ class TrainedRun:
     @property
     def dataset(self) -> str:
         """The name of what it was trained on, or the last part of its path."""
-        return Path(self.config.dataset).name
+        return self.config.dataset if is_named(self.config.dataset) else Path(self.config.dataset).name
 
     def encode(self, images: ArrayLike, **others: ArrayLike) -> NDArray[np.float32]:
         """The latents of images, [N, L]: the posterior's mean, or an autoencoder's code.
@@ -223,7 +224,11 @@ def load_run(run_dir: Path, best: bool = False) -> TrainedRun:
 def _better_unsaved(run_dir: Path, config: Config, step: int) -> str | None:
     """A sentence about an epoch better than that at `step` by the validation images, which was not saved."""
     term, higher = selection_term(config)
-    lines = [line for line in read_records(run_dir / "metrics.jsonl") if line["split"] == "validation" and term in line]
+    try:
+        records = read_records(run_dir / "metrics.jsonl")
+    except InputError:  # A model can be used without them.
+        return None
+    lines = [line for line in records if line["split"] == "validation" and term in line]
     saved = next((line for line in lines if line["step"] == step), None)
     if saved is None:
         return None

@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import shutil
+import threading
 from collections import namedtuple
 from pathlib import Path
 from typing import Any
@@ -89,7 +90,76 @@ def test_pictures_are_decoded_once(folder: Path, cache: Path, monkeypatch: pytes
     again = data.load(str(folder), reading=reading, warn=lambda _: None)
     assert len(decoded) == 123
     assert_same(again, data.load(str(folder), reading=Reading(skip_bad=True), warn=lambda _: None))
-    assert len(list(cache.glob("*.uint8"))) == 3 and not list(cache.glob("incomplete.*"))
+    assert len(list(cache.glob("*.uint8"))) == 3 and not list(cache.glob("*.incomplete"))
+
+
+def test_a_relative_path_names_the_same_pictures(folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reading = dataclasses.replace(STREAMED, skip_bad=True)
+    data.load(str(folder), reading=reading, warn=lambda _: None)
+    monkeypatch.chdir(folder.parent)
+    found = data.load(folder.name, reading=reading, warn=lambda _: None)
+    assert len(list(cache.glob("*.uint8"))) == 1
+    assert found.skipped == data.load(folder.name, reading=Reading(skip_bad=True), warn=lambda _: None).skipped
+
+
+@pytest.mark.parametrize("damage", ["short", "no facts", "empty facts", "a killed process"])
+def test_a_damaged_file_is_decoded_again(damage: str, folder: Path, cache: Path) -> None:
+    reading = dataclasses.replace(STREAMED, skip_bad=True)
+    first = data.load(str(folder), reading=reading, warn=lambda _: None)
+    [file], [facts] = cache.glob("*.uint8"), cache.glob("*.json")
+    if damage == "short":
+        file.write_bytes(file.read_bytes()[:-1])
+    elif damage == "empty facts":
+        facts.write_text("")
+    else:
+        facts.unlink()
+    if damage == "a killed process":
+        file.rename(file.with_name(f"{file.name}.incomplete"))
+    again = data.load(str(folder), reading=reading, warn=lambda _: None)
+    assert_same(again, data.load(str(folder), reading=Reading(skip_bad=True), warn=lambda _: None))
+    assert first.image_shape == again.image_shape and not list(cache.glob("*.incomplete"))
+
+
+def test_a_second_process_waits_and_does_not_decode(folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else it would replace the file that the first one trains on."""
+    reading = dataclasses.replace(STREAMED, skip_bad=True)
+    seen: list[data.ImageData] = []
+    read = pictures._read_picture
+
+    def load() -> None:
+        seen.append(data.load(str(folder), reading=reading, warn=lambda _: None))
+
+    other = threading.Thread(target=load)
+
+    def slowly(path: Path, reading: Reading) -> Any:
+        if not other.ident and path.name == "20.png":
+            other.start()
+        return read(path, reading)
+
+    monkeypatch.setattr(pictures, "_read_picture", slowly)
+    load()
+    other.join()
+    for found in seen:
+        np.testing.assert_array_equal(np.asarray(found.train), np.asarray(seen[0].train))
+
+
+def test_without_a_home_directory(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def nowhere() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", nowhere)
+    assert data.load(str(folder), reading=dataclasses.replace(STREAMED, skip_bad=True), warn=lambda _: None)
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    with pytest.raises(InputError, match="no home directory .* set XDG_CACHE_HOME"):
+        data.load(str(folder), reading=dataclasses.replace(STREAMED, skip_bad=True), warn=lambda _: None)
+
+
+def test_a_bad_picture_does_not_decide_the_channels(tmp_path: Path) -> None:
+    for n in range(12):
+        save(tmp_path / "d" / f"{n:02}.png", 7, 6, seed=n)
+    Image.fromarray(np.zeros((7, 6), np.uint16)).save(tmp_path / "d" / "deep.png")
+    for reading in (Reading(skip_bad=True), dataclasses.replace(STREAMED, skip_bad=True)):
+        assert data.load(str(tmp_path / "d"), reading=reading, warn=lambda _: None).image_shape == (7, 6, 1)
 
 
 @pytest.mark.parametrize("place", [0, -1])
@@ -101,7 +171,7 @@ def test_what_is_refused_leaves_no_file(place: int, folder: Path, cache: Path) -
     save(paths[place], 9, 8, 3)
     with pytest.raises(InputError, match="pictures of 2 sizes"):
         data.load(str(folder), reading=dataclasses.replace(STREAMED, skip_bad=True))
-    assert list(cache.iterdir()) == []
+    assert {path.suffix for path in cache.iterdir()} == {".lock"}
 
 
 def test_a_disk_without_room_is_told_before_anything_is_written(
@@ -111,7 +181,7 @@ def test_a_disk_without_room_is_told_before_anything_is_written(
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(0, 0, 2**28 + 41 * 192 - 1))
     with pytest.raises(InputError, match=r"take 7.7 KiB, and .* set XDG_CACHE_HOME"):
         data.load(str(folder), reading=dataclasses.replace(STREAMED, skip_bad=True))
-    assert list(cache.iterdir()) == []
+    assert {path.suffix for path in cache.iterdir()} == {".lock"}
 
 
 def test_a_cache_that_cannot_be_written(folder: Path, cache: Path) -> None:

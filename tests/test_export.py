@@ -21,6 +21,7 @@ from jaxvae import cli, config_file
 from jaxvae.errors import InputError
 from jaxvae.export import __main__ as command
 from jaxvae.export import formats, page
+from jaxvae.models.torch_layers import TorchLayer
 
 pytestmark = pytest.mark.unoptimized
 
@@ -100,6 +101,20 @@ def test_the_page_needs_nothing_else_and_holds_no_markup_of_the_run(runs: Path, 
     assert facts["classes"][0] == "</script><b>" and sorted(facts["order"]) == [0, 1, 2]
 
 
+def test_no_text_of_a_run_is_taken_for_a_place_of_the_page(runs: Path) -> None:
+    loaded = jaxvae.load(run_of(runs, "label"))
+    object.__setattr__(loaded, "record", {**loaded.record, "classes": ["TITLE", "MODEL", "DECODER"]})
+    html = page.page_of(loaded)
+    [model] = re.findall(r'id="model">(.*?)</script>', html, re.DOTALL)
+    assert json.loads(model)["classes"] == ["TITLE", "MODEL", "DECODER"]
+
+
+@pytest.mark.parametrize("code", ["nn.LeakyReLU()", "nn.Conv2d(3, 4, 5, padding=2)", "nn.GELU()", "print(1)"])
+def test_layers_that_the_page_does_not_know(code: str) -> None:
+    with pytest.raises(InputError, match="a page cannot compute the layer"):
+        page._layer(TorchLayer(code), {})
+
+
 def test_latents_that_change_the_image_most_come_first(runs: Path) -> None:
     loaded = jaxvae.load(run_of(runs, "vae"))
     scale = np.array([1.0, 100.0, 0.0])[:, None]
@@ -161,7 +176,7 @@ def test_programs_run_in_a_process_without_this_package(name: str, runs: Path, t
     assert ("labels" in text) == (name == "label")
 
 
-@pytest.mark.parametrize("name", ["conv", "two-layer"])
+@pytest.mark.parametrize("name", ["conv", "two-layer", "label"])
 def test_weights_and_their_card_make_the_model_again(name: str, runs: Path, tmp_path: Path) -> None:
     two_layer = ["--preset", "iwae", "--architecture", "two-layer", "--samples", "2", "--hidden", "8", "4"]
     run = run_of(runs, name, *(two_layer if name == "two-layer" else []))
@@ -169,7 +184,10 @@ def test_weights_and_their_card_make_the_model_again(name: str, runs: Path, tmp_
     assert export(run, "--format", "safetensors", "--out", out) == 0
     card = (out / "README.md").read_text()
     [code] = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
-    given: dict[str, Any] = {"latents": np.zeros((2, 6 if name == "two-layer" else 3), np.float32)}
+    given: dict[str, Any] = {
+        "latents": np.zeros((2, 6 if name == "two-layer" else 3), np.float32),
+        "labels": np.int32([0, 1]),
+    }
     code = code.replace('"config.json"', repr(str(out / "config.json"))).replace('"model.saf', f'"{out}/model.saf')
     exec(code, given)
     assert given["images"].shape == (2, 7, 6, 3)
@@ -178,6 +196,7 @@ def test_weights_and_their_card_make_the_model_again(name: str, runs: Path, tmp_
     jax.tree.map(np.testing.assert_array_equal, variables, jax.device_get(loaded.variables))
     assert config_file.load(out / "config.json", to_use=True).likelihood == loaded.config.likelihood
     assert "Test images: loss" in card and "7 x 6 x 3" in card
+    assert str(runs) not in card + (out / "config.json").read_text()  # Where the images were is nobody's business.
 
 
 def test_what_exists_is_not_overwritten(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

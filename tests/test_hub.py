@@ -27,14 +27,16 @@ def noise(*shape: int, seed: int = 0) -> NDArray[np.uint8]:
     return np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
 
 
-def write(folder: Path, splits: Mapping[str, Sequence[NDArray[np.uint8]]], labelled: bool = True) -> str:
+def write(
+    folder: Path, splits: Mapping[str, Sequence[NDArray[np.uint8]]], labelled: bool = True, secret: str = ""
+) -> str:
     """A dataset of Parquet files, with columns of other kinds before the images. Its name."""
     for split, images in splits.items():
         columns: dict[str, Any] = {
             "number": list(range(len(images))),
             "img": [Image.fromarray(image) for image in images],
             "caption": ["a text"] * len(images),
-            "kind": [i % 2 for i in range(len(images))],
+            "kind": [(None if len(images) % 2 else -1) if split == secret else i % 2 for i in range(len(images))],
         }
         kind: Any = datasets.ClassLabel(names=["cat", "dog"]) if labelled else datasets.Value("int64")
         features = datasets.Features(
@@ -62,6 +64,23 @@ def test_a_single_split_of_grey_images_without_classes(tmp_path: Path) -> None:
     loaded = data.load(write(tmp_path / "set", {"train": list(images)}, labelled=False))
     np.testing.assert_array_equal(loaded.test, images[9::10, ..., None])
     assert len(loaded.train) == 18 and list(loaded.split("train")) == ["image"]
+
+
+def test_labels_that_are_secret_are_left_out(tmp_path: Path) -> None:
+    images = list(noise(12, 6, 5))
+    for number in (11, 12):  # Missing, and -1.
+        name = write(tmp_path / str(number), {"train": images, "test": images[:number]}, secret="test")
+        assert list(data.load(name).split("train")) == ["image"]
+
+
+def test_a_picture_of_another_format_and_one_that_is_missing(tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    for content in ({"bytes": b"%!PS-Adobe-3.0 EPSF-3.0", "path": None}, {"bytes": None, "path": "/dev/zero"}):
+        features = datasets.Features(img=datasets.Image())
+        table = datasets.Dataset.from_dict({"img": [content] * 10}, features)
+        table.to_parquet(tmp_path / "set" / "train.parquet")
+        with pytest.raises(InputError, match="image 0: (not a PNG|has neither bytes nor a file)"):
+            data.load(f"hf:{tmp_path / 'set'}")
 
 
 def test_images_of_several_sizes_need_one(tmp_path: Path) -> None:

@@ -158,8 +158,16 @@ def test_cifar_files_of_another_size(tmp_path: Path) -> None:
     record = cifar_records(noise(1, 32, 32, 3), np.uint8([3]))
     write_tar(path, {"a/data_batch_1.bin": record + b"x", "a/test_batch.bin": record})
     refused("cifar10", tmp_path, "data_batch_1.bin: 3074 bytes are no records")
-    write_tar(path, {"a/data_batch_1.bin": record})
-    refused("cifar10", tmp_path, "test_batch.bin")
+    write_tar(path, {"a/data_batch_1.bin": record, "a/test_batch.bin": record})
+    refused("cifar10", tmp_path, "holds no data_batch_2.bin")
+
+
+def test_the_checksum_at_the_end_of_an_archive_is_verified(tmp_path: Path) -> None:
+    cifar10(tmp_path)
+    path = tmp_path / "cifar-10-binary.tar.gz"
+    content = path.read_bytes()
+    path.write_bytes(content[:-8] + bytes([content[-8] ^ 1]) + content[-7:])
+    refused("cifar10", tmp_path, path.name)
 
 
 def test_a_file_that_claims_to_unpack_to_very_much(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -173,6 +181,8 @@ def test_svhn_without_its_arrays(tmp_path: Path) -> None:
     savemat(tmp_path / "test_32x32.mat", {"X": noise(32, 32, 3, 3)})
     refused("svhn_cropped", tmp_path, "needs y", labels=True)
     assert len(data.load("svhn_cropped", tmp_path).test) == 3
+    savemat(tmp_path / "test_32x32.mat", {"X": noise(32, 32, 3, 0), "y": noise(0, 1)})
+    refused("svhn_cropped", tmp_path, "empty", labels=True)
     savemat(tmp_path / "test_32x32.mat", {"Z": noise(32, 32, 3, 3)})
     refused("svhn_cropped", tmp_path, "needs X")
 

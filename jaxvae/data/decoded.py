@@ -5,11 +5,12 @@ bytes as the pictures have values.
 """
 
 import contextlib
+import fcntl
 import hashlib
 import json
+import math
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -42,22 +43,28 @@ def decoded_once(
     Raises:
       InputError: there is not enough room, or the file cannot be written; and as `decode` does.
     """
-    cache = compilation_cache.root(os.environ).with_name("jaxvae-pictures")
+    try:
+        cache = compilation_cache.root(os.environ).with_name("jaxvae-pictures")
+    except RuntimeError:
+        raise InputError("--stream: there is no home directory for the decoded pictures: set XDG_CACHE_HOME") from None
     stem = cache / _key(folder, paths, reading)
     file, facts = stem.with_suffix(".uint8"), stem.with_suffix(".json")
-    # The facts are written last: without them, the file is not whole.
-    if not (facts.is_file() and file.is_file()):
-        with _told(cache):
-            cache.mkdir(parents=True, exist_ok=True, mode=0o700)
-            with _replacing(file) as opened:
-                bad: dict[Path, str] = {}
-                shape = _written(opened, decode(bad), len(paths), cache)
-            with _replacing(facts) as opened:
-                faults = {os.fspath(path): fault for path, fault in bad.items()}
-                opened.write(json.dumps({"shape": shape, "bad": faults}).encode())
     with _told(cache):
-        found: dict[str, Any] = json.loads(facts.read_text())
-        return Rows(file, 0, tuple(found["shape"])), {Path(path): fault for path, fault in found["bad"].items()}
+        cache.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with stem.with_suffix(".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # Another process may be decoding the same pictures.
+            found = _facts(facts, file)
+            if found is None:
+                bad: dict[Path, str] = {}
+                with _replacing(file) as opened:
+                    shape = _written(opened, decode(bad), len(paths), cache)
+                # The facts are written last: without them, the file is not whole.
+                faults = {os.path.relpath(path, folder): fault for path, fault in bad.items()}
+                found = {"shape": shape, "bad": faults}
+                with _replacing(facts) as opened:
+                    opened.write(json.dumps(found).encode())
+        rows = Rows(file, 0, tuple(found["shape"]))
+    return rows, {folder / path: fault for path, fault in found["bad"].items()}
 
 
 def _key(folder: Path, paths: Sequence[Path], reading: Reading) -> str:
@@ -69,8 +76,19 @@ def _key(folder: Path, paths: Sequence[Path], reading: Reading) -> str:
     for path in paths:
         with contextlib.suppress(OSError):  # Reading it says what is wrong.
             state = os.stat(path)
-            digest.update(os.fsencode(f"{path}\0{state.st_size}\0{state.st_mtime_ns}\0"))
+            place = os.path.relpath(path, folder)
+            digest.update(os.fsencode(f"{place}\0{state.st_size}\0{state.st_mtime_ns}\0"))
     return digest.hexdigest()[:32]
+
+
+def _facts(facts: Path, file: Path) -> dict[str, Any] | None:
+    """What was noted of a file of decoded pictures; None: it is not there, or not whole."""
+    try:
+        found: dict[str, Any] = json.loads(facts.read_bytes())
+        whole = file.stat().st_size == math.prod(found["shape"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return found if whole else None
 
 
 def _written(file: IO[bytes], pictures: Iterator[Images], most: int, cache: Path) -> list[int]:
@@ -91,14 +109,16 @@ def _written(file: IO[bytes], pictures: Iterator[Images], most: int, cache: Path
 
 @contextlib.contextmanager
 def _replacing(path: Path) -> Iterator[IO[bytes]]:
-    """A new file, which takes the place of `path` once it is whole; several processes may write it at a time."""
-    number, fresh = tempfile.mkstemp(dir=path.parent, prefix="incomplete.")
+    """A new file, which takes the place of `path` once it is whole. What a killed process left is overwritten."""
+    fresh = path.with_name(f"{path.name}.incomplete")
     try:
-        with os.fdopen(number, "wb") as file:
+        with fresh.open("wb") as file:
             yield file
-        os.replace(fresh, path)
+            file.flush()
+            os.fsync(file.fileno())
+        fresh.replace(path)
     except BaseException:
-        os.unlink(fresh)
+        fresh.unlink(missing_ok=True)
         raise
 
 

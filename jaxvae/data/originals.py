@@ -4,6 +4,7 @@ All input is untrusted, as in `jaxvae.data.formats`. Every reader takes the path
 `FILES`, and whether labels are wanted.
 """
 
+import gzip
 import tarfile
 import types
 import zipfile
@@ -23,29 +24,30 @@ Reader: TypeAlias = Callable[[str, str, Sequence[Path], bool], ImageData]
 
 _CIFAR_PIXELS = 32 * 32 * 3
 _MOST_MEMBER = 2**28  # Bytes of a file in CIFAR's archive, which has 30 million: gzip can claim any number.
+_CHUNK = 2**20  # Bytes that are read at a time.
 _AMAT_ROW = 2 * 28 * 28  # Each digit is followed by a space or the end of the line.
 EMNIST = ("balanced", "byclass", "bymerge", "digits", "letters", "mnist")
 """The splits of EMNIST (Cohen et al., arXiv 1702.05373)."""
 
 
 def _cifar(
-    name: str, source: str, paths: Sequence[Path], labels: bool, tests: str, label_bytes: int, names: str
+    name: str, source: str, paths: Sequence[Path], labels: bool, files: Sequence[str], label_bytes: int, names: str
 ) -> ImageData:
     """CIFAR's binary version: records of labels, of which the last counts, and three planes of colour.
 
     Args:
       name, source, paths, labels: see `Reader`.
-      tests: the name of the test file. Others that end in .bin are for training, in the order of their names.
+      files: the names of the files of records; the last one is for testing.
       label_bytes: of a record.
       names: the file with the names of the classes.
     """
     [path] = paths
     parts: dict[str, Split] = {}
     classes: tuple[str, ...] = ()
-    with blaming(path), tarfile.open(path) as archive:
+    with blaming(path), gzip.open(path) as unpacked, tarfile.open(fileobj=unpacked, mode="r:") as archive:
         for member in archive:
             file, base = archive.extractfile(member) if member.isfile() else None, Path(member.name).name
-            if file is not None and base.endswith(".bin"):
+            if file is not None and base in files:
                 told = f"{path}: {base}"
                 if member.size > _MOST_MEMBER:
                     raise InputError(f"{told}: {member.size} bytes are too many for a file of CIFAR")
@@ -58,9 +60,10 @@ def _cifar(
             elif file is not None and base == names and labels and member.size <= _MOST_MEMBER:
                 lines = bytes(read_exactly(file, member.size, f"{path}: {base}")).decode().split("\n")
                 classes = tuple(line.strip() for line in lines if line.strip())
-    train = [parts[base] for base in sorted(parts) if base != tests]
-    if not train or tests not in parts:
-        raise InputError(f"{path}: needs files for training that end in .bin, and {tests}")
+        while unpacked.read(_CHUNK):  # To its end, where its checksum is verified.
+            pass
+    if missing := [base for base in files if base not in parts]:
+        raise InputError(f"{path}: holds no {missing[0]}")
 
     def joined(splits: Sequence[Split]) -> Split:
         images = np.concatenate([split["image"] for split in splits])
@@ -69,17 +72,18 @@ def _cifar(
             found["label"] = to_labels(np.concatenate([split["label"] for split in splits]), len(images), path)
         return found
 
-    images = paired(name, source, joined(train), joined([parts[tests]]))
+    images = paired(name, source, joined([parts[base] for base in files[:-1]]), joined([parts[files[-1]]]))
     return ImageData(name, source, images.train, images.test, others=images.others, classes=classes)
 
 
 def _cifar10(name: str, source: str, paths: Sequence[Path], labels: bool) -> ImageData:
-    return _cifar(name, source, paths, labels, "test_batch.bin", 1, "batches.meta.txt")
+    files = [*(f"data_batch_{number}.bin" for number in range(1, 6)), "test_batch.bin"]
+    return _cifar(name, source, paths, labels, files, 1, "batches.meta.txt")
 
 
 def _cifar100(name: str, source: str, paths: Sequence[Path], labels: bool) -> ImageData:
     # A coarse label, then a fine one.
-    return _cifar(name, source, paths, labels, "test.bin", 2, "fine_label_names.txt")
+    return _cifar(name, source, paths, labels, ("train.bin", "test.bin"), 2, "fine_label_names.txt")
 
 
 def _svhn(name: str, source: str, paths: Sequence[Path], labels: bool) -> ImageData:
@@ -94,6 +98,8 @@ def _svhn_split(path: Path, labels: bool) -> Split:
         file: Mapping[str, Any] = loadmat(path, variable_names=["X", "y"])
     if not isinstance(file.get("X"), np.ndarray) or file["X"].ndim != 4 or file["X"].dtype != np.uint8:
         raise InputError(f"{path}: needs X, uint8 [H, W, C, N]")
+    if not file["X"].size:
+        raise InputError(f"{path}: empty: shape {list(file['X'].shape)}")
     images = np.ascontiguousarray(file["X"].transpose(3, 0, 1, 2))
     require_image_shape(images.shape, path)
     if not labels:

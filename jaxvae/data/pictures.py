@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn, TypeVar, cast
+from typing import IO, TYPE_CHECKING, NoReturn, TypeVar, cast
 
 import numpy as np
 
@@ -34,6 +34,7 @@ T = TypeVar("T")
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 _GREY = ("1", "L", "LA")  # Modes of Pillow.
+_DEEP = ("I", "F")  # How the names of those begin that have more than 8 bits per channel.
 _ORIENTATION, _TURNED = 0x0112, 5  # The EXIF tag, and its least value that swaps height and width.
 _SMALL_SIDE = 64  # The most that a message proposes.
 _AT_ONCE = 256  # Pictures that are decoded before the next are begun.
@@ -188,10 +189,10 @@ def _size_or_none(path: Path) -> tuple[int, int] | None:
 
 
 def _grey_or_none(path: Path) -> bool | None:
-    """Whether a picture is grey; None: it cannot be read."""
+    """Whether a picture is grey; None: it cannot be read, or has too many bits."""
     try:
         with _opened(path) as image:
-            return image.mode in _GREY
+            return None if image.mode.startswith(_DEEP) else image.mode in _GREY
     except InputError:
         return None
 
@@ -216,17 +217,23 @@ def _picture_or_fault(path: Path, reading: Reading) -> Images | str:
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator["ImageFile.ImageFile"]:
     """A picture file, whose header is read. Raises `InputError`."""
+    # As a stream: Pillow maps a path into memory, and then garbles TIFF files that are turned.
+    with blaming(path), path.open("rb") as file, opened_stream(file, path) as image:
+        yield image
+
+
+@contextlib.contextmanager
+def opened_stream(file: IO[bytes], label: object) -> Iterator["ImageFile.ImageFile"]:
+    """A picture in one of `FORMATS`, whose header is read. Raises `InputError`."""
     from PIL import Image, UnidentifiedImageError
 
-    # As a stream: Pillow maps a path into memory, and then garbles TIFF files that are turned.
-    with blaming(path), path.open("rb") as file:
-        try:
-            image = Image.open(file, formats=FORMATS)
-        except UnidentifiedImageError:
-            what = f"not a {one_of(FORMATS)} file" if path.stat().st_size else "empty"
-            raise InputError(f"{path}: {what}") from None
-        with image:
-            yield image
+    try:
+        image = Image.open(file, formats=FORMATS)
+    except UnidentifiedImageError:
+        what = f"not a {one_of(FORMATS)} file" if file.seek(0, os.SEEK_END) else "empty"
+        raise InputError(f"{label}: {what}") from None
+    with image:
+        yield image
 
 
 def _read_picture(path: Path, reading: Reading) -> Images:
@@ -245,7 +252,7 @@ def picture_of(image: "Image.Image", reading: Reading, label: object) -> Images:
     """
     from PIL import Image, ImageOps
 
-    if image.mode.startswith(("I", "F")):
+    if image.mode.startswith(_DEEP):
         # Pillow would clip these to 255 instead of scaling them.
         raise InputError(f"{label}: has more than 8 bits per channel; convert it to 8 bits")
     grey = image.mode in _GREY if reading.channels is None else reading.channels == 1

@@ -1,5 +1,6 @@
 """Weights with a model card, as a folder in the layout that Hugging Face's hub expects."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,7 @@ from jaxvae import config_file
 config = config_file.load(Path("config.json"), to_use=True)
 model = jaxvae.build_model(config, {image_shape})
 variables = unflatten_dict(load_file("model.safetensors"), sep=".")
-images = model.apply(variables, latents, method="decode")  # logits of the mean intensities
+images = model.apply(variables, {arguments}, method="decode"){comment}
 ```
 """
 
@@ -47,22 +48,26 @@ images = model.apply(variables, latents, method="decode")  # logits of the mean 
 def card_of(run: TrainedRun, run_dir: Path) -> Mapping[str, bytes]:
     """The files of the folder, by name: weights, configuration, and a README that says what the model is."""
     arrays = {name: np.asarray(values, order="C") for name, values in flatten_dict(run.variables, sep=".").items()}
+    # Where the images were is nobody's business.
+    published = dataclasses.replace(run.config, dataset=run.dataset, data_dir=None)
     card = CARD.format(
         title=describe(run.config),
         dataset=run.dataset,
         step=run.step,
         shape=" x ".join(map(str, run.image_shape)),
         image_shape=tuple(run.image_shape),
-        metrics=_metrics(read_records(run_dir / "metrics.jsonl")),
+        metrics=_metrics(read_records(run_dir / "metrics.jsonl"), run.step),
+        arguments="latents, labels" if run.config.condition == "label" else "latents",
+        comment="" if run.config.model else "  # logits of the mean intensities",
     )
     return {
         "model.safetensors": safetensors.numpy.save(arrays),
-        "config.json": config_file.to_json(run.config).encode(),
-        "README.md": card.encode(),
+        "config.json": config_file.to_json(published).encode(),
+        "README.md": card.encode("utf-8", "replace"),
     }
 
 
-def _metrics(lines: Sequence[Mapping[str, Any]]) -> str:
-    """The last metrics of the test images, in a sentence; none if there are none."""
-    tests = [line for line in lines if line["split"] == "test"]
+def _metrics(lines: Sequence[Mapping[str, Any]], step: int) -> str:
+    """The metrics of the test images at a step, in a sentence; nothing if there are none."""
+    tests = [line for line in lines if line["split"] == "test" and line["step"] == step]
     return f"Test images: {words(tests[-1])} ({tests[-1]['unit']})." if tests else ""

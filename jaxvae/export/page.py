@@ -8,6 +8,7 @@ import ast
 import base64
 import html
 import json
+import re
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import Any
@@ -18,7 +19,7 @@ from flax.traverse_util import flatten_dict
 from numpy.typing import NDArray
 
 from jaxvae.config import describe
-from jaxvae.errors import InputError
+from jaxvae.errors import InputError, one_line
 from jaxvae.models.priors import StandardNormal
 from jaxvae.models.torch_layers import TorchArray, TorchLayer
 from jaxvae.models.vae import VAE
@@ -59,10 +60,13 @@ def page_of(run: TrainedRun) -> str:
     if model.classes:
         names = run.record.get("classes") or [str(number) for number in range(model.classes)]
         facts |= {"labels": _packed(params["label_latents", "table"]), "classes": names}
-    page = _file("page.html").replace("DECODER", _file("decoder.js"), 1)
-    # No text of the model may end the script that holds it.
-    page = page.replace("MODEL", json.dumps(facts).replace("<", "\\u003c"), 1)
-    return page.replace("TITLE", html.escape(f"{describe(run.config)}, trained on {run.dataset}"))
+    parts = {
+        "TITLE": html.escape(one_line(f"{describe(run.config)}, trained on {run.dataset}")),
+        "DECODER": _file("decoder.js"),
+        # No text of the model may end the script that holds it.
+        "MODEL": json.dumps(facts).replace("<", "\\u003c"),
+    }
+    return re.sub("|".join(parts), lambda found: parts[found[0]], _file("page.html"))
 
 
 def order(run: TrainedRun) -> NDArray[np.int64]:
@@ -90,15 +94,25 @@ def _layer(layer: TorchLayer, params: Mapping[tuple[str, ...], Any]) -> dict[str
     return _call(statement.value, weights)
 
 
+# What decoder.js can compute: the arguments of a layer that may not be otherwise, by its name.
+_KNOWN: Mapping[str, tuple[str, ...]] = {
+    **dict.fromkeys(("Linear", "Unflatten", "ZeroPad2d", "GroupNorm", "ReLU", "Tanh", "ELU", "SiLU"), ("",)),
+    "GELU": ("approximate='tanh'",),
+    "Conv2d": ("1", "3, padding=1"),
+    "ConvTranspose2d": ("4, stride=2, padding=1",),
+}
+
+
 def _call(call: ast.Call, weights: Mapping[str, str]) -> dict[str, Any]:
     kind = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
     if kind == "Residual":
         return {"kind": kind, "layers": _inner(call.args, weights)}
-    named = {word.arg: ast.literal_eval(word.value) for word in call.keywords}
-    found: dict[str, Any] = {"kind": kind, "args": [ast.literal_eval(value) for value in call.args]}
-    if named:
-        found["named"] = named
-    return {**found, **weights}
+    # The first two arguments of a convolution are its channels.
+    fixed = [ast.unparse(argument) for argument in call.args[2 if "Conv" in kind else len(call.args) :]]
+    how = ", ".join([*fixed, *(f"{word.arg}={ast.unparse(word.value)}" for word in call.keywords)])
+    if how not in _KNOWN.get(kind, ()):
+        raise InputError(f"--format html: a page cannot compute the layer {ast.unparse(call)}")
+    return {"kind": kind, "args": [ast.literal_eval(value) for value in call.args], **weights}
 
 
 def _inner(calls: Sequence[ast.expr], weights: Mapping[str, str]) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import export
 
-from jaxvae.errors import InputError
+from jaxvae.errors import InputError, one_line
 from jaxvae.models.autoencoder import AutoEncoder
 from jaxvae.models.layers import float32_products
 from jaxvae.models.vae import LatentModel
@@ -56,12 +56,21 @@ def programs_of(run: TrainedRun) -> Mapping[str, bytes]:
         decoded: Any = run.model.apply(run.variables, z, **_told(run, label), method="decode")
         return nn.sigmoid(decoded) if isinstance(run.model, LatentModel | AutoEncoder) else decoded
 
-    encoded: Any = jax.eval_shape(encode, images, *labels)
-    latents = jax.tree.leaves(encoded)[0]
-    files = {
-        "encode.stablehlo": _exported(encode, images, *labels),
-        "decode.stablehlo": _exported(decode, jax.ShapeDtypeStruct(latents.shape, jnp.float32), *labels),
-    }
+    try:
+        encoded: Any = jax.eval_shape(encode, images, *labels)
+        latents = jax.ShapeDtypeStruct(jax.tree.leaves(encoded)[0].shape, jnp.float32)
+        files = {
+            "encode.stablehlo": _exported(encode, images, *labels),
+            "decode.stablehlo": _exported(decode, latents, *labels),
+        }
+    except Exception as error:
+        if run.config.model is None:
+            raise
+        # The user's model may do anything.
+        raise InputError(
+            "--format stablehlo: encode and decode must work without random numbers and for any number of images "
+            f"(x.shape[0], not len(x)): {_why(error)}"
+        ) from error
     words = {
         "encoded": "the mean and the standard deviation [N, L]" if isinstance(encoded, tuple) else "the code [N, L]",
         "labels": "\nBoth take the labels, int32 [N], as a second argument." if labels else "",
@@ -75,3 +84,7 @@ def _told(run: TrainedRun, label: tuple[Array, ...]) -> dict[str, Any]:
 
 def _exported(function: Callable[..., Any], *forms: jax.ShapeDtypeStruct) -> bytes:
     return bytes(export.export(jax.jit(function), platforms=PLATFORMS)(*forms).serialize())
+
+
+def _why(error: Exception) -> str:
+    return one_line(str(error).split("\n")[0])[:200]

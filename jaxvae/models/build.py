@@ -78,14 +78,15 @@ def call_arguments(model: Model, batch: Batch, keys: Array, train: bool) -> tupl
     parameters = [p for name, p in inspect.signature(type(model).__call__).parameters.items() if name != "self"]
     names = [parameter.name for parameter in parameters]
     known = {"key": keys, "train": train, "deterministic": not train}
-    unknown = [p.name for p in parameters[1:] if p.name not in known and _is_required(p)]
+    told = label_of(model, batch)
+    unknown = [p.name for p in parameters[1:] if p.name not in (*known, *told) and _is_required(p)]
     if unknown:
         raise InputError(
             f"{type(model).__name__}.__call__ needs {unknown[0]}, which nothing gives it: after the images or the "
             f"batch it may take {', '.join(known)}"
         )
     given = {name: known[name] for name in names[1:] if name in known}
-    return (batch if names[:1] == ["batch"] else batch["image"],), {**given, **label_of(model, batch)}
+    return (batch if names[:1] == ["batch"] else batch["image"],), {**given, **told}
 
 
 def _is_required(parameter: inspect.Parameter) -> bool:

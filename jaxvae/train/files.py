@@ -1,6 +1,7 @@
 """The host's side of a run: its files and its console."""
 
 import contextlib
+import functools
 import shutil
 import time
 from collections.abc import Mapping
@@ -66,11 +67,13 @@ class RunFiles:
                 records.read_records(self.run_dir / "metrics.jsonl")
                 self.saved: Saved[TrainState] | None = self._restore()
             else:
-                self._made = self._requested is None or not self._requested.exists()
+                made = self._requested is None or not self._requested.exists()
                 self.run_dir = run_dirs.make(self._requested, config.preset)
+                cleaning = stack.enter_context(ExitStack())  # When the lock is free again.
                 stack.enter_context(RunLock(self.run_dir))
                 run_dirs.check_empty(self.run_dir, RUN_FILES)
                 self.saved = None
+                cleaning.push(functools.partial(self._on_error, made))
             step = 0 if self.saved is None else self.saved.step
             run_dirs.check_epochs(step, config.epochs, self._steps_per_epoch)
             with run_dirs.told(self.run_dir, InputError):
@@ -103,15 +106,17 @@ class RunFiles:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
         self._stack.__exit__(kind, error, trace)
-        begun = self._resume or self._written or isinstance(error, Diverged | SaveError)
-        if error is not None and not begun:
-            # The error came before the first step: leave everything as it was.
-            for name in (*RUN_FILES, NAME):
-                path = self.run_dir / name
-                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-            if self._made:
-                with contextlib.suppress(OSError):  # Someone else put a file there.
-                    self.run_dir.rmdir()
+
+    def _on_error(self, made: bool, kind: Any, error: BaseException | None, trace: Any) -> None:
+        """If a new run fails before its first step, leave everything as it was; `made`: without its directory."""
+        if error is None or self._written or isinstance(error, Diverged | SaveError):
+            return
+        for name in (*RUN_FILES, NAME):
+            path = self.run_dir / name
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        if made:
+            with contextlib.suppress(OSError):  # Someone else put a file there.
+                self.run_dir.rmdir()
 
     def _restore(self) -> Saved[TrainState] | None:
         with Checkpoints(self.run_dir / "checkpoints") as checkpoints:
