@@ -544,9 +544,7 @@ def test_a_better_epoch_that_was_not_saved_is_told(
     assert best < 8, "the best epoch was saved: the test shows nothing"
     capsys.readouterr()
     assert evaluate.evaluate_run(run, best=True)["epoch"] == saved
-    said = (
-        f"epoch {saved} is the best of those that were saved; by the unnormalised_elbo of the validation images, epoch"
-    )
+    said = f"epoch {saved} is the best of those that were saved; by the unnormalised_elbo of the validation images,"
     assert f"{said} epoch {best} was better" in capsys.readouterr().err
     evaluate.evaluate_run(run)
     assert "was better" not in capsys.readouterr().err

@@ -66,7 +66,7 @@ def hub_dataset(name: str, reading: Reading) -> ImageData:
     for key in [key for key in splits if key in _VALIDATION][:1]:
         whole = with_own_validation(whole, split(key))
     names = tuple(features[labels[0]].names) if labels else ()
-    classes = names if max(values, default=0) < len(names) else ()
+    classes = names if labels and max(values) < len(names) else ()
     return ImageData(whole.name, source, whole.train, whole.test, whole.validation, whole.others, classes=classes)
 
 

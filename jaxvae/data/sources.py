@@ -131,8 +131,9 @@ def _found(
         return npy_file(dataset, path, reading)
     if is_file and path.suffix.lower() == ".npz":
         return npz_file(dataset, path)
+    names = dict.fromkeys("emnist/SPLIT" if name.startswith("emnist/") else name for name in DATASETS)
     raise InputError(
-        f"--dataset {dataset!r} is neither one of {', '.join(DATASETS)}, "
+        f"--dataset {dataset!r} is neither one of {', '.join(names)}, "
         f"nor the path of a .npy file, a .npz file or a folder of pictures, nor hf:NAME for Hugging Face's hub"
         f"{suggestion(dataset, DATASETS)}"
     )
