@@ -82,7 +82,7 @@ def _registry() -> tyro.constructors.ConstructorRegistry:
             metavar=kind.__name__.upper(),
             instance_from_str=lambda words: kind(words[0]),
             is_instance=lambda value: value is None or isinstance(value, kind),
-            str_from_instance=lambda value: [str(value).lower() if value is None else str(value)],
+            str_from_instance=lambda value: ["none" if value is None else str(value)],
         )
 
     return registry

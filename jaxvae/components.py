@@ -69,14 +69,14 @@ def kind_of(slot: str, name: str) -> Any:
 
 
 def _check_loss(function: types.FunctionType, named: str) -> None:
-    parameters = inspect.signature(function)
-    names = list(parameters.parameters)
+    signature = inspect.signature(function)
     try:
-        parameters.bind(None, None)
+        signature.bind(None, None)
+        fits = next(iter(signature.parameters)) != "batch"
     except TypeError:
-        names.insert(0, "batch")  # Wrong in either case.
-    if names[0] == "batch":
-        raise InputError(f"{named}: must take (output, batch), not {parameters}")
+        fits = False
+    if not fits:
+        raise InputError(f"{named}: must take (output, batch), not {signature}")
 
 
 # The members that a component must define, by its protocol.

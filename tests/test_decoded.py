@@ -129,16 +129,18 @@ def test_a_second_process_waits_and_does_not_decode(folder: Path, cache: Path, m
     def load() -> None:
         seen.append(data.load(str(folder), reading=reading, warn=lambda _: None))
 
-    other = threading.Thread(target=load)
+    other, decoded = threading.Thread(target=load), list[Path]()
 
-    def slowly(path: Path, reading: Reading) -> Any:
+    def noted(path: Path, reading: Reading) -> Any:
+        decoded.append(path)
         if not other.ident and path.name == "20.png":
             other.start()
         return read(path, reading)
 
-    monkeypatch.setattr(pictures, "_read_picture", slowly)
+    monkeypatch.setattr(pictures, "_read_picture", noted)
     load()
     other.join()
+    assert len(decoded) == 41 and len(seen) == 2
     for found in seen:
         np.testing.assert_array_equal(np.asarray(found.train), np.asarray(seen[0].train))
 

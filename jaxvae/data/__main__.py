@@ -28,7 +28,7 @@ BAR = 40  # Its longest line.
 LISTED = 10  # Files that were left out.
 SMALL_SIDE = 28  # Up to this size, dense layers do well.
 PHOTO_LATENTS = 64  # Larger images need more latents.
-LEAST_STEPS = 3000  # Fewer leave a convolutional model with wrong colours.
+LEAST_STEPS = 3000  # Of the command that it proposes: an epoch of a small set has few.
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Pictures that are decoded once, into a file of the user's cache from which training streams them.
 
-To decode a picture takes longer than to train on it, so it is done once and not in every epoch. The file takes as many
-bytes as the pictures have values.
+To decode a photograph and shrink it takes longer than to train on it, so it is done once and not in every epoch. The
+file takes as many bytes as the pictures have values.
 """
 
 import contextlib

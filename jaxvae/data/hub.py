@@ -13,7 +13,7 @@ import numpy as np
 from jaxvae.data.arrays import paired, split_off_test, to_labels, with_own_validation
 from jaxvae.data.formats import blaming
 from jaxvae.data.images import ImageData, Split
-from jaxvae.data.pictures import checked, opened_stream, picture_of
+from jaxvae.data.pictures import checked, opened_stream, picture_of, stacked
 from jaxvae.data.reading import Images, Reading, shape_words
 from jaxvae.errors import InputError
 
@@ -53,10 +53,10 @@ def hub_dataset(name: str, reading: Reading) -> ImageData:
 
     def split(key: str) -> Split:
         rows = found[key].select_columns([images[0], *labels])
-        values: dict[str, np.ndarray[Any, Any]] = {"image": _stacked(rows, images[0], reading, f"{told}: {key}")}
+        examples: dict[str, np.ndarray[Any, Any]] = {"image": _images(rows, images[0], reading, f"{told}: {key}")}
         if labels:
-            values["label"] = to_labels(np.array(rows[labels[0]]), len(rows), f"{told}: {key}")
-        return values
+            examples["label"] = to_labels(np.array(rows[labels[0]]), len(rows), f"{told}: {key}")
+        return examples
 
     source = f"Hugging Face dataset {path}"
     if "test" in found:
@@ -70,13 +70,12 @@ def hub_dataset(name: str, reading: Reading) -> ImageData:
     return ImageData(whole.name, source, whole.train, whole.test, whole.validation, whole.others, classes=classes)
 
 
-def _stacked(rows: Any, column: str, reading: Reading, told: str) -> Images:
-    """The images of a split, uint8 [N, H, W, C]; C is 1 if all are grey."""
+def _images(rows: Any, column: str, reading: Reading, told: str) -> Images:
+    """The images of a split, uint8 [N, H, W, C]."""
     images = list(_decoded(rows, column, reading, told))
     if not images:
         raise InputError(f"{told}: holds no images")
-    channels = max(image.shape[2] for image in images)
-    return np.stack([np.broadcast_to(image, (*image.shape[:2], channels)) for image in images])
+    return stacked(images)
 
 
 def _picture(found: dict[str, Any], reading: Reading, told: str) -> Images:

@@ -1,7 +1,7 @@
 """Read datasets in the files that their authors publish: CIFAR, SVHN, EMNIST, and MNIST as Larochelle binarised it.
 
 All input is untrusted, as in `jaxvae.data.formats`. Every reader takes the paths of a dataset's files, in the order of
-`FILES`, and whether labels are wanted.
+`ORIGINALS`, and whether labels are wanted.
 """
 
 import gzip
@@ -10,7 +10,7 @@ import types
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -157,24 +157,22 @@ def _emnist(name: str, source: str, paths: Sequence[Path], labels: bool) -> Imag
         return paired(name, source, examples("train"), examples("test"))
 
 
-FILES: Mapping[str, tuple[str, ...]] = types.MappingProxyType(
-    {
-        "cifar10": ("cifar-10-binary.tar.gz",),
-        "cifar100": ("cifar-100-binary.tar.gz",),
-        "svhn_cropped": ("train_32x32.mat", "test_32x32.mat"),
-        "binarized_mnist": tuple(f"binarized_mnist_{split}.amat" for split in ("train", "valid", "test")),
-        **{f"emnist/{split}": ("gzip.zip",) for split in EMNIST},
-    }
-)
-"""Dataset name -> the files that it comes in."""
+class Original(NamedTuple):
+    """A dataset's files, by name, and what reads them."""
 
-READERS: Mapping[str, Reader] = types.MappingProxyType(
+    files: tuple[str, ...]
+    read: Reader
+
+
+ORIGINALS: Mapping[str, Original] = types.MappingProxyType(
     {
-        "cifar10": _cifar10,
-        "cifar100": _cifar100,
-        "svhn_cropped": _svhn,
-        "binarized_mnist": _binarized_mnist,
-        **{f"emnist/{split}": _emnist for split in EMNIST},
+        "cifar10": Original(("cifar-10-binary.tar.gz",), _cifar10),
+        "cifar100": Original(("cifar-100-binary.tar.gz",), _cifar100),
+        "svhn_cropped": Original(("train_32x32.mat", "test_32x32.mat"), _svhn),
+        "binarized_mnist": Original(
+            tuple(f"binarized_mnist_{split}.amat" for split in ("train", "valid", "test")), _binarized_mnist
+        ),
+        **{f"emnist/{split}": Original(("gzip.zip",), _emnist) for split in EMNIST},
     }
 )
-"""Dataset name -> what reads its files."""
+"""Every dataset that this module reads, by name."""

@@ -93,9 +93,13 @@ def _read(folder: Path, paths: Sequence[Path], reading: Reading) -> tuple[Images
     C is 1 if all are grey, else 3, unless `reading` says it.
     """
     bad: dict[Path, str] = {}
-    images = list(_pictures(folder, paths, reading, bad))
-    channels = max(image.shape[2] for image in images)
-    return np.stack([np.broadcast_to(image, (*image.shape[:2], channels)) for image in images]), bad
+    return stacked(list(_pictures(folder, paths, reading, bad))), bad
+
+
+def stacked(pictures: Sequence[Images]) -> Images:
+    """Pictures of one size as uint8 ``[N, H, W, C]``; C is 1 if all are grey, else 3."""
+    channels = max(picture.shape[2] for picture in pictures)
+    return np.stack([np.broadcast_to(picture, (*picture.shape[:2], channels)) for picture in pictures])
 
 
 def _pictures(folder: Path, paths: Sequence[Path], reading: Reading, bad: dict[Path, str]) -> Iterator[Images]:

@@ -20,7 +20,7 @@ from jaxvae.data.pictures import folder_of_pictures
 from jaxvae.data.reading import AS_THEY_ARE, Reading
 from jaxvae.errors import InputError, suggestion
 
-FILE_DATASETS = (*download.IDX_DATASETS, *originals.FILES)
+FILE_DATASETS = (*download.IDX_DATASETS, *originals.ORIGINALS)
 """Datasets that come in their authors' files, from a folder or downloaded."""
 
 DATASETS = ("auto", *FILE_DATASETS, "digits")
@@ -41,7 +41,7 @@ def load(
     - ``mnist``, ``fashion_mnist``, ``kmnist``: 28x28 grey. The two IDX image files in `data_dir`, gzipped
       or not; without `data_dir`, those in TensorFlow Datasets' cache, or else downloaded into it.
     - ``cifar10``, ``cifar100``, ``svhn_cropped``, ``binarized_mnist``, ``emnist/SPLIT``: the files of
-      `originals.FILES`, found in the same way.
+      `originals.ORIGINALS`, found in the same way.
     - ``digits``: scikit-learn's 1,797 digits of 8x8, scaled to 28x28; the first 1,500 are the training
       set. Needs neither files nor network.
     - ``auto``: ``mnist``. Without `data_dir`, if MNIST is neither in the cache nor can be downloaded:
@@ -114,7 +114,7 @@ def _found(
         return _auto(data_dir, labels, warn)
     if dataset in download.IDX_DATASETS:
         return _idx_dataset(dataset, data_dir, labels)
-    if dataset in originals.FILES:
+    if dataset in originals.ORIGINALS:
         return _original(dataset, data_dir, labels)
     if dataset == "digits":
         return _digits(labels)
@@ -168,7 +168,7 @@ def _idx_dataset(name: str, data_dir: str | os.PathLike[str] | None, labels: boo
 
 
 def _original(name: str, data_dir: str | os.PathLike[str] | None, labels: bool) -> ImageData:
-    files = originals.FILES[name]
+    files, read = originals.ORIGINALS[name]
     if data_dir is None:
         paths = download.cached_files(name, files)
         source = f"files in TensorFlow Datasets' cache {paths[0].parent}"
@@ -179,7 +179,7 @@ def _original(name: str, data_dir: str | os.PathLike[str] | None, labels: bool) 
             for path in paths:
                 if not path.is_file():
                     raise InputError(f"--data-dir {data_dir} has no file {path.name}")
-    return originals.READERS[name](name, source, paths, labels)
+    return read(name, source, paths, labels)
 
 
 def _find_idx(folder: Path, stem: str, axes: int) -> Path:

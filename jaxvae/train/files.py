@@ -78,8 +78,6 @@ class RunFiles:
             run_dirs.check_epochs(step, config.epochs, self._steps_per_epoch)
             with run_dirs.told(self.run_dir, InputError):
                 (self.run_dir / "images").mkdir(exist_ok=True)
-                if not self._resume:
-                    plots.save_png(self.run_dir / "images" / "training.png", plots.overview(self._images.train))
                 run_dirs.write_skipped(self.run_dir / "images", self._images.skipped)
                 run_dirs.write_whole(self.run_dir / "config.json", config_file.to_json(config))
             self._checkpoints = stack.enter_context(
@@ -161,6 +159,8 @@ class RunFiles:
 
     def write_steps(self, step: int, values: Values, speed: Span | None) -> None:
         """Write the averages that are complete at `step`, and show the progress."""
+        if not self._written and not self._resume:  # Here and not at the start: the device is busy meanwhile.
+            plots.save_png(self.run_dir / "images" / "training.png", plots.overview(self._images.train))
         self._written = True
         self._checkpoints.check()
         for end, means in self._windows.add(step, values):
