@@ -268,6 +268,9 @@ def unmet(config: Any, name: str) -> str | None:
     if name == "classes":  # A component of the user's own may read it, too.
         read = config.reads_labels or any(name in {o.name for o in options(type(part))} for part in parts[:-1])
         return None if read else "--condition label or --prior label"
+    if name in parts.objective.ignores:
+        able = (key for key, kind in OBJECTIVES.items() if name not in kind.ignores)
+        return f"--objective {one_of(able)}"
     if name == "resize":
         return None if config.image_size else "--image-size"
     if name in ("likelihood", "prior"):

@@ -34,7 +34,8 @@ class Fields:
     """Fields that belong to no component. `Config` has the options of components after the field that names them."""
 
     preset: str = option("notes-vae")
-    """notes-ae, notes-vae: exactly the notes' models; vae: a usual VAE; iwae: after Burda et al."""
+    """notes-ae, notes-vae: exactly the notes' models; vae: a usual VAE; iwae: after Burda et al.; vq-vae, fsq: discrete
+    latents."""
 
     # Data.
     dataset: str = option("auto", Range("a name or a path, not empty", bool))
@@ -87,7 +88,8 @@ class Fields:
 
     # Objective.
     objective: str = option("notes-elbo")
-    """mse (autoencoder), notes-elbo (VAE): the notes' losses, per pixel; the others are in nats/image."""
+    """mse (autoencoder), notes-elbo (VAE): the notes' losses, per pixel; the others are in nats/image. vq, fsq: discrete
+    latents."""
     likelihood: str = option("bernoulli")
     """Distribution of a pixel, for the objectives in nats/image."""
     prior: str = option("normal")

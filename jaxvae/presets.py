@@ -44,6 +44,25 @@ OVERRIDES: Mapping[str, Mapping[str, Any]] = types.MappingProxyType(
             "image_every": 50,
             "checkpoint_every": 50,
         },
+        "vq-vae": {
+            "validation": 1 / 12,
+            "objective": "vq",
+            "architecture": "conv",
+            "hidden": (32, 64),
+            "latents": "spatial",
+            "codes": 256,
+            "code_size": 16,
+            "batch_size": 128,
+        },
+        "fsq": {
+            "validation": 1 / 12,
+            "objective": "fsq",
+            "architecture": "conv",
+            "hidden": (32, 64),
+            "latents": "spatial",
+            "levels": (8, 6, 5),
+            "batch_size": 128,
+        },
     }
 )
 

@@ -158,6 +158,15 @@ class Network(Component, Protocol):
     widths: ClassVar[tuple[int, ...] | None] = None
 
     @property
+    def spatial(self) -> bool:
+        """Whether each place of a grid has latents of its own, channels first: [L / (rows columns), rows, columns]."""
+        return False
+
+    def grid(self, image_shape: ImageShape) -> tuple[int, int]:
+        """Rows and columns of the grid of spatial latents of images (H, W, C); 1 x 1 if they are not spatial."""
+        return 1, 1
+
+    @property
     def starts_from_mean(self) -> bool:
         """Whether the decoder's last bias is set so that an untrained model draws images as bright as the data's."""
         return False
@@ -216,6 +225,7 @@ class Objective(Component, Protocol):
     Attributes:
       unit: the unit of its terms.
       uses: which of "likelihood" and "prior" it reads.
+      ignores: fields of a configuration that its `model` does not read.
       latent_model: whether it trains a model with a distribution of latents, rather than an autoencoder.
       layers: the most layers of latents that it can train.
       bound: the name of the lower bound on log p(x) that evaluation reports; "" if there is none.
@@ -226,6 +236,7 @@ class Objective(Component, Protocol):
 
     unit: ClassVar[str] = "nats/image"
     uses: ClassVar[tuple[str, ...]] = ("likelihood", "prior")
+    ignores: ClassVar[tuple[str, ...]] = ()
     latent_model: ClassVar[bool] = True
     layers: ClassVar[int] = 1
     bound: ClassVar[str] = "elbo"
@@ -236,6 +247,10 @@ class Objective(Component, Protocol):
     def latents(self) -> int:
         """Latents drawn for each image."""
         return 1
+
+    def model(self, config: Any, image_shape: ImageShape) -> nn.Module | None:
+        """The model that it trains. None: the autoencoder or VAE that `config` describes."""
+        return None
 
     def needs(self) -> Mapping[str, str]:
         """The facts of a run that it depends on, "steps_per_epoch" or "num_images", each with the reason."""

@@ -77,6 +77,13 @@ class TrainedRun:
         latents: NDArray[np.float32] = self._map(self._encode, self._batch(images, others))
         return latents
 
+    def codes(self, images: ArrayLike, **others: ArrayLike) -> NDArray[np.int32]:
+        """The codes of images, [N, rows, columns], of a model with discrete latents. `others`: see `encode`."""
+        self._needs("codes")
+        found: NDArray[Any] = self._map(self._codes, self._batch(images, others))
+        rows, columns = self.config.parts.network.grid(self.image_shape)
+        return found.astype(np.int32).reshape(len(found), rows, columns)
+
     def reconstruct(self, images: ArrayLike, seed: int = 0, **others: ArrayLike) -> NDArray[Any]:
         """Images, encoded and decoded again. A VAE's latents are drawn from the posterior, with `seed`."""
         return self._like(images, self._map(self._reconstruct, self._batch(images, others), seed))
@@ -158,6 +165,16 @@ class TrainedRun:
             return code
 
         return jax.jit(encode)
+
+    @functools.cached_property
+    def _codes(self) -> Any:
+        def codes(variables: Params, batch: Batch, keys: Array) -> Array:
+            seen = self._seen(batch, keys)
+            found: Any = self.model.apply(variables, seen["image"], **label_of(self.model, seen), method="codes")
+            code: Array = found
+            return code
+
+        return jax.jit(codes)
 
     @functools.cached_property
     def _reconstruct(self) -> Any:

@@ -188,7 +188,7 @@ def test_a_flag_without_effect_is_refused_with_the_flag_it_needs(changes: dict[s
         ('{"data_dir": 3}', "data_dir"),
         ('{"epochs": 0}', "--epochs"),
         ('{"preset": "nope"}', "--preset nope"),
-        ('{"format": 8}', "format 8"),
+        ('{"format": 9}', "format 9"),
         ('{"format": 0}', "format"),
         ('{"format": true}', "format"),
         ('{"format": "2"}', "format"),
@@ -247,6 +247,8 @@ ADDED_SINCE = {
     "step_kernels": "plain", "flip": False,
     "condition": "none", "classes": 0,
     "stream": "auto",
+    "prior_layers": 2, "prior_width": 64, "codes": 512, "code_size": 64, "codebook": "average", "commitment": 0.25,
+    "levels": [8, 8, 8],
 }  # fmt: skip
 
 

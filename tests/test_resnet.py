@@ -252,8 +252,8 @@ def test_a_latent_size_that_does_not_fit_is_refused(
     [
         (["--architecture", "resnet", "--latents", "spatial"], "--latent-size 20 does not fit --latents spatial"),
         (
-            ["--architecture", "conv", "--latents", "spatial"],
-            "--latents spatial has no effect: it needs --architecture",
+            ["--architecture", "mlp", "--latents", "spatial"],
+            "--latents spatial has no effect: it needs --architecture conv or resnet",
         ),
         (["--architecture", "conv", "--blocks", "3"], "--blocks 3 has no effect: it needs --architecture resnet"),
         (["--architecture", "resnet", "--blocks", "0"], "--blocks must be from 1 to 64, not 0"),

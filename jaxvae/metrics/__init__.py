@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from jaxvae.metrics.codes import CodeUsage
 from jaxvae.metrics.latents import ActiveUnits
 from jaxvae.metrics.likelihood import LogLikelihood
 from jaxvae.metrics.reconstruction import MeanSquaredError
@@ -12,6 +13,7 @@ METRICS: Mapping[str, type[Metric]] = {
     "mse": MeanSquaredError,
     "log-likelihood": LogLikelihood,
     "active-units": ActiveUnits,
+    "codes": CodeUsage,
 }
 
-__all__ = ["METRICS", "ActiveUnits", "LogLikelihood", "MeanSquaredError", "Subject"]
+__all__ = ["METRICS", "ActiveUnits", "CodeUsage", "LogLikelihood", "MeanSquaredError", "Subject"]

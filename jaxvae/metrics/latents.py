@@ -38,6 +38,8 @@ class ActiveUnits(Metric):
     def measure(self, subject: Subject, images: Mapping[str, NDArray[Any]], key: jax.Array) -> Mapping[str, Measured]:
         """See `Metric`: "active_units" of each layer, from the image up, and "kl_per_dimension"."""
         two_layers = isinstance(subject.model, TwoLayerVAE)
+        if not two_layers and not isinstance(subject.model, VAE):
+            return {}
 
         def of_batch(variables: Params, batch: Batch, keys: Array) -> dict[str, Array]:
             view, seen = subject.view(variables), as_batch(batch)

@@ -41,6 +41,8 @@ def build_model(config: Any, image_shape: ImageShape) -> Model:
     if parts.model is not None:
         own: Model = parts.model
         return own
+    if (made := parts.objective.model(config, image_shape)) is not None:
+        return made  # type: ignore[no-any-return]
     parts.network.check_sizes(image_shape, config.latent_size)
     dtype = jnp.dtype(config.compute_dtype)
     if not parts.objective.latent_model:

@@ -128,19 +128,41 @@ class Decoder(nn.Module):
         return at_least_float32(logits.reshape(-1, *self.image_shape))
 
 
+def spatial_features(x: Array, size: int, dtype: Any) -> Array:
+    """[B, H, W, C] to [B, size]: equally many features for each pixel, by a 1 x 1 convolution named "out".
+
+    Channels come first in [B, size], so a head that splits the features splits the channels.
+    """
+    count, rows, cols, _ = x.shape
+    x = nn.Dense(size // (rows * cols), dtype=dtype, **GLOROT, name="out")(x)
+    return x.transpose(0, 3, 1, 2).reshape(count, size)
+
+
+def spatial_input(z: Array, rows: int, cols: int, channels: int, dtype: Any) -> Array:
+    """Spatial latents [B, L], channels first, to [B, rows, cols, channels], by a 1 x 1 convolution named "in"."""
+    maps = z.reshape(z.shape[0], -1, rows, cols).transpose(0, 2, 3, 1)
+    return nn.Dense(channels, dtype=dtype, **GLOROT, name="in")(maps)
+
+
 class ConvEncoder(nn.Module):
-    """Like `Encoder`, but with 3 x 3 convolutions of stride 2 with `hidden` channels, and a dense layer."""
+    """Like `Encoder`, but with 3 x 3 convolutions of stride 2 with `hidden` channels, and a dense layer.
+
+    If `spatial`, the last layer is a 1 x 1 convolution instead.
+    """
 
     hidden: tuple[int, ...]
     out_size: int
     dtype: Any = jnp.float32
     activation: str = "relu"
+    spatial: bool = False
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         for i, channels in enumerate(self.hidden):
             x = Conv(channels, 3, 2, self.dtype, **GLOROT, name=f"conv_{i}")(x)
             x = ACTIVATIONS[self.activation](x)
+        if self.spatial:
+            return at_least_float32(spatial_features(x, self.out_size, self.dtype))
         features = nn.Dense(self.out_size, dtype=self.dtype, **GLOROT, name="out")(x.reshape(x.shape[0], -1))
         return at_least_float32(features)
 
@@ -155,14 +177,18 @@ class ConvDecoder(nn.Module):
     image_shape: ImageShape
     dtype: Any = jnp.float32
     activation: str = "relu"
+    spatial: bool = False
 
     @nn.compact
     def __call__(self, z: Array) -> Array:
         height, width, channels = self.image_shape
         sizes = level_sizes(height, width, len(self.hidden))
         (rows, cols), first = sizes[-1], self.hidden[0] if self.hidden else channels
-        x = nn.Dense(rows * cols * first, dtype=self.dtype, **GLOROT, name="in")(z)
-        x = x.reshape(-1, rows, cols, first)
+        if self.spatial:
+            x = spatial_input(z, rows, cols, first, self.dtype)
+        else:
+            x = nn.Dense(rows * cols * first, dtype=self.dtype, **GLOROT, name="in")(z)
+            x = x.reshape(-1, rows, cols, first)
         for i, (rows, cols) in enumerate(sizes[-2::-1]):
             x = ACTIVATIONS[self.activation](x)
             out = self.hidden[i + 1] if i + 1 < len(self.hidden) else channels

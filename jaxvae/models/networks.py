@@ -70,6 +70,9 @@ class Mlp(_Mirrored):
 class _Convolutional(_Mirrored):
     """Convolutions with `hidden` channels, for images of any size."""
 
+    latents: Literal["dense", "spatial"] = option("dense")
+    """Latents of conv and resnet. dense: of the whole image; spatial: equally many for each pixel of the last level."""
+
     # As channels, a preset's widths of dense layers would be too many by far.
     widths: ClassVar[tuple[int, ...] | None] = (32, 64)
 
@@ -82,6 +85,27 @@ class _Convolutional(_Mirrored):
         """See `Component`."""
         return {"init": "--architecture mlp or two-layer"} if self.init == "pytorch" else {}
 
+    @property
+    def spatial(self) -> bool:
+        """See `Network`."""
+        return self.latents == "spatial"
+
+    def grid(self, image_shape: ImageShape) -> tuple[int, int]:
+        """See `Network`: the pixels of the last level."""
+        return level_sizes(*image_shape[:2], len(self.hidden))[-1] if self.spatial else (1, 1)
+
+    def check_sizes(self, image_shape: ImageShape, latent_size: int) -> None:
+        """See `Network`. Each pixel of the last level has the same number of spatial latents."""
+        rows, cols = self.grid(image_shape)
+        cells = rows * cols
+        if latent_size % cells:
+            low = max(1, latent_size // cells) * cells
+            raise InputError(
+                f"--latent-size {latent_size} does not fit --latents spatial: the last level of {image_shape[0]} x "
+                f"{image_shape[1]} images is {rows} x {cols}, so it must be a multiple of {cells}, such as {low} or "
+                f"{low + cells}"
+            )
+
     def cached_images(self, image_shape: ImageShape) -> int | None:
         """See `Network`."""
         return max(1, CACHED_PIXELS // math.prod(image_shape[:2]))
@@ -93,19 +117,19 @@ class Conv(_Convolutional):
 
     def encoder(self, size: int, dtype: Any = jnp.float32) -> nn.Module:
         """See `Network`."""
-        return ConvEncoder(self.hidden, size, dtype, self.activation)
+        return ConvEncoder(self.hidden, size, dtype, self.activation, self.spatial)
 
     def decoder(self, image_shape: ImageShape, dtype: Any = jnp.float32) -> nn.Module:
         """See `Network`."""
-        return ConvDecoder(self.hidden[::-1], image_shape, dtype, self.activation)
+        return ConvDecoder(self.hidden[::-1], image_shape, dtype, self.activation, self.spatial)
 
     def torch_encoder(self, image_shape: ImageShape, size: int) -> Sequence[TorchLayer]:
         """See `Network`."""
-        return torch_layers.conv_encoder(self.hidden, self.activation, image_shape, size)
+        return torch_layers.conv_encoder(self.hidden, self.activation, image_shape, size, self.spatial)
 
     def torch_decoder(self, image_shape: ImageShape, latent_size: int) -> Sequence[TorchLayer]:
         """See `Network`."""
-        return torch_layers.conv_decoder(self.hidden, self.activation, image_shape, latent_size)
+        return torch_layers.conv_decoder(self.hidden, self.activation, image_shape, latent_size, self.spatial)
 
 
 @dataclass(frozen=True)
@@ -114,28 +138,14 @@ class ResNet(_Convolutional):
 
     blocks: int = option(2, _BLOCKS)
     """Residual blocks per level of a resnet, in the encoder and in the decoder."""
-    latents: Literal["dense", "spatial"] = option("dense")
-    """Latents of a resnet. dense: of the whole image; spatial: equally many for each pixel of the last level."""
-
-    def check_sizes(self, image_shape: ImageShape, latent_size: int) -> None:
-        """See `Network`. Each pixel of the last level has the same number of spatial latents."""
-        rows, cols = level_sizes(*image_shape[:2], len(self.hidden))[-1]
-        cells = rows * cols
-        if self.latents == "spatial" and latent_size % cells:
-            low = max(1, latent_size // cells) * cells
-            raise InputError(
-                f"--latent-size {latent_size} does not fit --latents spatial: the last level of {image_shape[0]} x "
-                f"{image_shape[1]} images is {rows} x {cols}, so it must be a multiple of {cells}, such as {low} or "
-                f"{low + cells}"
-            )
 
     def encoder(self, size: int, dtype: Any = jnp.float32) -> ResNetEncoder:
         """See `Network`."""
-        return ResNetEncoder(self.hidden, size, self.blocks, self.latents == "spatial", dtype, self.activation)
+        return ResNetEncoder(self.hidden, size, self.blocks, self.spatial, dtype, self.activation)
 
     def decoder(self, image_shape: ImageShape, dtype: Any = jnp.float32) -> ResNetDecoder:
         """See `Network`."""
-        return ResNetDecoder(self.hidden, image_shape, self.blocks, self.latents == "spatial", dtype, self.activation)
+        return ResNetDecoder(self.hidden, image_shape, self.blocks, self.spatial, dtype, self.activation)
 
     def torch_encoder(self, image_shape: ImageShape, size: int) -> Sequence[TorchLayer]:
         """See `Network`."""

@@ -17,7 +17,14 @@ from flax import linen as nn
 
 from jaxvae.models import torch_layers
 from jaxvae.models.convolution import Conv, ConvTranspose
-from jaxvae.models.layers import ACTIVATIONS, GLOROT, at_least_float32, level_sizes
+from jaxvae.models.layers import (
+    ACTIVATIONS,
+    GLOROT,
+    at_least_float32,
+    level_sizes,
+    spatial_features,
+    spatial_input,
+)
 from jaxvae.models.torch_layers import TorchLayer
 from jaxvae.typing import Array, ImageShape
 
@@ -107,10 +114,7 @@ class ResNetEncoder(nn.Module):
                 x = ResidualBlock(self.activation, self.dtype, name=f"block_{level}_{block}")(x)
         x = ACTIVATIONS[self.activation](GroupNorm(name="norm")(x))
         if self.spatial:
-            count, rows, cols, _ = x.shape
-            x = nn.Dense(self.out_size // (rows * cols), dtype=self.dtype, **GLOROT, name="out")(x)
-            # Channels first: a head that splits the features then splits the channels.
-            return at_least_float32(x.transpose(0, 3, 1, 2).reshape(count, self.out_size))
+            return at_least_float32(spatial_features(x, self.out_size, self.dtype))
         x = x.reshape(x.shape[0], -1)
         return at_least_float32(nn.Dense(self.out_size, dtype=self.dtype, **GLOROT, name="out")(x))
 
@@ -142,9 +146,7 @@ class ResNetDecoder(nn.Module):
         sizes, last = level_sizes(height, width, len(self.hidden)), self.hidden[-1]
         rows, cols = sizes[-1]
         if self.spatial:
-            x = nn.Dense(last, dtype=self.dtype, **GLOROT, name="in")(
-                z.reshape(z.shape[0], -1, rows, cols).transpose(0, 2, 3, 1)
-            )
+            x = spatial_input(z, rows, cols, last, self.dtype)
         else:
             x = nn.Dense(rows * cols * last, dtype=self.dtype, **GLOROT, name="in")(z).reshape(-1, rows, cols, last)
         for level in range(len(self.hidden) - 1, -1, -1):
@@ -193,10 +195,7 @@ def torch_encoder(encoder: ResNetEncoder, image_shape: ImageShape) -> Sequence[T
         inputs = channels
     layers += _torch_end(inputs, encoder.activation)
     rows, cols = sizes[-1]
-    if encoder.spatial:
-        maps = encoder.out_size // (rows * cols)
-        return *layers, torch_layers.pointwise(("out",), inputs, maps), torch_layers.FLATTEN
-    return *layers, torch_layers.FLATTEN, torch_layers.linear(("out",), (rows, cols, inputs), encoder.out_size)
+    return *layers, *torch_layers.features((rows, cols, inputs), encoder.out_size, encoder.spatial)
 
 
 def torch_decoder(decoder: ResNetDecoder, latent_size: int) -> Sequence[TorchLayer]:
@@ -204,12 +203,7 @@ def torch_decoder(decoder: ResNetDecoder, latent_size: int) -> Sequence[TorchLay
     height, width, outputs = decoder.image_shape
     sizes, last = level_sizes(height, width, len(decoder.hidden)), decoder.hidden[-1]
     rows, cols = sizes[-1]
-    if decoder.spatial:
-        maps = latent_size // (rows * cols)
-        layers = [torch_layers.unflatten(rows, cols, maps), torch_layers.pointwise(("in",), maps, last)]
-    else:
-        layers = [torch_layers.linear(("in",), latent_size, (rows, cols, last))]
-        layers += [torch_layers.unflatten(rows, cols, last)]
+    layers = [*torch_layers.first_maps(latent_size, (rows, cols, last), decoder.spatial)]
     for level in range(len(decoder.hidden) - 1, -1, -1):
         channels = decoder.hidden[level]
         layers += _torch_blocks(level, channels, decoder.blocks, decoder.activation)

@@ -179,21 +179,42 @@ def mlp(widths: Sequence[int], between: str) -> tuple[TorchLayer, ...]:
     return tuple(layers)
 
 
-def conv_encoder(hidden: Sequence[int], between: str, image_shape: ImageShape, size: int) -> tuple[TorchLayer, ...]:
+def features(shape: ImageShape, size: int, spatial: bool) -> tuple[TorchLayer, ...]:
+    """The end of an encoder: from maps (rows, cols, channels) to [B, size]."""
+    rows, cols, channels = shape
+    if spatial:
+        return pointwise(("out",), channels, size // (rows * cols)), FLATTEN
+    return FLATTEN, linear(("out",), shape, size)
+
+
+def first_maps(size: int, shape: ImageShape, spatial: bool) -> tuple[TorchLayer, ...]:
+    """The beginning of a decoder: from [B, size] to maps (rows, cols, channels)."""
+    rows, cols, channels = shape
+    if spatial:
+        maps = size // (rows * cols)
+        return unflatten(rows, cols, maps), pointwise(("in",), maps, channels)
+    return linear(("in",), size, shape), unflatten(rows, cols, channels)
+
+
+def conv_encoder(
+    hidden: Sequence[int], between: str, image_shape: ImageShape, size: int, spatial: bool
+) -> tuple[TorchLayer, ...]:
     """`jaxvae.models.layers.ConvEncoder`."""
     height, width, channels = image_shape
     sizes, last = level_sizes(height, width, len(hidden)), (channels, *hidden)[-1]
     layers: list[TorchLayer] = []
     for level, (inputs, outputs) in enumerate(itertools.pairwise((channels, *hidden))):
         layers += [pad(*sizes[level]), conv((f"conv_{level}",), inputs, outputs, stride=2), activation(between)]
-    return (*layers, FLATTEN, linear(("out",), (*sizes[-1], last), size))
+    return *layers, *features((*sizes[-1], last), size, spatial)
 
 
-def conv_decoder(hidden: Sequence[int], between: str, image_shape: ImageShape, size: int) -> tuple[TorchLayer, ...]:
+def conv_decoder(
+    hidden: Sequence[int], between: str, image_shape: ImageShape, size: int, spatial: bool
+) -> tuple[TorchLayer, ...]:
     """`jaxvae.models.layers.ConvDecoder`; `hidden` is in the encoder's order."""
     height, width, channels = image_shape
     sizes, last = level_sizes(height, width, len(hidden)), (channels, *hidden)[-1]
-    layers = [linear(("in",), size, (*sizes[-1], last)), unflatten(*sizes[-1], last)]
+    layers = [*first_maps(size, (*sizes[-1], last), spatial)]
     for level in range(len(hidden) - 1, -1, -1):
         name = f"conv_{len(hidden) - 1 - level}" if level else "out"
         outputs = hidden[level - 1] if level else channels

@@ -6,9 +6,11 @@ from typing import Any
 from jaxvae.objectives.base import Facts, Loss
 from jaxvae.objectives.beta_tc import BetaTc
 from jaxvae.objectives.elbo import Elbo
+from jaxvae.objectives.fsq import Fsq
 from jaxvae.objectives.info import Info
 from jaxvae.objectives.iwae import Dreg, Iwae
 from jaxvae.objectives.notes import Mse, NotesElbo
+from jaxvae.objectives.vq import Vq
 from jaxvae.options import with_traced
 from jaxvae.protocols import Objective
 from jaxvae.typing import Array
@@ -21,6 +23,8 @@ OBJECTIVES: Mapping[str, type[Objective]] = {
     "dreg": Dreg,
     "info": Info,
     "beta-tc": BetaTc,
+    "vq": Vq,
+    "fsq": Fsq,
 }
 
 
