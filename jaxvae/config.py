@@ -76,7 +76,7 @@ class _Config(metaclass=_Made):
         for part in self.parts[:-1]:
             part.check(self)
         self._check_layers()
-        if self.reads_labels and not (self.is_vae and self.parts.network.layers == 1):
+        if self.reads_labels and not (self.is_vae and not self.parts.network.hierarchical):
             raise InputError(f"{self.labels_flag} needs a VAE with one layer of latents")
         if self.parts.model is not None and self.parts.objective.uses and not hasattr(self.parts.model, "draw"):
             raise InputError(
@@ -89,12 +89,10 @@ class _Config(metaclass=_Made):
             raise InputError(f"{flag(name)} {value} has no effect{why}")
 
     def _check_layers(self) -> None:
-        layers = self.parts.network.layers
-        if self.parts.model is None and layers > self.parts.objective.layers:
-            able = [key for key, kind in OBJECTIVES.items() if kind.layers >= layers]
-            needed = f"--objective {one_of(able)}" if able else "an objective of your own"
+        if self.parts.model is None and self.parts.network.hierarchical and not self.parts.objective.hierarchical:
+            able = [key for key, kind in OBJECTIVES.items() if kind.hierarchical]
             named = f"--architecture {self.architecture}"  # type: ignore[attr-defined]
-            raise InputError(f"{named} needs {needed}: the others train fewer than its {layers} layers")
+            raise InputError(f"{named} needs --objective {one_of(able)}: the others train one layer of latents")
 
     @functools.cached_property
     def parts(self) -> Parts:
@@ -271,6 +269,8 @@ def unmet(config: Any, name: str) -> str | None:
     if name in parts.objective.ignores:
         able = (key for key, kind in OBJECTIVES.items() if name not in kind.ignores)
         return f"--objective {one_of(able)}"
+    if parts.model is None and name in parts.network.ignores:
+        return "another --architecture"
     if name == "resize":
         return None if config.image_size else "--image-size"
     if name in ("likelihood", "prior"):

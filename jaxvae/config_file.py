@@ -34,7 +34,7 @@ FORMERLY: Mapping[int, Mapping[str | None, Mapping[str, Any]]] = types.MappingPr
         6: {None: {"stream": "auto"}},
         7: {
             None: {"prior_layers": 2, "prior_width": 64, "codes": 512, "code_size": 64}
-            | {"codebook": "average", "commitment": 0.25, "levels": (8, 8, 8)}
+            | {"codebook": "average", "commitment": 0.25, "levels": (8, 8, 8), "maps": 4, "skip_norm": 0.0}
         },
     }
 )

@@ -31,6 +31,8 @@ class Adam(Optimizer):
     """Decoupled weight decay (AdamW): a step shrinks weights by this times the learning rate."""
     clip_norm: float = option(0.0, NOT_NEGATIVE)
     """Scale gradients with a greater norm down to this norm; 0: never."""
+    skip_norm: float = option(0.0, NOT_NEGATIVE)
+    """Skip the update of a step whose gradient has a greater norm, or is not finite; 0: never."""
     adam_b1: float = option(0.9, FRACTION)
     """Adam's decay of the first moment."""
     adam_b2: float = option(0.999, FRACTION)
@@ -64,7 +66,8 @@ class Adam(Optimizer):
         else:
             fraction = self.rate_schedule(epochs, steps_per_epoch)
             parts.append(optax.scale_by_schedule(lambda count: -rate * fraction(count)))
-        return optax.chain(*parts)
+        chain = optax.chain(*parts)
+        return _skipping(chain, self.skip_norm) if self.skip_norm else chain
 
     def rate_schedule(self, epochs: int, steps_per_epoch: int) -> Callable[[Array], Array]:
         """The learning rate at a step, as a fraction of the highest: from an int32 [] to a float32 []."""
@@ -86,6 +89,23 @@ class Adam(Optimizer):
             return value
 
         return fraction
+
+
+def _skipping(optimizer: optax.GradientTransformation, limit: float) -> optax.GradientTransformation:
+    """`optimizer`, which leaves parameters and state as they are where the gradient's norm is not at most `limit`.
+
+    Child (arXiv 2011.10650, section 4.1 and table 6).
+    """
+
+    def update(grads: Params, state: optax.OptState, params: Params | None = None) -> tuple[Params, optax.OptState]:
+        squares: Any = sum(jnp.square(leaf).sum() for leaf in jax.tree.leaves(grads))
+        keep = squares <= limit**2  # Not if it is NaN.
+        updates, new = optimizer.update(grads, state, params)
+        return jax.tree.map(lambda u: jnp.where(keep, u, 0), updates), jax.tree.map(
+            lambda after, before: jnp.where(keep, after, before), new, state
+        )
+
+    return optax.GradientTransformation(optimizer.init, update)
 
 
 def _scale_by_adam(b1: float, b2: float, eps: float) -> optax.GradientTransformation:

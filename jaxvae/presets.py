@@ -44,6 +44,16 @@ OVERRIDES: Mapping[str, Mapping[str, Any]] = types.MappingProxyType(
             "image_every": 50,
             "checkpoint_every": 50,
         },
+        "ladder": {
+            "validation": 1 / 12,
+            "objective": "elbo",
+            "architecture": "ladder",
+            "hidden": (64, 128),
+            "head": "linear",
+            "activation": "gelu",
+            "skip_norm": 1000.0,
+            "batch_size": 128,
+        },
         "vq-vae": {
             "validation": 1 / 12,
             "objective": "vq",

@@ -19,6 +19,7 @@ from jaxvae.typing import Array, Batch, ImageShape, Terms
 
 if TYPE_CHECKING:
     from jaxvae.models.torch_layers import TorchLayer
+    from jaxvae.models.vae import LatentModel
 
 Pixels = Literal["levels", "binary", "continuous"]
 """What the pixels of an image are: one of 256 levels, 0 or 1, or any number in [0, 1)."""
@@ -150,12 +151,24 @@ class Network(Component, Protocol):
     """An encoder and a decoder. Both compute in `dtype` and return at least float32.
 
     Attributes:
-      layers: the number of layers of latents.
+      hierarchical: whether it has several layers of latents.
+      ignores: fields of a configuration that it does not read.
       widths: its own default of ``--hidden``, if the presets' widths of dense layers make no sense for it.
     """
 
-    layers: ClassVar[int] = 1
+    hierarchical: ClassVar[bool] = False
+    ignores: ClassVar[tuple[str, ...]] = ()
     widths: ClassVar[tuple[int, ...] | None] = None
+
+    def model(self) -> "type[LatentModel]":
+        """The class of VAEs that have such networks."""
+        from jaxvae.models.vae import VAE
+
+        return VAE
+
+    def latent_count(self, image_shape: ImageShape, latent_size: int) -> int:
+        """L, the number of latents in all, for images (H, W, C), where `latent_size` are asked for."""
+        return latent_size
 
     @property
     def spatial(self) -> bool:
@@ -227,7 +240,7 @@ class Objective(Component, Protocol):
       uses: which of "likelihood" and "prior" it reads.
       ignores: fields of a configuration that its `model` does not read.
       latent_model: whether it trains a model with a distribution of latents, rather than an autoencoder.
-      layers: the most layers of latents that it can train.
+      hierarchical: whether it can train models with several layers of latents.
       bound: the name of the lower bound on log p(x) that evaluation reports; "" if there is none.
       tightens: whether more latents per image tighten the bound. Bounds then compare only for equal numbers of latents.
       separate: whether an image's terms depend on no other image, so that a batch may be computed in parts. Each class
@@ -238,7 +251,7 @@ class Objective(Component, Protocol):
     uses: ClassVar[tuple[str, ...]] = ("likelihood", "prior")
     ignores: ClassVar[tuple[str, ...]] = ()
     latent_model: ClassVar[bool] = True
-    layers: ClassVar[int] = 1
+    hierarchical: ClassVar[bool] = False
     bound: ClassVar[str] = "elbo"
     tightens: ClassVar[bool] = False
     separate: ClassVar[bool] = False

@@ -248,7 +248,7 @@ ADDED_SINCE = {
     "condition": "none", "classes": 0,
     "stream": "auto",
     "prior_layers": 2, "prior_width": 64, "codes": 512, "code_size": 64, "codebook": "average", "commitment": 0.25,
-    "levels": [8, 8, 8],
+    "levels": [8, 8, 8], "maps": 4, "skip_norm": 0.0,
 }  # fmt: skip
 
 

@@ -70,6 +70,23 @@ def test_the_average_matches_numpy() -> None:
     np.testing.assert_allclose(evaluated(params, state)["w"], average, rtol=1e-4)
 
 
+def test_an_update_with_too_large_a_gradient_is_skipped() -> None:
+    """It is as if that step had not been; a gradient that is not finite is skipped, too."""
+    optimizer = build_optimizer(dataclasses.replace(PRESETS["vae"], skip_norm=5.0))
+    plain = build_optimizer(PRESETS["vae"])
+    params = ours = theirs = {"w": jnp.arange(2.0), "b": jnp.ones(1)}
+    state, other = optimizer.init(params), plain.init(params)
+    for gradient in ([3.0, -4.0, 0.0], [3.0, -4.0, 0.1], [1.0, 1.0, 1.0], [float("nan"), 0.0, 0.0], [0.0, 2.0, 0.0]):
+        grads = {"w": jnp.float32(gradient[:2]), "b": jnp.float32(gradient[2:])}
+        updates, state = optimizer.update(grads, state, ours)
+        ours = optax.apply_updates(ours, updates)
+        if np.linalg.norm(gradient) <= 5:
+            updates, other = plain.update(grads, other, theirs)
+            theirs = optax.apply_updates(theirs, updates)
+        jax.tree.map(np.testing.assert_array_equal, (ours, state), (theirs, other))
+    assert int(state[0].count) == 3
+
+
 def test_averaging_does_not_change_the_updates() -> None:
     config = dataclasses.replace(PRESETS["vae"], clip_norm=1.0)
     averaged = build_optimizer(dataclasses.replace(config, ema=0.99))

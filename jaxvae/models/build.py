@@ -15,13 +15,12 @@ from jaxvae.models.autoencoder import AutoEncoder
 from jaxvae.models.layers import float32_products
 from jaxvae.models.likelihoods import Bernoulli
 from jaxvae.models.priors import StandardNormal
-from jaxvae.models.two_layer import TwoLayerVAE
-from jaxvae.models.vae import VAE, LatentModel, label_of
+from jaxvae.models.vae import LatentModel, label_of
 from jaxvae.options import with_traced
 from jaxvae.typing import Array, Batch, ImageShape, Params
 
 Model: TypeAlias = nn.Module
-"""An `AutoEncoder`, a `VAE`, a `TwoLayerVAE` or a user-defined module. `call_arguments` says how it is called."""
+"""An `AutoEncoder`, a `LatentModel` or a user-defined module. `call_arguments` says how it is called."""
 
 
 class Examples(dict[str, Array]):
@@ -47,12 +46,14 @@ def build_model(config: Any, image_shape: ImageShape) -> Model:
     dtype = jnp.dtype(config.compute_dtype)
     if not parts.objective.latent_model:
         return AutoEncoder(image_shape, parts.network, config.latent_size, config.head, dtype)
-    kind = TwoLayerVAE if parts.network.layers == 2 else VAE
+    kind = parts.network.model()
+    latents = parts.network.latent_count(image_shape, config.latent_size)
     uses = parts.objective.uses
     likelihood = parts.likelihood if "likelihood" in uses else Bernoulli()  # The notes' decoders end in logits.
     prior = parts.prior if "prior" in uses else StandardNormal()
     classes = config.classes if config.condition == "label" else 0
-    return kind(image_shape, parts.network, config.latent_size, config.head, likelihood, prior, dtype, classes)
+    built: Model = kind(image_shape, parts.network, latents, config.head, likelihood, prior, dtype, classes)
+    return built
 
 
 def with_traced_parts(model: Model, hyperparameters: Mapping[str, Any]) -> Model:

@@ -12,6 +12,7 @@ from jaxvae.errors import InputError
 from jaxvae.models import resnet, torch_layers
 from jaxvae.models.layers import Activation, ConvDecoder, ConvEncoder, Decoder, Encoder, level_sizes
 from jaxvae.models.resnet import ResNetDecoder, ResNetEncoder
+from jaxvae.models.top_down import BottomUp, TopDown, latent_count
 from jaxvae.models.torch_layers import TorchLayer
 from jaxvae.options import Range, flag, option
 from jaxvae.protocols import Network
@@ -67,11 +68,8 @@ class Mlp(_Mirrored):
 
 
 @dataclass(frozen=True)
-class _Convolutional(_Mirrored):
+class _Channels(_Mirrored):
     """Convolutions with `hidden` channels, for images of any size."""
-
-    latents: Literal["dense", "spatial"] = option("dense")
-    """Latents of conv and resnet. dense: of the whole image; spatial: equally many for each pixel of the last level."""
 
     # As channels, a preset's widths of dense layers would be too many by far.
     widths: ClassVar[tuple[int, ...] | None] = (32, 64)
@@ -84,6 +82,18 @@ class _Convolutional(_Mirrored):
     def idle(self, config: Any) -> Mapping[str, str]:
         """See `Component`."""
         return {"init": "--architecture mlp or two-layer"} if self.init == "pytorch" else {}
+
+    def cached_images(self, image_shape: ImageShape) -> int | None:
+        """See `Network`."""
+        return max(1, CACHED_PIXELS // math.prod(image_shape[:2]))
+
+
+@dataclass(frozen=True)
+class _Convolutional(_Channels):
+    """The same, with latents of one layer."""
+
+    latents: Literal["dense", "spatial"] = option("dense")
+    """Latents of conv and resnet. dense: of the whole image; spatial: equally many for each pixel of the last level."""
 
     @property
     def spatial(self) -> bool:
@@ -105,10 +115,6 @@ class _Convolutional(_Mirrored):
                 f"{image_shape[1]} images is {rows} x {cols}, so it must be a multiple of {cells}, such as {low} or "
                 f"{low + cells}"
             )
-
-    def cached_images(self, image_shape: ImageShape) -> int | None:
-        """See `Network`."""
-        return max(1, CACHED_PIXELS // math.prod(image_shape[:2]))
 
 
 @dataclass(frozen=True)
@@ -137,7 +143,8 @@ class ResNet(_Convolutional):
     """Residual blocks with `hidden` channels. Each level halves the image size: see `jaxvae.models.resnet`."""
 
     blocks: int = option(2, _BLOCKS)
-    """Residual blocks per level of a resnet, in the encoder and in the decoder."""
+    """Residual blocks per level of a resnet, in the encoder and in the decoder; layers of latents per level of a
+    ladder."""
 
     def encoder(self, size: int, dtype: Any = jnp.float32) -> ResNetEncoder:
         """See `Network`."""
@@ -164,7 +171,13 @@ class TwoLayer(_Mirrored):
     between the image and the lower latents, and two of width `hidden[1]` between the lower and the upper latents.
     """
 
-    layers: ClassVar[int] = 2
+    hierarchical: ClassVar[bool] = True
+
+    def model(self) -> type[Any]:
+        """See `Network`."""
+        from jaxvae.models.two_layer import TwoLayerVAE
+
+        return TwoLayerVAE
 
     def check(self, config: Any) -> None:
         """See `Component`."""
@@ -180,4 +193,42 @@ class TwoLayer(_Mirrored):
         return Decoder(self.hidden[:1] * 2, image_shape, dtype, self.activation, self.init == "glorot")
 
 
-NETWORKS: Mapping[str, type[Network]] = {"mlp": Mlp, "conv": Conv, "resnet": ResNet, "two-layer": TwoLayer}
+@dataclass(frozen=True)
+class Ladder(_Channels):
+    """The networks of a hierarchical VAE, from the top down: `jaxvae.models.ladder.LadderVAE`."""
+
+    blocks: int = option(2, _BLOCKS)
+    """Residual blocks per level of a resnet, in the encoder and in the decoder; layers of latents per level of a
+    ladder."""
+    maps: int = option(4, Range("from 1 to 4096", lambda value: 1 <= value <= 4096))
+    """Latents of each place of a ladder's grids, in each layer."""
+
+    hierarchical: ClassVar[bool] = True
+    ignores: ClassVar[tuple[str, ...]] = ("latent_size", "prior")
+
+    def model(self) -> type[Any]:
+        """See `Network`."""
+        from jaxvae.models.ladder import LadderVAE
+
+        return LadderVAE
+
+    def latent_count(self, image_shape: ImageShape, latent_size: int) -> int:
+        """See `Network`."""
+        return latent_count(image_shape, len(self.hidden), self.blocks, self.maps)
+
+    def encoder(self, size: int, dtype: Any = jnp.float32) -> BottomUp:
+        """From images to the features of each level; `size` is not used."""
+        return BottomUp(self.hidden, self.blocks, self.activation, dtype)
+
+    def decoder(self, image_shape: ImageShape, dtype: Any = jnp.float32) -> TopDown:
+        """See `TopDown`."""
+        return TopDown(self.hidden, image_shape, self.blocks, self.maps, self.activation, dtype)
+
+
+NETWORKS: Mapping[str, type[Network]] = {
+    "mlp": Mlp,
+    "conv": Conv,
+    "resnet": ResNet,
+    "two-layer": TwoLayer,
+    "ladder": Ladder,
+}

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Float, Key
 
 from jaxvae.errors import InputError
+from jaxvae.models.networks import TwoLayer
 from jaxvae.objectives.base import View
 from jaxvae.options import AT_LEAST_1, NOT_NEGATIVE, option
 from jaxvae.protocols import Objective
@@ -96,13 +97,13 @@ def free_bits_kl(kl: Float[Array, "B L"], free: Float[Array, ""] | float) -> Flo
 class Elbo(InNats, FreeBits, Samples):
     """The evidence lower bound: Kingma and Welling, arXiv 1312.6114. With `beta`, Higgins et al. (ICLR 2017)."""
 
-    layers = 2
+    hierarchical: ClassVar[bool] = True
     separate: ClassVar[bool] = True
 
     def idle(self, config: Any) -> Mapping[str, str]:
         """See `Component`."""
-        closed = config.parts.network.layers == 1
-        return {**super().idle(config), **({} if closed else {"free_bits": "--architecture mlp, conv or resnet"})}
+        closed = not isinstance(config.parts.network, TwoLayer)
+        return {**super().idle(config), **({} if closed else {"free_bits": "another --architecture"})}
 
     def terms(self, view: View, batch: Batch, keys: Key[Array, " B"]) -> Terms:
         """See `Objective`."""

@@ -29,7 +29,7 @@ def iwae_bound(log_weights: Float[Array, "B S"]) -> Float[Array, " B"]:
 class Iwae(InNats, Samples):
     """The importance-weighted bound: Burda, Grosse and Salakhutdinov, arXiv 1509.00519."""
 
-    layers = 2
+    hierarchical: ClassVar[bool] = True
     bound: ClassVar[str] = "iwae_bound"
     tightens: ClassVar[bool] = True
     separate: ClassVar[bool] = True

@@ -74,8 +74,10 @@ def refusal(config: Any, image_shape: ImageShape) -> str | None:
         return "they have no --flip"
     if type(optimizer) is not Adam or config.ema:
         return "they are for --optimizer adam without --ema"
-    if optimizer.schedule != "constant" or optimizer.warmup_epochs or optimizer.weight_decay or optimizer.clip_norm:
-        return "they have no --schedule, --warmup-epochs, --weight-decay or --clip-norm"
+    if optimizer.schedule != "constant" or optimizer.warmup_epochs or optimizer.weight_decay:
+        return "they have no --schedule, --warmup-epochs or --weight-decay"
+    if optimizer.clip_norm or optimizer.skip_norm:
+        return "they have no --clip-norm or --skip-norm"
     if config.compute_dtype != "float32":
         return "they are for --compute-dtype float32"
     if config.batch_size > MOST_IMAGES:
