@@ -14,6 +14,8 @@ from scipy import stats
 from small import keys_of
 
 from jaxvae.config import PRESETS, Config
+from jaxvae.keys import example_keys
+from jaxvae.metrics import LayerKL, Subject
 from jaxvae.models.build import build_model, sample
 from jaxvae.models.ladder import LadderVAE, gaussian_kl
 from jaxvae.models.top_down import layer_grids
@@ -139,6 +141,18 @@ def test_an_untrained_model_has_no_kl_term() -> None:
     params = jax.jit(lambda: model.init(jax.random.key(0), {"image": images()}, keys_of(0, 3), 1, method="draw"))()
     terms, _ = build_objective(config).of(model, params, {"image": images()}, keys_of(0, 3), Context())
     np.testing.assert_array_equal(terms["kl"], 0)
+
+
+def test_the_kl_terms_of_the_layers_add_up() -> None:
+    config, model, params = built()
+    shown = np.uint8(255 * images())
+    subject = Subject(config, model, params, build_objective(config), {})
+    found = LayerKL().measure(subject, {"image": shown}, jax.random.key(7))["kl_per_layer"].value
+    assert isinstance(found, list) and len(found) == 4 and min(found) > 0
+    x = shown / np.float32(255)
+    keys = example_keys(jax.random.key(7), 0, 3)
+    terms, _ = build_objective(config).of(model, params, {"image": x}, keys, Context())
+    assert sum(found) == pytest.approx(float(terms["kl"].mean()), rel=1e-4)
 
 
 # --- Training -----------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 from jaxvae.metrics.codes import CodeUsage
 from jaxvae.metrics.latents import ActiveUnits
+from jaxvae.metrics.layers import LayerKL
 from jaxvae.metrics.likelihood import LogLikelihood
 from jaxvae.metrics.reconstruction import MeanSquaredError
 from jaxvae.metrics.subject import Subject
@@ -14,6 +15,7 @@ METRICS: Mapping[str, type[Metric]] = {
     "log-likelihood": LogLikelihood,
     "active-units": ActiveUnits,
     "codes": CodeUsage,
+    "layers": LayerKL,
 }
 
-__all__ = ["METRICS", "ActiveUnits", "CodeUsage", "LogLikelihood", "MeanSquaredError", "Subject"]
+__all__ = ["METRICS", "ActiveUnits", "CodeUsage", "LayerKL", "LogLikelihood", "MeanSquaredError", "Subject"]

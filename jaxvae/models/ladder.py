@@ -6,11 +6,13 @@ latents are drawn from the top down, and each layer's posterior reads the encode
 Shapes: B images [H, W, C]; S latents per image; L latents of all layers together.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Float, Key
 
 from jaxvae.models.priors import log_normal
@@ -50,19 +52,23 @@ class LadderVAE(LatentModel):
             for i, _ in enumerate(widths)
         ]
 
-    def _layers(self) -> list[tuple[int, int]]:
-        """Rows and columns of each layer's grid, from the top down."""
+    def _grids(self) -> list[tuple[int, int]]:
         network: Any = self.network
         return layer_grids(self.image_shape, len(network.hidden), network.blocks)
 
+    def layer_sizes(self) -> list[int]:
+        """The number of latents of each layer, from the top down."""
+        network: Any = self.network
+        return [rows * columns * network.maps for rows, columns in self._grids()]
+
     def _split(self, values: Array) -> list[Array]:
         """[N, L] as [N, rows, columns, maps] for each layer."""
-        maps, parts, first = self.network.maps, [], 0  # type: ignore[attr-defined]
-        for rows, columns in self._layers():
-            size = rows * columns * maps
-            parts.append(values[:, first : first + size].reshape(-1, rows, columns, maps))
-            first += size
-        return parts
+        sizes = self.layer_sizes()
+        parts = jnp.split(values, np.cumsum(sizes)[:-1], axis=1)
+        return [
+            part.reshape(-1, *grid, size // math.prod(grid))
+            for part, grid, size in zip(parts, self._grids(), sizes, strict=True)
+        ]
 
     def _down(self, count: int, pick: Callable[[int, int, Array, Array], Array]) -> PixelDistribution:
         return self.likelihood.pixels(self.decoder(count, pick), self.learnt)
