@@ -67,7 +67,7 @@ def test_an_unknown_flag_or_row_or_field_is_refused() -> None:
         dataclasses.replace(TINY, flags=f"{TINY.flags} --hiden 8").config()
     with pytest.raises(InputError, match="no row is called 'iwae'; there are flax-vae, "):
         rows.by_name("iwae")
-    with pytest.raises(InputError, match="vq-vae: an open row: "):
+    with pytest.raises(InputError, match="an open row: no network on CIFAR-10 "):
         rows.by_name("vq-vae").config()
     with pytest.raises(TypeError, match="steps"):
         dataclasses.replace(TINY, steps=5)  # type: ignore[call-arg]
@@ -110,6 +110,11 @@ def test_a_result_of_another_row_is_not_added(
     (tmp_path / "vae-k1-0.json").write_text(text.replace(old, new))
     assert table.main(["--add", str(tmp_path)]) == 2
     assert said in capsys.readouterr().err
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert table.main(["--add", str(tmp_path / "nothing")]) == 2
+    assert capsys.readouterr().err == f"error: {tmp_path / 'nothing'} is no folder\n"
 
 
 class Runner:

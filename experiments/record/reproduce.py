@@ -233,11 +233,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code: 1 if a row failed, 128 + N after signal N."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("rows", nargs="*", metavar="ROW", help="names of rows.py; default: all that can be run")
-    parser.add_argument("--runs", type=Path, default=Path("runs/record"), help="the run directories (runs/record)")
     parser.add_argument(
-        "--results", type=Path, default=HERE / "results", help="the results (results, beside this file)"
+        "--runs", type=Path, metavar="DIR", default=Path("runs/record"), help="the run directories (runs/record)"
     )
-    parser.add_argument("--data-dir", type=Path, help="MNIST's IDX files; default: they are downloaded")
+    parser.add_argument(
+        "--results", type=Path, metavar="DIR", default=HERE / "results", help="the results (results, beside this file)"
+    )
+    parser.add_argument("--data-dir", type=Path, metavar="DIR", help="MNIST's IDX files; default: they are downloaded")
     args = parser.parse_args(argv)
     places, failed = Places(args.runs, args.results, args.data_dir), False
     try:

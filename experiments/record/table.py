@@ -34,6 +34,8 @@ def load_results(folder: Path) -> Results:
     Raises `InputError` for one that is not of its row as it is now: of other flags, or of no such row or seed.
     """
     found: dict[str, list[Mapping[str, Any]]] = {}
+    if not folder.is_dir():
+        raise InputError(f"{folder} is no folder")
     for file in folder.glob("*.json"):
         result = json.loads(file.read_text())
         row = by_name(result["row"])
@@ -189,7 +191,9 @@ def replaced(page: str, text: str) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--add", type=Path, help="a folder of results of reproduce.py, to copy to results/ first")
+    parser.add_argument(
+        "--add", type=Path, metavar="DIR", help="a folder of results of reproduce.py, to copy to results/ first"
+    )
     parser.add_argument("--check", action="store_true", help="write nothing; exit code 1 if the page is not up to date")
     args = parser.parse_args(argv)
     page = DOCS / "papers.md"
