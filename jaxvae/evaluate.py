@@ -141,7 +141,7 @@ def _measured(
         _, standard_error = mean_and_error(values)
         if standard_error is not None:
             result[f"{name}_standard_error"] = _rounded(standard_error, 3)
-    subject = Subject(config, run.model, run.variables, loss, {name: result[name] for name in terms})
+    subject = Subject(run, loss, {name: result[name] for name in terms}, images.split("train"))
     built_in = [likelihood if kind is LogLikelihood else kind() for kind in METRICS.values()]
     found: dict[str, Measured] = {}
     for metric in (*built_in, *metrics):
@@ -156,7 +156,7 @@ def _measured(
 
 
 def _rounded(value: Any, digits: int) -> Any:
-    return value if isinstance(value, list) else records.rounded(value, digits)
+    return value if value is None or isinstance(value, list) else records.rounded(value, digits)
 
 
 def metrics_of(names: Sequence[str]) -> list[Metric]:
@@ -205,7 +205,7 @@ def table(evaluation: _Evaluation) -> str:
     for name in records.ordered(evaluation.terms):
         add(name, result["unit"])
     for name, measured in evaluation.found.items():
-        if isinstance(measured.value, list):
+        if measured.value is None or isinstance(measured.value, list):
             lines.append(f"  {name:{_WIDTH}} {measured.note or measured.value}")
         else:
             add(name, measured.unit, measured.note)
