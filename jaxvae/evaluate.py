@@ -11,16 +11,16 @@ import tyro
 
 from jaxvae import cli, compilation_cache, data
 from jaxvae.config import describe
-from jaxvae.errors import InputError, SaveError, say
+from jaxvae.errors import InputError, SaveError, say, suggestion
 from jaxvae.keys import purpose_key
-from jaxvae.metrics import METRICS, LogLikelihood, Subject
+from jaxvae.metrics import METRICS, ON_REQUEST, LogLikelihood, Subject
 from jaxvae.metrics.subject import mean_and_error
 from jaxvae.objectives.build import build_objective, measure_warning
-from jaxvae.own import resolve
+from jaxvae.own import is_own, resolve
 from jaxvae.protocols import Measured, Metric
 from jaxvae.run import records
 from jaxvae.train.evaluation import evaluate_images
-from jaxvae.trained import TrainedRun, load, load_run
+from jaxvae.trained import TrainedRun, images_of, load, load_run
 
 DESCRIPTION = "Evaluate the newest checkpoint of a run on its test images, every image once."
 
@@ -42,7 +42,7 @@ class Arguments:
     samples: int = 0
     """Estimate log p(x) too, with this many latents per image; papers use 5000. VAEs in nats only."""
     metric: tuple[str, ...] = ()
-    """Your own metrics to report as well: package.module:Name of each."""
+    """Report these as well. They read labels, or take longer: probe, knn, or your own, package.module:Name."""
     json: Path | None = None
     """File to write the metrics to, as JSON."""
     no_compilation_cache: bool = False
@@ -69,7 +69,7 @@ def evaluate_run(
       dataset, data_dir: where the images are, if not where they were in training.
       best: the best checkpoint by the validation images.
       samples: latents per image for an estimate of log p(x); 0: none.
-      metrics: to report besides those in `jaxvae.metrics.METRICS`.
+      metrics: to report besides those in `jaxvae.metrics.METRICS`, such as those in `jaxvae.metrics.ON_REQUEST`.
       images: what the run was trained and tested on, as `jaxvae.fit` takes it, if that was given in Python.
       model, objective: what was given to `jaxvae.fit`, if this process cannot import it by its name.
 
@@ -107,25 +107,14 @@ def _measured(
 ) -> "_Evaluation":
     config = run.config
     likelihood = LogLikelihood(samples)
-    likelihood.check(config)
+    for metric in (likelihood, *metrics):
+        metric.check(config)
     if (warning := measure_warning(config)) is not None:
         say(warning)
-    if images is None:
-        if dataset is None and config.dataset == data.GIVEN:
-            raise InputError(
-                f"{run_dir} was trained on data given in Python: name a --dataset with the same test images, "
-                "or give it to jaxvae.evaluate.evaluate_run(images=...)"
-            )
-        named, folder = dataset or config.dataset, data_dir or config.data_dir
-        images = data.load(named, folder, data.reading_of(config), labels=config.reads_labels)
-    data.for_run(config, images)  # It checks their labels.
-    images = data.as_seen(images, config)
-    # Imported weights have no digest of images.
-    digest = run.record.get("test_images_sha256")
-    if list(images.image_shape) != run.record["image_shape"] or digest not in (None, data.digest(images.test)):
-        raise InputError(f"{images.source}: not the test images of {run_dir}")
-    if config.reads_labels and run.record.get("test_label_sha256") != data.digest(images.split("test")["label"]):
-        raise InputError(f"{images.source}: not the labels of the test images of {run_dir}")
+    labels = any(metric.reads_labels for metric in metrics)
+    images = images_of(run, run_dir, dataset, data_dir, labels, images)
+    if labels and not all("label" in images.split(name) for name in ("train", "test")):
+        raise InputError(f"--metric: {images.source}: the images have no labels, which it needs")
     steps_per_epoch = run.record.get("steps_per_epoch", 1)
     loss = build_objective(config, steps_per_epoch, len(images.train))
     key, split = purpose_key(config.seed, "test-noise"), images.split("test")
@@ -160,9 +149,15 @@ def _rounded(value: Any, digits: int) -> Any:
 
 
 def metrics_of(names: Sequence[str]) -> list[Metric]:
-    """The user's own metrics, by ``package.module:Name``. Raises `InputError`."""
+    """Metrics by their names in `ON_REQUEST`, or the user's own by ``package.module:Name``. Raises `InputError`."""
     found = []
-    for name in names:
+    for name in dict.fromkeys(names):
+        if not is_own(name):
+            if name not in ON_REQUEST:
+                known = f"choose from {', '.join(ON_REQUEST)}, or name your own, module:Name"
+                raise InputError(f"--metric {name}: {known}{suggestion(name, ON_REQUEST)}")
+            found.append(ON_REQUEST[name]())
+            continue
         metric = resolve(name, "--metric")
         metric = metric() if isinstance(metric, type) else metric
         if not isinstance(metric, Metric):

@@ -288,7 +288,13 @@ class Measured(NamedTuple):
 
 @runtime_checkable
 class Metric(Component, Protocol):
-    """What an evaluation reports besides the objective's terms."""
+    """What an evaluation reports besides the objective's terms.
+
+    Attributes:
+      reads_labels: whether it reads the label of an image. It then gets data with labels, or is refused.
+    """
+
+    reads_labels: ClassVar[bool] = False
 
     def applies(self, config: Any) -> bool:
         """Whether it applies to models of `config`."""

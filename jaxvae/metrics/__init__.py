@@ -2,8 +2,10 @@
 
 from collections.abc import Mapping
 
+from jaxvae.metrics.knn import NearestNeighbours
 from jaxvae.metrics.latents import ActiveUnits
 from jaxvae.metrics.likelihood import LogLikelihood
+from jaxvae.metrics.probe import LinearProbe
 from jaxvae.metrics.reconstruction import Reconstruction
 from jaxvae.metrics.subject import Subject, mean_of
 from jaxvae.protocols import Metric
@@ -13,5 +15,22 @@ METRICS: Mapping[str, type[Metric]] = {
     "log-likelihood": LogLikelihood,
     "active-units": ActiveUnits,
 }
+"""What every evaluation reports: it costs little, and reads the test images alone."""
 
-__all__ = ["METRICS", "ActiveUnits", "LogLikelihood", "Reconstruction", "Subject", "mean_of"]
+ON_REQUEST: Mapping[str, type[Metric]] = {
+    "probe": LinearProbe,
+    "knn": NearestNeighbours,
+}
+"""What is reported where it is asked for: it reads the training images as well, or labels."""
+
+__all__ = [
+    "METRICS",
+    "ON_REQUEST",
+    "ActiveUnits",
+    "LinearProbe",
+    "LogLikelihood",
+    "NearestNeighbours",
+    "Reconstruction",
+    "Subject",
+    "mean_of",
+]
