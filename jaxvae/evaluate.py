@@ -13,7 +13,7 @@ from jaxvae import cli, compilation_cache, data
 from jaxvae.config import describe
 from jaxvae.errors import InputError, SaveError, say, suggestion
 from jaxvae.keys import purpose_key
-from jaxvae.metrics import METRICS, ON_REQUEST, LogLikelihood, Subject
+from jaxvae.metrics import METRICS, ON_REQUEST, LogLikelihood, SampleQuality, Subject
 from jaxvae.metrics.subject import mean_and_error
 from jaxvae.objectives.build import build_objective, measure_warning
 from jaxvae.own import is_own, resolve
@@ -42,7 +42,11 @@ class Arguments:
     samples: int = 0
     """Estimate log p(x) too, with this many latents per image; papers use 5000. VAEs in nats only."""
     metric: tuple[str, ...] = ()
-    """Report these as well. They read labels, or take longer: probe, knn, or your own, package.module:Name."""
+    """Report these as well, which read labels or take longer: probe, knn, fid (FID, KID, precision and recall of
+    samples), or your own, package.module:Name."""
+    features: str | None = None
+    """Your function of images for --metric fid, package.module:name: from uint8 [N, H, W, C] to features [N, F]. By
+    default a classifier is trained on the labels of the training images, once."""
     json: Path | None = None
     """File to write the metrics to, as JSON."""
     no_compilation_cache: bool = False
@@ -148,15 +152,20 @@ def _rounded(value: Any, digits: int) -> Any:
     return value if value is None or isinstance(value, list) else records.rounded(value, digits)
 
 
-def metrics_of(names: Sequence[str]) -> list[Metric]:
-    """Metrics by their names in `ON_REQUEST`, or the user's own by ``package.module:Name``. Raises `InputError`."""
-    found = []
+def metrics_of(names: Sequence[str], features: str | None = None) -> list[Metric]:
+    """Metrics by their names in `ON_REQUEST`, or the user's own by ``package.module:Name``. Raises `InputError`.
+
+    `features` is what `SampleQuality` is given.
+    """
+    found: list[Metric] = []
+    if features is not None and "fid" not in names:
+        raise InputError(f"--features {features} has no effect without --metric fid")
     for name in dict.fromkeys(names):
         if not is_own(name):
             if name not in ON_REQUEST:
                 known = f"choose from {', '.join(ON_REQUEST)}, or name your own, module:Name"
                 raise InputError(f"--metric {name}: {known}{suggestion(name, ON_REQUEST)}")
-            found.append(ON_REQUEST[name]())
+            found.append(SampleQuality(features) if name == "fid" else ON_REQUEST[name]())
             continue
         metric = resolve(name, "--metric")
         metric = metric() if isinstance(metric, type) else metric
@@ -174,7 +183,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise InputError(f"--samples must not be negative, not {arguments.samples}")
     if arguments.json is not None:
         cli.check_writable("--json", arguments.json)
-    own = metrics_of(arguments.metric)
+    own = metrics_of(arguments.metric, arguments.features)
     compilation_cache.use(not arguments.no_compilation_cache)
     run = load_run(arguments.run_dir, arguments.best)
     evaluation = _measured(run, arguments.run_dir, arguments.dataset, arguments.data_dir, arguments.samples, own)
@@ -193,15 +202,17 @@ def table(evaluation: _Evaluation) -> str:
     where = f"{result['images']:,} test images of {result['dataset']}"
     lines = [f"{result['model']} on {where}, step {result['step']:,}"]
 
+    width = max(_WIDTH, *map(len, evaluation.found))
+
     def add(name: str, unit: str, more: str = "") -> None:
         error = f" +- {result[e]:.2g}" if (e := f"{name}_standard_error") in result else ""
-        lines.append(f"  {name:{_WIDTH}} {result[name]:>10.6g}{error}{f' ({unit})' if unit else ''}{more}")
+        lines.append(f"  {name:{width}} {result[name]:>10.6g}{error}{f' ({unit})' if unit else ''}{more}")
 
     for name in records.ordered(evaluation.terms):
         add(name, result["unit"])
     for name, measured in evaluation.found.items():
         if measured.value is None or isinstance(measured.value, list):
-            lines.append(f"  {name:{_WIDTH}} {measured.note or measured.value}")
+            lines.append(f"  {name:{width}} {measured.note or measured.value}")
         else:
             add(name, measured.unit, measured.note)
     return "\n".join(lines)

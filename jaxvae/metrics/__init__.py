@@ -7,6 +7,7 @@ from jaxvae.metrics.latents import ActiveUnits
 from jaxvae.metrics.likelihood import LogLikelihood
 from jaxvae.metrics.probe import LinearProbe
 from jaxvae.metrics.reconstruction import Reconstruction
+from jaxvae.metrics.samples import SampleQuality
 from jaxvae.metrics.subject import Subject, mean_of
 from jaxvae.protocols import Metric
 
@@ -20,6 +21,7 @@ METRICS: Mapping[str, type[Metric]] = {
 ON_REQUEST: Mapping[str, type[Metric]] = {
     "probe": LinearProbe,
     "knn": NearestNeighbours,
+    "fid": SampleQuality,
 }
 """What is reported where it is asked for: it reads the training images as well, or labels."""
 
@@ -31,6 +33,7 @@ __all__ = [
     "LogLikelihood",
     "NearestNeighbours",
     "Reconstruction",
+    "SampleQuality",
     "Subject",
     "mean_of",
 ]
