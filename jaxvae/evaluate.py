@@ -3,10 +3,12 @@
 import dataclasses
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
+import numpy as np
 import tyro
 
 from jaxvae import cli, compilation_cache, data
@@ -14,11 +16,14 @@ from jaxvae.config import describe
 from jaxvae.errors import InputError, SaveError, say, suggestion
 from jaxvae.keys import purpose_key
 from jaxvae.metrics import METRICS, ON_REQUEST, LogLikelihood, SampleQuality, Subject
+from jaxvae.metrics.outliers import Outliers
+from jaxvae.metrics.outliers import outliers as worst_of
 from jaxvae.metrics.subject import mean_and_error
 from jaxvae.objectives.build import build_objective, measure_warning
 from jaxvae.own import is_own, resolve
 from jaxvae.protocols import Measured, Metric
-from jaxvae.run import records
+from jaxvae.run import plots, records
+from jaxvae.run.tensorboard import Board
 from jaxvae.train.evaluation import evaluate_images
 from jaxvae.trained import TrainedRun, images_of, load, load_run
 
@@ -47,8 +52,12 @@ class Arguments:
     features: str | None = None
     """Your function of images for --metric fid, package.module:name: from uint8 [N, H, W, C] to features [N, F]. By
     default a classifier is trained on the labels of the training images, once."""
+    outliers: Path | None = None
+    """PNG file to draw the worst reconstructed and the least likely test images to. --json has their numbers."""
     json: Path | None = None
     """File to write the metrics to, as JSON."""
+    tensorboard: bool = False
+    """Write them as TensorBoard events, too, to RUN_DIR/tensorboard/evaluation."""
     no_compilation_cache: bool = False
     """Compile everything: do not use the cache of compiled programs in the user's cache directory."""
 
@@ -63,6 +72,7 @@ def evaluate_run(
     images: Any = None,
     model: Any = None,
     objective: Any = None,
+    outliers: str | Path | None = None,
 ) -> dict[str, Any]:
     """The test metrics of a run's newest checkpoint (or its best): a record of ``metrics.jsonl``, and more.
 
@@ -76,6 +86,7 @@ def evaluate_run(
       metrics: to report besides those in `jaxvae.metrics.METRICS`, such as those in `jaxvae.metrics.ON_REQUEST`.
       images: what the run was trained and tested on, as `jaxvae.fit` takes it, if that was given in Python.
       model, objective: what was given to `jaxvae.fit`, if this process cannot import it by its name.
+      outliers: PNG file to draw the worst reconstructed and the least likely images to.
 
     Returns:
       A record of ``metrics.jsonl`` with standard errors over the images, and what each metric found.
@@ -89,15 +100,20 @@ def evaluate_run(
         from jaxvae.fitting import image_data  # It imports all of training.
 
         given = image_data(images)
-    return _measured(run, Path(run_dir), dataset, data_dir, samples, metrics, given).result
+    drawn = outliers is not None
+    evaluation = _measured(run, Path(run_dir), dataset, data_dir, samples, metrics, given, drawn)
+    if outliers is not None:
+        _draw_outliers(Path(outliers), evaluation)
+    return evaluation.result
 
 
 class _Evaluation(NamedTuple):
-    """What `evaluate_run` returns, the names of the objective's terms in it, and what each metric found."""
+    """What `evaluate_run` returns, the names of the objective's terms in it, what each metric found, and outliers."""
 
     result: dict[str, Any]
     terms: list[str]
     found: dict[str, Measured]
+    outliers: list[Outliers]
 
 
 def _measured(
@@ -108,6 +124,7 @@ def _measured(
     samples: int,
     metrics: Sequence[Metric],
     images: data.ImageData | None = None,
+    with_outliers: bool = False,
 ) -> "_Evaluation":
     config = run.config
     likelihood = LogLikelihood(samples)
@@ -145,7 +162,60 @@ def _measured(
         if measured.standard_error is not None:
             result[f"{name}_standard_error"] = _rounded(measured.standard_error, 3)
         result |= measured.extra
-    return _Evaluation(result, list(terms), found)
+    worst: list[Outliers] = []
+    if with_outliers:
+        each = terms | {name: measured.each for name, measured in found.items() if measured.each is not None}
+        names = (loss.likelihood_name, loss.bound_name) if config.parts.objective.bound else ()
+        worst = worst_of(subject, split, key, each, next((name for name in names if name in each), None))
+        result["outliers"] = {
+            one.name: {"indices": one.places.tolist(), "values": [_rounded(value, 9) for value in one.values]}
+            for one in worst
+        }
+    return _Evaluation(result, list(terms), found, worst)
+
+
+def _draw_outliers(path: Path, evaluation: _Evaluation) -> None:
+    """Write the picture of the outliers. Raises `SaveError`."""
+    units = {"mse": "mse per pixel"}
+    groups = [
+        (
+            f"{one.what}: {units.get(one.name, one.name + ', ' + evaluation.result['unit'])}",
+            *(one.places, one.values, one.seen, one.reconstructed),
+        )
+        for one in evaluation.outliers
+    ]
+    title = (
+        f"{evaluation.result['model']}: test images of {evaluation.result['dataset']}, each above its reconstruction"
+    )
+    with _saved("--outliers", path):
+        plots.save_outliers(path, groups, title)
+
+
+def _write_events(run_dir: Path, evaluation: _Evaluation, picture: Path | None) -> None:
+    """Write all numbers, and the picture of the outliers, as TensorBoard events beside those of training."""
+    from PIL import Image
+
+    result = evaluation.result
+    directory = run_dir / "tensorboard" / "evaluation"
+    # A directory of its own: TensorBoard would drop the lines of training past the step of --best.
+    with _saved("--tensorboard", directory), closing(Board(directory, result["step"])) as board:
+        for name in (*evaluation.terms, *evaluation.found):
+            value = result[name]
+            if isinstance(value, list):
+                for place, one in enumerate(value):
+                    board.scalar(f"evaluation_{name}/{place}", one, result["step"])
+            elif value is not None:
+                board.scalar(f"evaluation/{name}", value, result["step"])
+        if picture is not None:
+            board.picture("evaluation/outliers", np.asarray(Image.open(picture).convert("RGB")), result["step"])
+
+
+@contextmanager
+def _saved(flag: str, path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise SaveError(f"{flag} {path} cannot be written: {error.strerror or error}") from None
 
 
 def _rounded(value: Any, digits: int) -> Any:
@@ -181,18 +251,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = cli.parse(Arguments, args, prog="python -m jaxvae.evaluate", description=DESCRIPTION)
     if arguments.samples < 0:
         raise InputError(f"--samples must not be negative, not {arguments.samples}")
-    if arguments.json is not None:
-        cli.check_writable("--json", arguments.json)
+    for flag, path in (("--json", arguments.json), ("--outliers", arguments.outliers)):
+        if path is not None:
+            cli.check_writable(flag, path)
+    if arguments.outliers is not None and arguments.outliers.suffix.lower() != ".png":
+        raise InputError(f"--outliers {arguments.outliers}: must end in .png")
     own = metrics_of(arguments.metric, arguments.features)
     compilation_cache.use(not arguments.no_compilation_cache)
     run = load_run(arguments.run_dir, arguments.best)
-    evaluation = _measured(run, arguments.run_dir, arguments.dataset, arguments.data_dir, arguments.samples, own)
+    where, drawn = (arguments.run_dir, arguments.dataset, arguments.data_dir), arguments.outliers
+    evaluation = _measured(run, *where, arguments.samples, own, with_outliers=drawn is not None)
     print(table(evaluation))
+    if drawn is not None:
+        _draw_outliers(drawn, evaluation)
+        print(f"outliers -> {drawn}")
+    if arguments.tensorboard:
+        _write_events(arguments.run_dir, evaluation, drawn)
     if arguments.json is not None:
-        try:
+        with _saved("--json", arguments.json):
             arguments.json.write_text(json.dumps(evaluation.result, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise SaveError(f"--json {arguments.json} cannot be written: {error.strerror}") from None
     return cli.EXIT_OK
 
 
@@ -202,7 +279,7 @@ def table(evaluation: _Evaluation) -> str:
     where = f"{result['images']:,} test images of {result['dataset']}"
     lines = [f"{result['model']} on {where}, step {result['step']:,}"]
 
-    width = max(_WIDTH, *map(len, evaluation.found))
+    width = max([_WIDTH, *map(len, evaluation.found)])
 
     def add(name: str, unit: str, more: str = "") -> None:
         error = f" +- {result[e]:.2g}" if (e := f"{name}_standard_error") in result else ""

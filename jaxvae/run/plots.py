@@ -68,6 +68,30 @@ def save_png(path: Path, picture: NDArray[np.uint8], scale: int = 1) -> None:
     Image.fromarray(picture[..., 0] if picture.shape[-1] == 1 else picture).save(path)
 
 
+def save_outliers(path: Path, groups: Sequence[tuple[str, NDArray[Any], NDArray[Any], Any, Any]], title: str) -> None:
+    """Draw the images of some groups as PNG, each above its reconstruction, with its place and its value.
+
+    Args:
+      path: the file to write.
+      groups: of each its heading, places [N], values [N], images and reconstructions [N, H, W, C] in [0, 1].
+      title: what they are outliers of.
+    """
+    rows = [-(-len(places) // COLUMNS) for _, places, _, _, _ in groups]
+    figure = _figure(1.1 * COLUMNS, 2.4 * sum(rows) + 0.4 * len(rows) + 0.3, title)
+    parts = figure.subfigures(len(groups), 1, height_ratios=[2.4 * count + 0.4 for count in rows], squeeze=False)
+    for part, count, (heading, places, values, x, x_hat) in zip(parts[:, 0], rows, groups, strict=True):
+        part.suptitle(heading, fontsize="small", fontweight="bold")
+        panels = part.subplots(count, COLUMNS, squeeze=False).ravel()
+        for axes in panels:
+            axes.set_axis_off()
+        for axes, place, value, image, reconstruction in zip(panels, places, values, x, x_hat, strict=False):
+            gap = np.full((max(1, len(image) // 14), *image.shape[1:]), _BACKGROUND, np.uint8)
+            pair = np.concatenate([_as_uint8(image), gap, _as_uint8(reconstruction)])
+            axes.imshow(pair[..., 0] if pair.shape[2] == 1 else pair, cmap="gray", vmin=0, vmax=255)
+            axes.set_title(f"#{place}\n{value:.4g}", fontsize=7)
+    figure.savefig(path, dpi=120)
+
+
 def save_curves(path: Path, records: Sequence[Mapping[str, Any]], title: str) -> None:
     """Draw the loss and its terms against the step as PNG: a panel per term, a line per split.
 
@@ -172,13 +196,18 @@ def save_rate_distortion(
 
 def _panels(title: str, count: int, width: float = 4.5, height: float = 3.4) -> tuple[Any, Any]:
     """A figure of `count` panels side by side below a title, and its axes."""
+    figure = _figure(width * count, height, title)
+    return figure, figure.subplots(1, count, squeeze=False)[0]
+
+
+def _figure(width: float, height: float, title: str) -> Any:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width * count, height), layout="constrained")
+    figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     figure.suptitle(title, fontsize="small", wrap=True)
-    return figure, figure.subplots(1, count, squeeze=False)[0]
+    return figure
 
 
 def _colours(count: int) -> Any:
