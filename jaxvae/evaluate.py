@@ -27,7 +27,10 @@ from jaxvae.run.tensorboard import Board
 from jaxvae.train.evaluation import evaluate_images
 from jaxvae.trained import TrainedRun, images_of, load, load_run
 
-DESCRIPTION = "Evaluate the newest checkpoint of a run on its test images, every image once."
+DESCRIPTION = """Evaluate the newest checkpoint of a run on its test images, every image once.
+
+What costs little is always reported. --metric adds what reads labels or the training images:
+probe and knn, the accuracy of classifiers on the latents; fid, the FID, KID, precision and recall of samples."""
 
 _WIDTH = 27  # Of the longest name in a table.
 
@@ -47,11 +50,9 @@ class Arguments:
     samples: int = 0
     """Estimate log p(x) too, with this many latents per image; papers use 5000. VAEs in nats only."""
     metric: tuple[str, ...] = ()
-    """Report these as well, which read labels or take longer: probe, knn, fid (FID, KID, precision and recall of
-    samples), or your own, package.module:Name."""
+    """Report these as well: probe, knn, fid, or metrics of your own, package.module:Name."""
     features: str | None = None
-    """Your function of images for --metric fid, package.module:name: from uint8 [N, H, W, C] to features [N, F]. By
-    default a classifier is trained on the labels of the training images, once."""
+    """Features for --metric fid, package.module:function: from uint8 [N, H, W, C] to [N, F]. Default: a classifier's."""
     outliers: Path | None = None
     """PNG file to draw the worst reconstructed and the least likely test images to. --json has their numbers."""
     json: Path | None = None

@@ -77,6 +77,18 @@ class TrainedRun:
         latents: NDArray[np.float32] = self._map(self._encode, self._batch(images, others))
         return latents
 
+    def posterior(self, images: ArrayLike, **others: ArrayLike) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """The mean and the standard deviation of the posterior of images, [N, L] each.
+
+        (Of a model of two layers, of the latents next to the image.) `others`: see `encode`. Raises `TypeError` for an
+        autoencoder and for a model of the user's own.
+        """
+        if not isinstance(self.model, LatentModel):
+            raise TypeError(f"the model {type(self.model).__name__} has no posterior")
+        found: tuple[NDArray[np.float32], NDArray[np.float32]]
+        found = self._map(self._moments, self._batch(images, others))
+        return found
+
     def reconstruct(self, images: ArrayLike, seed: int = 0, **others: ArrayLike) -> NDArray[Any]:
         """Images, encoded and decoded again. A VAE's latents are drawn from the posterior, with `seed`."""
         return self._like(images, self._map(self._reconstruct, self._batch(images, others), seed))
@@ -151,13 +163,20 @@ class TrainedRun:
     @functools.cached_property
     def _encode(self) -> Any:
         def encode(variables: Params, batch: Batch, keys: Array) -> Array:
-            seen = self._seen(batch, keys)
-            told = label_of(self.model, seen)
-            found: Any = self.model.apply(variables, seen["image"], **told, method="encode", rngs={"params": keys[0]})
+            found = self._encoded(variables, batch, keys)
             code: Array = found[0] if isinstance(found, tuple | list) else found
             return code
 
         return jax.jit(encode)
+
+    @functools.cached_property
+    def _moments(self) -> Any:
+        return jax.jit(self._encoded)
+
+    def _encoded(self, variables: Params, batch: Batch, keys: Array) -> Any:
+        seen = self._seen(batch, keys)
+        told = label_of(self.model, seen)
+        return self.model.apply(variables, seen["image"], **told, method="encode", rngs={"params": keys[0]})
 
     @functools.cached_property
     def _reconstruct(self) -> Any:

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from runs import SMALL, train
+from runs import SMALL, keep_classifiers, train
 from scipy import linalg
 from scipy.spatial.distance import cdist
 from small import SMALL as CONFIG
@@ -115,9 +115,7 @@ def examples(seed: int, count: int) -> dict[str, NDArray[Any]]:
 @pytest.fixture
 def caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A user's cache directory, and a classifier that takes few steps."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
-    monkeypatch.setattr(classifier, "STEPS", 60)
-    return tmp_path / "caches" / "jaxvae-classifiers"
+    return keep_classifiers(tmp_path / "caches", monkeypatch, steps=60)
 
 
 def subject(**changes: Any) -> Subject:
