@@ -10,7 +10,9 @@ from jaxvae.errors import InputError, suggestion
 COMMANDS = {
     "train": ("jaxvae.train.__main__", "train an autoencoder or a VAE"),
     "evaluate": ("jaxvae.evaluate", "measure a run on its test images"),
+    "encode": ("jaxvae.encode", "write the latents of images, and draw a map of them"),
     "generate": ("jaxvae.generate", "draw images from a run"),
+    "compare": ("jaxvae.compare", "show runs side by side"),
     "export": ("jaxvae.export.__main__", "write a run's model as a web page, StableHLO or weights"),
     "sweep": ("jaxvae.sweep.__main__", "train a grid of models in one program"),
     "benchmark": ("jaxvae.benchmark", "measure training on this machine"),

@@ -3,26 +3,34 @@
 import dataclasses
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
+import numpy as np
 import tyro
 
 from jaxvae import cli, compilation_cache, data
 from jaxvae.config import describe
-from jaxvae.errors import InputError, SaveError, say
+from jaxvae.errors import InputError, SaveError, say, suggestion
 from jaxvae.keys import purpose_key
-from jaxvae.metrics import METRICS, LogLikelihood, Subject
+from jaxvae.metrics import METRICS, ON_REQUEST, LogLikelihood, SampleQuality, Subject
+from jaxvae.metrics.outliers import Outliers
+from jaxvae.metrics.outliers import outliers as worst_of
 from jaxvae.metrics.subject import mean_and_error
 from jaxvae.objectives.build import build_objective, measure_warning
-from jaxvae.own import resolve
+from jaxvae.own import is_own, resolve
 from jaxvae.protocols import Measured, Metric
-from jaxvae.run import records
+from jaxvae.run import plots, records
+from jaxvae.run.tensorboard import Board
 from jaxvae.train.evaluation import evaluate_images
-from jaxvae.trained import TrainedRun, load, load_run
+from jaxvae.trained import TrainedRun, images_of, load, load_run
 
-DESCRIPTION = "Evaluate the newest checkpoint of a run on its test images, every image once."
+DESCRIPTION = """Evaluate the newest checkpoint of a run on its test images, every image once.
+
+What costs little is always reported. --metric adds what reads labels or the training images:
+probe and knn, the accuracy of classifiers on the latents; fid, the FID, KID, precision and recall of samples."""
 
 _WIDTH = 27  # Of the longest name in a table.
 
@@ -42,9 +50,15 @@ class Arguments:
     samples: int = 0
     """Estimate log p(x) too, with this many latents per image; papers use 5000. VAEs in nats only."""
     metric: tuple[str, ...] = ()
-    """Your own metrics to report as well: package.module:Name of each."""
+    """Report these as well: probe, knn, fid, or metrics of your own, package.module:Name."""
+    features: str | None = None
+    """Features for --metric fid, package.module:function: from uint8 [N, H, W, C] to [N, F]. Default: a classifier's."""
+    outliers: Path | None = None
+    """PNG file to draw the worst reconstructed and the least likely test images to. --json has their numbers."""
     json: Path | None = None
     """File to write the metrics to, as JSON."""
+    tensorboard: bool = False
+    """Write them as TensorBoard events, too, to RUN_DIR/tensorboard/evaluation."""
     no_compilation_cache: bool = False
     """Compile everything: do not use the cache of compiled programs in the user's cache directory."""
 
@@ -59,6 +73,7 @@ def evaluate_run(
     images: Any = None,
     model: Any = None,
     objective: Any = None,
+    outliers: str | Path | None = None,
 ) -> dict[str, Any]:
     """The test metrics of a run's newest checkpoint (or its best): a record of ``metrics.jsonl``, and more.
 
@@ -69,9 +84,10 @@ def evaluate_run(
       dataset, data_dir: where the images are, if not where they were in training.
       best: the best checkpoint by the validation images.
       samples: latents per image for an estimate of log p(x); 0: none.
-      metrics: to report besides those in `jaxvae.metrics.METRICS`.
+      metrics: to report besides those in `jaxvae.metrics.METRICS`, such as those in `jaxvae.metrics.ON_REQUEST`.
       images: what the run was trained and tested on, as `jaxvae.fit` takes it, if that was given in Python.
       model, objective: what was given to `jaxvae.fit`, if this process cannot import it by its name.
+      outliers: PNG file to draw the worst reconstructed and the least likely images to.
 
     Returns:
       A record of ``metrics.jsonl`` with standard errors over the images, and what each metric found.
@@ -85,15 +101,20 @@ def evaluate_run(
         from jaxvae.fitting import image_data  # It imports all of training.
 
         given = image_data(images)
-    return _measured(run, Path(run_dir), dataset, data_dir, samples, metrics, given).result
+    drawn = outliers is not None
+    evaluation = _measured(run, Path(run_dir), dataset, data_dir, samples, metrics, given, drawn)
+    if outliers is not None:
+        _draw_outliers(Path(outliers), evaluation)
+    return evaluation.result
 
 
 class _Evaluation(NamedTuple):
-    """What `evaluate_run` returns, the names of the objective's terms in it, and what each metric found."""
+    """What `evaluate_run` returns, the names of the objective's terms in it, what each metric found, and outliers."""
 
     result: dict[str, Any]
     terms: list[str]
     found: dict[str, Measured]
+    outliers: list[Outliers]
 
 
 def _measured(
@@ -104,28 +125,18 @@ def _measured(
     samples: int,
     metrics: Sequence[Metric],
     images: data.ImageData | None = None,
+    with_outliers: bool = False,
 ) -> "_Evaluation":
     config = run.config
     likelihood = LogLikelihood(samples)
-    likelihood.check(config)
+    for metric in (likelihood, *metrics):
+        metric.check(config)
     if (warning := measure_warning(config)) is not None:
         say(warning)
-    if images is None:
-        if dataset is None and config.dataset == data.GIVEN:
-            raise InputError(
-                f"{run_dir} was trained on data given in Python: name a --dataset with the same test images, "
-                "or give it to jaxvae.evaluate.evaluate_run(images=...)"
-            )
-        named, folder = dataset or config.dataset, data_dir or config.data_dir
-        images = data.load(named, folder, data.reading_of(config), labels=config.reads_labels)
-    data.for_run(config, images)  # It checks their labels.
-    images = data.as_seen(images, config)
-    # Imported weights have no digest of images.
-    digest = run.record.get("test_images_sha256")
-    if list(images.image_shape) != run.record["image_shape"] or digest not in (None, data.digest(images.test)):
-        raise InputError(f"{images.source}: not the test images of {run_dir}")
-    if config.reads_labels and run.record.get("test_label_sha256") != data.digest(images.split("test")["label"]):
-        raise InputError(f"{images.source}: not the labels of the test images of {run_dir}")
+    labels = any(metric.reads_labels for metric in metrics)
+    images = images_of(run, run_dir, dataset, data_dir, labels, images)
+    if labels and not all("label" in images.split(name) for name in ("train", "test")):
+        raise InputError(f"--metric: {images.source}: the images have no labels, which it needs")
     steps_per_epoch = run.record.get("steps_per_epoch", 1)
     loss = build_objective(config, steps_per_epoch, len(images.train))
     key, split = purpose_key(config.seed, "test-noise"), images.split("test")
@@ -141,7 +152,7 @@ def _measured(
         _, standard_error = mean_and_error(values)
         if standard_error is not None:
             result[f"{name}_standard_error"] = _rounded(standard_error, 3)
-    subject = Subject(config, run.model, run.variables, loss, {name: result[name] for name in terms})
+    subject = Subject(run, loss, {name: result[name] for name in terms}, images.split("train"))
     built_in = [likelihood if kind is LogLikelihood else kind() for kind in METRICS.values()]
     found: dict[str, Measured] = {}
     for metric in (*built_in, *metrics):
@@ -152,17 +163,81 @@ def _measured(
         if measured.standard_error is not None:
             result[f"{name}_standard_error"] = _rounded(measured.standard_error, 3)
         result |= measured.extra
-    return _Evaluation(result, list(terms), found)
+    worst: list[Outliers] = []
+    if with_outliers:
+        each = terms | {name: measured.each for name, measured in found.items() if measured.each is not None}
+        names = (loss.likelihood_name, loss.bound_name) if config.parts.objective.bound else ()
+        worst = worst_of(subject, split, key, each, next((name for name in names if name in each), None))
+        result["outliers"] = {
+            one.name: {"indices": one.places.tolist(), "values": [_rounded(value, 9) for value in one.values]}
+            for one in worst
+        }
+    return _Evaluation(result, list(terms), found, worst)
+
+
+def _draw_outliers(path: Path, evaluation: _Evaluation) -> None:
+    """Write the picture of the outliers. Raises `SaveError`."""
+    units = {"mse": "mse per pixel"}
+    groups = [
+        (
+            f"{one.what}: {units.get(one.name, one.name + ', ' + evaluation.result['unit'])}",
+            *(one.places, one.values, one.seen, one.reconstructed),
+        )
+        for one in evaluation.outliers
+    ]
+    title = (
+        f"{evaluation.result['model']}: test images of {evaluation.result['dataset']}, each above its reconstruction"
+    )
+    with _saved("--outliers", path):
+        plots.save_outliers(path, groups, title)
+
+
+def _write_events(run_dir: Path, evaluation: _Evaluation, picture: Path | None) -> None:
+    """Write all numbers, and the picture of the outliers, as TensorBoard events beside those of training."""
+    from PIL import Image
+
+    result = evaluation.result
+    directory = run_dir / "tensorboard" / "evaluation"
+    # A directory of its own: TensorBoard would drop the lines of training past the step of --best.
+    with _saved("--tensorboard", directory), closing(Board(directory, result["step"])) as board:
+        for name in (*evaluation.terms, *evaluation.found):
+            value = result[name]
+            if isinstance(value, list):
+                for place, one in enumerate(value):
+                    board.scalar(f"evaluation_{name}/{place}", one, result["step"])
+            elif value is not None:
+                board.scalar(f"evaluation/{name}", value, result["step"])
+        if picture is not None:
+            board.picture("evaluation/outliers", np.asarray(Image.open(picture).convert("RGB")), result["step"])
+
+
+@contextmanager
+def _saved(flag: str, path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise SaveError(f"{flag} {path} cannot be written: {error.strerror or error}") from None
 
 
 def _rounded(value: Any, digits: int) -> Any:
-    return value if isinstance(value, list) else records.rounded(value, digits)
+    return value if value is None or isinstance(value, list) else records.rounded(value, digits)
 
 
-def metrics_of(names: Sequence[str]) -> list[Metric]:
-    """The user's own metrics, by ``package.module:Name``. Raises `InputError`."""
-    found = []
-    for name in names:
+def metrics_of(names: Sequence[str], features: str | None = None) -> list[Metric]:
+    """Metrics by their names in `ON_REQUEST`, or the user's own by ``package.module:Name``. Raises `InputError`.
+
+    `features` is what `SampleQuality` is given.
+    """
+    found: list[Metric] = []
+    if features is not None and "fid" not in names:
+        raise InputError(f"--features {features} has no effect without --metric fid")
+    for name in dict.fromkeys(names):
+        if not is_own(name):
+            if name not in ON_REQUEST:
+                known = f"choose from {', '.join(ON_REQUEST)}, or name your own, module:Name"
+                raise InputError(f"--metric {name}: {known}{suggestion(name, ON_REQUEST)}")
+            found.append(SampleQuality(features) if name == "fid" else ON_REQUEST[name]())
+            continue
         metric = resolve(name, "--metric")
         metric = metric() if isinstance(metric, type) else metric
         if not isinstance(metric, Metric):
@@ -177,18 +252,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = cli.parse(Arguments, args, prog="python -m jaxvae.evaluate", description=DESCRIPTION)
     if arguments.samples < 0:
         raise InputError(f"--samples must not be negative, not {arguments.samples}")
-    if arguments.json is not None:
-        cli.check_writable("--json", arguments.json)
-    own = metrics_of(arguments.metric)
+    for flag, path in (("--json", arguments.json), ("--outliers", arguments.outliers)):
+        if path is not None:
+            cli.check_writable(flag, path)
+    if arguments.outliers is not None and arguments.outliers.suffix.lower() != ".png":
+        raise InputError(f"--outliers {arguments.outliers}: must end in .png")
+    own = metrics_of(arguments.metric, arguments.features)
     compilation_cache.use(not arguments.no_compilation_cache)
     run = load_run(arguments.run_dir, arguments.best)
-    evaluation = _measured(run, arguments.run_dir, arguments.dataset, arguments.data_dir, arguments.samples, own)
+    where, drawn = (arguments.run_dir, arguments.dataset, arguments.data_dir), arguments.outliers
+    evaluation = _measured(run, *where, arguments.samples, own, with_outliers=drawn is not None)
     print(table(evaluation))
+    if drawn is not None:
+        _draw_outliers(drawn, evaluation)
+        print(f"outliers -> {drawn}")
+    if arguments.tensorboard:
+        _write_events(arguments.run_dir, evaluation, drawn)
     if arguments.json is not None:
-        try:
+        with _saved("--json", arguments.json):
             arguments.json.write_text(json.dumps(evaluation.result, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise SaveError(f"--json {arguments.json} cannot be written: {error.strerror}") from None
     return cli.EXIT_OK
 
 
@@ -198,15 +280,17 @@ def table(evaluation: _Evaluation) -> str:
     where = f"{result['images']:,} test images of {result['dataset']}"
     lines = [f"{result['model']} on {where}, step {result['step']:,}"]
 
+    width = max([_WIDTH, *map(len, evaluation.found)])
+
     def add(name: str, unit: str, more: str = "") -> None:
         error = f" +- {result[e]:.2g}" if (e := f"{name}_standard_error") in result else ""
-        lines.append(f"  {name:{_WIDTH}} {result[name]:>10.6g}{error}{f' ({unit})' if unit else ''}{more}")
+        lines.append(f"  {name:{width}} {result[name]:>10.6g}{error}{f' ({unit})' if unit else ''}{more}")
 
     for name in records.ordered(evaluation.terms):
         add(name, result["unit"])
     for name, measured in evaluation.found.items():
-        if isinstance(measured.value, list):
-            lines.append(f"  {name:{_WIDTH}} {measured.note or measured.value}")
+        if measured.value is None or isinstance(measured.value, list):
+            lines.append(f"  {name:{width}} {measured.note or measured.value}")
         else:
             add(name, measured.unit, measured.note)
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""Draw new images from a trained VAE: ``python -m jaxvae.generate RUN_DIR``."""
+"""Draw images from a trained model: new ones, or from latents: ``python -m jaxvae.generate RUN_DIR``."""
 
 import dataclasses
 import sys
@@ -10,15 +10,25 @@ import numpy as np
 import tyro
 from numpy.typing import NDArray
 
-from jaxvae import cli, compilation_cache, trained
+from jaxvae import cli, compilation_cache, trained, walks
+from jaxvae.data.formats import blaming
+from jaxvae.data.images import ImageData, with_validation
 from jaxvae.errors import InputError, suggestion
 from jaxvae.models.build import can_sample
+from jaxvae.models.priors import StandardNormal
+from jaxvae.models.two_layer import TwoLayerVAE
+from jaxvae.models.vae import VAE
+from jaxvae.options import flag
 from jaxvae.run import plots
+from jaxvae.run.plots import COLUMNS
 
 N = 64  # Images, if it is not said how many.
 MOST = 10_000  # Images in one picture.
 
-DESCRIPTION = "Draw images from the prior of a run's newest VAE, as a PNG grid with 8 images per row."
+DESCRIPTION = """Draw images by a run's newest model, as a PNG grid with 8 images per row.
+
+They are drawn from a VAE's prior; or they are decoded from --latents of a file, on lines between test images
+(--interpolate), or from one latent after the other (--traverse)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +41,18 @@ class Arguments:
     """Images to draw. Default: 64; of a conditional model without --label, 8 of each class, a row each."""
     label: Annotated[str | None, tyro.conf.arg(metavar="CLASS")] = None
     """Draw images of this class, a number or a name, from a conditional model."""
+    nearest: bool = False
+    """Draw the nearest training image below each sample, by the squared error of the pixels."""
+    latents: Path | None = None
+    """Decode the first -n latents of this file of jaxvae.encode: its array mean [N, L], or its only array."""
+    interpolate: bool = False
+    """A row for each of -n / 8 random pairs of test images: decoded on the straight line between their latents."""
+    traverse: bool = False
+    """A row for each of the -n / 8 latents that change most: it goes from -3 to 3, and the others are 0."""
+    dataset: str | None = None
+    """The dataset of --nearest or --interpolate, if its path is not that of training; it must be the same images."""
+    data_dir: str | None = None
+    """Directory of its files, if it is not that of training."""
     out: Path = Path("samples.png")
     """PNG file to write."""
     seed: int = 0
@@ -81,22 +103,107 @@ def number_of(label: str, run: trained.TrainedRun) -> int:
     raise InputError(f"--label {label}: the classes are {known}{suggestion(label, names)}")
 
 
+def decode_file(run: trained.TrainedRun, path: Path, n: int) -> NDArray[np.float32]:
+    """The images of the first `n` latents in a file. Raises `InputError` if it holds none that fit the model."""
+    with blaming(path), path.open("rb") as file:
+        found = np.load(file, allow_pickle=False)
+        arrays = {"mean": found} if isinstance(found, np.ndarray) else dict(found)
+    if "mean" not in arrays and len(arrays) != 1:
+        raise InputError(f"--latents {path}: holds no array mean: {', '.join(arrays)}")
+    latents = np.asarray(arrays.get("mean", next(iter(arrays.values()))))[:n]
+    if latents.ndim != 2 or not len(latents) or latents.dtype.kind != "f" or not np.isfinite(latents).all():
+        raise InputError(
+            f"--latents {path}: must hold finite latents [N, L], not {latents.dtype} {list(latents.shape)}"
+        )
+    if run.config.parts.model is None and (size := _size(run)) != latents.shape[1]:
+        raise InputError(f"--latents {path}: holds {latents.shape[1]} latents an image, and the model has {size}")
+    told = {}
+    if run.config.reads_labels:
+        if "label" not in arrays:
+            raise InputError(f"--latents {path}: holds no array label, which the model needs")
+        told = {"label": arrays["label"][:n]}
+    return run.decode(latents, **told)
+
+
+def _size(run: trained.TrainedRun) -> int:
+    """How many latents the decoder takes."""
+    latents: int = run.model.latent_size
+    return 2 * latents if isinstance(run.model, TwoLayerVAE) else latents
+
+
+def traversal(run: trained.TrainedRun, n: int, label: str | None) -> NDArray[np.float32]:
+    """Rows of 8 images for the latents that change most. Raises `InputError` for a model without a N(0, I) prior."""
+    if not isinstance(run.model, VAE) or not isinstance(run.model.prior, StandardNormal):
+        raise InputError("--traverse needs a VAE with one layer of latents and --prior normal")
+    told = None
+    if run.config.reads_labels:
+        told = 0 if label is None else number_of(label, run)
+    return walks.traverse(run, max(1, n // COLUMNS), COLUMNS, told)
+
+
+def between(run: trained.TrainedRun, images: ImageData, n: int, seed: int) -> NDArray[np.float32]:
+    """Rows of 8 images between random pairs of test images."""
+    split = images.split("test")
+    count = 2 * max(1, min(n // COLUMNS, len(images.test) // 2))
+    chosen = np.random.default_rng(seed).permutation(len(images.test))[:count]
+    labels = split["label"][chosen] if run.config.reads_labels else None
+    return walks.interpolations(run, split["image"][chosen], COLUMNS, labels)
+
+
+def with_nearest(samples: NDArray[np.float32], images: ImageData) -> NDArray[np.uint8]:
+    """A picture of samples, each above the nearest training image."""
+    return plots.reconstruction_grid(samples, images.train[walks.nearest(samples, images.train)])
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code (see `jaxvae.cli`)."""
     args = sys.argv[1:] if argv is None else argv
     arguments = cli.parse(Arguments, args, prog="python -m jaxvae.generate", description=DESCRIPTION)
+    _check(arguments)
+    compilation_cache.use(not arguments.no_compilation_cache)
+    n, where = N if arguments.n is None else arguments.n, (arguments.dataset, arguments.data_dir)
+    if arguments.latents or arguments.traverse or arguments.interpolate:
+        run = trained.load_run(arguments.run_dir, arguments.best)
+        for method in ("encode", "decode") if arguments.interpolate else ("decode",):
+            if not hasattr(run.model, method):
+                raise InputError(f"the model {type(run.model).__name__} has no method {method}")
+        if arguments.latents is not None:
+            images = decode_file(run, arguments.latents, n)
+        elif arguments.traverse:
+            images = traversal(run, n, arguments.label)
+        else:
+            images = between(run, trained.images_of(run, arguments.run_dir, *where), n, arguments.seed)
+    else:
+        images = generate(arguments.run_dir, arguments.n, arguments.seed, arguments.best, arguments.label)
+    picture = plots.image_grid(images)
+    if arguments.nearest:
+        run = trained.load_run(arguments.run_dir, arguments.best)
+        found = trained.images_of(run, arguments.run_dir, *where)
+        found = with_validation(found, run.config.validation, run.config.validation_seed)
+        picture = with_nearest(images, found)
+    plots.save_png(arguments.out, picture, scale=2)
+    print(f"{len(images)} images -> {arguments.out}")
+    return cli.EXIT_OK
+
+
+def _check(arguments: Arguments) -> None:
+    """Raise `InputError` for values out of range, and for flags that have no effect together."""
     if arguments.n is not None and not 1 <= arguments.n <= MOST:
         raise InputError(f"-n must be from 1 to {MOST}, not {arguments.n}")
     if not 0 <= arguments.seed < 2**32:
         raise InputError(f"--seed must be in [0, 2^32), not {arguments.seed}")
     if arguments.out.suffix.lower() != ".png":
         raise InputError(f"--out {arguments.out}: must end in .png")
+    ways = [f"--{name}" for name in ("nearest", "latents", "interpolate", "traverse") if getattr(arguments, name)]
+    if len(ways) > 1:
+        raise InputError(f"{ways[0]} and {ways[1]} are two pictures: ask for one")
+    way = ways[0] if ways else "samples"
+    if arguments.label is not None and way in ("--latents", "--interpolate"):
+        raise InputError(f"--label has no effect with {way}: its labels are those of the images")
+    for name in ("dataset", "data_dir"):
+        if getattr(arguments, name) is not None and way not in ("--nearest", "--interpolate"):
+            raise InputError(f"{flag(name)} has no effect without --nearest or --interpolate")
     cli.check_writable("--out", arguments.out)
-    compilation_cache.use(not arguments.no_compilation_cache)
-    images = generate(arguments.run_dir, arguments.n, arguments.seed, arguments.best, arguments.label)
-    plots.save_png(arguments.out, plots.image_grid(images), scale=2)
-    print(f"{len(images)} images -> {arguments.out}")
-    return cli.EXIT_OK
 
 
 if __name__ == "__main__":

@@ -298,23 +298,31 @@ class Measured(NamedTuple):
     """The result of a metric.
 
     Attributes:
-      value: a number, or a list of them.
+      value: a number, or a list of them. None: there is none here, and the note says why.
       unit: the unit of the value.
       standard_error: of a mean over the images.
       note: a remark for people.
       extra: more numbers by their full names, for programs.
+      each: the values [N] of the images, if `value` is their mean.
     """
 
-    value: float | list[int] | list[float]
+    value: float | list[int] | list[float] | None
     unit: str = ""
     standard_error: float | None = None
     note: str = ""
     extra: Mapping[str, Any] = {}
+    each: NDArray[Any] | None = None
 
 
 @runtime_checkable
 class Metric(Component, Protocol):
-    """What an evaluation reports besides the objective's terms."""
+    """What an evaluation reports besides the objective's terms.
+
+    Attributes:
+      reads_labels: whether it reads the label of an image. It then gets data with labels, or is refused.
+    """
+
+    reads_labels: ClassVar[bool] = False
 
     def applies(self, config: Any) -> bool:
         """Whether it applies to models of `config`."""

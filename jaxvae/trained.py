@@ -13,7 +13,7 @@ import optax
 from flax import linen as nn
 from numpy.typing import ArrayLike, NDArray
 
-from jaxvae import config_file
+from jaxvae import config_file, data
 from jaxvae.chunks import PIXELS_AT_ONCE, in_chunks
 from jaxvae.config import Config, describe
 from jaxvae.data.sources import is_named
@@ -21,6 +21,7 @@ from jaxvae.errors import InputError, say, suggestion
 from jaxvae.keys import purpose_key
 from jaxvae.models.autoencoder import AutoEncoder
 from jaxvae.models.build import Examples, Model, build_model, can_sample, class_rows, reconstruct, sample
+from jaxvae.models.quantized import QuantizedVAE
 from jaxvae.models.vae import LatentModel, label_of
 from jaxvae.objectives.build import selection_term
 from jaxvae.own import give
@@ -83,6 +84,18 @@ class TrainedRun:
         found: NDArray[Any] = self._map(self._codes, self._batch(images, others))
         rows, columns = self.config.parts.network.grid(self.image_shape)
         return found.astype(np.int32).reshape(len(found), rows, columns)
+
+    def posterior(self, images: ArrayLike, **others: ArrayLike) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """The mean and the standard deviation of the posterior of images, [N, L] each.
+
+        (Of a model of two layers, of the latents next to the image.) `others`: see `encode`. Raises `TypeError` for an
+        autoencoder, for discrete latents and for a model of the user's own.
+        """
+        if not isinstance(self.model, LatentModel) or isinstance(self.model, QuantizedVAE):
+            raise TypeError(f"the model {type(self.model).__name__} has no posterior with a standard deviation")
+        found: tuple[NDArray[np.float32], NDArray[np.float32]]
+        found = self._map(self._moments, self._batch(images, others))
+        return found
 
     def reconstruct(self, images: ArrayLike, seed: int = 0, **others: ArrayLike) -> NDArray[Any]:
         """Images, encoded and decoded again. A VAE's latents are drawn from the posterior, with `seed`."""
@@ -158,9 +171,7 @@ class TrainedRun:
     @functools.cached_property
     def _encode(self) -> Any:
         def encode(variables: Params, batch: Batch, keys: Array) -> Array:
-            seen = self._seen(batch, keys)
-            told = label_of(self.model, seen)
-            found: Any = self.model.apply(variables, seen["image"], **told, method="encode", rngs={"params": keys[0]})
+            found = self._encoded(variables, batch, keys)
             code: Array = found[0] if isinstance(found, tuple | list) else found
             return code
 
@@ -175,6 +186,15 @@ class TrainedRun:
             return code
 
         return jax.jit(codes)
+
+    @functools.cached_property
+    def _moments(self) -> Any:
+        return jax.jit(self._encoded)
+
+    def _encoded(self, variables: Params, batch: Batch, keys: Array) -> Any:
+        seen = self._seen(batch, keys)
+        told = label_of(self.model, seen)
+        return self.model.apply(variables, seen["image"], **told, method="encode", rngs={"params": keys[0]})
 
     @functools.cached_property
     def _reconstruct(self) -> Any:
@@ -275,6 +295,46 @@ def _used_of(config: Config, model: Model, example: Mapping[str, Any]) -> TrainS
 
     found: TrainState = jax.eval_shape(used)
     return found
+
+
+def images_of(
+    run: TrainedRun,
+    run_dir: Path,
+    dataset: str | None = None,
+    data_dir: str | None = None,
+    labels: bool = False,
+    given: data.ImageData | None = None,
+) -> data.ImageData:
+    """The images of a run, as its model sees them; those held out for validation are among the training images.
+
+    Args:
+      run: the loaded run.
+      run_dir: its directory.
+      dataset, data_dir: where the images are, if not where they were in training.
+      labels: read labels, although the model does not, where the dataset has files of them.
+      given: the images, if they are at hand.
+
+    Raises:
+      InputError: they cannot be read, or the test images (or, if the model reads them, their labels) are not the run's.
+    """
+    config = run.config
+    if given is None:
+        if dataset is None and config.dataset == data.GIVEN:
+            raise InputError(
+                f"{run_dir} was trained on data given in Python: name a --dataset with the same test images, "
+                "or give it to jaxvae.evaluate.evaluate_run(images=...)"
+            )
+        named, folder = dataset or config.dataset, data_dir or config.data_dir
+        given = data.load(named, folder, data.reading_of(config), labels=labels or config.reads_labels)
+    data.for_run(config, given)  # It checks their labels.
+    images = data.as_seen(given, config)
+    # Imported weights have no digest of images.
+    digest = run.record.get("test_images_sha256")
+    if list(images.image_shape) != run.record["image_shape"] or digest not in (None, data.digest(images.test)):
+        raise InputError(f"{images.source}: not the test images of {run_dir}")
+    if config.reads_labels and run.record.get("test_label_sha256") != data.digest(images.split("test")["label"]):
+        raise InputError(f"{images.source}: not the labels of the test images of {run_dir}")
+    return images
 
 
 def load(run_dir: str | Path, best: bool = False, model: nn.Module | None = None, objective: Any = None) -> TrainedRun:

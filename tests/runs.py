@@ -17,6 +17,7 @@ from jaxvae import cli, data
 from jaxvae.config import PRESETS
 from jaxvae.distributed import devices as parallel
 from jaxvae.fitting import result_of
+from jaxvae.metrics import classifier
 from jaxvae.models.build import build_model
 from jaxvae.objectives.build import build_objective
 from jaxvae.optimizer import build_optimizer
@@ -66,6 +67,15 @@ def caching(caches: Path) -> dict[str, str]:
     kept = {name: value for name, value in environment().items() if "CACHE" not in name}
     # Matplotlib's cache stays, since it takes long to make.
     return {**kept, "XDG_CACHE_HOME": str(caches), "MPLCONFIGDIR": str(Path.home() / ".cache" / "matplotlib")}
+
+
+def keep_classifiers(caches: Path, monkeypatch: Any, steps: int) -> Path:
+    """Let the classifiers of `--metric fid` take few steps, and keep them in `caches`, not in the user's; where."""
+    matplotlib = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "matplotlib"  # It takes long to make.
+    monkeypatch.setenv("MPLCONFIGDIR", os.environ.get("MPLCONFIGDIR", str(matplotlib)))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(caches))
+    monkeypatch.setattr(classifier, "STEPS", steps)
+    return caches / "jaxvae-classifiers"
 
 
 def free_address() -> str:

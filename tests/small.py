@@ -18,6 +18,7 @@ from jaxvae.objectives.base import Context
 from jaxvae.objectives.build import build_objective, loss_of
 from jaxvae.optimizer import build_optimizer
 from jaxvae.train.step import init_state
+from jaxvae.trained import TrainedRun
 
 SHAPE = (4, 3, 1)
 
@@ -85,4 +86,4 @@ class Given:
 
 
 def subject_of(config: Config, model: Any, params: Any) -> Subject:
-    return Subject(config, model, params, loss_of(config), {})
+    return Subject(TrainedRun(config, model, params, 0, SHAPE, {}), loss_of(config))

@@ -21,9 +21,9 @@ FLOORS = (
     ("data", "distributed", "cli", "flags", "weight_files"),
     ("run",),
     ("train", "chunks"),
-    ("metrics", "trained"),
+    ("metrics", "trained", "walks"),
     ("sweep", "compiled", "export"),
-    ("evaluate", "generate", "benchmark", "torch_weights", "fitting", "data.__main__"),
+    ("evaluate", "encode", "generate", "compare", "benchmark", "torch_weights", "fitting", "data.__main__"),
     ("jaxvae", "__main__", "completion"),
 )
 MOST_LINES = 380

@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
+from runs import keep_classifiers
 
 from jaxvae import benchmark, cli
 from jaxvae.__main__ import COMMANDS
@@ -61,7 +62,7 @@ def small(words: list[str]) -> list[str]:
             # A resumed run must become longer.
             most = SMALLER[name] + ("--resume" in words)
             args[place + 1] = str(min(int(value), most))
-        elif name == "--dataset" and value in ("mnist", "fashion_mnist", "kmnist"):
+        elif (name == "--dataset" or not name.startswith("-")) and value in ("mnist", "fashion_mnist", "kmnist"):
             args[place + 1] = "digits"
     return args
 
@@ -98,6 +99,7 @@ def directory(images: NDArray[np.uint8], tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setattr(benchmark, "ROUND_SECONDS", 0.01)
     monkeypatch.setattr(benchmark, "IMAGES", 300)
+    keep_classifiers(tmp_path, monkeypatch, steps=20)
     photos = tmp_path / "path" / "to" / "photos"
     photos.mkdir(parents=True)
     (tmp_path / "photos").symlink_to(photos)

@@ -17,7 +17,7 @@ from runs import train
 from safetensors.numpy import load_file
 
 import jaxvae
-from jaxvae import cli, config_file
+from jaxvae import cli, config_file, walks
 from jaxvae.errors import InputError
 from jaxvae.export import __main__ as command
 from jaxvae.export import formats, page
@@ -122,7 +122,7 @@ def test_latents_that_change_the_image_most_come_first(runs: Path) -> None:
     variables = jax.tree.map(lambda a: a, loaded.variables)
     variables["params"]["decoder"]["mlp"]["dense_0"]["kernel"] = np.float32(kernel * scale)
     object.__setattr__(loaded, "variables", variables)
-    assert page.order(loaded)[-1] == 2 and page.order(loaded)[0] == 1
+    assert walks.order(loaded)[-1] == 2 and walks.order(loaded)[0] == 1
 
 
 @pytest.mark.parametrize("flags", [["--preset", "notes-ae"], ["--prior", "label", "--hidden", "8"]])

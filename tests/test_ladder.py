@@ -21,6 +21,7 @@ from jaxvae.models.ladder import LadderVAE, gaussian_kl
 from jaxvae.models.top_down import layer_grids
 from jaxvae.objectives.base import Context
 from jaxvae.objectives.build import build_objective
+from jaxvae.trained import TrainedRun
 
 pytestmark = pytest.mark.unoptimized
 
@@ -146,7 +147,7 @@ def test_an_untrained_model_has_no_kl_term() -> None:
 def test_the_kl_terms_of_the_layers_add_up() -> None:
     config, model, params = built()
     shown = np.uint8(255 * images())
-    subject = Subject(config, model, params, build_objective(config), {})
+    subject = Subject(TrainedRun(config, model, params, 0, SHAPE, {}), build_objective(config))
     found = LayerKL().measure(subject, {"image": shown}, jax.random.key(7))["kl_per_layer"].value
     assert isinstance(found, list) and len(found) == 4 and min(found) > 0
     x = shown / np.float32(255)

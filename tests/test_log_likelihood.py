@@ -132,7 +132,7 @@ def test_errors_and_bits_are_those_of_their_definitions() -> None:
     log_p = 12 * math.log(1 / 256)
     assert bits_per_dimension(log_p, 12) == pytest.approx(8)
     config = dataclasses.replace(PRESETS["vae"], inputs="dynamic")
-    subject = subject_of(config, None, {})._replace(terms={"elbo": log_p})
+    subject = dataclasses.replace(subject_of(config, None, {}), terms={"elbo": log_p})
     found = LogLikelihood().measure(subject, {"image": np.zeros((1, 2, 2, 3), np.uint8)}, jax.random.key(0))
     assert found["bits_per_dimension"].value == pytest.approx(8)
 

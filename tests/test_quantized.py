@@ -26,6 +26,7 @@ from jaxvae.objectives.base import Context
 from jaxvae.objectives.build import build_objective, loss_of
 from jaxvae.optimizer import build_optimizer
 from jaxvae.train.step import init_state, make_train_step
+from jaxvae.trained import TrainedRun
 
 pytestmark = pytest.mark.unoptimized
 
@@ -304,14 +305,17 @@ def test_the_usage_of_codes_is_counted_over_all_images() -> None:
     model, state = initial(config)
     shown = np.uint8(255 * images(5))
     found = CodeUsage().measure(
-        Subject(config, model, state.variables, loss_of(config), {}), {"image": shown}, jax.random.key(0)
+        Subject(TrainedRun(config, model, state.variables, 0, SHAPE, {}), loss_of(config)),
+        {"image": shown},
+        jax.random.key(0),
     )
     codes = np.asarray(model.apply(state.variables, shown / np.float32(255), method="codes")).ravel().tolist()
     assert found["codes_used"].value == len(set(codes))
     p = [codes.count(code) / len(codes) for code in set(codes)]
     assert found["code_perplexity"].value == pytest.approx(float(np.exp(scipy.stats.entropy(p))), rel=1e-9)
     plain = PRESETS["vae"]
-    assert CodeUsage().measure(Subject(plain, build_model(plain, SHAPE), {}, loss_of(plain), {}), {}, KEY) == {}
+    other = Subject(TrainedRun(plain, build_model(plain, SHAPE), {}, 0, SHAPE, {}), loss_of(plain))
+    assert CodeUsage().measure(other, {}, KEY) == {}
 
 
 @pytest.mark.parametrize(

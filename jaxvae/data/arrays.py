@@ -27,7 +27,7 @@ def split_off_test(name: str, source: str, whole: Split) -> ImageData:
     held_out = every[_HOLD_OUT - 1 :: _HOLD_OUT]
     kept = np.delete(every, held_out)
     train, test = ({key: picked(values, part) for key, values in whole.items()} for part in (kept, held_out))
-    return paired(name, source, train, test)
+    return dataclasses.replace(paired(name, source, train, test), whole=True)
 
 
 def paired(name: str, source: str, train: Split, test: Split) -> ImageData:

@@ -33,6 +33,7 @@ class ImageData:
       others: the other arrays of a split, by split and name, such as ``{"train": {"label": [N]}, ...}``.
       skipped: a line for each file that was left out because it cannot be read.
       classes: the names of the values of "label", in order; empty if they have none.
+      whole: whether it is one set without splits, every tenth image of which is a test image.
     """
 
     name: str
@@ -43,6 +44,7 @@ class ImageData:
     others: Mapping[str, Split] = dataclasses.field(default_factory=dict)
     skipped: tuple[str, ...] = ()
     classes: tuple[str, ...] = ()
+    whole: bool = False
 
     def __post_init__(self) -> None:
         if self.validation is None:

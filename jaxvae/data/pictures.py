@@ -10,9 +10,10 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, NoReturn, TypeVar, cast
+from typing import IO, TYPE_CHECKING, NamedTuple, NoReturn, TypeVar, cast
 
 import numpy as np
+from numpy.typing import NDArray
 
 from jaxvae import memory
 from jaxvae.data.arrays import paired, split_off_test
@@ -41,32 +42,71 @@ _AT_ONCE = 256  # Pictures that are decoded before the next are begun.
 _NAMED = 3  # Files or sizes that a message names.
 
 
-def folder_of_pictures(name: str, folder: Path, reading: Reading) -> ImageData:
-    """The images of a folder of picture files. Raises `InputError`."""
+class Pictures(NamedTuple):
+    """The pictures of a folder that can be read, in order.
+
+    Attributes:
+      images: uint8 [N, H, W, C].
+      labels: [N]; None: there are none.
+      classes: the names of the labels; empty if they have none.
+      files: the path of each picture, relative to the folder.
+      counts: how many are of each split, if it has splits: training, then test.
+      skipped: a line for each file that was left out.
+      source: where they came from, in words.
+    """
+
+    images: Images
+    labels: NDArray[np.int32] | None
+    classes: tuple[str, ...]
+    files: list[str]
+    counts: tuple[int, ...]
+    skipped: tuple[str, ...]
+    source: str
+
+
+def pictures_of(folder: Path, reading: Reading) -> Pictures:
+    """The pictures in and below a folder. Raises `InputError`."""
     parts = [folder / "train", folder / "test"]
     with blaming(folder):
         split_already = all(part.is_dir() for part in parts)
-    groups = [_picture_files(part) for part in (parts if split_already else [folder])]
-    paths = [path for group in groups for path in group]
+    parts = parts if split_already else [folder]
+    every = {part: _picture_files(part) for part in parts}
+    paths = [path for group in every.values() for path in group]
     source = f"pictures in {folder}"
     if _is_streamed(paths, reading):
         images, bad, place = _decoded(folder, paths, reading)
         source = f"{source}, decoded in {place}"
     else:
         images, bad = _read(folder, paths, reading)
-    every = dict(zip(parts if split_already else [folder], groups, strict=True))
     labels = labels_of(folder, every)
-    kept = {part: [path for path in paths if path not in bad] for part, paths in every.items()}
-    splits: list[Split] = []
-    start = 0
-    for part, paths in kept.items():
-        if not paths:
+    kept = {part: [path for path in group if path not in bad] for part, group in every.items()}
+    for part, group in kept.items():
+        if not group:
             raise InputError(f"{part}: none of its picture files can be read")
-        split: Split = {"image": picked(images, np.arange(start, start + len(paths)))}
-        splits.append(split if labels is None else {**split, "label": labels.array(paths)})
-        start += len(paths)
-    found = paired(name, source, *splits) if split_already else split_off_test(name, source, *splits)
-    return dataclasses.replace(found, skipped=tuple(bad.values()), classes=labels.classes if labels else ())
+    whole = [path for group in kept.values() for path in group]
+    return Pictures(
+        images,
+        None if labels is None else labels.array(whole),
+        labels.classes if labels else (),
+        [path.relative_to(folder).as_posix() for path in whole],
+        tuple(len(group) for group in kept.values()) if split_already else (),
+        tuple(bad.values()),
+        source,
+    )
+
+
+def folder_of_pictures(name: str, folder: Path, reading: Reading) -> ImageData:
+    """The images of a folder of picture files. Raises `InputError`."""
+    found = pictures_of(folder, reading)
+    whole: Split = {"image": found.images} | ({} if found.labels is None else {"label": found.labels})
+    if found.counts:
+        count = found.counts[0]
+        places = np.arange(count), np.arange(count, len(found.files))
+        splits = ({key: picked(values, part) for key, values in whole.items()} for part in places)
+        images = paired(name, found.source, *splits)
+    else:
+        images = split_off_test(name, found.source, whole)
+    return dataclasses.replace(images, skipped=found.skipped, classes=found.classes)
 
 
 def _picture_files(folder: Path) -> list[Path]:

@@ -16,7 +16,6 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict
-from numpy.typing import NDArray
 
 from jaxvae.config import describe
 from jaxvae.errors import InputError, one_line
@@ -24,6 +23,7 @@ from jaxvae.models.priors import StandardNormal
 from jaxvae.models.torch_layers import TorchArray, TorchLayer
 from jaxvae.models.vae import VAE
 from jaxvae.trained import TrainedRun
+from jaxvae.walks import order
 
 MOST_PARAMETERS = 5_000_000  # Of the decoder: more would make a page of over 13 MB, and slow sliders.
 
@@ -67,15 +67,6 @@ def page_of(run: TrainedRun) -> str:
         "MODEL": json.dumps(facts).replace("<", "\\u003c"),
     }
     return re.sub("|".join(parts), lambda found: parts[found[0]], _file("page.html"))
-
-
-def order(run: TrainedRun) -> NDArray[np.int64]:
-    """The latents in the order of how much the image changes from -2 to 2, at 0 in all others."""
-    latents = run.model.latent_size
-    label = {"label": np.zeros(2 * latents, np.int64)} if run.config.reads_labels else {}
-    ends = run.decode(np.concatenate([-2 * np.eye(latents), 2 * np.eye(latents)]), **label)
-    change = np.square(ends[latents:] - ends[:latents]).sum((1, 2, 3))
-    return np.argsort(-change, kind="stable")
 
 
 def _file(name: str) -> str:

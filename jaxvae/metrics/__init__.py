@@ -3,19 +3,43 @@
 from collections.abc import Mapping
 
 from jaxvae.metrics.codes import CodeUsage
+from jaxvae.metrics.knn import NearestNeighbours
 from jaxvae.metrics.latents import ActiveUnits
 from jaxvae.metrics.layers import LayerKL
 from jaxvae.metrics.likelihood import LogLikelihood
-from jaxvae.metrics.reconstruction import MeanSquaredError
-from jaxvae.metrics.subject import Subject
+from jaxvae.metrics.probe import LinearProbe
+from jaxvae.metrics.reconstruction import Reconstruction
+from jaxvae.metrics.samples import SampleQuality
+from jaxvae.metrics.subject import Subject, mean_of
 from jaxvae.protocols import Metric
 
 METRICS: Mapping[str, type[Metric]] = {
-    "mse": MeanSquaredError,
+    "reconstruction": Reconstruction,
     "log-likelihood": LogLikelihood,
     "active-units": ActiveUnits,
     "codes": CodeUsage,
     "layers": LayerKL,
 }
+"""What every evaluation reports: it costs little, and reads the test images alone."""
 
-__all__ = ["METRICS", "ActiveUnits", "CodeUsage", "LayerKL", "LogLikelihood", "MeanSquaredError", "Subject"]
+ON_REQUEST: Mapping[str, type[Metric]] = {
+    "probe": LinearProbe,
+    "knn": NearestNeighbours,
+    "fid": SampleQuality,
+}
+"""What is reported where it is asked for: it reads the training images as well, or labels."""
+
+__all__ = [
+    "METRICS",
+    "ON_REQUEST",
+    "ActiveUnits",
+    "CodeUsage",
+    "LayerKL",
+    "LinearProbe",
+    "LogLikelihood",
+    "NearestNeighbours",
+    "Reconstruction",
+    "SampleQuality",
+    "Subject",
+    "mean_of",
+]

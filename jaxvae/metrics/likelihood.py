@@ -122,6 +122,7 @@ class LogLikelihood(Metric):
                 standard_error,
                 f"; +- {sampling:.2g} from {self.samples:,} latents an image",
                 {"samples": self.samples, f"{name}_sampling_error": rounded(sampling, 3)},
+                estimates,
             )
         if loss.measure == "probability":
             size = math.prod(images["image"].shape[1:])

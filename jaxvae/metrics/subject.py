@@ -1,7 +1,8 @@
 """What a metric measures."""
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,25 +10,41 @@ from numpy.typing import NDArray
 from jaxvae.config import Config
 from jaxvae.models.build import Model
 from jaxvae.objectives.base import Context, Loss, View
+from jaxvae.protocols import Measured
+from jaxvae.trained import TrainedRun
 from jaxvae.typing import Params
 
 
-class Subject(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Subject:
     """A trained model.
 
     Attributes:
-      config: of its run.
-      model: the Flax module.
-      variables: all of its variables, by collection.
+      run: the model and its variables, to encode, decode and sample with.
       loss: the objective it was trained on.
       terms: the means of the objective's terms over the measured images, by name.
+      train: the training split of its dataset, arrays [N, ...] by name, with what the run held out for validation.
     """
 
-    config: Config
-    model: Model
-    variables: Params
+    run: TrainedRun
     loss: Loss
-    terms: Mapping[str, float]
+    terms: Mapping[str, float] = field(default_factory=dict)
+    train: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+
+    @property
+    def config(self) -> Config:
+        """The configuration of the run."""
+        return self.run.config
+
+    @property
+    def model(self) -> Model:
+        """The Flax module."""
+        return self.run.model
+
+    @property
+    def variables(self) -> Params:
+        """All variables of the model, by collection."""
+        return self.run.variables
 
     def view(self, variables: Params) -> View:
         """The model, with variables that may be traced, as objectives see it in evaluation."""
@@ -38,3 +55,9 @@ def mean_and_error(values: NDArray[np.float64]) -> tuple[float, float | None]:
     """The mean of N values, and its standard error: None for a single value."""
     error = float(np.std(values, ddof=1, dtype=np.float64) / len(values) ** 0.5) if len(values) > 1 else None
     return float(values.mean()), error
+
+
+def mean_of(each: NDArray[np.float64], unit: str = "", note: str = "") -> Measured:
+    """The mean of the values [N] of N images, as the result of a metric, with its standard error."""
+    mean, error = mean_and_error(each)
+    return Measured(mean, unit, error, note, each=each)

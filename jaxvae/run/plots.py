@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from jaxvae.run.records import ordered, terms_of
 
 COLUMNS = 8  # Images to a row, as in the notes.
+_MOST_POINTS = 10_000  # Of a map.
 _GAP = 2  # Pixels between images.
 _SHOWN = 64  # Images of an overview,
 _MOST_PIXELS = 2**24  # within this many pixels.
@@ -68,6 +69,68 @@ def save_png(path: Path, picture: NDArray[np.uint8], scale: int = 1) -> None:
     Image.fromarray(picture[..., 0] if picture.shape[-1] == 1 else picture).save(path)
 
 
+def save_outliers(path: Path, groups: Sequence[tuple[str, NDArray[Any], NDArray[Any], Any, Any]], title: str) -> None:
+    """Draw the images of some groups as PNG, each above its reconstruction, with its place and its value.
+
+    Args:
+      path: the file to write.
+      groups: of each its heading, places [N], values [N], images and reconstructions [N, H, W, C] in [0, 1].
+      title: what they are outliers of.
+    """
+    rows = [-(-len(places) // COLUMNS) for _, places, _, _, _ in groups]
+    figure = _figure(1.1 * COLUMNS, 2.4 * sum(rows) + 0.4 * len(rows) + 0.3, title)
+    parts = figure.subfigures(len(groups), 1, height_ratios=[2.4 * count + 0.4 for count in rows], squeeze=False)
+    for part, count, (heading, places, values, x, x_hat) in zip(parts[:, 0], rows, groups, strict=True):
+        part.suptitle(heading, fontsize="small", fontweight="bold")
+        panels = part.subplots(count, COLUMNS, squeeze=False).ravel()
+        for axes in panels:
+            axes.set_axis_off()
+        for axes, place, value, image, reconstruction in zip(panels, places, values, x, x_hat, strict=False):
+            gap = np.full((max(1, len(image) // 14), *image.shape[1:]), _BACKGROUND, np.uint8)
+            pair = np.concatenate([_as_uint8(image), gap, _as_uint8(reconstruction)])
+            axes.imshow(pair[..., 0] if pair.shape[2] == 1 else pair, cmap="gray", vmin=0, vmax=255)
+            axes.set_title(f"#{place}\n{value:.4g}", fontsize=7)
+    figure.savefig(path, dpi=120)
+
+
+def save_map(
+    path: Path, points: NDArray[Any], labels: Any, classes: Sequence[str], axes_names: Sequence[str], title: str
+) -> None:
+    """Draw points of a plane as PNG, coloured by label.
+
+    Args:
+      path: the file to write.
+      points: [N, 2]. Of very many, some from all over the set are drawn.
+      labels: [N]; None: one colour.
+      classes: the names of the labels; empty: they are their numbers.
+      axes_names: of both axes.
+      title: of the picture.
+    """
+    from matplotlib import colormaps
+
+    shown = np.unique(np.linspace(0, len(points) - 1, _MOST_POINTS).astype(int))
+    points, size = points[shown], float(np.clip(40_000 / len(shown), 4, 25))
+    figure, (axes,) = _panels(title, 1, width=7, height=5.6)
+    if labels is None:
+        axes.scatter(*points.T, s=size, linewidths=0)
+    else:
+        labels = np.asarray(labels)[shown]
+        values = np.unique(labels)
+        if len(values) <= 20:
+            colours = colormaps["tab10" if len(values) <= 10 else "tab20"](np.arange(len(values)))
+            for value, colour in zip(values, colours, strict=True):
+                name = str(classes[value]) if value < len(classes) else str(value)
+                axes.scatter(*points[labels == value].T, s=size, linewidths=0, color=colour, label=name)
+            figure.legend(loc="outside right upper", markerscale=(30 / size) ** 0.5, fontsize="small")
+        else:
+            drawn = axes.scatter(*points.T, s=size, linewidths=0, c=labels, cmap="viridis")
+            figure.colorbar(drawn, ax=axes, label="label")
+    axes.set(xlabel=axes_names[0], ylabel=axes_names[1])
+    axes.set_aspect("equal", "datalim")
+    axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=120)
+
+
 def save_curves(path: Path, records: Sequence[Mapping[str, Any]], title: str) -> None:
     """Draw the loss and its terms against the step as PNG: a panel per term, a line per split.
 
@@ -88,6 +151,28 @@ def save_curves(path: Path, records: Sequence[Mapping[str, Any]], title: str) ->
         axes.grid(alpha=0.3)
     # Beside the panels: inside one it would cover points. The loss has all splits.
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right upper")
+    figure.savefig(path, dpi=120)
+
+
+def save_comparison(
+    path: Path, term: str, unit: str, curves: Sequence[tuple[str, Sequence[float], Sequence[float], Sequence[float]]]
+) -> None:
+    """Draw a term of several runs against the epoch, and against the seconds of training, as PNG.
+
+    Args:
+      path: the file to write.
+      term: what is drawn.
+      unit: of it.
+      curves: of each run its name, epochs, seconds and values.
+    """
+    figure, panels = _panels(term, 2)
+    for name, epochs, seconds, values in curves:
+        for axes, where in zip(panels, (epochs, seconds), strict=True):
+            axes.plot(where, values, "o-", markersize=3, label=name)
+    for axes, label in zip(panels, ("epoch", "seconds of training"), strict=True):
+        axes.set(xlabel=label, ylabel=unit)
+        axes.grid(alpha=0.3)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right upper", fontsize="small")
     figure.savefig(path, dpi=120)
 
 
@@ -172,13 +257,18 @@ def save_rate_distortion(
 
 def _panels(title: str, count: int, width: float = 4.5, height: float = 3.4) -> tuple[Any, Any]:
     """A figure of `count` panels side by side below a title, and its axes."""
+    figure = _figure(width * count, height, title)
+    return figure, figure.subplots(1, count, squeeze=False)[0]
+
+
+def _figure(width: float, height: float, title: str) -> Any:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width * count, height), layout="constrained")
+    figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     figure.suptitle(title, fontsize="small", wrap=True)
-    return figure, figure.subplots(1, count, squeeze=False)[0]
+    return figure
 
 
 def _colours(count: int) -> Any:

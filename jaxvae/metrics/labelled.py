@@ -1,0 +1,53 @@
+"""Latents beside the labels of their images: what a probe and a k-NN classifier take."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jaxvae.errors import InputError
+from jaxvae.metrics.subject import Subject, mean_of
+from jaxvae.protocols import Measured
+
+MOST_TRAINING = 10_000  # Training images whose latents a classifier is fitted on.
+
+
+class Labelled(NamedTuple):
+    """Latents [N, L] and labels [N] of some training images, and those of the test images."""
+
+    train: NDArray[np.float32]
+    train_labels: NDArray[Any]
+    test: NDArray[np.float32]
+    test_labels: NDArray[Any]
+
+    def accuracy(self, classifier: Any, what: str) -> Measured:
+        """The share of test images that a classifier of scikit-learn gets right, fitted on the training latents."""
+        predicted = classifier.fit(self.train, self.train_labels).predict(self.test)
+        right = (predicted == self.test_labels).astype(np.float64)
+        return mean_of(right, note=f"; {what}, latents of {len(self.train):,} training images")
+
+
+def check_encodes(name: str, config: Any) -> None:
+    """Raise `InputError` if the model is the user's own and encodes nothing; `name` is the metric's."""
+    own = config.parts.model
+    if own is not None and not hasattr(own, "encode"):
+        raise InputError(f"--metric {name}: the model {type(own).__name__} has no method encode")
+
+
+def labelled_latents(name: str, subject: Subject, images: Mapping[str, NDArray[Any]]) -> Labelled:
+    """The latents (a posterior's means) of the test images, and of at most `MOST_TRAINING` training images.
+
+    Which these are depends on the number of training images alone. Raises `InputError` if they have one class only.
+    """
+    labels = subject.train["label"]
+    chosen = np.sort(np.random.default_rng(0).permutation(len(labels))[:MOST_TRAINING])
+    few = {"image": subject.train["image"][chosen], "label": labels[chosen]}
+    if len(np.unique(few["label"])) < 2:
+        raise InputError(f"--metric {name}: the training images are all of one class")
+
+    def encoded(examples: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
+        told = {"label": examples["label"]} if subject.config.reads_labels else {}
+        return subject.run.encode(examples["image"], **told).reshape(len(examples["image"]), -1)
+
+    return Labelled(encoded(few), few["label"], encoded(images), images["label"])

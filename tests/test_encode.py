@@ -1,0 +1,180 @@
+"""Latents on the command line: encode, and what generate makes of them."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from flax import linen as nn
+from numpy.typing import NDArray
+from PIL import Image
+from runs import SMALL, train
+
+from jaxvae import cli, data, encode, generate, walks
+from jaxvae.data.rows import Rows
+from jaxvae.run import plots
+from jaxvae.trained import TrainedRun, load_run
+
+pytestmark = [pytest.mark.unoptimized, pytest.mark.slow]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory, images: NDArray[np.uint8]) -> Path:
+    """A VAE with two latents, an autoencoder with four, and the file of their images."""
+    place = tmp_path_factory.mktemp("encode")
+    np.savez(place / "images.npz", train=images[:64], test=images[64:])
+    np.save(place / "whole.npy", images)
+    flags = ["--dataset", str(place / "images.npz"), *SMALL, "--epochs", "1"]
+    assert train("--preset", "vae", *flags, "--latent-size", "2", "--run-dir", str(place / "vae")) == 0
+    assert train("--preset", "notes-ae", *flags, "--run-dir", str(place / "ae")) == 0
+    return place
+
+
+def run_encode(*args: object) -> int:
+    return cli.run(lambda: encode.main([str(arg) for arg in args]))
+
+
+def run_generate(*args: object) -> int:
+    return cli.run(lambda: generate.main([str(arg) for arg in args]))
+
+
+def moments(run: TrainedRun, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    mean, std = run.model.apply(run.variables, np.float32(images) / 255, method="encode")
+    return np.asarray(mean), np.asarray(std)
+
+
+def decoded(run: TrainedRun, latents: NDArray[np.float32]) -> NDArray[np.float32]:
+    return np.asarray(nn.sigmoid(run.model.apply(run.variables, np.float32(latents), method="decode")))
+
+
+def picture(path: Path) -> NDArray[np.uint8]:
+    with Image.open(path) as image:
+        return np.asarray(image)[::2, ::2, None]
+
+
+def test_a_file_without_splits_stays_in_order(runs: Path, images: NDArray[np.uint8], tmp_path: Path) -> None:
+    out = tmp_path / "latents.npz"
+    assert run_encode(runs / "vae", runs / "whole.npy", "--out", out, "--map", tmp_path / "map.png") == 0
+    mean, std = moments(load_run(runs / "vae"), images)
+    with np.load(out) as found:
+        assert {*found.files} == {"mean", "std"}
+        np.testing.assert_allclose(found["mean"], mean, rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(found["std"], std, rtol=1e-4)
+    with Image.open(tmp_path / "map.png") as image:
+        assert len(image.getcolors(2**24) or ()) > 20
+
+
+def test_splits_are_named(runs: Path, images: NDArray[np.uint8], tmp_path: Path) -> None:
+    assert run_encode(runs / "ae", runs / "images.npz", "--out", tmp_path / "codes.npz") == 0
+    run = load_run(runs / "ae")
+    with np.load(tmp_path / "codes.npz") as found:
+        assert {*found.files} == {"mean", "split"}  # A code has no deviation.
+        assert found["split"].tolist() == ["train"] * 64 + ["test"] * 32
+        code = run.model.apply(run.variables, np.float32(images) / 255, method="encode")
+        np.testing.assert_allclose(found["mean"], code, rtol=1e-4, atol=1e-6)
+
+
+def test_a_folder_has_names_and_labels(runs: Path, images: NDArray[np.uint8], tmp_path: Path) -> None:
+    """Few pictures, of another size and in colour: they are read as the model's images."""
+    folder = tmp_path / "pictures"
+    for place, name in enumerate(("b/2.png", "a/x.png", "b/1.png")):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(images[place, ..., 0]).convert("RGB").resize((10, 12), Image.Resampling.NEAREST).save(
+            folder / name
+        )
+    out = tmp_path / "latents.npz"
+    assert run_encode(runs / "vae", folder, "--out", out, "--map", tmp_path / "map.png") == 0
+    with np.load(out) as found:
+        assert found["name"].tolist() == ["a/x.png", "b/1.png", "b/2.png"]
+        assert found["label"].tolist() == [0, 1, 1] and found["classes"].tolist() == ["a", "b"]
+        read = data.Reading(image_size=(6, 5), channels=1)
+        once = data.pictures.pictures_of(folder, read).images
+        assert once.shape == (3, 6, 5, 1)
+        np.testing.assert_allclose(found["mean"], moments(load_run(runs / "vae"), once)[0], rtol=1e-4, atol=1e-6)
+
+
+def test_latents_become_images_again(runs: Path, images: NDArray[np.uint8], tmp_path: Path) -> None:
+    out, drawn = tmp_path / "latents.npz", tmp_path / "decoded.png"
+    assert run_encode(runs / "vae", runs / "whole.npy", "--out", out) == 0
+    assert run_generate(runs / "vae", "--latents", out, "-n", 20, "--out", drawn) == 0
+    run = load_run(runs / "vae")
+    expected = plots.image_grid(decoded(run, moments(run, images[:20])[0]))
+    assert np.abs(picture(drawn).astype(int) - expected).max() <= 1
+
+
+def test_a_row_for_each_latent(runs: Path, tmp_path: Path) -> None:
+    drawn = tmp_path / "traverse.png"
+    assert run_generate(runs / "vae", "--traverse", "--out", drawn) == 0
+    run = load_run(runs / "vae")
+    rows = []
+    for latent in (0, 1):
+        latents = np.zeros((8, 2), np.float32)
+        latents[:, latent] = np.linspace(-3, 3, 8)
+        rows.append(decoded(run, latents))
+    if walks.order(run)[0] == 1:
+        rows.reverse()
+    assert np.abs(picture(drawn).astype(int) - plots.image_grid(np.concatenate(rows))).max() <= 1
+
+
+def test_lines_between_test_images(runs: Path, tmp_path: Path) -> None:
+    drawn = tmp_path / "lines.png"
+    assert run_generate(runs / "ae", "--interpolate", "-n", 24, "--seed", 3, "--out", drawn) == 0
+    run, test = load_run(runs / "ae"), data.load(str(runs / "images.npz")).test
+    chosen = np.random.default_rng(3).permutation(len(test))[:6]
+    rows = [run.interpolate(test[start], test[end]) for start, end in chosen.reshape(3, 2)]
+    assert np.abs(picture(drawn).astype(int) - plots.image_grid(np.concatenate(rows))).max() <= 1
+
+
+def test_the_nearest_training_image(runs: Path, images: NDArray[np.uint8], tmp_path: Path) -> None:
+    drawn = tmp_path / "nearest.png"
+    assert run_generate(runs / "vae", "--nearest", "-n", 8, "--out", drawn) == 0
+    run = load_run(runs / "vae")
+    samples = run.sample(8)
+    kept = data.prepared(data.load(str(runs / "images.npz")), run.config).train
+    assert len(kept) < 64  # Validation images were not trained on.
+    distances = np.square(samples[:, None] - kept[None] / 255.0).sum((2, 3, 4))
+    expected = plots.reconstruction_grid(samples, kept[distances.argmin(1)])
+    assert np.abs(picture(drawn).astype(int) - expected).max() <= 1
+    # Of images in a file, a chunk at a time.
+    np.save(tmp_path / "rows.npy", images)
+    offset = (tmp_path / "rows.npy").stat().st_size - images.nbytes
+    rows = Rows(tmp_path / "rows.npy", offset, images.shape)
+    np.testing.assert_array_equal(walks.nearest(samples, rows), walks.nearest(samples, images))
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["RUNS/vae", "RUNS/whole.npy"], "name a file to write: --out latents.npz, or --map map.png"),
+        (["RUNS/vae", "RUNS/whole.npy", "--out", "latents.png"], "--out latents.png: must end in .npz"),
+        (["RUNS/vae", "nothing", "--out", "TMP/l.npz"], "'nothing' is neither one of"),
+    ],
+)
+def test_what_encode_refuses(
+    args: list[str], said: str, runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    named = [arg.replace("RUNS", str(runs)).replace("TMP", str(tmp_path)) for arg in args]
+    assert run_encode(*named) == 2
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["ae", "--traverse"], "--traverse needs a VAE with one layer of latents and --prior normal"),
+        (["vae", "--traverse", "--interpolate"], "--interpolate and --traverse are two pictures"),
+        (["vae", "--interpolate", "--label", "3"], "--label has no effect with --interpolate"),
+        (["vae", "--dataset", "digits"], "--dataset has no effect without --nearest or --interpolate"),
+        (["vae", "--nearest", "--dataset", "digits"], "not the test images of"),
+        (["vae", "--latents", "RUNS/images.npz"], "holds no array mean: train, test"),
+        (["vae", "--latents", "RUNS/whole.npy"], "must hold finite latents [N, L], not uint8"),
+        (["vae", "--latents", "RUNS/wide.npy"], "holds 3 latents an image, and the model has 2"),
+        (["vae", "--latents", "RUNS/missing.npz"], "missing.npz: cannot be read"),
+    ],
+)
+def test_what_generate_refuses(
+    args: list[str], said: str, runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    np.save(runs / "wide.npy", np.zeros((4, 3), np.float32))
+    named = [arg.replace("RUNS", str(runs)) for arg in args]
+    assert run_generate(runs / named[0], *named[1:], "--out", tmp_path / "out.png") == 2
+    assert said in capsys.readouterr().err
