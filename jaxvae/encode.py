@@ -23,7 +23,8 @@ from jaxvae.trained import TrainedRun, load_run
 
 DESCRIPTION = """Encode images by a run's newest model. The file holds these arrays, as far as there are any:
 
-mean [N, L], the posterior's means, or an autoencoder's codes; std [N, L]; label [N]; classes, the names of the labels;
+mean [N, L], the posterior's means, or an autoencoder's codes; std [N, L]; codes [N, rows, columns] of discrete
+latents; label [N]; classes, the names of the labels;
 split [N], "train" or "test", of a dataset with splits; name [N], the paths of pictures in a folder."""
 
 
