@@ -66,7 +66,8 @@ class Fields:
     model: str | None = option(None)
     """package.module:Name of your own Flax module. It replaces all options that describe a model."""
     architecture: str = option("mlp")
-    """mlp: dense; conv: stride-2 convolutions; resnet: with residual blocks; two-layer: two stochastic layers."""
+    """mlp: dense; gated: dense, with gated layers; conv: stride-2 convolutions; resnet: with residual blocks;
+    two-layer: two stochastic layers."""
     latent_size: int = option(10, Range(f"from 1 to {MAX_WIDTH}", lambda value: 1 <= value <= MAX_WIDTH))
     """Latent dimensions; for an autoencoder, the width of its code."""
     head: Head = option("relu")

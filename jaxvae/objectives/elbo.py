@@ -102,7 +102,10 @@ class Elbo(InNats, FreeBits, Samples):
     def idle(self, config: Any) -> Mapping[str, str]:
         """See `Component`."""
         closed = config.parts.network.layers == 1
-        return {**super().idle(config), **({} if closed else {"free_bits": "--architecture mlp, conv or resnet"})}
+        return {
+            **super().idle(config),
+            **({} if closed else {"free_bits": "--architecture mlp, gated, conv or resnet"}),
+        }
 
     def terms(self, view: View, batch: Batch, keys: Key[Array, " B"]) -> Terms:
         """See `Objective`."""
