@@ -34,7 +34,8 @@ class Fields:
     """Fields that belong to no component. `Config` has the options of components after the field that names them."""
 
     preset: str = option("notes-vae")
-    """notes-ae, notes-vae: exactly the notes' models; vae: a usual VAE; iwae: after Burda et al."""
+    """notes-ae, notes-vae: exactly the notes' models; vae: a usual VAE; iwae: after Burda et al.; vamp: with a
+    VampPrior, after Tomczak and Welling."""
 
     # Data.
     dataset: str = option("auto", Range("a name or a path, not empty", bool))
@@ -88,12 +89,13 @@ class Fields:
 
     # Objective.
     objective: str = option("notes-elbo")
-    """mse (autoencoder), notes-elbo (VAE): the notes' losses, per pixel; the others are in nats/image."""
+    """mse (autoencoder), notes-elbo (VAE): the notes' losses, per pixel; rae: a regularised autoencoder; the others
+    are in nats/image."""
     likelihood: str = option("bernoulli")
     """Distribution of a pixel, for the objectives in nats/image."""
     prior: str = option("normal")
     """Distribution of the latents, for the objectives in nats/image. normal: N(0, I); label: one Gaussian for each
-    label, learnt."""
+    label, learnt; mixture: of Gaussians, learnt; vamp: of the posteriors of learnt images; realnvp: a flow."""
 
     # Training.
     optimizer: str = option("adam")

@@ -5,10 +5,12 @@ from typing import Any
 
 from jaxvae.objectives.base import Facts, Loss
 from jaxvae.objectives.beta_tc import BetaTc
+from jaxvae.objectives.capacity import Capacity
 from jaxvae.objectives.elbo import Elbo
 from jaxvae.objectives.info import Info
 from jaxvae.objectives.iwae import Dreg, Iwae
 from jaxvae.objectives.notes import Mse, NotesElbo
+from jaxvae.objectives.rae import Rae
 from jaxvae.options import with_traced
 from jaxvae.protocols import Objective
 from jaxvae.typing import Array
@@ -21,6 +23,8 @@ OBJECTIVES: Mapping[str, type[Objective]] = {
     "dreg": Dreg,
     "info": Info,
     "beta-tc": BetaTc,
+    "capacity": Capacity,
+    "rae": Rae,
 }
 
 
