@@ -70,4 +70,4 @@ def test_signatures_tell_the_shapes() -> None:
     command, here = [sys.executable, "-c", CHECKED], Path(__file__).parent  # Where `shape_checker` is.
     done = subprocess.run(command, cwd=here, env=environment(), capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert len(done.stdout.splitlines()) == 8 and done.stdout.endswith("refused\n")
+    assert len(done.stdout.splitlines()) == 13 and done.stdout.endswith("refused\n")
