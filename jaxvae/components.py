@@ -10,9 +10,9 @@ import optax
 from flax import linen as nn
 
 from jaxvae.errors import InputError, suggestion
+from jaxvae.models.build import PRIORS
 from jaxvae.models.likelihoods import LIKELIHOODS
 from jaxvae.models.networks import NETWORKS
-from jaxvae.models.priors import PRIORS
 from jaxvae.noise import INPUTS
 from jaxvae.objectives.base import FunctionObjective
 from jaxvae.objectives.build import OBJECTIVES
@@ -79,13 +79,13 @@ def _check_loss(function: types.FunctionType, named: str) -> None:
         raise InputError(f"{named}: must take (output, batch), not {signature}")
 
 
-# The members that a component must define, by its protocol.
+# The members that a component must define, or the alternatives to them, by its protocol.
 _REQUIRED: Mapping[str, tuple[str, ...]] = {
     "Inputs": ("pixels", "observe"),
     "Network": ("encoder", "decoder"),
     "Objective": ("terms",),
     "Likelihood": ("nll", "continuous"),
-    "Prior": ("module",),
+    "Prior": ("module or module_with",),
     "Optimizer": ("build",),
 }
 
@@ -96,7 +96,7 @@ def _check_component(kind: Any, protocol: Any, named: str) -> None:
     if "__dataclass_fields__" not in kind.__dict__ or not kind.__dataclass_params__.frozen:
         raise InputError(f"{named}: must be a dataclass(frozen=True)")
     for method in _REQUIRED[protocol.__name__]:
-        if getattr(kind, method, None) is getattr(protocol, method, None):
+        if all(getattr(kind, name, None) is getattr(protocol, name, None) for name in method.split(" or ")):
             raise InputError(f"{named}: must define {method}")
 
 

@@ -34,8 +34,8 @@ class Fields:
     """Fields that belong to no component. `Config` has the options of components after the field that names them."""
 
     preset: str = option("notes-vae")
-    """notes-ae, notes-vae: exactly the notes' models; vae: a usual VAE; iwae: after Burda et al.; ladder: a
-    hierarchical VAE; vq-vae, fsq: discrete latents."""
+    """notes-ae, notes-vae: exactly the notes' models; vae: a usual VAE; iwae: after Burda et al.; vamp: after Tomczak
+    and Welling; ladder: a hierarchical VAE; vq-vae, fsq: discrete latents."""
 
     # Data.
     dataset: str = option("auto", Range("a name or a path, not empty", bool))
@@ -67,8 +67,8 @@ class Fields:
     model: str | None = option(None)
     """package.module:Name of your own Flax module. It replaces all options that describe a model."""
     architecture: str = option("mlp")
-    """mlp: dense; conv: stride-2 convolutions; resnet: with residual blocks; two-layer: two stochastic layers; ladder:
-    any number, from the top down."""
+    """mlp: dense; gated: dense, with gated layers; conv: stride-2 convolutions; resnet: with residual blocks;
+    two-layer: two stochastic layers; ladder: any number, from the top down."""
     latent_size: int = option(10, Range(f"from 1 to {MAX_WIDTH}", lambda value: 1 <= value <= MAX_WIDTH))
     """Latent dimensions; for an autoencoder, the width of its code."""
     head: Head = option("relu")
@@ -89,13 +89,13 @@ class Fields:
 
     # Objective.
     objective: str = option("notes-elbo")
-    """mse (autoencoder), notes-elbo (VAE): the notes' losses, per pixel; the others are in nats/image. vq, fsq:
-    discrete latents."""
+    """mse (autoencoder), notes-elbo (VAE): the notes' losses, per pixel; rae: a regularised autoencoder; the others
+    are in nats/image, vq and fsq with discrete latents."""
     likelihood: str = option("bernoulli")
     """Distribution of a pixel, for the objectives in nats/image."""
     prior: str = option("normal")
     """Distribution of the latents, for the objectives in nats/image. normal: N(0, I); label: one Gaussian for each
-    label, learnt."""
+    label, learnt; mixture: of Gaussians, learnt; vamp: of the posteriors of learnt images; realnvp: a flow."""
 
     # Training.
     optimizer: str = option("adam")

@@ -4,7 +4,7 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import tyro
@@ -25,9 +25,12 @@ from jaxvae.run.plots import COLUMNS
 N = 64  # Images, if it is not said how many.
 MOST = 10_000  # Images in one picture.
 
+FITTED = 50_000  # Most training images that a mixture is fitted to.
+
 DESCRIPTION = """Draw images by a run's newest model, as a PNG grid with 8 images per row.
 
-They are drawn from a VAE's prior; or they are decoded from --latents of a file, on lines between test images
+They are drawn from a VAE's prior, or from a mixture of Gaussians fitted to the latents (--fit-mixture), by which
+autoencoders draw images, too; or they are decoded from --latents of a file, on lines between test images
 (--interpolate), or from one latent after the other (--traverse)."""
 
 
@@ -41,6 +44,8 @@ class Arguments:
     """Images to draw. Default: 64; of a conditional model without --label, 8 of each class, a row each."""
     label: Annotated[str | None, tyro.conf.arg(metavar="CLASS")] = None
     """Draw images of this class, a number or a name, from a conditional model."""
+    fit_mixture: Annotated[int, tyro.conf.arg(metavar="N")] = 0
+    """Draw latents from a mixture of N Gaussians, fitted to those of the training images, not from the prior."""
     nearest: bool = False
     """Draw the nearest training image below each sample, by the squared error of the pixels."""
     latents: Path | None = None
@@ -50,7 +55,8 @@ class Arguments:
     traverse: bool = False
     """A row for each of the -n / 8 latents that change most: it goes from -3 to 3, and the others are 0."""
     dataset: str | None = None
-    """The dataset of --nearest or --interpolate, if its path is not that of training; it must be the same images."""
+    """The dataset of --nearest, --interpolate or --fit-mixture, if its path is not that of training; it must be the
+    same images."""
     data_dir: str | None = None
     """Directory of its files, if it is not that of training."""
     out: Path = Path("samples.png")
@@ -64,7 +70,14 @@ class Arguments:
 
 
 def generate(
-    run_dir: Path, n: int | None = None, seed: int = 0, best: bool = False, label: str | None = None
+    run_dir: Path,
+    n: int | None = None,
+    seed: int = 0,
+    best: bool = False,
+    label: str | None = None,
+    fit_mixture: int = 0,
+    dataset: str | None = None,
+    data_dir: str | None = None,
 ) -> NDArray[np.float32]:
     """`n` images [n, H, W, C], intensities in [0, 1], from a run's newest checkpoint (or its best).
 
@@ -74,21 +87,39 @@ def generate(
       seed: of the draws.
       best: the best checkpoint by the validation images.
       label: the class to draw, a number or a name. Only for a conditional model.
+      fit_mixture: Gaussians of a mixture that latents are drawn from (`TrainedRun.fit_mixture`); 0: from the prior.
+      dataset, data_dir: where the images for that are, if not where they were in training.
 
     Raises:
-      InputError: no run, an unreadable checkpoint, no such class, or an autoencoder, which has no prior.
+      InputError: no run, an unreadable checkpoint, no such class, or an autoencoder without `fit_mixture`.
     """
     run = trained.load_run(run_dir, best)
-    if not can_sample(run.model):
-        why = "no method sample(count)" if run.config.model else "no prior to draw from: it is an autoencoder"
-        raise InputError(f"{run_dir}: the model has {why}")
+    if not fit_mixture and not can_sample(run.model):
+        none = "no prior to draw from: it is an autoencoder; --fit-mixture 10 fits one to its codes"
+        raise InputError(f"{run_dir}: the model has {'no method sample(count)' if run.config.model else none}")
     if label is not None and not run.config.reads_labels:
         raise InputError(f"--label {label}: {run_dir} was trained without --condition label and --prior label")
+    mixture = fitted(run, run_dir, fit_mixture, dataset, data_dir) if fit_mixture else None
     if label is None:
         most = min(8 * run.config.classes, MOST) if run.config.reads_labels else N
-        return run.sample(most if n is None else n, seed)
+        return run.sample(most if n is None else n, seed, mixture)
     n = N if n is None else n
-    return run.sample(n, seed, label=np.full(n, number_of(label, run)))
+    return run.sample(n, seed, mixture, label=np.full(n, number_of(label, run)))
+
+
+def fitted(run: trained.TrainedRun, run_dir: Path, components: int, dataset: str | None, data_dir: str | None) -> Any:
+    """`TrainedRun.fit_mixture` to a run's training images, `FITTED` at most. Raises `InputError`."""
+    for method in ("encode", "decode"):
+        if not hasattr(run.model, method):
+            raise InputError(f"--fit-mixture: the model {type(run.model).__name__} has no method {method}")
+    split = trained.images_of(run, run_dir, dataset, data_dir).split("train")
+    examples: dict[str, Any] = {
+        name: values[:FITTED] for name, values in split.items() if name == "image" or run.config.reads_labels
+    }
+    images = examples.pop("image")
+    if components > len(images):
+        raise InputError(f"--fit-mixture {components} is more than the {len(images):,} training images")
+    return run.fit_mixture(images, components, **examples)
 
 
 def number_of(label: str, run: trained.TrainedRun) -> int:
@@ -174,7 +205,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             images = between(run, trained.images_of(run, arguments.run_dir, *where), n, arguments.seed)
     else:
-        images = generate(arguments.run_dir, arguments.n, arguments.seed, arguments.best, arguments.label)
+        images = generate(
+            *(arguments.run_dir, arguments.n, arguments.seed, arguments.best, arguments.label),
+            *(arguments.fit_mixture, *where),
+        )
     picture = plots.image_grid(images)
     if arguments.nearest:
         run = trained.load_run(arguments.run_dir, arguments.best)
@@ -192,6 +226,8 @@ def _check(arguments: Arguments) -> None:
         raise InputError(f"-n must be from 1 to {MOST}, not {arguments.n}")
     if not 0 <= arguments.seed < 2**32:
         raise InputError(f"--seed must be in [0, 2^32), not {arguments.seed}")
+    if arguments.fit_mixture < 0:
+        raise InputError(f"--fit-mixture must be at least 1, not {arguments.fit_mixture}")
     if arguments.out.suffix.lower() != ".png":
         raise InputError(f"--out {arguments.out}: must end in .png")
     ways = [f"--{name}" for name in ("nearest", "latents", "interpolate", "traverse") if getattr(arguments, name)]
@@ -200,9 +236,15 @@ def _check(arguments: Arguments) -> None:
     way = ways[0] if ways else "samples"
     if arguments.label is not None and way in ("--latents", "--interpolate"):
         raise InputError(f"--label has no effect with {way}: its labels are those of the images")
+    if arguments.fit_mixture and way not in ("samples", "--nearest"):
+        raise InputError(f"--fit-mixture has no effect with {way}: nothing is drawn from it")
     for name in ("dataset", "data_dir"):
-        if getattr(arguments, name) is not None and way not in ("--nearest", "--interpolate"):
-            raise InputError(f"{flag(name)} has no effect without --nearest or --interpolate")
+        if (
+            getattr(arguments, name) is not None
+            and way in ("samples", "--latents", "--traverse")
+            and not arguments.fit_mixture
+        ):
+            raise InputError(f"{flag(name)} has no effect without --nearest, --interpolate or --fit-mixture")
     cli.check_writable("--out", arguments.out)
 
 

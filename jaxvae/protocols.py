@@ -6,7 +6,7 @@ of ``config.json``. It inherits from the protocol that it implements, which has 
 Shapes: B images [H, W, C]; S latents per image; L latent dimensions.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import jax
@@ -15,7 +15,7 @@ from flax import linen as nn
 from jaxtyping import Float, Key
 from numpy.typing import NDArray
 
-from jaxvae.typing import Array, Batch, ImageShape, Terms
+from jaxvae.typing import Array, Batch, ImageShape, Params, Terms
 
 if TYPE_CHECKING:
     from jaxvae.models.torch_layers import TorchLayer
@@ -120,18 +120,46 @@ class Likelihood(Component, Protocol):
         return "density"
 
 
+Encode: TypeAlias = Callable[[Array], tuple[Array, Array]]
+"""The mean and the standard deviation [K, L] of the posteriors of images [K, H, W, C] in [0, 1]."""
+
+
 class Prior(Component, Protocol):
     """p(z). `module` makes a Flax module. Its parameters, if it has any, are trained with the model's.
 
     Attributes:
       reads_labels: whether it is p(z | y) and needs ``batch["label"]``.
+      closed_form: whether its KL term has a closed form for each dimension (`PriorModule.kl`).
+      separate: whether a batch may be computed in parts, as far as the prior is concerned: not if every part would
+        repeat work of its own.
+      starts_from_mean: whether its first parameters depend on the mean training image (`from_mean`).
     """
 
     reads_labels: ClassVar[bool] = False
+    closed_form: ClassVar[bool] = True
+    separate: ClassVar[bool] = True
+    starts_from_mean: ClassVar[bool] = False
 
     def module(self, latent_size: int) -> "PriorModule":
         """The prior of latents with L dimensions."""
+        del latent_size
         raise NotImplementedError
+
+    def module_with(self, latent_size: int, encode: Encode, image_shape: ImageShape) -> "PriorModule":
+        """`module`, for a prior that encodes images of its own: it defines this method instead.
+
+        Args:
+          latent_size: L.
+          encode: the model's encoder. The module may call it within its own methods.
+          image_shape: (H, W, C).
+        """
+        del encode, image_shape
+        return self.module(latent_size)
+
+    def from_mean(self, params: Params, mean: Float[Array, "H W C"]) -> Params:
+        """The module's first parameters, from those that it was initialised with and the mean training image."""
+        del mean
+        return params
 
 
 class PriorModule(Protocol):

@@ -1,11 +1,12 @@
 """A finished run, loaded: a model to use on images."""
 
+import copy
 import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
@@ -29,6 +30,9 @@ from jaxvae.run.checkpoint import Checkpoints
 from jaxvae.run.records import read_records
 from jaxvae.train.step import TrainState, as_batch, init_state
 from jaxvae.typing import Array, Batch, ImageShape, Params
+
+if TYPE_CHECKING:
+    from sklearn.mixture import GaussianMixture
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,19 +115,52 @@ class TrainedRun:
         images: NDArray[np.float32] = self._map(self._decode, {"latent": given, **self._others(others, len(given))})
         return images
 
-    def sample(self, count: int, seed: int = 0, **others: ArrayLike) -> NDArray[np.float32]:
-        """Images drawn from the model, [count, H, W, C]. Raises `TypeError` for an autoencoder.
+    def sample(
+        self, count: int, seed: int = 0, mixture: "GaussianMixture | None" = None, **others: ArrayLike
+    ) -> NDArray[np.float32]:
+        """Images drawn from the model, [count, H, W, C].
 
-        `others` is what the model reads of a batch, such as ``label=...``, [count, ...] each. Without them, a
-        conditional model draws 8 images of each class in turn, and begins again after the last.
+        Args:
+          count: how many.
+          seed: of the draws.
+          mixture: what latents are drawn from, in place of the prior: see `fit_mixture`. An autoencoder needs it.
+          others: what the model reads of a batch, such as ``label=...``, [count, ...] each. Without them, a conditional
+            model draws 8 images of each class in turn, and begins again after the last.
+
+        Raises:
+          TypeError: it is an autoencoder, and there is no `mixture`.
         """
-        if not can_sample(self.model):
+        if mixture is None and not can_sample(self.model):
             own = f"the model {type(self.model).__name__} has no method sample(count)"
-            raise TypeError(own if self.config.model else "the model has no prior to draw from: it is an autoencoder")
+            none = "the model has no prior to draw from: it is an autoencoder, so fit a mixture (fit_mixture)"
+            raise TypeError(own if self.config.model else none)
         if self.config.reads_labels and "label" not in others:
             others["label"] = class_rows(count, self.config.classes)
+        if mixture is not None:
+            drawn, _ = copy.copy(mixture).set_params(random_state=seed).sample(count)
+            # scikit-learn sorts its draws by component.
+            return self.decode(np.random.default_rng(seed).permutation(drawn), **others)
         key, batch = purpose_key(seed, "generate"), self._others(others, count)
         return np.asarray(sample(self.model, self.variables, key, count, Examples(batch)), np.float32)
+
+    def fit_mixture(
+        self, images: ArrayLike, components: int = 10, seed: int = 0, **others: ArrayLike
+    ) -> "GaussianMixture":
+        """A mixture of Gaussians, fitted to the latents of images (`encode`): ``sample(mixture=...)`` draws from it.
+
+        Ghosh et al. (arXiv 1903.12436), section 4: ex-post density estimation. So autoencoders generate as well, and a
+        VAE whose latents do not match its prior draws better images.
+
+        Args:
+          images: those that it was trained on, at least `components`.
+          components: Gaussians, each with a full covariance matrix.
+          seed: of the fit, which starts from k-means.
+          others: as for `encode`.
+        """
+        from sklearn.mixture import GaussianMixture
+
+        latents = self.encode(images, **others).astype(np.float64)
+        return GaussianMixture(components, max_iter=1000, random_state=seed).fit(latents)
 
     def interpolate(self, start: ArrayLike, end: ArrayLike, steps: int = 8, **others: ArrayLike) -> NDArray[Any]:
         """Images between two images, [steps, H, W, C]: decoded from the straight line between their latents.

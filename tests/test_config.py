@@ -194,7 +194,7 @@ def test_a_flag_without_effect_is_refused_with_the_flag_it_needs(changes: dict[s
         ('{"format": "2"}', "format"),
         ('{"steps_per_call": 0}', "steps"),
         ('{"steps_per_call": "2000"}', "steps_per_call"),
-        ('{"format": 7, "static_seed": 1}', "--static-seed 1"),
+        ('{"format": 8, "static_seed": 1}', "--static-seed 1"),
     ],
 )
 def test_bad_json_is_refused_by_name(text: str, name: str) -> None:
@@ -249,6 +249,8 @@ ADDED_SINCE = {
     "stream": "auto",
     "prior_layers": 2, "prior_width": 64, "codes": 512, "code_size": 64, "codebook": "average", "commitment": 0.25,
     "levels": [8, 8, 8], "maps": 4, "skip_norm": 0.0,
+    "mixture_components": 50, "pseudo_inputs": 500, "flow_layers": 6, "flow_width": 64,
+    "capacity": 25.0, "capacity_weight": 10.0, "capacity_epochs": 0.0, "code_l2": 0.01, "decoder_l2": 1e-4,
 }  # fmt: skip
 
 
@@ -385,6 +387,8 @@ CONDITIONAL = {
     *("mmd_weight", "learning_rate", "schedule", "warmup_epochs", "weight_decay", "clip_norm"),
     *("adam_b1", "adam_b2", "adam_eps", "architecture", "hidden", "latent_size", "head", "compute_dtype"),
     *("blocks", "latents", "resize", "condition", "classes"),
+    *("mixture_components", "pseudo_inputs", "flow_layers", "flow_width"),
+    *("capacity", "capacity_weight", "capacity_epochs", "code_l2", "decoder_l2"),
 }
 # User-defined components, for fields with at most one built-in choice.
 OWN = {"model": "own:model", "prior": "own:Prior", "optimizer": "own:sgd"}
@@ -423,6 +427,7 @@ def combinations() -> list[Config]:
     vae += [{"kl_warmup_epochs": 1.0}, {"warmup_epochs": 1.0}, {"hidden": ()}, {"architecture": "resnet"}]
     vae += [{"optimizer": OWN["optimizer"]}, {"prior": OWN["prior"]}]
     vae += [{"condition": "label", "classes": 3}, {"prior": "label", "classes": 3}]
+    vae += [{"prior": name} for name in ("mixture", "vamp", "realnvp")]
     every = [{"preset": "vae", **changes} for changes in vae]
     every += [
         {"preset": preset, "objective": objective, "architecture": architecture, **needed.get(objective, {})}
@@ -432,9 +437,9 @@ def combinations() -> list[Config]:
     ]
     found = []
     for values in every:
-        with contextlib.suppress(InputError):  # Two-layer models have only a few objectives.
+        with contextlib.suppress(InputError):  # Two-layer models have only a few objectives, and so has a VampPrior.
             found.append(Config(**{**TINY, **values}))
-    assert len(found) == len(vae) + len(PRESETS) * 16
+    assert len(found) == len(vae) + (len(PRESETS) - 1) * 20 + 14
     # A user-defined model decides its own shape.
     return [*found, Config(preset="vae", model=OWN["model"], batch_size=3, epochs=4)]
 

@@ -28,6 +28,7 @@ pytestmark = pytest.mark.unoptimized
 NODE = shutil.which("node")
 VAES = {
     "vae": ["--hidden", "8", "4", "--activation", "gelu"],
+    "gated": ["--architecture", "gated", "--hidden", "8", "4"],
     "conv": ["--architecture", "conv", "--hidden", "4", "6", "--likelihood", "logistic", "--activation", "elu"],
     "resnet": ["--architecture", "resnet", "--blocks", "1", "--hidden", "16", "24", "--activation", "silu"],
     "gaussian": ["--hidden", "8", "--likelihood", "gaussian-pixel", "--activation", "tanh"],

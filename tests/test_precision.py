@@ -26,6 +26,7 @@ CONFIGS = [
     Config(**SMALL),
     Config(architecture="conv", **SMALL),
     Config(architecture="resnet", **SMALL),
+    Config(architecture="gated", **SMALL),
     Config(objective="elbo", likelihood="logistic", **NATS, **SMALL),
     Config(objective="elbo", architecture="conv", likelihood="gaussian-global", **NATS, **SMALL),
     Config(objective="elbo", architecture="two-layer", **NATS, **SMALL),

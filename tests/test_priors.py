@@ -40,12 +40,10 @@ def test_gaussian_kl_is_zero_only_for_the_prior() -> None:
     assert float(gaussian_kl_per_dimension(zeros + 0.01, ones).min()) > 0
 
 
-@pytest.mark.parametrize("objective", ["info", "beta-tc"])
-def test_an_objective_that_needs_a_closed_form_refuses_a_prior_without_one(objective: str) -> None:
-    changes = {"mmd_weight": 1.0} if objective == "info" else {}
-    config = dataclasses.replace(PRESETS["vae"], objective=objective, prior="own_parts:Learnt", **changes)
+def test_an_objective_that_needs_a_closed_form_refuses_a_prior_without_one() -> None:
+    config = dataclasses.replace(PRESETS["vae"], objective="beta-tc", prior="own_parts:Learnt")
     model, optimizer = build_model(config, (4, 4, 1)), build_optimizer(config)
     step = make_train_step(model, build_objective(config, num_images=16), optimizer)
     batch = jax.ShapeDtypeStruct((2, 4, 4, 1), jnp.uint8)
-    with pytest.raises(InputError, match=f"^--objective {objective} needs a prior whose KL term has a closed form"):
+    with pytest.raises(InputError, match="^--objective beta-tc needs a prior whose KL term has a closed form"):
         jax.eval_shape(step, abstract_state(model, optimizer), batch, jax.random.key(0))

@@ -13,7 +13,7 @@ from jaxtyping import install_import_hook
 
 MODULES = ["models.autoencoder", "models.likelihoods", "models.priors", "models.two_layer", "models.vae", "noise"]
 MODULES += ["objectives.beta_tc", "objectives.elbo", "objectives.info", "objectives.iwae", "objectives.notes"]
-MODULES += ["train.step"]
+MODULES += ["objectives.capacity", "objectives.rae", "models.mixture", "models.vamp", "models.flow", "train.step"]
 with install_import_hook([f"jaxvae.{name}" for name in MODULES], "shape_checker.check"):
     import jaxvae
     from jaxvae.models import build
@@ -36,6 +36,11 @@ for preset, changes in (
     ("vae", {"objective": "info", "mmd_weight": 1.0, "inputs": "dynamic", "architecture": "conv", "hidden": (4, 8)}),
     ("vae", {"objective": "dreg", "samples": 3, "likelihood": "gaussian-pixel"}),
     ("iwae", {"architecture": "two-layer", "hidden": (20, 10)}),
+    ("vae", {"objective": "capacity"}),
+    ("vae", {"objective": "rae"}),
+    ("vae", {"prior": "mixture", "samples": 2}),
+    ("vae", {"prior": "realnvp"}),
+    ("vamp", {"pseudo_inputs": 7, "hidden": (8,)}),
 ):
     config = dataclasses.replace(jaxvae.PRESETS[preset], batch_size=6, **changes)
     model = jaxvae.build_model(config, (8, 8, 1))
@@ -65,4 +70,4 @@ def test_signatures_tell_the_shapes() -> None:
     command, here = [sys.executable, "-c", CHECKED], Path(__file__).parent  # Where `shape_checker` is.
     done = subprocess.run(command, cwd=here, env=environment(), capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert len(done.stdout.splitlines()) == 8 and done.stdout.endswith("refused\n")
+    assert len(done.stdout.splitlines()) == 13 and done.stdout.endswith("refused\n")

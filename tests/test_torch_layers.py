@@ -20,6 +20,7 @@ torch = pytest.importorskip("torch")
 
 KEY = jax.random.key(0)
 RESNET: dict[str, Any] = {"architecture": "resnet", "hidden": (16, 6), "latent_size": 3}
+GATED: dict[str, Any] = {"architecture": "gated", "hidden": (5, 4), "latent_size": 3}
 CONV: dict[str, Any] = {"architecture": "conv", "hidden": (3, 4), "latent_size": 3}
 
 
@@ -76,6 +77,8 @@ def compared(model: Any, params: Any, names: dict[str, Any], posterior: str, pix
     ("preset", "shape", "changes"),
     [
         ("vae", (28, 28, 1), CONV),
+        ("vae", (7, 5, 2), {**GATED, "likelihood": "logistic"}),
+        ("notes-ae", (6, 4, 3), {**GATED, "hidden": ()}),
         ("vae", (32, 32, 3), {**CONV, "likelihood": "logistic", "hidden": (3, 4, 5), "activation": "elu"}),
         ("vae", (45, 60, 3), {**CONV, "likelihood": "gaussian-pixel", "hidden": (2, 3, 4, 3), "activation": "gelu"}),
         ("vae", (7, 5, 2), {**CONV, "likelihood": "gaussian-global", "head": "exp", "activation": "silu"}),
@@ -103,7 +106,7 @@ def test_the_printed_modules_compute_what_jaxvae_computes(
     jax.tree.map(np.testing.assert_array_equal, back, params)
 
 
-@pytest.mark.parametrize("changes", [CONV, {**RESNET, "latents": "spatial", "latent_size": 4}], ids=str)
+@pytest.mark.parametrize("changes", [GATED, CONV, {**RESNET, "latents": "spatial", "latent_size": 4}], ids=str)
 def test_a_module_initialised_by_pytorch_computes_the_same_in_jaxvae(changes: dict[str, Any]) -> None:
     model = build_model(config_of("vae", likelihood="gaussian-global", **changes), (7, 5, 2))
     torch.manual_seed(0)
@@ -116,12 +119,15 @@ def test_a_module_initialised_by_pytorch_computes_the_same_in_jaxvae(changes: di
     jax.tree.map(np.testing.assert_array_equal, back, weights)
 
 
-@pytest.mark.parametrize("changes", [CONV, {**RESNET, "latents": "spatial", "latent_size": 4}], ids=str)
+@pytest.mark.parametrize("changes", [GATED, CONV, {**RESNET, "latents": "spatial", "latent_size": 4}], ids=str)
 def test_gradients_match_pytorch(changes: dict[str, Any]) -> None:
     """Gradients of the reconstructions' squared error with respect to every parameter; float64."""
     shape, rng = (7, 5, 2), np.random.default_rng(5)
     with jax.enable_x64(True):
-        model = build_model(config_of("notes-ae", head="linear", activation="silu", **changes), shape)
+        model = build_model(
+            config_of("notes-ae", head="linear", **({} if changes is GATED else {"activation": "silu"}), **changes),
+            shape,
+        )
         model = model.clone(dtype=jnp.float64)
         params, x = drawn(model), rng.uniform(0, 1, (4, *shape))
 

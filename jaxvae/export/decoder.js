@@ -20,6 +20,11 @@ const kinds = {
     return { data: found, shape: [found.length] };
   },
 
+  GLU(x) {
+    const half = x.data.length / 2, sigmoid = (value) => 1 / (1 + Math.exp(-value));
+    return { data: x.data.slice(0, half).map((value, i) => value * sigmoid(x.data[half + i])), shape: [half] };
+  },
+
   Unflatten(x, { args }) {
     return { data: x.data, shape: args[1] };
   },

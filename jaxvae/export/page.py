@@ -87,7 +87,7 @@ def _layer(layer: TorchLayer, params: Mapping[tuple[str, ...], Any]) -> dict[str
 
 # What decoder.js can compute: the arguments of a layer that may not be otherwise, by its name.
 _KNOWN: Mapping[str, tuple[str, ...]] = {
-    **dict.fromkeys(("Linear", "Unflatten", "ZeroPad2d", "GroupNorm", "ReLU", "Tanh", "ELU", "SiLU"), ("",)),
+    **dict.fromkeys(("Linear", "Unflatten", "ZeroPad2d", "GroupNorm", "GLU", "ReLU", "Tanh", "ELU", "SiLU"), ("",)),
     "GELU": ("approximate='tanh'",),
     "Conv2d": ("1", "3, padding=1"),
     "ConvTranspose2d": ("4, stride=2, padding=1",),

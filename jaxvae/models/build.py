@@ -12,15 +12,27 @@ from numpy.typing import NDArray
 
 from jaxvae.errors import InputError
 from jaxvae.models.autoencoder import AutoEncoder
+from jaxvae.models.flow import RealNvp
 from jaxvae.models.layers import float32_products
 from jaxvae.models.likelihoods import Bernoulli
-from jaxvae.models.priors import StandardNormal
+from jaxvae.models.mixture import Mixture
+from jaxvae.models.priors import LabelGaussian, StandardNormal
 from jaxvae.models.vae import LatentModel, label_of
+from jaxvae.models.vamp import Vamp
 from jaxvae.options import with_traced
+from jaxvae.protocols import Prior
 from jaxvae.typing import Array, Batch, ImageShape, Params
 
 Model: TypeAlias = nn.Module
 """An `AutoEncoder`, a `LatentModel` or a user-defined module. `call_arguments` says how it is called."""
+
+PRIORS: Mapping[str, type[Prior]] = {
+    "normal": StandardNormal,
+    "label": LabelGaussian,
+    "mixture": Mixture,
+    "vamp": Vamp,
+    "realnvp": RealNvp,
+}
 
 
 class Examples(dict[str, Array]):
@@ -148,6 +160,16 @@ def class_rows(count: int, classes: int) -> NDArray[np.int32]:
 def can_sample(model: Model) -> bool:
     """Whether `sample` can draw from the model."""
     return isinstance(model, LatentModel) or (not isinstance(model, AutoEncoder) and hasattr(model, "sample"))
+
+
+def from_mean(params: Params, model: Model, mean: Array) -> Params:
+    """A copy of `params` in which what starts from the mean training image [H, W, C] does so."""
+    if isinstance(model, LatentModel) and model.prior.starts_from_mean:
+        inner = params["params"]
+        params = {"params": {**inner, "p_z": model.prior.from_mean(inner["p_z"], mean)}}
+    if isinstance(model, LatentModel | AutoEncoder) and model.network.starts_from_mean:
+        params = with_output_bias(params, model, mean)
+    return params
 
 
 def with_output_bias(params: Params, model: Model, mean: Array) -> Params:

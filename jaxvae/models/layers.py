@@ -27,7 +27,7 @@ def with_precision(precision: Precision) -> Callable[[F], F]:
 float32_products = with_precision("highest")
 
 
-def _uniform_fan_in(fan_in: int) -> nn.initializers.Initializer:
+def uniform_fan_in(fan_in: int) -> nn.initializers.Initializer:
     """PyTorch's distribution for `Linear`: uniform in +-1/sqrt(fan_in), for weight and bias alike."""
     limit = fan_in**-0.5
 
@@ -68,7 +68,7 @@ class MLP(nn.Module):
         for i, width in enumerate(self.widths):
             if i:
                 x = ACTIVATIONS[self.activation](x)
-            init = _uniform_fan_in(x.shape[-1])
+            init = uniform_fan_in(x.shape[-1])
             inits: dict[str, Any] = GLOROT if self.glorot else {"kernel_init": init, "bias_init": init}
             x = nn.Dense(width, dtype=self.dtype, **inits, name=f"dense_{i}")(x)
         return x

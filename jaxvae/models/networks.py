@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from jaxvae.errors import InputError
-from jaxvae.models import resnet, torch_layers
+from jaxvae.models import gated, resnet, torch_layers
+from jaxvae.models.gated import GatedDecoder, GatedEncoder
 from jaxvae.models.layers import Activation, ConvDecoder, ConvEncoder, Decoder, Encoder, level_sizes
 from jaxvae.models.resnet import ResNetDecoder, ResNetEncoder
 from jaxvae.models.top_down import BottomUp, TopDown, latent_count
@@ -26,11 +27,17 @@ _BLOCKS = Range("from 1 to 64", lambda blocks: 1 <= blocks <= 64)
 
 
 @dataclass(frozen=True)
-class _Mirrored(Network):
-    """A network with a decoder that mirrors the encoder."""
+class _Hidden(Network):
+    """A network with hidden layers."""
 
     hidden: tuple[int, ...] = option((256, 64), _WIDTHS)
     """Widths of the encoder's hidden layers (conv, resnet: their channels, such as 32 64). The decoder mirrors them."""
+
+
+@dataclass(frozen=True)
+class _Mirrored(_Hidden):
+    """A network with a choice of activation and initial weights."""
+
     activation: Activation = option("relu")
     """Activation function between layers."""
     init: Literal["pytorch", "glorot"] = option("pytorch")
@@ -65,6 +72,27 @@ class Mlp(_Mirrored):
     def torch_decoder(self, image_shape: ImageShape, latent_size: int) -> Sequence[TorchLayer]:
         """See `Network`, but it returns flattened images [B, H W C]."""
         return torch_layers.mlp((latent_size, *self.hidden[::-1], math.prod(image_shape)), self.activation)
+
+
+@dataclass(frozen=True)
+class Gated(_Hidden):
+    """Gated dense layers with widths `hidden`: see `jaxvae.models.gated`."""
+
+    def encoder(self, size: int, dtype: Any = jnp.float32) -> GatedEncoder:
+        """See `Network`."""
+        return GatedEncoder(self.hidden, size, dtype)
+
+    def decoder(self, image_shape: ImageShape, dtype: Any = jnp.float32) -> GatedDecoder:
+        """See `Network`."""
+        return GatedDecoder(self.hidden[::-1], image_shape, dtype)
+
+    def torch_encoder(self, image_shape: ImageShape, size: int) -> Sequence[TorchLayer]:
+        """See `Network`."""
+        return gated.torch_encoder(self.hidden, image_shape, size)
+
+    def torch_decoder(self, image_shape: ImageShape, latent_size: int) -> Sequence[TorchLayer]:
+        """See `Network`."""
+        return gated.torch_decoder(self.hidden[::-1], image_shape, latent_size)
 
 
 @dataclass(frozen=True)
@@ -227,6 +255,7 @@ class Ladder(_Channels):
 
 NETWORKS: Mapping[str, type[Network]] = {
     "mlp": Mlp,
+    "gated": Gated,
     "conv": Conv,
     "resnet": ResNet,
     "two-layer": TwoLayer,

@@ -1,7 +1,6 @@
 """Priors of the latents."""
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -118,6 +117,3 @@ class LabelGaussian(Prior):
     def module(self, latent_size: int) -> PriorModule:
         """See `Prior`."""
         return LabelGaussianModule(latent_size, self.classes)
-
-
-PRIORS: Mapping[str, type[Prior]] = {"normal": StandardNormal, "label": LabelGaussian}

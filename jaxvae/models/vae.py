@@ -128,7 +128,7 @@ class LatentModel(nn.Module):
         self.decoder = self.network.decoder((height, width, channels * self.likelihood.outputs), self.dtype)
         learnt = self.likelihood.parameters()
         self.learnt = {name: self.param(name, nn.initializers.constant(first), ()) for name, first in learnt.items()}
-        self.p_z: Any = self.prior.module(self.latent_size)
+        self.p_z: Any = self.prior.module_with(self.latent_size, self.encode, self.image_shape)
         if self.classes:
             self.label_image = ByLabel(self.classes, height * width * channels)
             self.label_latents = ByLabel(self.classes, self.latent_size, nn.initializers.normal(1.0))

@@ -11,7 +11,7 @@ from jaxtyping import Float, Key
 
 from jaxvae.errors import InputError
 from jaxvae.objectives.base import View
-from jaxvae.objectives.elbo import InNats
+from jaxvae.objectives.elbo import CLOSED_FORM, InNats
 from jaxvae.typing import Array, Batch, Terms
 
 
@@ -57,6 +57,8 @@ class BetaTc(InNats):
         super().check(config)
         if config.batch_size < 2:
             raise InputError(f"--objective {config.objective} needs --batch-size 2 or more: it compares samples")
+        if not config.parts.prior.closed_form:
+            raise InputError(f"--objective {config.objective} needs {CLOSED_FORM}: --prior normal or label")
 
     def needs(self) -> Mapping[str, str]:
         """See `Objective`."""
@@ -67,7 +69,7 @@ class BetaTc(InNats):
         weight = self.kl_weight(view)
         drawn = view.draw(batch, keys, 1)
         if drawn.kl is None:
-            raise InputError("--objective beta-tc needs a prior whose KL term has a closed form")
+            raise InputError(f"--objective beta-tc needs {CLOSED_FORM}")
         recon = view.nll(drawn.pixels, batch["image"]).mean(axis=1)
         kl = drawn.kl.sum(axis=-1)
         # Beta weighs the total correlation alone, so the other parts of the KL term keep their weight of 1.

@@ -5,11 +5,13 @@ from typing import Any
 
 from jaxvae.objectives.base import Facts, Loss
 from jaxvae.objectives.beta_tc import BetaTc
+from jaxvae.objectives.capacity import Capacity
 from jaxvae.objectives.elbo import Elbo
 from jaxvae.objectives.fsq import Fsq
 from jaxvae.objectives.info import Info
 from jaxvae.objectives.iwae import Dreg, Iwae
 from jaxvae.objectives.notes import Mse, NotesElbo
+from jaxvae.objectives.rae import Rae
 from jaxvae.objectives.vq import Vq
 from jaxvae.options import with_traced
 from jaxvae.protocols import Objective
@@ -25,6 +27,8 @@ OBJECTIVES: Mapping[str, type[Objective]] = {
     "beta-tc": BetaTc,
     "vq": Vq,
     "fsq": Fsq,
+    "capacity": Capacity,
+    "rae": Rae,
 }
 
 

@@ -11,8 +11,19 @@ from jaxvae.errors import InputError
 from jaxvae.models.networks import TwoLayer
 from jaxvae.objectives.base import View
 from jaxvae.options import AT_LEAST_1, NOT_NEGATIVE, option
-from jaxvae.protocols import Objective
+from jaxvae.protocols import Objective, PosteriorSamples
 from jaxvae.typing import Array, Batch, Terms
+
+CLOSED_FORM = "a prior whose KL term has a closed form"
+
+
+def check_deviation(config: Any) -> None:
+    """Raise `InputError` if a standard deviation may be 0, where a KL term is not finite."""
+    if config.head == "relu":
+        raise InputError(
+            f"--objective {config.objective} needs --head linear, logvar or exp: it has no finite value at a standard "
+            "deviation of 0"
+        )
 
 
 @dataclass(frozen=True)
@@ -28,11 +39,7 @@ class InNats(Objective):
 
     def check(self, config: Any) -> None:
         """See `Component`."""
-        named = f"--objective {config.objective}"
-        if config.head == "relu":
-            raise InputError(
-                f"{named} needs --head linear, logvar or exp: it has no finite value at a standard deviation of 0"
-            )
+        check_deviation(config)
         if self.kl_warmup_epochs > config.epochs / self.kl_cycles:
             most = f"--epochs {config.epochs:g}" + (f" / --kl-cycles {self.kl_cycles}" if self.kl_cycles > 1 else "")
             raise InputError(f"--kl-warmup-epochs {self.kl_warmup_epochs:g} must be at most {most}")
@@ -83,6 +90,12 @@ class FreeBits(Objective):
     free_bits: float = option(0.0, NOT_NEGATIVE, traced=True)
     """Nats per image that a latent dimension may cost before its KL counts."""
 
+    def idle(self, config: Any) -> Mapping[str, str]:
+        """See `Component`."""
+        if isinstance(config.parts.network, TwoLayer):
+            return {"free_bits": "another --architecture"}
+        return {} if config.parts.prior.closed_form else {"free_bits": "--prior normal or label"}
+
 
 def free_bits_kl(kl: Float[Array, "B L"], free: Float[Array, ""] | float) -> Float[Array, " B"]:
     """The cost [B] of the KL per dimension [B, L]: a dimension below `free` nats counts as `free`.
@@ -91,6 +104,17 @@ def free_bits_kl(kl: Float[Array, "B L"], free: Float[Array, ""] | float) -> Flo
     it does not depend on the rest of the batch.
     """
     return jnp.maximum(kl, free).sum(axis=-1)
+
+
+def kl_and_cost(drawn: PosteriorSamples, free: Array | float) -> tuple[Float[Array, " B"], Float[Array, " B"]]:
+    """The KL term of each image, and its cost with `free` nats for each dimension, [B] each.
+
+    Where it has no closed form, it is estimated from the latents, and nothing is free.
+    """
+    if drawn.kl is None:
+        estimate = -(drawn.log_prior - drawn.log_posterior).mean(axis=1)
+        return estimate, estimate
+    return drawn.kl.sum(axis=-1), free_bits_kl(drawn.kl, free)
 
 
 @dataclass(frozen=True)
@@ -102,17 +126,12 @@ class Elbo(InNats, FreeBits, Samples):
 
     def idle(self, config: Any) -> Mapping[str, str]:
         """See `Component`."""
-        closed = not isinstance(config.parts.network, TwoLayer)
-        return {**super().idle(config), **({} if closed else {"free_bits": "another --architecture"})}
+        return {**InNats.idle(self, config), **FreeBits.idle(self, config)}
 
     def terms(self, view: View, batch: Batch, keys: Key[Array, " B"]) -> Terms:
         """See `Objective`."""
         weight = self.kl_weight(view)
         drawn = view.draw(batch, keys, self.samples)
         recon = view.nll(drawn.pixels, batch["image"]).mean(axis=1)
-        if drawn.kl is None:
-            estimate = -(drawn.log_prior - drawn.log_posterior).mean(axis=1)
-            return {"loss": recon + weight * estimate, "recon": recon, "kl": estimate, "bound": -(recon + estimate)}
-        kl = drawn.kl.sum(axis=-1)
-        cost = free_bits_kl(drawn.kl, self.free_bits)
+        kl, cost = kl_and_cost(drawn, self.free_bits)
         return {"loss": recon + weight * cost, "recon": recon, "kl": kl, "bound": -(recon + kl)}

@@ -1,5 +1,6 @@
 """InfoVAE: the evidence lower bound and the maximum mean discrepancy between latents and prior."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +11,7 @@ from jaxtyping import Float, Key
 from jaxvae.errors import InputError
 from jaxvae.keys import fold_in_each
 from jaxvae.objectives.base import View
-from jaxvae.objectives.elbo import FreeBits, InNats, free_bits_kl
+from jaxvae.objectives.elbo import FreeBits, InNats, kl_and_cost
 from jaxvae.options import NOT_NEGATIVE, option
 from jaxvae.typing import Array, Batch, Terms
 
@@ -47,15 +48,16 @@ class Info(InNats, FreeBits):
         if not self.mmd_weight > 0:
             raise InputError(f"--objective {config.objective} needs --mmd-weight above 0: at 0 it is elbo")
 
+    def idle(self, config: Any) -> Mapping[str, str]:
+        """See `Component`."""
+        return {**InNats.idle(self, config), **FreeBits.idle(self, config)}
+
     def terms(self, view: View, batch: Batch, keys: Key[Array, " B"]) -> Terms:
         """See `Objective`."""
         weight, x = self.kl_weight(view), batch["image"]
         drawn = view.draw(batch, keys, 1)
-        if drawn.kl is None:
-            raise InputError("--objective info needs a prior whose KL term has a closed form")
         recon = view.nll(drawn.pixels, x).mean(axis=1)
-        kl = drawn.kl.sum(axis=-1)
-        cost = free_bits_kl(drawn.kl, self.free_bits)
+        kl, cost = kl_and_cost(drawn, self.free_bits)
         terms = {"loss": recon + weight * cost, "recon": recon, "kl": kl, "bound": -(recon + kl)}
         if view.train:
             latent = view.gather(drawn.latent[:, 0])

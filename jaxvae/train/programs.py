@@ -56,6 +56,8 @@ def part_size(config: Config, image_shape: ImageShape, shares: int, platform: st
     """
     objective = config.parts.objective
     separate = vars(type(objective)).get("separate", False)  # A subclass may compare images.
+    if "prior" in objective.uses:
+        separate = separate and config.parts.prior.separate
     if platform != "cpu" or not shares_batches(config) or not separate:
         return None
     cached = config.parts.network.cached_images(image_shape)

@@ -15,7 +15,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Float, Int, Key, Num
 
 from jaxvae.keys import example_keys, fold_in_purpose, key_of
-from jaxvae.models.build import Model, init_variables, with_output_bias
+from jaxvae.models.build import Model, from_mean, init_variables
 from jaxvae.models.layers import with_precision
 from jaxvae.objectives.base import Context, Loss
 from jaxvae.optimizer import evaluated
@@ -58,7 +58,7 @@ def init_state(
       model: the model.
       optimizer: the optimiser.
       key: for the initial weights.
-      output_mean: [H, W, C], the mean of the training images. If given, the decoder starts from it.
+      output_mean: [H, W, C], the mean of the training images. If given, what starts from it does so.
       example: a batch of one example; only its shapes count. Default: an image of ``model.image_shape``, and a label.
     """
     if example is None:
@@ -66,7 +66,7 @@ def init_state(
     variables = init_variables(model, key, example)
     params = {"params": variables.pop("params", {})}
     if output_mean is not None:
-        params = with_output_bias(params, model, output_mean)
+        params = from_mean(params, model, output_mean)
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), variables)
 
 

@@ -311,7 +311,9 @@ class Trainer:
 
 
 def output_mean(config: Config, images: ImageData) -> NDArray[np.float32] | None:
-    """The mean training image [H, W, C], if the decoder starts from it; else None."""
-    if config.parts.model is not None or not config.parts.network.starts_from_mean:
+    """The mean training image [H, W, C], if the decoder or the prior starts from it; else None."""
+    parts = config.parts
+    prior = "prior" in parts.objective.uses and parts.prior.starts_from_mean
+    if parts.model is not None or not (parts.network.starts_from_mean or prior):
         return None
     return (mean(images.train) / 255).astype(np.float32)

@@ -1,0 +1,87 @@
+"""The VampPrior: a mixture of the posteriors of pseudo-inputs, images that are learnt.
+
+Tomczak and Welling, "VAE with a VampPrior" (arXiv 1705.07120).
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Float, Key
+
+from jaxvae.errors import InputError
+from jaxvae.models.mixture import COMPONENTS, log_mixture, sample_mixture
+from jaxvae.options import option
+from jaxvae.protocols import Encode, Prior, PriorModule
+from jaxvae.typing import Array, Batch, ImageShape, Params
+
+NOISE = 0.01  # Deviation of the first pseudo-inputs from the mean image, in units of intensity: that of their code.
+
+
+class VampModule(nn.Module):
+    """See `Vamp` and `PriorModule`.
+
+    Attributes:
+      pseudo_inputs: K.
+      image_shape: (H, W, C).
+      encode: images [K, H, W, C] to the mean and the standard deviation of their posteriors, [K, L] each.
+    """
+
+    pseudo_inputs: int
+    image_shape: ImageShape
+    encode: Encode
+
+    def setup(self) -> None:
+        first = nn.initializers.normal(NOISE)
+        self.inputs = self.param("pseudo_inputs", first, (self.pseudo_inputs, *self.image_shape))
+
+    def _mixture(self) -> tuple[Array, Array, Array]:
+        mean, std = self.encode(jnp.clip(self.inputs, 0.0, 1.0))
+        return jnp.full(len(mean), -math.log(self.pseudo_inputs), mean.dtype), mean, std
+
+    def log_density(self, latent: Float[Array, "B S L"], batch: Batch) -> Float[Array, "B S"]:
+        """See `PriorModule`. The pseudo-inputs are encoded once, for all latents of the batch."""
+        del batch
+        return log_mixture(latent, *self._mixture())
+
+    def sample(self, key: Key[Array, ""], shape: tuple[int, ...], batch: Batch | None = None) -> Float[Array, "... L"]:
+        """See `PriorModule`."""
+        del batch
+        return sample_mixture(key, shape, *self._mixture())
+
+    def kl(self, mean: Float[Array, "B L"], std: Float[Array, "B L"], batch: Batch) -> None:
+        """See `PriorModule`."""
+        del mean, std, batch
+
+
+@dataclass(frozen=True)
+class Vamp(Prior):
+    """The VampPrior: ``p(z) = 1/K sum_k q(z | u_k)`` for K learnt pseudo-inputs u (arXiv 1705.07120, section 3)."""
+
+    closed_form: ClassVar[bool] = False
+    separate: ClassVar[bool] = False
+    starts_from_mean: ClassVar[bool] = True
+
+    pseudo_inputs: int = option(500, COMPONENTS)
+    """Learnt images of --prior vamp. The prior is the mean of their posteriors."""
+
+    def check(self, config: Any) -> None:
+        """See `Component`."""
+        if config.parts.network.layers > 1:
+            raise InputError("--prior vamp needs a network with one layer of latents, which the encoder gives")
+        if config.condition == "label":
+            raise InputError("--prior vamp: not with --condition label, because its pseudo-inputs have no labels")
+
+    def module_with(self, latent_size: int, encode: Encode, image_shape: ImageShape) -> PriorModule:
+        """See `Prior`."""
+        del latent_size
+        return VampModule(self.pseudo_inputs, image_shape, encode)
+
+    def from_mean(self, params: Params, mean: Float[Array, "H W C"]) -> Params:
+        """See `Prior`: pseudo-inputs start at the mean image, with noise, within [0, 1].
+
+        (The code of the paper starts them at one grey value for all pixels, with the same noise.)
+        """
+        return {"pseudo_inputs": jnp.clip(params["pseudo_inputs"] + mean[None], 0.0, 1.0)}
