@@ -24,8 +24,9 @@ from jaxvae.own import is_own, resolve
 from jaxvae.protocols import Measured, Metric
 from jaxvae.run import plots, records
 from jaxvae.run.tensorboard import Board
+from jaxvae.run_images import images_of
 from jaxvae.train.evaluation import evaluate_images
-from jaxvae.trained import TrainedRun, images_of, load, load_run
+from jaxvae.trained import TrainedRun, load, load_run
 
 DESCRIPTION = """Evaluate the newest checkpoint of a run on its test images, every image once.
 

@@ -21,6 +21,7 @@ from jaxvae.models.vae import VAE
 from jaxvae.options import flag
 from jaxvae.run import plots
 from jaxvae.run.plots import COLUMNS
+from jaxvae.run_images import images_of
 
 N = 64  # Images, if it is not said how many.
 MOST = 10_000  # Images in one picture.
@@ -112,7 +113,7 @@ def fitted(run: trained.TrainedRun, run_dir: Path, components: int, dataset: str
     for method in ("encode", "decode"):
         if not hasattr(run.model, method):
             raise InputError(f"--fit-mixture: the model {type(run.model).__name__} has no method {method}")
-    split = trained.images_of(run, run_dir, dataset, data_dir).split("train")
+    split = images_of(run, run_dir, dataset, data_dir).split("train")
     examples: dict[str, Any] = {
         name: values[:FITTED] for name, values in split.items() if name == "image" or run.config.reads_labels
     }
@@ -203,7 +204,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         elif arguments.traverse:
             images = traversal(run, n, arguments.label)
         else:
-            images = between(run, trained.images_of(run, arguments.run_dir, *where), n, arguments.seed)
+            images = between(run, images_of(run, arguments.run_dir, *where), n, arguments.seed)
     else:
         images = generate(
             *(arguments.run_dir, arguments.n, arguments.seed, arguments.best, arguments.label),
@@ -212,7 +213,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     picture = plots.image_grid(images)
     if arguments.nearest:
         run = trained.load_run(arguments.run_dir, arguments.best)
-        found = trained.images_of(run, arguments.run_dir, *where)
+        found = images_of(run, arguments.run_dir, *where)
         found = with_validation(found, run.config.validation, run.config.validation_seed)
         picture = with_nearest(images, found)
     plots.save_png(arguments.out, picture, scale=2)
@@ -238,12 +239,9 @@ def _check(arguments: Arguments) -> None:
         raise InputError(f"--label has no effect with {way}: its labels are those of the images")
     if arguments.fit_mixture and way not in ("samples", "--nearest"):
         raise InputError(f"--fit-mixture has no effect with {way}: nothing is drawn from it")
+    reads_images = way in ("--nearest", "--interpolate") or arguments.fit_mixture
     for name in ("dataset", "data_dir"):
-        if (
-            getattr(arguments, name) is not None
-            and way in ("samples", "--latents", "--traverse")
-            and not arguments.fit_mixture
-        ):
+        if getattr(arguments, name) is not None and not reads_images:
             raise InputError(f"{flag(name)} has no effect without --nearest, --interpolate or --fit-mixture")
     cli.check_writable("--out", arguments.out)
 

@@ -21,7 +21,7 @@ FLOORS = (
     ("data", "distributed", "cli", "flags", "weight_files"),
     ("run",),
     ("train", "chunks"),
-    ("metrics", "trained", "walks"),
+    ("metrics", "trained", "run_images", "walks"),
     ("sweep", "compiled", "export"),
     ("evaluate", "encode", "generate", "compare", "benchmark", "torch_weights", "fitting", "data.__main__"),
     ("jaxvae", "__main__", "completion"),

@@ -69,7 +69,7 @@ class Vamp(Prior):
 
     def check(self, config: Any) -> None:
         """See `Component`."""
-        if config.parts.network.layers > 1:
+        if config.parts.network.hierarchical:
             raise InputError("--prior vamp needs a network with one layer of latents, which the encoder gives")
         if config.condition == "label":
             raise InputError("--prior vamp: not with --condition label, because its pseudo-inputs have no labels")
