@@ -389,6 +389,7 @@ CONDITIONAL = {
     *("blocks", "latents", "resize", "condition", "classes"),
     *("mixture_components", "pseudo_inputs", "flow_layers", "flow_width"),
     *("capacity", "capacity_weight", "capacity_epochs", "code_l2", "decoder_l2"),
+    *("prior_layers", "prior_width", "codes", "code_size", "codebook", "commitment", "levels", "maps", "skip_norm"),
 }
 # User-defined components, for fields with at most one built-in choice.
 OWN = {"model": "own:model", "prior": "own:Prior", "optimizer": "own:sgd"}
@@ -428,10 +429,19 @@ def combinations() -> list[Config]:
     vae += [{"optimizer": OWN["optimizer"]}, {"prior": OWN["prior"]}]
     vae += [{"condition": "label", "classes": 3}, {"prior": "label", "classes": 3}]
     vae += [{"prior": name} for name in ("mixture", "vamp", "realnvp")]
+    vae += [{"skip_norm": 9.0}]
+    dense = [name for name in PRESETS if name not in ("ladder", "vq-vae", "fsq")]
+    spatial = {"hidden": (3,), "prior_width": 4, "prior_layers": 1}
+    others = [
+        {"preset": "ladder"},
+        {"preset": "vq-vae", **spatial, "codes": 3, "code_size": 2},
+        {"preset": "vq-vae", **spatial, "codes": 3, "code_size": 2, "codebook": "gradient"},
+        {"preset": "fsq", **spatial, "levels": (3, 2)},
+    ]
     every = [{"preset": "vae", **changes} for changes in vae]
     every += [
         {"preset": preset, "objective": objective, "architecture": architecture, **needed.get(objective, {})}
-        for preset in PRESETS
+        for preset in dense
         for objective in choices("objective")
         for architecture in ("mlp", "conv", "two-layer")
     ]
@@ -439,7 +449,10 @@ def combinations() -> list[Config]:
     for values in every:
         with contextlib.suppress(InputError):  # Two-layer models have only a few objectives, and so has a VampPrior.
             found.append(Config(**{**TINY, **values}))
-    assert len(found) == len(vae) + (len(PRESETS) - 1) * 20 + 14
+    assert len(found) == len(vae) + (len(dense) - 1) * 20 + 14
+    for values in others:
+        given = {name: value for name, value in {**TINY, **values}.items() if name not in ("latent_size", "head")}
+        found.append(Config(**given))
     # A user-defined model decides its own shape.
     return [*found, Config(preset="vae", model=OWN["model"], batch_size=3, epochs=4)]
 

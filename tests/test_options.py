@@ -74,7 +74,7 @@ def test_help_lists_every_option(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_traced_options_follow_from_the_declarations() -> None:
     assert set(TRACED) == {"learning_rate", "weight_decay", "beta", "free_bits", "mmd_weight"} | {
-        *("capacity", "capacity_weight", "code_l2", "decoder_l2")
+        *("capacity", "capacity_weight", "code_l2", "decoder_l2", "commitment")
     }
     assert set(traced_of(type(Config(**OWN)))) == {*TRACED, "cauchy_scale"}
     assert set(PRESETS["notes-vae"].traced()) == {"learning_rate", "weight_decay"}

@@ -1,6 +1,8 @@
 """The pseudo-inputs of a VampPrior beside samples from it: two pictures.
 
-python experiments/priors/draw.py RUN docs/images
+    python experiments/priors/draw.py RUN docs/images
+
+NOTES.md says how the run was trained.
 """
 
 import sys
