@@ -11,6 +11,7 @@ COMMANDS = {
     "train": ("jaxvae.train.__main__", "train an autoencoder or a VAE"),
     "evaluate": ("jaxvae.evaluate", "measure a run on its test images"),
     "generate": ("jaxvae.generate", "draw images from a run"),
+    "explore": ("jaxvae.explore.__main__", "open a local page on a run's latents"),
     "export": ("jaxvae.export.__main__", "write a run's model as a web page, StableHLO or weights"),
     "sweep": ("jaxvae.sweep.__main__", "train a grid of models in one program"),
     "benchmark": ("jaxvae.benchmark", "measure training on this machine"),

@@ -111,21 +111,9 @@ def _measured(
     if (warning := measure_warning(config)) is not None:
         say(warning)
     if images is None:
-        if dataset is None and config.dataset == data.GIVEN:
-            raise InputError(
-                f"{run_dir} was trained on data given in Python: name a --dataset with the same test images, "
-                "or give it to jaxvae.evaluate.evaluate_run(images=...)"
-            )
-        named, folder = dataset or config.dataset, data_dir or config.data_dir
-        images = data.load(named, folder, data.reading_of(config), labels=config.reads_labels)
-    data.for_run(config, images)  # It checks their labels.
-    images = data.as_seen(images, config)
-    # Imported weights have no digest of images.
-    digest = run.record.get("test_images_sha256")
-    if list(images.image_shape) != run.record["image_shape"] or digest not in (None, data.digest(images.test)):
-        raise InputError(f"{images.source}: not the test images of {run_dir}")
-    if config.reads_labels and run.record.get("test_label_sha256") != data.digest(images.split("test")["label"]):
-        raise InputError(f"{images.source}: not the labels of the test images of {run_dir}")
+        images = run.tested_images(run_dir, dataset, data_dir)
+    else:
+        images = run.checked_images(run_dir, images)
     steps_per_epoch = run.record.get("steps_per_epoch", 1)
     loss = build_objective(config, steps_per_epoch, len(images.train))
     key, split = purpose_key(config.seed, "test-noise"), images.split("test")

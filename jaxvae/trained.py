@@ -13,7 +13,7 @@ import optax
 from flax import linen as nn
 from numpy.typing import ArrayLike, NDArray
 
-from jaxvae import config_file
+from jaxvae import config_file, data
 from jaxvae.chunks import PIXELS_AT_ONCE, in_chunks
 from jaxvae.config import Config, describe
 from jaxvae.data.sources import is_named
@@ -117,6 +117,43 @@ class TrainedRun:
         first, last = self.encode(np.stack([np.asarray(start), np.asarray(end)]), **repeated[2])
         way = np.linspace(0, 1, steps, dtype=np.float32)[:, None]
         return self._like(start, self.decode((1 - way) * first + way * last, **repeated[steps]))
+
+    def tested_images(
+        self, run_dir: Path, dataset: str | None = None, data_dir: str | None = None, labels: bool = False
+    ) -> data.ImageData:
+        """The images that the run was trained and tested on, as its model sees them.
+
+        Args:
+          run_dir: of the run, for messages.
+          dataset, data_dir: where they are, if not where they were in training.
+          labels: read the labels, too, if the model does not need them.
+
+        Raises:
+          InputError: they cannot be read, or their test split is not that of the run.
+        """
+        config = self.config
+        if dataset is None and config.dataset == data.GIVEN:
+            raise InputError(
+                f"{run_dir} was trained on data given in Python: name a --dataset with the same test images, "
+                "or give it to jaxvae.evaluate.evaluate_run(images=...)"
+            )
+        named, folder = dataset or config.dataset, data_dir or config.data_dir
+        found = data.load(named, folder, data.reading_of(config), labels=labels or config.reads_labels)
+        return self.checked_images(run_dir, found)
+
+    def checked_images(self, run_dir: Path, images: data.ImageData) -> data.ImageData:
+        """`images` as the model sees them. Raises `InputError` if their test split is not that of the run."""
+        config = self.config
+        data.for_run(config, images)  # It checks their labels.
+        images = data.as_seen(images, config)
+        # Imported weights have no digest of images.
+        digest = self.record.get("test_images_sha256")
+        if list(images.image_shape) != self.record["image_shape"] or digest not in (None, data.digest(images.test)):
+            raise InputError(f"{images.source}: not the test images of {run_dir}")
+        own_labels = self.record.get("test_label_sha256")
+        if config.reads_labels and own_labels != data.digest(images.split("test")["label"]):
+            raise InputError(f"{images.source}: not the labels of the test images of {run_dir}")
+        return images
 
     def _needs(self, method: str) -> None:
         if not hasattr(self.model, method):

@@ -22,7 +22,7 @@ FLOORS = (
     ("run",),
     ("train", "chunks"),
     ("metrics", "trained"),
-    ("sweep", "compiled", "export"),
+    ("sweep", "compiled", "export", "explore"),
     ("evaluate", "generate", "benchmark", "torch_weights", "fitting", "data.__main__"),
     ("jaxvae", "__main__", "completion"),
 )
