@@ -110,10 +110,8 @@ def _measured(
     likelihood.check(config)
     if (warning := measure_warning(config)) is not None:
         say(warning)
-    if images is None:
-        images = run.tested_images(run_dir, dataset, data_dir)
-    else:
-        images = run.checked_images(run_dir, images)
+    given = images
+    images = run.tested_images(run_dir, dataset, data_dir) if given is None else run.checked_images(run_dir, given)
     steps_per_epoch = run.record.get("steps_per_epoch", 1)
     loss = build_objective(config, steps_per_epoch, len(images.train))
     key, split = purpose_key(config.seed, "test-noise"), images.split("test")

@@ -6,7 +6,8 @@ from typing import Any
 from bokeh.models import Button, Div, LayoutDOM, Row, Select, Slider, Spinner
 from bokeh.models import Column as Stack
 
-BLUE, LINE, QUIET = "#4667b5", "#d5dae1", "#5b6675"
+BLUE, LINE = "#4667b5", "#d5dae1"
+SMALL = ".bk-clearfix { color: #5b6675; font-size: 13px; }"
 
 _STYLE = """
 :host { color: #1f2733; font-size: 14px; line-height: 1.45; }

@@ -8,10 +8,11 @@ from typing import Any
 from bokeh.core.templates import get_env
 from bokeh.document import Document
 from bokeh.events import DocumentReady
-from bokeh.models import CustomJS, Slider
+from bokeh.models import CustomJS
 
 from jaxvae.config import describe
 from jaxvae.errors import one_line
+from jaxvae.explore import controls, pictures
 from jaxvae.explore.controls import text
 from jaxvae.explore.panels.between import BetweenPanel
 from jaxvae.explore.panels.latents import LatentsPanel
@@ -55,18 +56,18 @@ def build(document: Document, runs: Sequence[Watched], images: Callable[[int], s
     html = (resources.files("jaxvae.explore") / "page.html").read_text(encoding="utf-8")
     document.template = get_env().from_string(html)
     document.template_variables["runs"] = [one_line(str(each.run_dir)) for each in runs]
-    document.add_periodic_callback(lambda: [look() for look in looks], EVERY)
-    sliders = document.select({"type": Slider})
-    document.js_on_event(DocumentReady, CustomJS(args={"sliders": list(sliders)}, code=_NAMES))
+    for look in looks:
+        document.add_periodic_callback(look, EVERY)
+    document.js_on_event(DocumentReady, CustomJS(code=_NAMES))
 
 
 def _add(document: Document, run: Watched, number: int, images: str) -> Callable[[], None]:
     """Add the panels of a run. Returns what looks at the run again."""
     view = View(document, run.model, number)
-    about = text(f"about_{number}", style=".bk-clearfix { color: #5b6675; }")
+    about = text(f"about_{number}", style=controls.SMALL)
     training = TrainingPanel(view, run.run_dir)
     panels: list[Any] = [
-        MapPanel(view, images), LatentsPanel(view), SamplesPanel(view), OwnPanel(view), BetweenPanel(view), training,
+        LatentsPanel(view), MapPanel(view, images), SamplesPanel(view), OwnPanel(view), BetweenPanel(view), training,
     ]  # fmt: skip
     for root in [about, *(root for panel in panels for root in panel.roots)]:
         document.add_root(root)
@@ -75,13 +76,14 @@ def _add(document: Document, run: Watched, number: int, images: str) -> Callable
         found = view.model.run
         height, width, channels = found.image_shape
         facts = [describe(found.config), found.dataset, f"{height} x {width} x {channels}", f"step {found.step:,}"]
-        about.text = escape(", ".join(facts))
+        trouble = "" if run.trouble is None else pictures.complaint(f"The newest model cannot be loaded: {run.trouble}")
+        about.text = escape(", ".join(facts)) + trouble
 
     def look() -> None:
         training.look()
         if run.model is not view.model:
             view.renew(run.model)
-            describe_it()
+        describe_it()
 
     describe_it()
     return look

@@ -55,7 +55,7 @@ def grid(images: NDArray[np.uint8], says: str, columns: int = plots.COLUMNS) -> 
     return element(plots.image_grid(images, columns), says)
 
 
-def complaint(error: Exception) -> str:
+def complaint(error: object) -> str:
     """An error as HTML."""
     return f'<p class="error" role="alert">{escape(str(error))}</p>'
 
@@ -104,7 +104,8 @@ def drawn(strokes: Sequence[tuple[Sequence[float], Sequence[float], str]], shape
         # Points far outside would take Pillow long.
         path = np.clip(np.stack([np.asarray(xs, np.float64), 1 - np.asarray(ys, np.float64)], axis=1), -1, 2) * size
         points = [(float(x), float(y)) for x, y in path if np.isfinite((x, y)).all()]
-        pen.line(points, colour, thick, "curve")
+        if len(points) > 1:
+            pen.line(points, colour, thick, "curve")
         for x, y in points[:1] + points[-1:]:
             pen.ellipse((x - thick / 2, y - thick / 2, x + thick / 2, y + thick / 2), colour)
     small = paper.convert("L" if channels == 1 else "RGB").resize((width, height), Image.Resampling.BOX)

@@ -127,7 +127,7 @@ class Server:
         return lambda run: f"image/{run}/$index.png{asked}"
 
     def serve(self) -> None:
-        """Answer until the process is interrupted."""
+        """Answer until the process is interrupted, or the loop of this thread is stopped."""
         loop = IOLoop.current()
         server = BaseServer(loop, self._application, self._http)
         looks = [PeriodicCallback(run.look, page.EVERY) for run in self._runs]

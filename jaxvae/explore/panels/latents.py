@@ -11,6 +11,7 @@ from jaxvae.explore.controls import text
 from jaxvae.explore.view import Later, View
 
 SHOWN = 6  # Sliders at a time.
+REST = 10  # Milliseconds after the image until the controls follow it.
 PAUSE = 120  # Milliseconds without a change until the traversals are drawn.
 
 
@@ -27,7 +28,7 @@ class LatentsPanel:
         self._class = class_select(view)
         chosen = [self._image] if self._class is None else [self._image, self._class]
         self._chosen = controls.side_by_side(chosen, f"picture_controls_{number}")
-        self._words = text(f"latents_words_{number}", style=f".bk-clearfix {{ color: {controls.QUIET}; }}")
+        self._words = text(f"latents_words_{number}", style=controls.SMALL)
         count = min(SHOWN, len(model.order))
         self.sliders = [controls.slider(0, 1, 0.01, 0) for _ in range(count)]
         for place, slider in enumerate(self.sliders):
@@ -42,6 +43,7 @@ class LatentsPanel:
         turns = [controls.side_by_side([self._back, self._next])] if len(model.order) > count else []
         self._stack = controls.below_each_other([*self._pairs, *turns], f"sliders_{number}")
         self._later = Later(view.document, PAUSE, self._traversals)
+        self._rest = Later(view.document, REST, lambda: [self._settle])
         view.on_move(self._moved)
         view.on_renewal(lambda: self._page(0))
         self._page(0)
@@ -100,15 +102,22 @@ class LatentsPanel:
         view = self._view
         (image,) = view.model.decode(view.latent[None], view.label)
         self._picture.text = pictures.element(image, "The image decoded from the latents")
+        self._rest.begin()
+        self._later.begin()
+
+    def _settle(self) -> None:
+        """Show what can wait until the image is on its way."""
+        view = self._view
         self._original.text = self._told()
         self._setting = True
         for slider, which in zip(self.sliders, self._shown(), strict=False):
-            slider.value = round(float(view.latent[which]), 4)
+            value = round(float(view.latent[which]), 4)
+            if abs(slider.value - value) > 1e-3:  # Else it is the one that is being moved: do not stop it.
+                slider.value = value
         self._image.value = view.chosen
         if self._class is not None:
             self._class.value = str(view.label)
         self._setting = False
-        self._later.begin()
 
     def _told(self) -> str:
         """The test image at this place, as HTML."""

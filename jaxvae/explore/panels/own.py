@@ -89,8 +89,8 @@ class OwnPanel:
         except InputError as error:
             self._view.own.pop("file", None)
             self._from_file.text = pictures.complaint(error)
-            return
-        self._show("file", self._from_file)
+        else:
+            self._show("file", self._from_file)
         self._view.brought()
 
     def _drawn(self) -> None:

@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 
 from jaxvae.explore import controls, pictures
 from jaxvae.explore.controls import text
-from jaxvae.explore.view import View
+from jaxvae.explore.panels.latents import REST
+from jaxvae.explore.view import Later, View
 
 MOST_SHOWN = 64  # Of the chosen images.
 _MOST_NAMED = 20  # Classes in a legend.
@@ -43,13 +44,12 @@ class MapPanel:
         self._points = ColumnDataSource({"x": [], "y": [], "colour": [], "label": []})
         self._place = ColumnDataSource({"x": [], "y": []})
         self._figure = self._drawn(images)
-        self._words = text(
-            f"map_words_{view.number}", style=f".bk-clearfix {{ color: {controls.QUIET}; font-size: 13px; }}"
-        )
+        self._words = text(f"map_words_{view.number}", style=controls.SMALL)
         self._chosen = text(f"chosen_{view.number}")
         self._points.selected.on_change("indices", lambda name, old, new: self._choose())
         self._figure.on_event(Tap, self._tap)
-        view.on_move(self._moved)
+        later = Later(view.document, REST, lambda: [self._moved])
+        view.on_move(later.begin)
         view.on_renewal(self._renewed)
         self._renewed()
         self._moved()

@@ -59,8 +59,9 @@ class TrainingPanel:
             source = self._sources[split]
             plot.line("step", "value", source=source, color=colour, line_width=2, legend_label=split)
             plot.scatter("step", "value", source=source, color=colour, size=5, legend_label=split, name=split)
-        plot.legend.label_text_font_size = "12px"
-        plot.legend.background_fill_alpha = 0.7
+        [legend] = plot.legend
+        legend.update(orientation="horizontal", border_line_color=None, label_text_font_size="12px", margin=0)
+        plot.add_layout(legend, "below")
         return controls.styled(plot)
 
     def look(self) -> None:
