@@ -26,7 +26,7 @@ class Arguments:
 
     run_dir: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN_DIR")]
     """Directory of a run of jaxvae.train."""
-    other: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="OTHER")] = None
+    other: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="[OTHER]")] = None
     """A second run, to show beside it."""
     dataset: str | None = None
     """The dataset, if its path is not that of training; the test images must be the same."""

@@ -102,7 +102,7 @@ class MapPanel:
                 for label, colour in colours.items()
             ]
             looks = {"border_line_color": None, "padding": 2, "margin": 0, "label_standoff": 0, "glyph_width": 16}
-            columns = min(10, len(items))
+            columns = min(5, len(items))  # More do not fit on a telephone.
             plot.add_layout(Legend(items=items, orientation="horizontal", ncols=columns, spacing=6, **looks), "below")
 
     def _renewed(self) -> None:
