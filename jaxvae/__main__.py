@@ -13,6 +13,7 @@ COMMANDS = {
     "encode": ("jaxvae.encode", "write the latents of images, and draw a map of them"),
     "generate": ("jaxvae.generate", "draw images from a run"),
     "compare": ("jaxvae.compare", "show runs side by side"),
+    "explore": ("jaxvae.explore.__main__", "open a local page on a run's latents"),
     "export": ("jaxvae.export.__main__", "write a run's model as a web page, StableHLO or weights"),
     "sweep": ("jaxvae.sweep.__main__", "train a grid of models in one program"),
     "benchmark": ("jaxvae.benchmark", "measure training on this machine"),

@@ -22,7 +22,7 @@ FLOORS = (
     ("run",),
     ("train", "chunks"),
     ("metrics", "trained", "run_images", "walks"),
-    ("sweep", "compiled", "export"),
+    ("sweep", "compiled", "export", "explore"),
     ("evaluate", "encode", "generate", "compare", "benchmark", "torch_weights", "fitting", "data.__main__"),
     ("jaxvae", "__main__", "completion"),
 )
