@@ -19,7 +19,8 @@ from jaxvae.keys import purpose_key
 from jaxvae.models.autoencoder import AutoEncoder
 from jaxvae.models.build import can_sample
 from jaxvae.models.layers import float32_products
-from jaxvae.models.priors import LabelGaussianModule, StandardNormalModule
+from jaxvae.models.priors import LabelGaussian, LabelGaussianModule, StandardNormal
+from jaxvae.models.quantized import QuantizedVAE
 from jaxvae.models.two_layer import TwoLayerVAE
 from jaxvae.models.vae import VAE, LatentModel, label_of
 from jaxvae.run_images import images_of
@@ -118,6 +119,18 @@ class Explored:
         way = np.linspace(0, 1, AT_ONCE)[:, None]
         return self.decode((1 - way) * np.asarray(start) + way * np.asarray(end), label)
 
+    def code_map(self, number: int) -> NDArray[np.uint8] | None:
+        """The codes of a test image as a picture [rows, columns, 3], a colour each; None for a model without codes."""
+        if not isinstance(self.run.model, QuantizedVAE):
+            return None
+        label = 0 if self.labels is None else int(self.labels[number])
+        codes = self.run.codes(self.images[number][None], **self._told(label, 1))[0]
+        # Hues that lie far apart for neighbouring codes, and three brightnesses.
+        hue, value = codes * 0.618034 % 1, 1 - 0.25 * (codes % 3)
+        wheel = np.abs((hue[..., None] * 6 + np.array([0.0, 4.0, 2.0])) % 6 - 3) - 1
+        colours: NDArray[np.uint8] = np.round(255 * value[..., None] * np.clip(wheel, 0, 1)).astype(np.uint8)
+        return colours
+
     def traversal(self, latent: ArrayLike, which: int, label: int = 0) -> NDArray[np.uint8]:
         """Images [AT_ONCE, H, W, C] of a latent [L]: entry `which` takes the middles of equal parts of its range."""
         low, high = self.ranges[which]
@@ -138,8 +151,7 @@ class Explored:
     def has_temperature(self) -> bool:
         """Whether `samples` reads its temperature: the prior must be one whose mean is known."""
         model = self.run.model
-        known = isinstance(model, LatentModel)
-        return known and isinstance(model.prior.module(1), StandardNormalModule | LabelGaussianModule)
+        return isinstance(model, VAE | TwoLayerVAE) and isinstance(model.prior, StandardNormal | LabelGaussian)
 
     def samples(self, seed: int, temperature: float = 1.0, label: int = 0) -> NDArray[np.uint8]:
         """`SAMPLES` images drawn from the prior.
@@ -163,11 +175,13 @@ class Explored:
         has_temperature = self.has_temperature
 
         def from_prior(model: Any, key: Array, temperature: Array, batch: Batch) -> Array:
-            """As `sample_latent` of the model, with a temperature."""
+            """As `sample_latent` of the model, with a temperature where it has one."""
+            if not has_temperature:
+                drawn: Array = model.sample_latent(key, SAMPLES, batch or None)
+                return drawn
             latent: Array = model.sample_prior(key, (SAMPLES,), batch or None)
-            if has_temperature:
-                centre = model.p_z.mean(batch["label"]) if isinstance(model.p_z, LabelGaussianModule) else 0.0
-                latent = centre + temperature * (latent - centre)
+            centre = model.p_z.mean(batch["label"]) if isinstance(model.p_z, LabelGaussianModule) else 0.0
+            latent = centre + temperature * (latent - centre)
             if not isinstance(model, TwoLayerVAE):
                 return latent
             mean, std = model.lower(latent)
@@ -186,6 +200,7 @@ class Explored:
         latent = self.encode(image)
         self.decode(latent[None])
         self.between(latent, latent)
+        self.code_map(0)
         if self.without_samples is None:
             self.samples(0)
 
@@ -206,7 +221,7 @@ def explored(
       run_dir: of the run.
       best: the best checkpoint by the validation images.
       dataset, data_dir: where the images are, if not where they were in training.
-      images: what `images_of` returned before, so that they are not read again.
+      images: what `tested_of` returned before, so that they are not read again.
 
     Raises:
       InputError: no run, an unreadable checkpoint, other test images than the run's; or a user-defined model without
@@ -217,7 +232,7 @@ def explored(
     for method in ("encode", "decode"):
         if not hasattr(run.model, method):
             raise InputError(f"{run_dir}: the model {name} has no method {method}, so it has no latents to explore")
-    images = images or images_of(run, run_dir, dataset, data_dir)
+    images = images or tested_of(run, run_dir, dataset, data_dir)
     try:
         return _explored(run, run_dir, images)
     except InputError:
@@ -252,7 +267,7 @@ def _explored(run: TrainedRun, run_dir: Path, images: Tested) -> Explored:
     return found
 
 
-def images_of(run: TrainedRun, run_dir: Path, dataset: str | None, data_dir: str | None) -> Tested:
+def tested_of(run: TrainedRun, run_dir: Path, dataset: str | None, data_dir: str | None) -> Tested:
     """The test images of a run, with labels if there are any. Raises `InputError`."""
     try:
         images = images_of(run, run_dir, dataset, data_dir, labels=True)
@@ -287,6 +302,8 @@ def _encoded(run: TrainedRun, split: Split) -> tuple[Floats, Floats | None, Floa
         mean = found[0] if isinstance(found, tuple | list) else found
         if not isinstance(model, LatentModel):
             return {"mean": jnp.asarray(mean)}
+        if isinstance(model, QuantizedVAE):  # Its posterior is a point.
+            return {"mean": mean}
         moments = {"mean": mean, "std": found[1]}
         kl: Any = None
         if isinstance(model, VAE):

@@ -126,7 +126,12 @@ class LatentsPanel:
             return '<p class="quiet">No test image: a place of its own.</p>'
         label = "" if model.labels is None else f", class {escape(model.name_of(int(model.labels[number])))}"
         image = pictures.element(model.images[number], f"Test image {number} itself")
-        return f"<figure><figcaption>Test image {number} itself{label}</figcaption>{image}</figure>"
+        told = f"<figure><figcaption>Test image {number} itself{label}</figcaption>{image}</figure>"
+        codes = model.code_map(number)
+        if codes is None:
+            return told
+        image = pictures.element(codes, f"The codes of test image {number}")
+        return f"{told}<figure><figcaption>Its codes, a colour each</figcaption>{image}</figure>"
 
     def _traversals(self) -> list[Callable[[], None]]:
         return [self._traversal(place, which) for place, which in enumerate(self._shown())]
