@@ -52,7 +52,7 @@ class Arguments:
     metric: tuple[str, ...] = ()
     """Report these as well: probe, knn, fid, or metrics of your own, package.module:Name."""
     features: str | None = None
-    """Features for --metric fid, package.module:function: from uint8 [N, H, W, C] to [N, F]. Default: a classifier's."""
+    """Features for --metric fid, package.module:function: uint8 [N, H, W, C] to [N, F]. Default: a classifier's."""
     outliers: Path | None = None
     """PNG file to draw the worst reconstructed and the least likely test images to. --json has their numbers."""
     json: Path | None = None
