@@ -14,7 +14,7 @@ from jaxvae.errors import InputError, suggestion
 from jaxvae.own import is_own
 from jaxvae.presets import overrides
 
-FORMAT = 7  # Of config.json. Files from before formats existed have format 1.
+FORMAT = 8  # Of config.json. Files from before formats existed have format 1.
 
 # The former values of fields that an older file may lack, where they are not the preset's value today. They are listed
 # by the last format that had them, then by preset (None: any). Whoever adds a field, or changes a value of a preset,
@@ -32,6 +32,7 @@ FORMERLY: Mapping[int, Mapping[str | None, Mapping[str, Any]]] = types.MappingPr
         4: {None: {"step_kernels": "plain", "flip": False}},
         5: {None: {"condition": "none", "classes": 0}},
         6: {None: {"stream": "auto"}},
+        7: {None: {"track": "none"}},
     }
 )
 

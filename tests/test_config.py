@@ -188,13 +188,13 @@ def test_a_flag_without_effect_is_refused_with_the_flag_it_needs(changes: dict[s
         ('{"data_dir": 3}', "data_dir"),
         ('{"epochs": 0}', "--epochs"),
         ('{"preset": "nope"}', "--preset nope"),
-        ('{"format": 8}', "format 8"),
+        ('{"format": 9}', "format 9"),
         ('{"format": 0}', "format"),
         ('{"format": true}', "format"),
         ('{"format": "2"}', "format"),
         ('{"steps_per_call": 0}', "steps"),
         ('{"steps_per_call": "2000"}', "steps_per_call"),
-        ('{"format": 7, "static_seed": 1}', "--static-seed 1"),
+        ('{"format": 8, "static_seed": 1}', "--static-seed 1"),
     ],
 )
 def test_bad_json_is_refused_by_name(text: str, name: str) -> None:
@@ -247,6 +247,7 @@ ADDED_SINCE = {
     "step_kernels": "plain", "flip": False,
     "condition": "none", "classes": 0,
     "stream": "auto",
+    "track": "none",
 }  # fmt: skip
 
 
