@@ -23,7 +23,7 @@ FLOORS = (
     ("train", "chunks"),
     ("metrics", "trained"),
     ("sweep", "compiled", "export"),
-    ("evaluate", "generate", "benchmark", "torch_weights", "fitting", "data.__main__"),
+    ("evaluate", "generate", "movie", "benchmark", "torch_weights", "fitting", "data.__main__"),
     ("jaxvae", "__main__", "completion"),
 )
 MOST_LINES = 380

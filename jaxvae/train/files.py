@@ -222,7 +222,14 @@ class RunFiles:
         self.log.write_timing("save", step=int(state.step), blocked_seconds=time.perf_counter() - start)
 
     def _save_pictures(self, pictures: Mapping[str, Array], step: int, epoch: int) -> None:
-        for name, images in pictures.items():
+        if "latents" in pictures:
+            labels: Any = {"label": np.asarray(pictures["labels"])} if "labels" in pictures else {}
+            path = self.run_dir / "images" / f"latents_epoch_{epoch:04}.npz"
+            np.savez(path, latent=np.asarray(pictures["latents"]).astype(np.float16), **labels)
+        for name in ("reconstructions", "samples"):
+            if name not in pictures:
+                continue
+            images = pictures[name]
             values = np.asarray(images)
             grid = plots.reconstruction_grid(*values) if name == "reconstructions" else plots.image_grid(values)
             plots.save_png(self.run_dir / "images" / f"{name}_epoch_{epoch:04}.png", grid, scale=2)
