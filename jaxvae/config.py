@@ -36,7 +36,7 @@ _WITHOUT_MODEL = "no --model"
 # Fields that may change when a run is resumed: its length, what it writes and when, the kernels of its steps, and the
 # paths of the images. The images themselves are compared by digest.
 RESUMABLE_FIELDS = frozenset(
-    {"epochs", "dataset", "data_dir", "skip_bad", "stream", "log_every", "image_every"}
+    {"epochs", "dataset", "data_dir", "skip_bad", "stream", "log_every", "image_every", "track"}
     | {"checkpoint_every", "keep_checkpoints", "keep_best_checkpoints", "step_kernels"}
 )
 

@@ -11,6 +11,7 @@ from jaxvae.options import AT_LEAST_1, CLASSES, COUNT, FRACTION, NOT_NEGATIVE, R
 
 Resize: TypeAlias = Literal["crop", "pad", "stretch"]
 Stream: TypeAlias = Literal["auto", "always", "never"]
+Track: TypeAlias = Literal["none", "wandb", "mlflow", "trackio"]
 MAX_SIDE = 2**14  # Of an image, in pixels.
 _SEED = Range("at least 0 and below 2^32", lambda value: 0 <= value < 2**32)
 _IMAGE_SIZE = Range(
@@ -112,6 +113,8 @@ class Fields:
     # Cadence: what is written and when. It does not change what is trained.
     log_every: int = option(0, COUNT)
     """Steps that a train line of metrics.jsonl averages over; 0: a whole epoch."""
+    track: Track = option("none")
+    """Send metrics and pictures to an experiment tracker, too: Weights & Biases, MLflow or Trackio."""
     image_every: int = option(1, COUNT)
     """Epochs between pictures; 0: only at the end."""
     checkpoint_every: int = option(5, COUNT)

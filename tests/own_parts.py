@@ -48,6 +48,27 @@ def label_loss(output: Any, batch: Any) -> Any:
     return {"loss": jnp.square(output - batch["image"]).mean((1, 2, 3)), "labels": batch["label"].astype(jnp.float32)}
 
 
+class Vae(nn.Module):
+    """A whole VAE: images [B, 7, 6, 3], three latents."""
+
+    def setup(self) -> None:
+        self.seen, self.moments = nn.Conv(4, (3, 3), strides=2), nn.Dense(6)
+        self.widen, self.pixels = nn.Dense(8), nn.Dense(7 * 6 * 3)
+
+    def encode(self, x: Any) -> Any:
+        hidden = nn.softplus(self.seen(x))
+        mean, log_variance = jnp.split(self.moments(hidden.reshape(x.shape[0], -1)), 2, axis=-1)
+        return mean, log_variance
+
+    def decode(self, latent: Any) -> Any:
+        return nn.sigmoid(self.pixels(nn.gelu(self.widen(latent), approximate=False))).reshape(-1, 7, 6, 3)
+
+    def __call__(self, x: Any) -> Any:
+        mean, log_variance = self.encode(x)
+        latent = mean + jnp.exp(log_variance / 2) * jax.random.normal(self.make_rng("latent"), mean.shape)
+        return {"x_hat": self.decode(latent), "mean": mean}
+
+
 def not_a_loss(output: Any, batch: Any) -> Any:
     return {"recon": jnp.zeros(len(batch["image"]))}
 

@@ -23,7 +23,7 @@ FLOORS = (
     ("train", "chunks"),
     ("metrics", "trained", "run_images", "walks"),
     ("sweep", "compiled", "export", "explore"),
-    ("evaluate", "encode", "generate", "compare", "benchmark", "torch_weights", "fitting", "data.__main__"),
+    ("evaluate", "encode", "generate", "movie", "compare", "benchmark", "torch_weights", "fitting", "data.__main__"),
     ("jaxvae", "__main__", "completion"),
 )
 MOST_LINES = 380

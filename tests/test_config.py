@@ -251,6 +251,7 @@ ADDED_SINCE = {
     "levels": [8, 8, 8], "maps": 4, "skip_norm": 0.0,
     "mixture_components": 50, "pseudo_inputs": 500, "flow_layers": 6, "flow_width": 64,
     "capacity": 25.0, "capacity_weight": 10.0, "capacity_epochs": 0.0, "code_l2": 0.01, "decoder_l2": 1e-4,
+    "track": "none",
 }  # fmt: skip
 
 

@@ -1,18 +1,24 @@
 """Exported models against the models themselves: in JavaScript, in a process without this package, and as weights."""
 
+import dataclasses
+import importlib.util
 import json
 import re
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import onnx
 import pytest
 from flax.traverse_util import unflatten_dict
 from numpy.typing import NDArray
+from onnxruntime import InferenceSession
 from runs import train
 from safetensors.numpy import load_file
 
@@ -21,6 +27,7 @@ from jaxvae import cli, config_file, walks
 from jaxvae.errors import InputError
 from jaxvae.export import __main__ as command
 from jaxvae.export import formats, page
+from jaxvae.export.onnx.files import onnx_files_of
 from jaxvae.models.torch_layers import TorchLayer
 
 pytestmark = pytest.mark.unoptimized
@@ -34,6 +41,22 @@ VAES = {
     "gaussian": ["--hidden", "8", "--likelihood", "gaussian-pixel", "--activation", "tanh"],
     "label": ["--hidden", "8", "--condition", "label"],
 }
+# One of everything that can be exported as programs and as weights.
+ALL = {
+    **VAES,
+    "spatial": [
+        *("--architecture", "resnet", "--latents", "spatial", "--latent-size", "4", "--blocks", "1"),
+        *("--hidden", "8", "16", "--condition", "label"),
+    ],
+    "notes-ae": ["--preset", "notes-ae", "--hidden", "8"],
+    "notes-vae": ["--preset", "notes-vae", "--hidden", "8"],
+    "iwae": ["--preset", "iwae", "--hidden", "8", "--samples", "2"],
+    "two-layer": ["--preset", "iwae", "--architecture", "two-layer", "--hidden", "8", "4", "--samples", "2"],
+    "own": ["--preset", "vae", "--model", "own_parts:Vae", "--objective", "own_parts:loss"],
+}
+LABELLED = ("label", "spatial")
+SLOW = ("resnet", "spatial")
+EACH = [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in ALL]
 
 
 @pytest.fixture(scope="module")
@@ -47,9 +70,11 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run_of(runs: Path, name: str, *flags: str) -> Path:
     if not (runs / name).exists():
-        given = ["--dataset", str(runs / "images.npz"), "--latent-size", "3", "--batch-size", "20", "--epochs", "9"]
+        flags = flags or tuple(ALL[name])
+        given = ["--dataset", str(runs / "images.npz"), "--batch-size", "20", "--epochs", "9"]
+        given += [] if {"--latent-size", "--model"} & set(flags) else ["--latent-size", "3"]
         preset = [] if "--preset" in flags else ["--preset", "vae", "--learning-rate", "0.02"]
-        assert train(*preset, *given, *(flags or VAES[name]), "--run-dir", str(runs / name)) == 0
+        assert train(*preset, *given, *flags, "--run-dir", str(runs / name)) == 0
     return runs / name
 
 
@@ -57,8 +82,17 @@ def export(*words: Any) -> int:
     return cli.run(lambda: command.main([str(word) for word in words]))
 
 
-def latents() -> NDArray[np.float32]:
-    return np.random.default_rng(1).normal(size=(5, 3)).astype(np.float32)
+def latents(size: int = 3) -> NDArray[np.float32]:
+    return np.random.default_rng(1).normal(size=(5, size)).astype(np.float32)
+
+
+def given_to(name: str) -> tuple[NDArray[np.float32], NDArray[np.float32], dict[str, Any]]:
+    """Images, latents and labels for a model. The model of the preset iwae sees binary images."""
+    images = np.random.default_rng(2).random((5, 7, 6, 3)).astype(np.float32)
+    binary = "iwae" in ALL[name]
+    size = {"two-layer": 6, "spatial": 4}.get(name, 3)
+    told = {"label": np.int32([0, 1, 2, 0, 1])} if name in LABELLED else {}
+    return np.round(images) if binary else images, latents(size), told
 
 
 def script_of(html: str) -> str:
@@ -159,40 +193,100 @@ np.savez(sys.argv[4], **results)
 """
 
 
-@pytest.mark.parametrize("name", ["vae", "conv", "resnet", "label", "notes-ae"])
+@pytest.mark.parametrize("name", EACH)
 def test_programs_run_in_a_process_without_this_package(name: str, runs: Path, tmp_path: Path) -> None:
-    run = run_of(runs, name, *(["--preset", "notes-ae"] if name == "notes-ae" else []))
+    run = run_of(runs, name)
     assert export(run, "--format", "stablehlo", "--out", tmp_path / "programs") == 0
     loaded = jaxvae.load(run)
-    images = np.random.default_rng(2).random((5, 7, 6, 3)).astype(np.float32)
-    np.savez(tmp_path / "given.npz", images=images, latents=latents(), labels=np.int32([0, 1, 2, 0, 1]))
-    words = [tmp_path / "programs", tmp_path / "given.npz", name, tmp_path / "found.npz"]
+    images, z, told = given_to(name)
+    np.savez(tmp_path / "given.npz", images=images, latents=z, labels=np.int32([0, 1, 2, 0, 1]))
+    words = [tmp_path / "programs", tmp_path / "given.npz", "label" if told else "", tmp_path / "found.npz"]
     subprocess.run([sys.executable, "-c", ALONE, *map(str, words)], check=True)
     found = np.load(tmp_path / "found.npz")
-    told = {"label": np.int32([0, 1, 2, 0, 1])} if name == "label" else {}
     np.testing.assert_allclose(found["encode_0"], loaded.encode(images, **told), rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(found["decode_0"], loaded.decode(latents(), **told), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(found["decode_0"], loaded.decode(z, **told), rtol=1e-4, atol=1e-5)
     assert ("encode_1" in found) == (name != "notes-ae")
     text = (tmp_path / "programs" / "README.txt").read_text()
-    assert ("labels" in text) == (name == "label")
+    assert ("labels" in text) == bool(told)
 
 
-@pytest.mark.parametrize("name", ["conv", "two-layer", "label"])
+@pytest.mark.parametrize("name", EACH)
+def test_onnx_files_compute_what_the_model_computes(name: str, runs: Path, tmp_path: Path) -> None:
+    run, out = run_of(runs, name), tmp_path / "files"
+    assert export(run, "--format", "onnx", "--out", out) == 0
+    loaded = jaxvae.load(run)
+    images, z, told = given_to(name)
+    encoder, decoder = (InferenceSession(out / f"{part}.onnx") for part in ("encoder", "decoder"))
+    for count in (5, 2):  # Any number of images.
+        some = {label: values[:count] for label, values in told.items()}
+        code = encoder.run(None, {"image": images[:count], **some})
+        decoded = decoder.run(["image"], {"latent": z[:count], **some})[0]
+        assert code[0].std() > 0.01 and decoded.std() > 0.01
+        np.testing.assert_allclose(code[0], loaded.encode(images[:count], **some), rtol=0, atol=1e-5)
+        np.testing.assert_allclose(decoded, loaded.decode(z[:count], **some), rtol=0, atol=1e-5)
+    if name not in ("notes-ae", "own"):
+        draw = {"label": told["label"][:2]} if told else {}
+        _, std = loaded.model.apply(loaded.variables, jnp.asarray(images[:2]), **draw, method="encode")
+        np.testing.assert_allclose(code[1], std, rtol=0, atol=1e-5)
+    model = onnx.load(out / "decoder.onnx")
+    onnx.checker.check_model(model, full_check=True)
+    [image] = model.graph.output
+    assert "[N, 7, 6, 3]" in image.doc_string and "Intensities in [0, 1]" in image.doc_string
+    said = {entry.key: entry.value for entry in model.metadata_props}
+    assert (
+        said["image"] == image.doc_string and said["trained_on"] == "images.npz" and said["steps"] == str(loaded.step)
+    )
+    assert [i.name for i in model.graph.input] == ["latent", *told]
+    # Convolutions as such, and not the many operations of the products that take their place on a CPU.
+    kinds = Counter(node.op_type for node in model.graph.node)
+    assert kinds["Gather"] == 0 and (kinds["ConvTranspose"] == 2) == (name in ("conv", *SLOW))
+    assert len(model.graph.node) < 200
+
+
+def test_onnx_files_of_a_bfloat16_model_compute_in_float32(runs: Path, tmp_path: Path) -> None:
+    loaded = jaxvae.load(run_of(runs, "vae"))
+    low = dataclasses.replace(loaded, model=loaded.model.clone(dtype=jnp.bfloat16))
+    assert onnx_files_of(low) == onnx_files_of(loaded)
+
+
+def test_a_model_that_onnx_cannot_have(runs: Path, tmp_path: Path) -> None:
+    run = run_of(runs, "own")
+    loaded = jaxvae.load(run)
+
+    class Sorted(type(loaded.model)):  # type: ignore[misc]
+        def decode(self, latent: Any) -> Any:
+            return super().decode(jnp.sort(latent))
+
+    with pytest.raises(InputError, match="--format onnx: the model computes sort, which"):
+        onnx_files_of(dataclasses.replace(loaded, model=Sorted()))
+
+
+@pytest.mark.parametrize(("form", "package"), [("onnx", "onnx"), ("stablehlo", "flatbuffers")])
+def test_a_missing_package_is_named_with_its_extra(
+    form: Any, package: str, runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = run_of(runs, "vae")
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == package else found(name))
+    with pytest.raises(InputError, match=f"--format {form}: needs the package {package}: pip install 'jaxvae.{form}.'"):
+        formats.export_run(run, form, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", EACH)
 def test_weights_and_their_card_make_the_model_again(name: str, runs: Path, tmp_path: Path) -> None:
-    two_layer = ["--preset", "iwae", "--architecture", "two-layer", "--samples", "2", "--hidden", "8", "4"]
-    run = run_of(runs, name, *(two_layer if name == "two-layer" else []))
+    run = run_of(runs, name)
     out = tmp_path / "weights"
     assert export(run, "--format", "safetensors", "--out", out) == 0
     card = (out / "README.md").read_text()
     [code] = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
-    given: dict[str, Any] = {
-        "latents": np.zeros((2, 6 if name == "two-layer" else 3), np.float32),
-        "labels": np.int32([0, 1]),
-    }
+    _, z, told = given_to(name)
+    given: dict[str, Any] = {"latents": z, "labels": told.get("label")}
     code = code.replace('"config.json"', repr(str(out / "config.json"))).replace('"model.saf', f'"{out}/model.saf')
     exec(code, given)
-    assert given["images"].shape == (2, 7, 6, 3)
     loaded = jaxvae.load(run)
+    images = given["images"] if name == "own" else jax.nn.sigmoid(given["images"])
+    np.testing.assert_allclose(images, loaded.decode(z, **told), rtol=1e-5, atol=1e-6)
     variables = unflatten_dict(load_file(out / "model.safetensors"), sep=".")
     jax.tree.map(np.testing.assert_array_equal, variables, jax.device_get(loaded.variables))
     assert config_file.load(out / "config.json", to_use=True).likelihood == loaded.config.likelihood

@@ -1,1 +1,1 @@
-"""Trained models for use elsewhere: a web page, StableHLO, weights with a model card."""
+"""Trained models for use elsewhere: a web page, ONNX, StableHLO, weights with a model card."""

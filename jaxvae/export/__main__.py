@@ -13,9 +13,10 @@ from jaxvae.export.formats import Format, export_run
 
 DESCRIPTION = """Export a trained model for use elsewhere.
 
-html: a web page with sliders for the latents, in one file that needs nothing else. stablehlo: a folder with the encoder
-and the decoder as programs that JAX runs on any device without jaxvae. safetensors: a folder with the weights, the
-configuration and a model card. For PyTorch, see jaxvae.torch_weights."""
+html: a web page with sliders for the latents, in one file that needs nothing else. onnx: a folder with the encoder and
+the decoder for ONNX's runtimes, which need neither JAX nor Python. stablehlo: a folder with both as programs that JAX
+runs on any device without jaxvae. safetensors: a folder with the weights, the configuration and a model card. For
+PyTorch, see jaxvae.torch_weights."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,10 +7,11 @@ from typing import Literal, TypeAlias
 from jaxvae import trained
 from jaxvae.errors import InputError, SaveError
 from jaxvae.export.card import card_of
+from jaxvae.export.onnx.files import onnx_files_of
 from jaxvae.export.page import page_of
 from jaxvae.export.programs import programs_of
 
-Format: TypeAlias = Literal["html", "stablehlo", "safetensors"]
+Format: TypeAlias = Literal["html", "onnx", "stablehlo", "safetensors"]
 
 
 def export_run(run_dir: Path, form: Format, out: Path, best: bool = False) -> None:
@@ -18,8 +19,8 @@ def export_run(run_dir: Path, form: Format, out: Path, best: bool = False) -> No
 
     Args:
       run_dir: of the run.
-      form: "html", a file (`jaxvae.export.page`); "stablehlo" (`jaxvae.export.programs`) or "safetensors"
-        (`jaxvae.export.card`), a folder.
+      form: "html", a file (`jaxvae.export.page`); "onnx" (`jaxvae.export.onnx.files`), "stablehlo"
+        (`jaxvae.export.programs`) or "safetensors" (`jaxvae.export.card`), a folder.
       out: the file or folder; it must not exist.
       best: the best checkpoint by the validation images.
 
@@ -31,10 +32,15 @@ def export_run(run_dir: Path, form: Format, out: Path, best: bool = False) -> No
         raise InputError(f"--out {out}: there is something of that name")
     run = trained.load_run(run_dir, best)
     files: Mapping[str, bytes]
-    if form == "html":
-        files = {"": page_of(run).encode()}
-    else:
-        files = programs_of(run) if form == "stablehlo" else card_of(run, run_dir)
+    match form:
+        case "html":
+            files = {"": page_of(run).encode()}
+        case "onnx":
+            files = onnx_files_of(run)
+        case "stablehlo":
+            files = programs_of(run)
+        case "safetensors":
+            files = card_of(run, run_dir)
     try:
         if form != "html":
             out.mkdir()

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from jaxvae.errors import InputError, SaveError
 from jaxvae.run.directory import told, write_whole
 from jaxvae.run.tensorboard import Board
+from jaxvae.run.trackers.sink import Sink
 from jaxvae.typing import RECORD_FIELDS
 
 Record = dict[str, Any]
@@ -152,7 +153,7 @@ def _checked(values: Any, integers: Sequence[str]) -> Record:
 
 
 class RunLog:
-    """The records of one run directory: appends to its JSONL files and its TensorBoard events.
+    """The records of one run directory: appends to its JSONL files, and gives all to its `sinks`: TensorBoard is one.
 
     Args:
       run_dir: an existing directory.
@@ -172,7 +173,7 @@ class RunLog:
             with ExitStack() as stack:
                 self._metrics = stack.enter_context(path.open("a", encoding="utf-8"))
                 self._timing = stack.enter_context((run_dir / "timing.jsonl").open("a", encoding="utf-8"))
-                self._board = stack.enter_context(closing(Board(run_dir / "tensorboard", step)))
+                self.sinks: list[Sink] = [stack.enter_context(closing(Board(run_dir / "tensorboard", step)))]
                 self._files = stack.pop_all()
 
     def __enter__(self) -> Self:
@@ -196,8 +197,9 @@ class RunLog:
         self._metrics.write(json_line(line))
         self._metrics.flush()
         unit = line["unit"].replace("/", "_per_").replace(" ", "_")
-        for term in terms_of([line]):
-            self._board.scalar(f"{term}_{unit}/{line['split']}", line[term], line["step"])
+        values = {f"{term}_{unit}/{line['split']}": line[term] for term in terms_of([line])}
+        for sink in self.sinks:
+            sink.scalars(values, line["step"])
 
     def write_timing(self, event: str, **values: float) -> None:
         """Append a line to ``timing.jsonl``. Durations are in seconds."""
@@ -205,8 +207,9 @@ class RunLog:
         self._timing.flush()
 
     def write_picture(self, name: str, picture: NDArray[np.uint8], step: int) -> None:
-        """Add a picture [rows, cols, C] to TensorBoard."""
-        self._board.picture(name, picture, step)
+        """Give a picture [rows, cols, C] to TensorBoard and all other sinks."""
+        for sink in self.sinks:
+            sink.picture(name, picture, step)
 
     def sync(self) -> None:
         """Flush ``metrics.jsonl`` to disk before the checkpoint that goes with it, in case the power fails."""

@@ -3,6 +3,7 @@
 import io
 import socket
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,11 @@ class Board:
     def scalar(self, name: str, value: float, step: int) -> None:
         entry = self._summary.Value(tag=name, simple_value=value)
         self._add(step=step, summary=self._summary(value=[entry]))
+
+    def scalars(self, values: Mapping[str, float], step: int) -> None:
+        """See `jaxvae.run.trackers.sink.Sink`."""
+        for name, value in values.items():
+            self.scalar(name, value, step)
 
     def picture(self, name: str, picture: NDArray[np.uint8], step: int) -> None:
         from PIL import Image

@@ -102,6 +102,8 @@ def parse(argv: Sequence[str]) -> tuple[Arguments, Axes]:
     base = flags.defaults(base, flags.peek(argv))
     default = Arguments(base, seeds=seeds)
     arguments = flags.parse(default, tokens, prog="python -m jaxvae.sweep", description=DESCRIPTION)
+    if arguments.config.track != "none":
+        raise InputError("--track has no effect in a sweep: its members are compared in tables; --extract makes a run")
     if arguments.seeds < 1:
         raise InputError(f"--seeds must be at least 1, not {arguments.seeds}")
     if known.resume:

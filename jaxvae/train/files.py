@@ -23,13 +23,23 @@ from jaxvae.run import directory as run_dirs
 from jaxvae.run.checkpoint import Checkpoints
 from jaxvae.run.lock import NAME, RunLock
 from jaxvae.run.step_files import Saved
+from jaxvae.run.trackers import start as trackers
 from jaxvae.train.computer import splits
 from jaxvae.train.pipeline import Span, Values
 from jaxvae.train.step import TrainState
 from jaxvae.train.trainer import Trainer
 from jaxvae.versions import run_versions, version_warnings
 
-RUN_FILES = ("config.json", "metrics.jsonl", "timing.jsonl", "checkpoints", "images", "tensorboard")
+RUN_FILES = (
+    "config.json",
+    "metrics.jsonl",
+    "timing.jsonl",
+    "checkpoints",
+    "images",
+    "tensorboard",
+    "wandb",
+    trackers.ID_FILE,
+)
 
 
 class RunFiles:
@@ -89,6 +99,11 @@ class RunFiles:
             window = None if self.saved is None else self.saved.record.get("window")
             self._windows = records.Windows(config.log_every, self._steps_per_epoch, window)
             self._console = stack.enter_context(console.Console(config.epochs, total, step, self._unit))
+            if config.track != "none":
+                values = configs.values_of(config)
+                with run_dirs.told(self.run_dir, InputError):
+                    tracker = trackers.start(config.track, self.run_dir, values, self._console.say)
+                self.log.sinks.append(stack.enter_context(contextlib.closing(tracker)))
             self._stack = stack.pop_all()
         what = configs.describe(config)
         self.say(f"{what} on {self._images.name} ({self._images.source})")
@@ -207,7 +222,14 @@ class RunFiles:
         self.log.write_timing("save", step=int(state.step), blocked_seconds=time.perf_counter() - start)
 
     def _save_pictures(self, pictures: Mapping[str, Array], step: int, epoch: int) -> None:
-        for name, images in pictures.items():
+        if "latents" in pictures:
+            labels: Any = {"label": np.asarray(pictures["labels"])} if "labels" in pictures else {}
+            path = self.run_dir / "images" / f"latents_epoch_{epoch:04}.npz"
+            np.savez(path, latent=np.asarray(pictures["latents"]).astype(np.float16), **labels)
+        for name in ("reconstructions", "samples"):
+            if name not in pictures:
+                continue
+            images = pictures[name]
             values = np.asarray(images)
             grid = plots.reconstruction_grid(*values) if name == "reconstructions" else plots.image_grid(values)
             plots.save_png(self.run_dir / "images" / f"{name}_epoch_{epoch:04}.png", grid, scale=2)

@@ -25,6 +25,7 @@ from jaxvae.distributed import job as distributed
 from jaxvae.errors import Diverged, InputError, SaveError
 from jaxvae.options import flag
 from jaxvae.run import directory as run_dirs
+from jaxvae.run.trackers import start as trackers
 from jaxvae.train.files import RUN_FILES, RunFiles
 from jaxvae.train.pipeline import Pipeline, Span, Values
 from jaxvae.train.programs import steps_per_epoch
@@ -94,6 +95,8 @@ def _prepare(
     """Check all that can be checked without writing, and read the images. Every process does this."""
     if run_dir is not None:
         run_dirs.check(run_dir, resume, RUN_FILES)
+    if distributed.is_lead():
+        trackers.check(config.track)
     # All processes read the images; one tells of it.
     warn = errors.warn if distributed.is_lead() else lambda _: None
     images = given or data.load_for(config, warn)

@@ -1,5 +1,6 @@
 """The device's side of a run: its programs, each compiled once, and their data."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
@@ -14,7 +15,9 @@ from jaxvae.data.images import ImageData, Split
 from jaxvae.data.rows import Rows, mean
 from jaxvae.distributed import devices as parallel
 from jaxvae.keys import PURPOSES, Purpose, example_keys, purpose_key
+from jaxvae.models.autoencoder import AutoEncoder
 from jaxvae.models.build import build_model, can_sample, class_rows, reconstruct, sample
+from jaxvae.models.vae import LatentModel, label_of
 from jaxvae.objectives.build import build_objective
 from jaxvae.optimizer import build_optimizer
 from jaxvae.train.computer import PART_BATCHES, due, splits
@@ -40,6 +43,8 @@ from jaxvae.train.stream import Blocks, Place, part_of
 from jaxvae.typing import Array, Params
 
 SHOWN = 32  # Held-out images in a picture of reconstructions: one batch of the notes.
+MAPPED = 500  # Held-out images whose latents are kept with the pictures,
+MAPPED_VALUES = 2**21  # within this many values.
 SAMPLED = 64  # Samples from the prior in a picture.
 
 
@@ -87,6 +92,8 @@ class Trainer:
         self.optimizer = build_optimizer(config, self.steps_per_epoch)
         shown = images.split("validation" if len(images.validation) else "test")
         self._shown = {name: values[:SHOWN] for name, values in shown.items()}
+        mapped = min(MAPPED, max(SHOWN, MAPPED_VALUES // math.prod(images.image_shape)))
+        self._mapped = {name: values[:mapped] for name, values in shown.items()}
 
         platform = placement.batch.mesh.devices.flat[0].platform
         self._part = part_size(config, images.image_shape, placement.shares, platform)
@@ -292,15 +299,22 @@ class Trainer:
         return result
 
     def _pictures(self, variables: Params, keys: Mapping[Purpose, Array]) -> dict[str, Array]:
-        """Held-out images as the model sees them, with their reconstructions, [2, N, H, W, C]; samples, [N, H, W, C].
+        """Held-out images as the model sees them, with their reconstructions, [2, N, H, W, C]; samples, [N, H, W, C];
+        latents of held-out images, [N, L], with their labels, [N], if there are any.
 
-        Either is left out if the model gives none.
+        What the model does not give is left out.
         """
         key = keys["reconstructions"]
         batch = as_batch(jax.tree.map(jnp.asarray, self._shown))
         x = self.objective.inputs.observe(batch["image"], example_keys(key, 0, len(batch["image"])))
         drawn = reconstruct(self.model, variables, {**batch, "image": x}, key)
         pictures = {} if drawn is None else {"reconstructions": jnp.stack([x, drawn])}
+        if isinstance(self.model, LatentModel | AutoEncoder):
+            seen = as_batch(jax.tree.map(jnp.asarray, self._mapped))
+            x = self.objective.inputs.observe(seen["image"], example_keys(key, 0, len(seen["image"])))
+            code: Any = self.model.apply(variables, x, **label_of(self.model, seen), method="encode")
+            pictures["latents"] = code[0] if isinstance(code, tuple) else code
+            pictures |= {"labels": seen["label"]} if "label" in seen and seen["label"].ndim == 1 else {}
         if can_sample(self.model):
             # A prior that depends on the batch gets the images shown, repeated.
             given = {name: values[np.arange(SAMPLED) % len(values)] for name, values in batch.items()}
