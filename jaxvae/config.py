@@ -166,8 +166,11 @@ def _from_preset(kind: Any) -> Any:
 
     @functools.wraps(init)
     def filled(self: Any, preset: str = Fields.preset, **given: Any) -> None:
-        values = {**overrides(preset), **given}
-        if "hidden" not in given and (widths := own_widths(values.get("architecture"))):
+        chosen = overrides(preset)
+        values = {**chosen, **given}
+        # The preset's widths are meant for its own network.
+        meant = "hidden" in chosen and values.get("architecture") == chosen.get("architecture")
+        if "hidden" not in given and not meant and (widths := own_widths(values.get("architecture"))):
             values["hidden"] = widths
         init(self, preset, **values)
 

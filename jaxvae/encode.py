@@ -25,7 +25,7 @@ DESCRIPTION = """Encode images by a run's newest model. The file holds these arr
 
 mean [N, L], the posterior's means, or an autoencoder's codes; std [N, L]; codes [N, rows, columns] of discrete
 latents; label [N]; classes, the names of the labels;
-split [N], "train" or "test", of a dataset with splits; name [N], the paths of pictures in a folder."""
+split [N], "train", "validation" or "test", of a dataset with splits; name [N], the paths of pictures in a folder."""
 
 
 @dataclasses.dataclass(frozen=True)

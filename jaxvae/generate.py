@@ -16,6 +16,7 @@ from jaxvae.data.images import ImageData, with_validation
 from jaxvae.errors import InputError, suggestion
 from jaxvae.models.build import can_sample
 from jaxvae.models.priors import StandardNormal
+from jaxvae.models.quantized import QuantizedVAE
 from jaxvae.models.two_layer import TwoLayerVAE
 from jaxvae.models.vae import VAE
 from jaxvae.options import flag
@@ -113,9 +114,15 @@ def fitted(run: trained.TrainedRun, run_dir: Path, components: int, dataset: str
     for method in ("encode", "decode"):
         if not hasattr(run.model, method):
             raise InputError(f"--fit-mixture: the model {type(run.model).__name__} has no method {method}")
-    split = images_of(run, run_dir, dataset, data_dir).split("train")
+    if isinstance(run.model, QuantizedVAE):
+        raise InputError(f"--fit-mixture: {run_dir} has discrete latents, and a prior of its own for them")
+    if run.config.reads_labels and run.config.condition != "label":
+        raise InputError("--fit-mixture with --prior label needs --condition label: it fits all classes at once")
+    found = images_of(run, run_dir, dataset, data_dir)
+    split = with_validation(found, run.config.validation, run.config.validation_seed).split("train")
+    some = np.sort(np.random.default_rng(0).permutation(len(split["image"]))[:FITTED])
     examples: dict[str, Any] = {
-        name: values[:FITTED] for name, values in split.items() if name == "image" or run.config.reads_labels
+        name: values[some] for name, values in split.items() if name == "image" or run.config.reads_labels
     }
     images = examples.pop("image")
     if components > len(images):
@@ -154,7 +161,10 @@ def decode_file(run: trained.TrainedRun, path: Path, n: int) -> NDArray[np.float
         if "label" not in arrays:
             raise InputError(f"--latents {path}: holds no array label, which the model needs")
         told = {"label": arrays["label"][:n]}
-    return run.decode(latents, **told)
+    try:
+        return run.decode(latents, **told)
+    except ValueError as error:
+        raise InputError(f"--latents {path}: {error}") from None
 
 
 def _size(run: trained.TrainedRun) -> int:
@@ -167,6 +177,8 @@ def traversal(run: trained.TrainedRun, n: int, label: str | None) -> NDArray[np.
     """Rows of 8 images for the latents that change most. Raises `InputError` for a model without a N(0, I) prior."""
     if not isinstance(run.model, VAE) or not isinstance(run.model.prior, StandardNormal):
         raise InputError("--traverse needs a VAE with one layer of latents and --prior normal")
+    if label is not None and not run.config.reads_labels:
+        raise InputError(f"--label {label}: the model was trained without --condition label")
     told = None
     if run.config.reads_labels:
         told = 0 if label is None else number_of(label, run)

@@ -3,6 +3,7 @@
 import dataclasses
 import re
 import sys
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -65,7 +66,7 @@ def frames_of(run_dir: Path) -> list[NDArray[np.uint8]]:
                 _picture(epochs[epoch][kind]) for kind in ("samples", "reconstructions") if kind in epochs[epoch]
             ]
             frames.append(_beside([*pictures, *([maps[epoch]] if epoch in maps else [])]))
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise InputError(f"{run_dir / 'images'}: a picture cannot be read: {error}") from None
     height, width = (max(frame.shape[axis] for frame in frames) for axis in (0, 1))
     return [_padded(frame, height, width) for frame in frames]
@@ -79,15 +80,18 @@ def latent_maps(files: Mapping[int, Path]) -> dict[int, NDArray[np.uint8]]:
     """
     if not files:
         return {}
-    saved = {epoch: np.load(path) for epoch, path in files.items()}
+    saved = {}
+    for epoch, path in files.items():
+        with np.load(path) as file:
+            saved[epoch] = dict(file)
     latents = {epoch: np.asarray(arrays["latent"], np.float64) for epoch, arrays in saved.items()}
     together = np.concatenate(list(latents.values()))
     middle = together.mean(0)
     size = together.shape[1]
     if size > 2:
         # The last epochs would have few votes if an early one were far out; so the axes are those of all.
-        _, _, axes = np.linalg.svd(together - middle, full_matrices=False)
-        axes = axes[:2].T
+        _, axes = np.linalg.eigh(np.cov(together, rowvar=False))
+        axes = axes[:, :-3:-1]
     else:
         middle, axes = np.zeros(size), np.eye(size, 2)
     points = {epoch: (values - middle) @ axes for epoch, values in latents.items()}

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxvae.errors import InputError
-from jaxvae.options import FRACTION, NOT_NEGATIVE, POSITIVE, option
+from jaxvae.options import FRACTION, NOT_NEGATIVE, POSITIVE, Range, option
 from jaxvae.protocols import Hyperparameters, Optimizer
 from jaxvae.typing import Array, Params
 
@@ -31,8 +31,8 @@ class Adam(Optimizer):
     """Decoupled weight decay (AdamW): a step shrinks weights by this times the learning rate."""
     clip_norm: float = option(0.0, NOT_NEGATIVE)
     """Scale gradients with a greater norm down to this norm; 0: never."""
-    skip_norm: float = option(0.0, NOT_NEGATIVE)
-    """Skip the update of a step whose gradient has a greater norm, or is not finite; 0: never."""
+    skip_norm: float = option(0.0, Range("from 0 to 1e30", lambda value: 0 <= value <= 1e30))
+    """Skip the update of a step whose gradient has a greater norm; 0: never."""
     adam_b1: float = option(0.9, FRACTION)
     """Adam's decay of the first moment."""
     adam_b2: float = option(0.999, FRACTION)
@@ -99,7 +99,7 @@ def _skipping(optimizer: optax.GradientTransformation, limit: float) -> optax.Gr
 
     def update(grads: Params, state: optax.OptState, params: Params | None = None) -> tuple[Params, optax.OptState]:
         squares: Any = sum(jnp.square(leaf).sum() for leaf in jax.tree.leaves(grads))
-        keep = squares <= limit**2  # Not if it is NaN.
+        keep = jnp.isfinite(squares) & (jnp.sqrt(squares) <= limit)
         updates, new = optimizer.update(grads, state, params)
         return jax.tree.map(lambda u: jnp.where(keep, u, 0), updates), jax.tree.map(
             lambda after, before: jnp.where(keep, after, before), new, state

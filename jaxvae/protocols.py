@@ -247,8 +247,8 @@ class PosteriorSamples(NamedTuple):
     """S latents per image and their densities, [B, S] or [B, S, ...] unless stated otherwise.
 
     `log_prior` and `log_posterior` are the log-densities of the latents of all layers together, in nats. `mean` and
-    `std` [B, L] describe the posterior of the layer next to the image. `kl` [B, L] is KL(posterior || prior) per
-    dimension, None if it has no closed form.
+    `std` [B, L] describe the posterior of the layer next to the image; for a ladder, of all layers. `kl` [B, L] is
+    KL(posterior || prior) per dimension, None if it has no closed form.
     """
 
     pixels: PixelDistribution
@@ -270,6 +270,7 @@ class Objective(Component, Protocol):
       latent_model: whether it trains a model with a distribution of latents, rather than an autoencoder.
       hierarchical: whether it can train models with several layers of latents.
       bound: the name of the lower bound on log p(x) that evaluation reports; "" if there is none.
+      point_posterior: whether an image has one latent, so that no number of draws changes its bound.
       tightens: whether more latents per image tighten the bound. Bounds then compare only for equal numbers of latents.
       separate: whether an image's terms depend on no other image, so that a batch may be computed in parts. Each class
         says so of itself; it is not inherited.
@@ -281,6 +282,7 @@ class Objective(Component, Protocol):
     latent_model: ClassVar[bool] = True
     hierarchical: ClassVar[bool] = False
     bound: ClassVar[str] = "elbo"
+    point_posterior: ClassVar[bool] = False
     tightens: ClassVar[bool] = False
     separate: ClassVar[bool] = False
 

@@ -364,6 +364,12 @@ def test_differences_leave_out_what_may_change_on_resume() -> None:
     ]
 
 
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_preset_has_its_values(preset: str) -> None:
+    for name, value in presets.OVERRIDES[preset].items():
+        assert getattr(PRESETS[preset], name) == value, name
+
+
 # --- What is read --------------------------------------------------------------------------------------------
 
 SHAPE = (4, 4, 1)

@@ -13,16 +13,15 @@ from numpy.typing import NDArray
 from runs import assert_members_and_devices, assert_same_run, train
 from safetensors.numpy import load_file
 from scipy import special, stats
-from small import config_of, images, keys_of, many, model_and_params
+from small import config_of, images, keys_of, many, model_and_params, subject_of
 
 import jaxvae
 from jaxvae import config_file, evaluate, generate
 from jaxvae.errors import InputError
 from jaxvae.export import formats
 from jaxvae.metrics.likelihood import log_likelihood
-from jaxvae.metrics.subject import Subject
 from jaxvae.objectives.base import Context
-from jaxvae.objectives.build import build_objective, loss_of
+from jaxvae.objectives.build import build_objective
 from jaxvae.torch_weights import params_from_torch, torch_from_params
 
 pytestmark = pytest.mark.unoptimized
@@ -152,6 +151,6 @@ def test_importance_sampling_finds_the_integral_over_the_prior(prior: str) -> No
     x = np.float64(pixels).reshape(3, -1) / 255
     log_px = stats.norm.logpdf(x[:, None], decoded, 0.3).sum(axis=-1)
     expected = special.logsumexp(log_px + log_prior, axis=1) + np.log(grid[1] - grid[0])
-    subject = Subject(config, model, params, loss_of(config), {})
+    subject = subject_of(config, model, params)
     found, error = log_likelihood(subject, {"image": pixels}, jax.random.key(5), 4000)
     assert (np.abs(found - expected) < 5 * error + 1e-3).all()

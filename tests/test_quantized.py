@@ -20,11 +20,13 @@ from jaxvae.config import PRESETS, Config
 from jaxvae.metrics import CodeUsage, Subject
 from jaxvae.models.build import build_model
 from jaxvae.models.code_prior import CodePrior
-from jaxvae.models.quantized import QuantizedVAE
+from jaxvae.models.quantized import Quantized, QuantizedVAE
 from jaxvae.models.quantizers import DEAD, DECAY, FiniteScalarQuantizer, VectorQuantizer, nearest, perplexity
 from jaxvae.objectives.base import Context
 from jaxvae.objectives.build import build_objective, loss_of
+from jaxvae.objectives.vq import Vq
 from jaxvae.optimizer import build_optimizer
+from jaxvae.protocols import PixelDistribution
 from jaxvae.train.step import init_state, make_train_step
 from jaxvae.trained import TrainedRun
 
@@ -68,8 +70,8 @@ def test_perplexity() -> None:
 
 
 def test_fsq_rounds_to_the_nearest_level_within_bounds() -> None:
-    levels = (8, 5, 2)
-    quantizer = FiniteScalarQuantizer(80, levels)
+    levels = (8, 5, 3)
+    quantizer = FiniteScalarQuantizer(120, levels)
     features = np.random.default_rng(2).normal(0, 3, (4, 50, 3))
     (codes, vectors), variables = quantizer.init_with_output(KEY, jnp.float32(features), method="quantize")
     expected = np.empty_like(features)
@@ -86,14 +88,14 @@ def test_fsq_rounds_to_the_nearest_level_within_bounds() -> None:
 
 
 def test_every_fsq_code_has_a_vector_of_its_own_and_can_be_reached() -> None:
-    quantizer = FiniteScalarQuantizer(24, (4, 3, 2))
-    codes = jnp.arange(24)[None]
+    quantizer = FiniteScalarQuantizer(36, (4, 3, 3))
+    codes = jnp.arange(36)[None]
     vectors, variables = quantizer.init_with_output(KEY, codes, method="embed")
-    assert len(np.unique(vectors[0], axis=0)) == 24
+    assert len(np.unique(vectors[0], axis=0)) == 36
     # A vector is reached by features whose bounded values are near it.
     far = np.stack(np.meshgrid(*[np.linspace(-4, 4, 60)] * 3), -1).reshape(1, -1, 3)
     reached = quantizer.apply(variables, jnp.float32(far), method="quantize")[0]
-    np.testing.assert_array_equal(np.unique(reached), np.arange(24))
+    np.testing.assert_array_equal(np.unique(reached), np.arange(36))
 
 
 def test_fsq_passes_the_gradient_of_its_bound() -> None:
@@ -235,6 +237,34 @@ def test_the_loss_pulls_vectors_and_codes_together(codebook: str) -> None:
     assert ("quantizer" in gradient) == (codebook == "gradient")
 
 
+@pytest.mark.parametrize("codebook", ["average", "gradient"])
+def test_gradients_pass_the_quantiser_and_meet_in_the_cost(codebook: str) -> None:
+    """The straight-through estimator, and the second and third term of equation 3, each with its own weight."""
+    objective = Vq(codes=5, code_size=2, codebook=codebook, commitment=0.3)
+    quantizer = objective.quantizer()
+    rng = np.random.default_rng(7)
+    features, weights = jnp.float32(rng.normal(size=(2, 3, 4, 2)))
+    variables = quantizer.init(KEY, features, method="quantize")
+
+    def decoded(features: jax.Array, variables: Any) -> jax.Array:
+        vectors = quantizer.apply(variables, features, method="quantize")[1]
+        return (weights * quantizer.apply(variables, features, vectors, method="through")).sum()
+
+    by_features, by_codebook = jax.grad(decoded, (0, 1))(features, variables)
+    np.testing.assert_allclose(by_features, weights, rtol=1e-6)
+    assert all(float(jnp.abs(leaf).max()) == 0 for leaf in jax.tree.leaves(by_codebook))
+
+    vectors = quantizer.apply(variables, features, method="quantize")[1]
+
+    def cost(features: jax.Array, vectors: jax.Array) -> jax.Array:
+        nothing = jnp.zeros(())
+        return objective.cost(Quantized(PixelDistribution(nothing), features, vectors, nothing, nothing)).sum()
+
+    by_features, by_vectors = jax.grad(cost, (0, 1))(features, vectors)
+    np.testing.assert_allclose(by_features, 2 * 0.3 * (features - vectors), rtol=1e-5)
+    np.testing.assert_allclose(by_vectors, (codebook == "gradient") * 2 * (vectors - features), rtol=1e-5)
+
+
 def test_the_codebook_is_the_same_on_all_devices_and_that_of_one() -> None:
     """Restarts included: many codes are dead after some steps."""
     config = config_of("vq", codes=40)
@@ -323,10 +353,12 @@ def test_the_usage_of_codes_is_counted_over_all_images() -> None:
     [
         (["--objective", "vq"], "--objective vq needs --latents spatial (--architecture conv or resnet)"),
         (["--preset", "vq-vae", "--latent-size", "12"], "--latent-size 12 has no effect: it needs --objective"),
-        (["--preset", "fsq", "--levels", "1"], "--levels must be two levels or more"),
+        (["--preset", "fsq", "--levels", "1"], "--levels must be from 3 to 256 levels"),
         (["--preset", "fsq", "--codes", "64"], "--codes 64 has no effect: it needs --objective vq"),
         (["--preset", "vq-vae", "--prior-layers", "0", "--prior-width", "8"], "--prior-width 8 has no effect"),
         (["--preset", "vq-vae", "--prior", "label"], "--prior label has no effect"),
+        (["--preset", "vq-vae", "--ema", "0.9"], "--ema needs --codebook gradient"),
+        (["--preset", "fsq", "--model", "own_parts:Net"], "--objective fsq trains a model of its own"),
     ],
 )  # fmt: skip
 def test_conflicting_flags_are_refused(

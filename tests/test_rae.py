@@ -99,7 +99,7 @@ def test_images_are_drawn_from_a_mixture_fitted_to_the_codes(
     assert draw("--fit-mixture", "2", "-n", "4") == 0
     assert "4 images -> " in capsys.readouterr().out
     for args, said in (
-        (["--fit-mixture", "65"], "--fit-mixture 65 is more than the 64 training images"),
+        (["--fit-mixture", "65"], "--fit-mixture 65 is more than the 59 training images"),
         (["--fit-mixture", "-1"], "--fit-mixture must be at least 1, not -1"),
         (["--data-dir", str(tmp_path)], "--data-dir has no effect without --nearest, --interpolate or --fit-mixture"),
     ):

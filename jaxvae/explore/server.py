@@ -1,7 +1,6 @@
 """The server of the page: Bokeh's, with a token on every address but this machine's own."""
 
 import hmac
-import ipaddress
 import logging
 import secrets
 from collections.abc import Sequence
@@ -107,12 +106,14 @@ class Server:
         self._runs = runs
         token = None if _is_loopback(host) else secrets.token_urlsafe(24)
         asked = "" if token is None else f"?token={token}"
+        # Browsers keep images by their address, and another server of this port may show another run.
+        own = asked or f"?v={secrets.token_hex(4)}"
         name = f"[{host}]" if ":" in host else host
         self.url = f"http://{name}:{self.port}/{asked}"
         for name in ("tornado.access", "bokeh"):  # A refused request is no trouble, nor a visitor who leaves.
             logging.getLogger(name).setLevel(logging.ERROR)
         self._application = _Guarded(
-            {"/": Application(FunctionHandler(lambda document: page.build(document, runs, self._images(asked))))},
+            {"/": Application(FunctionHandler(lambda document: page.build(document, runs, self._images(own))))},
             token=token,
             # With a token, the page may have any name. Without, it may come through a tunnel from another port.
             extra_websocket_origins=["*"] if token else [f"{name}:*" for name in _LOCAL],
@@ -143,7 +144,5 @@ class Server:
 
 
 def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
+    """Whether requests to this address are checked by its name, rather than by a token."""
+    return host in ("localhost", "127.0.0.1", "::1")

@@ -12,6 +12,7 @@ from jax import export
 from jaxvae.errors import InputError, one_line
 from jaxvae.models.autoencoder import AutoEncoder
 from jaxvae.models.layers import float32_products
+from jaxvae.models.quantized import QuantizedVAE
 from jaxvae.models.vae import LatentModel
 from jaxvae.trained import TrainedRun
 from jaxvae.typing import Array
@@ -72,7 +73,8 @@ def functions_of(run: TrainedRun, form: str) -> Functions:
     latents = jax.ShapeDtypeStruct(found[0].shape, jnp.float32)
     names = tuple(f"encoded_{place}" for place in range(len(found)))
     if not own:
-        names = ("mean", "std") if len(found) == 2 else ("code",)
+        one = ("latent",) if isinstance(run.model, QuantizedVAE) else ("code",)
+        names = ("mean", "std") if len(found) == 2 else one
     return Functions(encode, decode, images, latents, labels, names)
 
 

@@ -103,6 +103,10 @@ class LogLikelihood(Metric):
         """See `Component`."""
         if self.samples and not self.applies(config):
             raise InputError(f"--samples: the model was trained on {config.objective}, which has no likelihood")
+        if self.samples and config.parts.objective.point_posterior:
+            raise InputError(
+                f"--samples: with --objective {config.objective} an image has one latent, so the bound stays what it is"
+            )
 
     def applies(self, config: Any) -> bool:
         """See `Metric`."""

@@ -130,7 +130,8 @@ def _distances(found: _Features) -> dict[str, Measured]:
         kid, error = mean_and_error(kernel_distances(real, drawn, KID_SUBSETS, size))
         measured["kid"] = Measured(kid, "", error, f"; {KID_SUBSETS} subsets of {size:,}")
     if fewest > NEIGHBOURS:
-        values = precision_and_recall(real[:fewest], drawn[:fewest], NEIGHBOURS)
+        some = np.sort(np.random.default_rng(0).permutation(len(real))[:fewest])  # A folder is in the order of classes.
+        values = precision_and_recall(real[some], drawn[:fewest], NEIGHBOURS)
         for name, value in zip(("precision", "recall"), values, strict=True):
             measured[name] = Measured(value, note=f"; {NEIGHBOURS} neighbours, {fewest:,} of each")
     return measured

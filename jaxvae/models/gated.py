@@ -46,7 +46,9 @@ class GatedEncoder(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        features: Array = GatedLayers((*self.hidden, self.out_size), self.dtype, name="layers")(x.reshape(len(x), -1))
+        features: Array = GatedLayers((*self.hidden, self.out_size), self.dtype, name="layers")(
+            x.reshape(x.shape[0], -1)
+        )
         return features
 
 

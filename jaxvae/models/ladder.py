@@ -85,10 +85,10 @@ class LadderVAE(LatentModel):
             prior_mean, prior_std = split_posterior(prior, self.head)
             z = choose(layer, mean, std)
             for name, value in zip(found, (mean, std, prior_mean, prior_std, z), strict=True):
-                found[name].append(value.reshape(len(value), -1))
+                found[name].append(value.reshape(value.shape[0], -1))
             return z
 
-        pixels = self._down(len(features[0]), pick)
+        pixels = self._down(features[0].shape[0], pick)
         return pixels, {name: jnp.concatenate(values, axis=1) for name, values in found.items()}
 
     def encode(self, x: Float[Array, "B H W C"]) -> tuple[Float[Array, "B L"], Float[Array, "B L"]]:
@@ -125,7 +125,7 @@ class LadderVAE(LatentModel):
         del label
         lead, flat = latent.shape[:-1], latent.reshape(-1, latent.shape[-1])
         given = self._split(flat)
-        location, scale = self._down(len(flat), lambda layer, level, prior, state: given[layer])
+        location, scale = self._down(flat.shape[0], lambda layer, level, prior, state: given[layer])
         shaped = scale.reshape(*lead, *scale.shape[1:]) if scale is not None and scale.ndim else scale
         return PixelDistribution(location.reshape(*lead, *location.shape[1:]), shaped)
 

@@ -59,10 +59,10 @@ class QuantizedVAE(LatentModel):
     def _features(self, x: Array, label: Array | None) -> Array:
         # Spatial latents have their channels first.
         features: Array = self.encoder(self.labelled(x, label))
-        return features.reshape(len(x), self.quantizer.size, -1).swapaxes(1, 2)
+        return features.reshape(x.shape[0], self.quantizer.size, -1).swapaxes(1, 2)
 
     def _latent(self, vectors: Array) -> Array:
-        return vectors.swapaxes(1, 2).reshape(len(vectors), -1)
+        return vectors.swapaxes(1, 2).reshape(vectors.shape[0], -1)
 
     def codes(self, x: Float[Array, "B H W C"], label: Int[Array, " B"] | None = None) -> Int[Array, "B N"]:
         """The codes of images [B, H, W, C] in [0, 1], row by row of the places."""
@@ -97,7 +97,7 @@ class QuantizedVAE(LatentModel):
         found = self.quantize(batch)
 
         def repeated(values: Array) -> Array:
-            return jnp.broadcast_to(values[:, None], (len(values), samples, *values.shape[1:]))
+            return jnp.broadcast_to(values[:, None], (values.shape[0], samples, *values.shape[1:]))
 
         location, scale = found.pixels
         scale = repeated(scale) if scale is not None and scale.ndim else scale

@@ -151,7 +151,7 @@ class FiniteScalarQuantizer(_Usage):
         An even number of levels is not symmetric about 0, so the input is shifted until 0 gives 0 (appendix A.1).
         """
         levels = np.asarray(self.levels, np.float32)
-        half = row((levels - 1) * (1 + 1e-3) / 2, features)  # A little wider, so that two levels have a bound.
+        half = row((levels - 1) * (1 + 1e-3) / 2, features)  # A little wider: the ends are reached.
         offset, middle = row(np.where(levels % 2 == 0, 0.5, 0.0), features), row(levels // 2, features)
         bounded = jnp.tanh(features + jnp.arctanh(offset / half)) * half - offset
         digits = jnp.round(bounded)

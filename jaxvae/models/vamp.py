@@ -69,6 +69,8 @@ class Vamp(Prior):
 
     def check(self, config: Any) -> None:
         """See `Component`."""
+        if "prior" not in config.parts.objective.uses:
+            return
         if config.parts.network.hierarchical:
             raise InputError("--prior vamp needs a network with one layer of latents, which the encoder gives")
         if config.condition == "label":

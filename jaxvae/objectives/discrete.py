@@ -35,10 +35,13 @@ class Discrete(Objective):
 
     uses: ClassVar[tuple[str, ...]] = ("likelihood",)
     ignores: ClassVar[tuple[str, ...]] = ("latent_size", "head")
+    point_posterior: ClassVar[bool] = True
 
     def check(self, config: Any) -> None:
         """See `Component`."""
-        if config.parts.model is None and not config.parts.network.spatial:
+        if config.parts.model is not None:
+            raise InputError(f"--objective {config.objective} trains a model of its own: it takes no --model")
+        if not config.parts.network.spatial:
             raise InputError(f"--objective {config.objective} needs --latents spatial (--architecture conv or resnet)")
 
     def idle(self, config: Any) -> Mapping[str, str]:
@@ -53,6 +56,7 @@ class Discrete(Objective):
         """See `Objective`."""
         quantizer, network, dtype = self.quantizer(), config.parts.network, jnp.dtype(config.compute_dtype)
         places, classes = math.prod(network.grid(image_shape)), config.classes if config.condition == "label" else 0
+        network.check_sizes(image_shape, places * quantizer.size)
         prior = CodePrior(quantizer.codes, places, self.prior_layers, self.prior_width, classes, dtype)
         return QuantizedVAE(
             image_shape,
@@ -85,5 +89,5 @@ class Discrete(Objective):
         return terms
 
     def first(self, view: View, keys: Key[Array, " B"]) -> Key[Array, ""]:
-        """The key of the whole batch's first image, the same on every device."""
+        """The key of the quantiser's update: here, that of the device's first image, for one that draws nothing."""
         return keys[0]

@@ -8,8 +8,8 @@ from jaxvae.objectives.discrete import Discrete
 from jaxvae.options import Range, option
 
 _LEVELS = Range(
-    "two levels or more for each dimension, and at most 65536 codes",
-    lambda value: len(value) > 0 and min(value) >= 2 and product(value) <= 2**16,
+    "from 3 to 256 levels for each dimension, and at most 65536 codes",
+    lambda value: len(value) > 0 and all(3 <= levels <= 256 for levels in value) and product(value) <= 2**16,
 )
 
 

@@ -38,6 +38,8 @@ class Rae(Objective):
 
     def check(self, config: Any) -> None:
         """See `Component`."""
+        if config.parts.model is not None:
+            raise InputError(f"--objective {config.objective} trains an autoencoder of its own: it takes no --model")
         if config.head not in ("relu", "linear"):
             raise InputError(
                 f"--objective {config.objective} needs --head relu or linear: a code has no standard deviation"

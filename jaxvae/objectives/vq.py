@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float, Key
 
+from jaxvae.errors import InputError
 from jaxvae.keys import GENERATOR, fold_in_purpose
 from jaxvae.models.quantized import Quantized
 from jaxvae.models.quantizers import VectorQuantizer
@@ -35,6 +36,12 @@ class Vq(Discrete):
     commitment: float = option(0.25, NOT_NEGATIVE, traced=True)
     """Weight of vq's squared distance from the encoder's vectors to their codes."""
 
+    def check(self, config: Any) -> None:
+        """See `Component`."""
+        super().check(config)
+        if config.ema and self.codebook == "average":
+            raise InputError("--ema needs --codebook gradient: it does not average the codes of --codebook average")
+
     def quantizer(self) -> VectorQuantizer:
         """See `Discrete`."""
         return VectorQuantizer(self.codes, self.code_size, self.codebook == "average")
@@ -52,6 +59,6 @@ class Vq(Discrete):
         return view.gather(features)
 
     def first(self, view: View, keys: Key[Array, " B"]) -> Any:
-        """See `Discrete`."""
+        """The key of the whole batch's first image, the same on every device."""
         data = view.gather(jax.random.key_data(keys))[0]
         return fold_in_purpose(jax.random.wrap_key_data(data, impl=GENERATOR), "restart")

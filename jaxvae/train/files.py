@@ -225,7 +225,10 @@ class RunFiles:
         if "latents" in pictures:
             labels: Any = {"label": np.asarray(pictures["labels"])} if "labels" in pictures else {}
             path = self.run_dir / "images" / f"latents_epoch_{epoch:04}.npz"
-            np.savez(path, latent=np.asarray(pictures["latents"]).astype(np.float16), **labels)
+            whole = path.with_suffix(".partial")  # A movie may be made meanwhile.
+            with whole.open("wb") as file:
+                np.savez(file, latent=np.asarray(pictures["latents"]).astype(np.float16), **labels)
+            whole.replace(path)
         for name in ("reconstructions", "samples"):
             if name not in pictures:
                 continue

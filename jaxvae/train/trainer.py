@@ -92,7 +92,8 @@ class Trainer:
         self.optimizer = build_optimizer(config, self.steps_per_epoch)
         shown = images.split("validation" if len(images.validation) else "test")
         self._shown = {name: values[:SHOWN] for name, values in shown.items()}
-        mapped = min(MAPPED, max(SHOWN, MAPPED_VALUES // math.prod(images.image_shape)))
+        most = max(math.prod(images.image_shape), getattr(self.model, "latent_size", 1))
+        mapped = min(MAPPED, max(SHOWN, MAPPED_VALUES // most))
         self._mapped = {name: values[:mapped] for name, values in shown.items()}
 
         platform = placement.batch.mesh.devices.flat[0].platform

@@ -1,6 +1,7 @@
 """The metrics and the pictures of a run, while it trains."""
 
 import re
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -122,13 +123,15 @@ def _stamp(path: Path) -> tuple[str, int, int]:
 def _figure(path: Path) -> str:
     kind, _, epoch = path.stem.partition("_epoch_")
     try:
+        if not path.is_file() or path.stat().st_size > _MOST_BYTES:
+            return ""
         content = path.read_bytes()
     except OSError:  # A run may replace it.
         return ""
     # The size is in the first chunk of a PNG file.
-    if len(content) > _MOST_BYTES or content[:8] != b"\x89PNG\r\n\x1a\n":
+    if content[:8] != b"\x89PNG\r\n\x1a\n":
         return ""
     width, height = (int.from_bytes(content[start : start + 4], "big") for start in (16, 20))
     name = f"{kind.capitalize()}, epoch {int(epoch) if re.fullmatch(r'[0-9]+', epoch) else '?'}"
     shown = pictures.html_of(content, width, height, name)
-    return f"<figure><figcaption>{name}</figcaption>{shown}</figure>"
+    return f"<figure><figcaption>{escape(name)}</figcaption>{shown}</figure>"

@@ -56,6 +56,12 @@ def _one_minus_erf(graph: Graph, values: Sequence[Value], _: Mapping[str, Any]) 
     return graph.node("Sub", [np.array(1.0, np.float32), Named(graph.node("Erf", values), values[0].shape)])
 
 
+def _round(graph: Graph, values: Sequence[Value], params: Mapping[str, Any]) -> str:
+    if params["rounding_method"].name != "TO_NEAREST_EVEN":
+        raise InputError("--format onnx: the model rounds halves away from zero, which this export does not know")
+    return graph.node("Round", values)
+
+
 ELEMENTWISE: Mapping[str, Elementwise] = {
     **{name: _one(name.capitalize()) for name in ("add", "sub", "mul", "div", "max", "min", "pow", "exp", "log")},
     **{name: _one(name.capitalize()) for name in ("tanh", "sqrt", "neg", "abs", "erf", "sign", "floor", "ceil")},
@@ -63,6 +69,7 @@ ELEMENTWISE: Mapping[str, Elementwise] = {
     **{"eq": _one("Equal"), "lt": _one("Less"), "gt": _one("Greater")},
     **{"le": _one("LessOrEqual"), "ge": _one("GreaterOrEqual"), "ne": _twice("Not", "Equal")},
     **{"logistic": _one("Sigmoid"), "stop_gradient": _one("Identity"), "copy": _one("Identity")},
+    "round": _round,
     "square": lambda graph, values, _: graph.node("Mul", [values[0], values[0]]),
     "rsqrt": _twice("Reciprocal", "Sqrt"),
     "log1p": lambda graph, values, _: graph.node("Log", [_with(graph, "Add", values[0], 1.0)]),
@@ -141,6 +148,11 @@ def _reduction(kind: str) -> Operation:
     return reduce
 
 
+def _arg_min(graph: Graph, values: Sequence[Value], params: Mapping[str, Any], out: Sequence[Any]) -> Sequence[str]:
+    found = Named(graph.node("ArgMin", values, axis=params["axes"][0], keepdims=0), out[0])
+    return [_cast(graph, [found], {"new_dtype": params["index_dtype"]})]
+
+
 def _concatenate(graph: Graph, values: Sequence[Value], params: Mapping[str, Any], _: Any) -> Sequence[str]:
     return [graph.node("Concat", values, axis=params["dimension"])]
 
@@ -188,5 +200,6 @@ OPERATIONS: Mapping[str, Operation] = {
     **{"reshape": _reshape, "squeeze": _reshape, "transpose": _transpose},
     **{"dot_general": _product, "conv_general_dilated": _convolution},
     **{f"reduce_{kind}": _reduction(f"Reduce{kind.capitalize()}") for kind in ("sum", "max", "min", "prod")},
+    "argmin": _arg_min,
     **{"concatenate": _concatenate, "slice": _slice, "split": _split, "pad": _pad, "gather": _window},
 }

@@ -2,6 +2,7 @@
 
 import queue
 import threading
+import time
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -44,9 +45,10 @@ class Background:
         """See `Sink`. Waits `CLOSE_SECONDS` at most."""
         if self._thread is None or self._failed:
             return
+        until = time.monotonic() + CLOSE_SECONDS
         try:
             self._waiting.put(None, timeout=CLOSE_SECONDS)
-            self._thread.join(CLOSE_SECONDS)
+            self._thread.join(max(0.0, until - time.monotonic()))
         except queue.Full:
             pass
         if self._thread.is_alive():

@@ -36,7 +36,8 @@ class TrackioSink:
         """See `Sink`."""
         import trackio
 
-        self._run.log({name: trackio.Image(picture.repeat(4 - picture.shape[-1], -1)[..., :3])}, step=step)
+        colours = picture.repeat(3, -1) if picture.shape[-1] == 1 else picture[..., :3]
+        self._run.log({name: trackio.Image(colours)}, step=step)
 
     def close(self) -> None:
         """See `Sink`."""

@@ -29,6 +29,7 @@ class WandbSink:
             config=dict(run.config),
             mode=mode,  # type: ignore[arg-type]
             allow_val_change=True,
+            reinit="create_new",  # A run of the caller's own stays as it is.
         )
         # Steps of our own: those of wandb may not go back, as they do when a killed run is resumed.
         self._run.define_metric("*", step_metric="step")
