@@ -41,8 +41,9 @@ def programs_of(run: TrainedRun) -> Mapping[str, bytes]:
             "encode.stablehlo": _exported(model.encode, model.images, *model.labels),
             "decode.stablehlo": _exported(model.decode, model.latents, *model.labels),
         }
+    several = len(model.encoded) > 1
     words = {
-        "encoded": "the mean and the standard deviation [N, L]" if len(model.encoded) > 1 else "the code [N, L]",
+        "encoded": "the mean and the standard deviation [N, L]" if several else f"the {model.encoded[0]} [N, L]",
         "labels": "\nBoth take the labels, int32 [N], as a second argument." if model.labels else "",
     }
     return {**files, "README.txt": README.format(**words).encode()}
