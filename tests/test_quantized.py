@@ -17,7 +17,7 @@ from small import keys_of
 
 import jaxvae
 from jaxvae.config import PRESETS, Config
-from jaxvae.explore.model import Tested, explored
+from jaxvae.explore import model as explore
 from jaxvae.metrics import CodeUsage, Subject
 from jaxvae.models.build import build_model
 from jaxvae.models.code_prior import CodePrior
@@ -330,7 +330,9 @@ def test_a_trained_model_encodes_to_codes_and_draws_images_of_a_class(tmp_path: 
     codes = run.codes(dark_or_bright[:4], label=label[:4])
     assert codes.shape == (4, 2, 2) and codes.dtype == np.int32 and codes.max() < 12
 
-    shown = explored(tmp_path / "run", images=Tested({"image": dark_or_bright[..., None], "label": label}, 64, ()))
+    shown = explore.explored(
+        tmp_path / "run", images=explore.Tested({"image": dark_or_bright[..., None], "label": label}, 64, ())
+    )
     colours = np.concatenate([shown.code_map(number).reshape(4, 3) for number in range(4)])  # type: ignore[union-attr]
     pairs = {(int(code), tuple(colour)) for code, colour in zip(codes.ravel(), colours.tolist(), strict=True)}
     assert len(pairs) == len(np.unique(codes)) == len(np.unique(colours, axis=0))
