@@ -33,7 +33,7 @@ FORMERLY: Mapping[int, Mapping[str | None, Mapping[str, Any]]] = types.MappingPr
         5: {None: {"condition": "none", "classes": 0}},
         6: {None: {"stream": "auto"}},
         7: {
-            None: {"prior_layers": 2, "prior_width": 64, "codes": 512, "code_size": 64}
+            None: {"code_prior_layers": 2, "code_prior_width": 64, "codes": 512, "code_size": 64}
             | {"codebook": "average", "commitment": 0.25, "levels": (8, 8, 8), "maps": 4, "skip_norm": 0.0}
             | {"mixture_components": 50, "pseudo_inputs": 500, "flow_layers": 6, "flow_width": 64}
             | {"capacity": 25.0, "capacity_weight": 10.0, "capacity_epochs": 0.0, "code_l2": 0.01, "decoder_l2": 1e-4}

@@ -29,6 +29,7 @@ from jaxvae.trained import load_run
 COMPARED = ("notes-ae", "notes-vae", "vae")  # Presets that are compared over devices and processes.
 PATIENCE = 600.0  # Seconds until a test gives up on what hangs. Some machines are very slow.
 SMALL = ["--hidden", "16", "8", "--latent-size", "4", "--batch-size", "8"]
+SIZED = ("ladder", "vq-vae", "fsq")  # Presets that have no --latent-size: other flags, or the image, decide it.
 
 
 def train(*args: str) -> int:

@@ -134,7 +134,8 @@ def test_images_are_repeated_within_the_memory(monkeypatch: pytest.MonkeyPatch) 
     [
         (
             ["--preset", "notes-va"],
-            "error: --preset notes-va: unknown; choose from notes-ae, notes-vae, vae, iwae; did you mean notes-vae?\n",
+            "error: --preset notes-va: unknown; choose from notes-ae, notes-vae, vae, iwae, vamp, ladder, vq-vae, fsq; "
+            "did you mean notes-vae?\n",
         ),
         (["--batch-size", "0"], "error: --batch-size must be at least 1, not 0\n"),
         (

@@ -247,8 +247,8 @@ ADDED_SINCE = {
     "step_kernels": "plain", "flip": False,
     "condition": "none", "classes": 0,
     "stream": "auto",
-    "prior_layers": 2, "prior_width": 64, "codes": 512, "code_size": 64, "codebook": "average", "commitment": 0.25,
-    "levels": [8, 8, 8], "maps": 4, "skip_norm": 0.0,
+    "code_prior_layers": 2, "code_prior_width": 64, "codes": 512, "code_size": 64, "codebook": "average",
+    "commitment": 0.25, "levels": [8, 8, 8], "maps": 4, "skip_norm": 0.0,
     "mixture_components": 50, "pseudo_inputs": 500, "flow_layers": 6, "flow_width": 64,
     "capacity": 25.0, "capacity_weight": 10.0, "capacity_epochs": 0.0, "code_l2": 0.01, "decoder_l2": 1e-4,
     "track": "none",
@@ -396,7 +396,17 @@ CONDITIONAL = {
     *("blocks", "latents", "resize", "condition", "classes"),
     *("mixture_components", "pseudo_inputs", "flow_layers", "flow_width"),
     *("capacity", "capacity_weight", "capacity_epochs", "code_l2", "decoder_l2"),
-    *("prior_layers", "prior_width", "codes", "code_size", "codebook", "commitment", "levels", "maps", "skip_norm"),
+    *(
+        "code_prior_layers",
+        "code_prior_width",
+        "codes",
+        "code_size",
+        "codebook",
+        "commitment",
+        "levels",
+        "maps",
+        "skip_norm",
+    ),
 }
 # User-defined components, for fields with at most one built-in choice.
 OWN = {"model": "own:model", "prior": "own:Prior", "optimizer": "own:sgd"}
@@ -438,7 +448,7 @@ def combinations() -> list[Config]:
     vae += [{"prior": name} for name in ("mixture", "vamp", "realnvp")]
     vae += [{"skip_norm": 9.0}]
     dense = [name for name in PRESETS if name not in ("ladder", "vq-vae", "fsq")]
-    spatial = {"hidden": (3,), "prior_width": 4, "prior_layers": 1}
+    spatial = {"hidden": (3,), "code_prior_width": 4, "code_prior_layers": 1}
     others = [
         {"preset": "ladder"},
         {"preset": "vq-vae", **spatial, "codes": 3, "code_size": 2},

@@ -21,8 +21,8 @@ pytestmark = pytest.mark.unoptimized
 SHAPE = (6, 8, 1)
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "ladder": ("ladder", {"hidden": (8,), "maps": 1}),
-    "vq": ("vq-vae", {"hidden": (8,), "codes": 12, "code_size": 4, "prior_width": 8}),
-    "fsq": ("fsq", {"hidden": (8,), "levels": (4, 3), "prior_width": 8}),
+    "vq": ("vq-vae", {"hidden": (8,), "codes": 12, "code_size": 4, "code_prior_width": 8}),
+    "fsq": ("fsq", {"hidden": (8,), "levels": (4, 3), "code_prior_width": 8}),
     "vamp": ("vamp", {"hidden": (8,), "latent_size": 3, "pseudo_inputs": 5}),
     "realnvp": ("vae", {"prior": "realnvp", "hidden": (8,), "latent_size": 4}),
 }

@@ -83,7 +83,7 @@ def test_members_with_a_state_or_layers_of_their_own_are_single_runs(
     preset: str, swept: dict[str, tuple[float, float]], given: dict[str, Any], images: NDArray[np.uint8]
 ) -> None:
     small = {"hidden": (8,), "batch_size": 8, "epochs": 2, "validation": 0.0}
-    layers = {} if preset == "ladder" else {"prior_width": 8, "prior_layers": 1}
+    layers = {} if preset == "ladder" else {"code_prior_width": 8, "code_prior_layers": 1}
     config = dataclasses.replace(PRESETS[preset], **{**small, **layers, **given})
     ((name, values),), images_ = swept.items(), ImageData("digits", "a test", images[:64], images[64:])
     result = train_members(config, images_, (0, 3), swept, jax.devices()[:1])
@@ -238,7 +238,8 @@ def test_members_of_binarised_images_are_runs_on_them(images: NDArray[np.uint8])
 
 def test_every_swept_number_is_known_to_the_config() -> None:
     assert set(TRACED) <= {field.name for field in dataclasses.fields(Config)}
-    assert set(TRACED) == {"learning_rate", "weight_decay", "beta", "free_bits", "mmd_weight"}
+    expected = {"learning_rate", "weight_decay", "beta", "free_bits", "mmd_weight", "commitment"}
+    assert set(TRACED) == expected | {"capacity", "capacity_weight", "code_l2", "decoder_l2"}
 
 
 @pytest.mark.unoptimized

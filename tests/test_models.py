@@ -138,7 +138,9 @@ def test_bfloat16_models_return_float32(preset: str) -> None:
     params = low.init(KEY, x, KEY)
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
     exact, rough = model.apply(params, x, KEY), low.apply(params, x, KEY)
-    assert {leaf.dtype for leaf in jax.tree.leaves(rough)} == {jnp.dtype("float32")}
+    assert {leaf.dtype for leaf in jax.tree.leaves(rough)} - {jnp.dtype("int32")} == {jnp.dtype("float32")}
+    if preset in ("vq-vae", "fsq"):  # A code may be another one.
+        return
     error = np.abs(np.asarray(exact.x_hat) - np.asarray(rough.x_hat)).max()
     assert 0 < error < 0.02  # bfloat16 keeps 8 bits: different, but close.
 

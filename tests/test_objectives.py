@@ -103,11 +103,13 @@ def test_conflicting_options_are_refused(changes: dict[str, Any], words: str) ->
 def test_evaluation_of_an_example_does_not_depend_on_the_batch(name: str) -> None:
     latents = OBJECTIVES[name].latent_model
     needed = {"mmd_weight": 1.0} if name == "info" else {}
-    config = Config("vae", objective=name, hidden=(4,), latent_size=5, **needed)
+    size = {"architecture": "conv", "latents": "spatial"} if name in ("vq", "fsq") else {"latent_size": 5}
+    config = Config("vae", objective=name, hidden=(4,), **needed, **size)
     model, loss = build_model(config, (4, 3, 2)), build_objective(config, 1, 100)
     x = jnp.float32(np.random.default_rng(3).uniform(size=(6, 4, 3, 2)))
     variables = jax.jit(lambda key: init_variables(model, key, {"image": x[:1]}))(jax.random.key(0))
-    of = jax.jit(lambda x, keys: loss.of(model, variables, {"image": x}, keys, Context())[0])
+    params = {"params": variables.pop("params")}
+    of = jax.jit(lambda x, keys: loss.of(model, params, {"image": x}, keys, Context(), variables)[0])
     keys = jax.random.split(jax.random.key(1), 6)
     terms = of(x, keys)
     assert {v.shape for v in terms.values()} == {(6,)}

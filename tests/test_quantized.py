@@ -35,7 +35,13 @@ pytestmark = pytest.mark.unoptimized
 
 KEY = jax.random.key(3)
 SHAPE = (6, 8, 1)
-SMALL: dict[str, Any] = {"hidden": (8,), "batch_size": 8, "prior_width": 8, "prior_layers": 1, "validation": 0.0}
+SMALL: dict[str, Any] = {
+    "hidden": (8,),
+    "batch_size": 8,
+    "code_prior_width": 8,
+    "code_prior_layers": 1,
+    "validation": 0.0,
+}
 
 
 def config_of(objective: str, **changes: Any) -> Config:
@@ -291,7 +297,18 @@ def test_the_codebook_is_the_same_on_all_devices_and_that_of_one() -> None:
 
 def flags_of(objective: str) -> list[str]:
     own = ["--codes", "12", "--code-size", "4"] if objective == "vq-vae" else ["--levels", "4", "3"]
-    small = ["--hidden", "8", "--prior-width", "8", "--prior-layers", "1", "--batch-size", "16", "--validation", "0"]
+    small = [
+        "--hidden",
+        "8",
+        "--code-prior-width",
+        "8",
+        "--code-prior-layers",
+        "1",
+        "--batch-size",
+        "16",
+        "--validation",
+        "0",
+    ]
     return ["--preset", objective, *own, *small, "--image-every", "0"]
 
 
@@ -364,7 +381,7 @@ def test_the_usage_of_codes_is_counted_over_all_images() -> None:
         (["--preset", "vq-vae", "--latent-size", "12"], "--latent-size 12 has no effect: it needs --objective"),
         (["--preset", "fsq", "--levels", "1"], "--levels must be from 3 to 256 levels"),
         (["--preset", "fsq", "--codes", "64"], "--codes 64 has no effect: it needs --objective vq"),
-        (["--preset", "vq-vae", "--prior-layers", "0", "--prior-width", "8"], "--prior-width 8 has no effect"),
+        (["--preset", "vq-vae", "--code-prior-layers", "0", "--code-prior-width", "8"], "--code-prior-width 8 has no effect"),
         (["--preset", "vq-vae", "--prior", "label"], "--prior label has no effect"),
         (["--preset", "vq-vae", "--ema", "0.9"], "--ema needs --codebook gradient"),
         (["--preset", "fsq", "--model", "own_parts:Net"], "--objective fsq trains a model of its own"),

@@ -67,7 +67,7 @@ def test_an_unknown_flag_or_row_or_field_is_refused() -> None:
         dataclasses.replace(TINY, flags=f"{TINY.flags} --hiden 8").config()
     with pytest.raises(InputError, match="no row is called 'iwae'; there are flax-vae, "):
         rows.by_name("iwae")
-    with pytest.raises(InputError, match="an open row: it has not been trained to its end yet "):
+    with pytest.raises(InputError, match="an open row: it has not been trained to its end yet"):
         rows.by_name("vq-vae").config()
     with pytest.raises(TypeError, match="steps"):
         dataclasses.replace(TINY, steps=5)  # type: ignore[call-arg]

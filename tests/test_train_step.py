@@ -8,6 +8,7 @@ import optax
 import pytest
 from jax.sharding import Mesh, PartitionSpec
 from numpy.typing import NDArray
+from runs import SIZED
 
 from jaxvae.config import PRESETS
 from jaxvae.keys import example_keys, purpose_key
@@ -27,7 +28,8 @@ NOISE = purpose_key(0, "train-noise")
 
 
 def parts(preset: str) -> tuple[AutoEncoder | VAE, Any, Any, TrainState]:
-    config = dataclasses.replace(PRESETS[preset], hidden=(16, 8), latent_size=4)
+    size = {} if preset in SIZED else {"latent_size": 4}
+    config = dataclasses.replace(PRESETS[preset], hidden=(16, 8), **size)
     model, optimizer = build_model(config, SHAPE), build_optimizer(config, steps_per_epoch=3)
     state = jax.jit(lambda key: init_state(model, optimizer, key))(purpose_key(0, "init"))
     return model, build_objective(config), optimizer, state
@@ -63,7 +65,7 @@ def test_step_is_the_gradient_step_written_out(preset: str, images: NDArray[np.u
 
     @jax.jit
     def terms(params: Any) -> Any:
-        return objective.of(model, params, {"image": x}, keys, Context(jnp.int32(0)))[0]
+        return objective.of(model, params, {"image": x}, keys, Context(jnp.int32(0)), state.collections)[0]
 
     expected = terms(state.params)
     assert {"loss"} <= metrics.keys() <= expected.keys()
@@ -93,10 +95,9 @@ def test_each_step_and_each_example_has_noise_of_its_own(images: NDArray[np.uint
 def test_a_batch_in_parts_has_the_same_gradients(
     objective: str, axis_name: str | None, images: NDArray[np.uint8]
 ) -> None:
-    preset = "notes-ae" if objective == "mse" else "vae"
-    config = dataclasses.replace(
-        PRESETS[preset], objective=objective, architecture="conv", hidden=(4, 8), latent_size=3
-    )
+    preset = {"mse": "notes-ae", "fsq": "fsq"}.get(objective, "vae")
+    size = {} if preset in SIZED else {"latent_size": 3}
+    config = dataclasses.replace(PRESETS[preset], objective=objective, architecture="conv", hidden=(4, 8), **size)
     model, optimizer = build_model(config, SHAPE), build_optimizer(config)
     loss = build_objective(config)
     state = init_state(model, optimizer, jax.random.key(1))

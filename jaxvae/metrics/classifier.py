@@ -29,6 +29,7 @@ from jaxvae.keys import key_of
 from jaxvae.models.convolution import Conv
 from jaxvae.models.layers import float32_products
 from jaxvae.optimizer import Adam
+from jaxvae.train.step import intensities
 from jaxvae.typing import Array, Params
 
 VERSION = 1  # Of all that follows here. Another one is another classifier, and makes other numbers.
@@ -68,7 +69,7 @@ def features_and_logits(
     def run(params: Params, batch: Mapping[str, Array], keys: Array) -> tuple[Array, Array]:
         del keys
         model: Any = Classifier(classes)
-        features, logits = model.apply({"params": params["params"]}, _intensities(batch["image"]))
+        features, logits = model.apply({"params": params["params"]}, intensities(batch["image"]))
         return features / params["scale"], logits
 
     examples = {"image": images}
@@ -106,10 +107,6 @@ def trained(images: Any, labels: NDArray[Any], name: str) -> tuple[str, Params, 
     return full_name, params, classes
 
 
-def _intensities(images: Array) -> Array:
-    return images.astype(jnp.float32) / 255
-
-
 @float32_products
 def _train(images: Any, labels: NDArray[Any], classes: int) -> Params:
     """Adam on the cross entropy, its rate falling along a cosine. The order of the images has a fixed seed."""
@@ -120,7 +117,7 @@ def _train(images: Any, labels: NDArray[Any], classes: int) -> Params:
     @jax.jit
     def step(params: Params, state: Any, batch: Array, told: Array) -> tuple[Params, Any]:
         def cost(params: Params) -> Array:
-            _, logits = model.apply(params, _intensities(batch))
+            _, logits = model.apply(params, intensities(batch))
             loss: Array = optax.softmax_cross_entropy_with_integer_labels(logits, told).mean()
             return loss
 

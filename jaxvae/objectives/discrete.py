@@ -28,9 +28,9 @@ class Discrete(Objective):
     section 3.1). The prior of the codes is trained with the model, and changes neither encoder nor decoder.
     """
 
-    prior_layers: int = option(2, COUNT)
+    code_prior_layers: int = option(2, COUNT)
     """Blocks of the transformer that is the prior of vq's and fsq's codes; 0: all codes are equally likely."""
-    prior_width: int = option(64, _WIDTH)
+    code_prior_width: int = option(64, _WIDTH)
     """Width of that transformer."""
 
     uses: ClassVar[tuple[str, ...]] = ("likelihood",)
@@ -46,7 +46,7 @@ class Discrete(Objective):
 
     def idle(self, config: Any) -> Mapping[str, str]:
         """See `Component`."""
-        return {} if self.prior_layers else {"prior_width": "--prior-layers"}
+        return {} if self.code_prior_layers else {"code_prior_width": "--code-prior-layers"}
 
     def quantizer(self) -> Any:
         """The quantiser: a Flax module such as those of `jaxvae.models.quantizers`."""
@@ -57,7 +57,7 @@ class Discrete(Objective):
         quantizer, network, dtype = self.quantizer(), config.parts.network, jnp.dtype(config.compute_dtype)
         places, classes = math.prod(network.grid(image_shape)), config.classes if config.condition == "label" else 0
         network.check_sizes(image_shape, places * quantizer.size)
-        prior = CodePrior(quantizer.codes, places, self.prior_layers, self.prior_width, classes, dtype)
+        prior = CodePrior(quantizer.codes, places, self.code_prior_layers, self.code_prior_width, classes, dtype)
         return QuantizedVAE(
             image_shape,
             network,

@@ -17,6 +17,7 @@ from jaxvae.distributed import devices as parallel
 from jaxvae.keys import PURPOSES, Purpose, example_keys, purpose_key
 from jaxvae.models.autoencoder import AutoEncoder
 from jaxvae.models.build import build_model, can_sample, class_rows, reconstruct, sample
+from jaxvae.models.layers import float32_products
 from jaxvae.models.vae import LatentModel, label_of
 from jaxvae.objectives.build import build_objective
 from jaxvae.optimizer import build_optimizer
@@ -299,6 +300,7 @@ class Trainer:
         result: Array = self._most(said)
         return result
 
+    @float32_products
     def _pictures(self, variables: Params, keys: Mapping[Purpose, Array]) -> dict[str, Array]:
         """Held-out images as the model sees them, with their reconstructions, [2, N, H, W, C]; samples, [N, H, W, C];
         latents of held-out images, [N, L], with their labels, [N], if there are any.
