@@ -381,7 +381,7 @@ def test_the_usage_of_codes_is_counted_over_all_images() -> None:
         (["--preset", "vq-vae", "--latent-size", "12"], "--latent-size 12 has no effect: it needs --objective"),
         (["--preset", "fsq", "--levels", "1"], "--levels must be from 3 to 256 levels"),
         (["--preset", "fsq", "--codes", "64"], "--codes 64 has no effect: it needs --objective vq"),
-        (["--preset", "vq-vae", "--code-prior-layers", "0", "--code-prior-width", "8"], "--code-prior-width 8 has no effect"),
+        (["--preset", "fsq", "--code-prior-layers", "0", "--code-prior-width", "8"], "--code-prior-width 8 has no"),
         (["--preset", "vq-vae", "--prior", "label"], "--prior label has no effect"),
         (["--preset", "vq-vae", "--ema", "0.9"], "--ema needs --codebook gradient"),
         (["--preset", "fsq", "--model", "own_parts:Net"], "--objective fsq trains a model of its own"),

@@ -64,7 +64,7 @@ def outliers(
         places = np.argsort(values, kind="stable")[:SHOWN]
         batch = {other: jnp.asarray(values[places]) for other, values in images.items()}
         # The key of an image follows from its place: see `jaxvae.keys.example_keys`.
-        keys = jax.vmap(lambda place: jax.random.fold_in(key, place))(jnp.asarray(places, jnp.uint32))
+        keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.asarray(places, jnp.uint32))
         shown = jax.jit(float32_products(lambda v, b, k: seen_and_reconstructed(subject, v, b, k)))
         seen, reconstructed = shown(subject.variables, batch, keys)
         found.append(Outliers(name, what, places, each[name][places], np.asarray(seen), np.asarray(reconstructed)))
