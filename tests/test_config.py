@@ -453,7 +453,7 @@ def combinations() -> list[Config]:
         {"preset": "ladder"},
         {"preset": "vq-vae", **spatial, "codes": 3, "code_size": 2},
         {"preset": "vq-vae", **spatial, "codes": 3, "code_size": 2, "codebook": "gradient"},
-        {"preset": "fsq", **spatial, "levels": (3, 2)},
+        {"preset": "fsq", **spatial, "levels": (4, 3)},
     ]
     every = [{"preset": "vae", **changes} for changes in vae]
     every += [

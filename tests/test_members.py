@@ -75,7 +75,7 @@ def test_every_member_is_the_single_run_to_the_bit(preset: str, given: dict[str,
     ("preset", "swept", "given"),
     [
         ("vq-vae", {"commitment": (0.25, 2.0)}, {"codes": 8, "code_size": 4}),
-        ("fsq", {"learning_rate": (1e-3, 1e-2)}, {"levels": (3, 2)}),
+        ("fsq", {"learning_rate": (1e-3, 1e-2)}, {"levels": (4, 3)}),
         ("ladder", {"beta": (1.0, 0.1)}, {"maps": 1}),
     ],
 )

@@ -79,5 +79,5 @@ def _covered(features: Features, by: Features, k: int) -> float:
 
 def _squared_distances(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
     squares = np.square(x).sum(axis=1)[:, None] + np.square(y).sum(axis=1)
-    distances: NDArray[np.float64] = np.maximum(squares - 2 * x @ y.T, 0)
+    distances: NDArray[np.float64] = np.maximum(squares - 2 * (x @ y.T), 0)
     return distances
