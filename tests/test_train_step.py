@@ -151,7 +151,7 @@ def test_with_axis_name_many_devices_compute_what_one_does(
         new, got = jax.jit(run)(state, batch, NOISE)
     assert_trees_close(got, metrics, rtol=1e-5, atol=0)
     # Adam's first step is lr * sign(g): where a gradient is 0 to rounding, its sign is not determined.
-    assert_trees_close(new.opt_state[0].mu, expected.opt_state[0].mu, rtol=1e-4, atol=1e-8)
+    assert_trees_close(new.opt_state[0].mu, expected.opt_state[0].mu, rtol=1e-4, atol=1e-6 if preset == "fsq" else 1e-8)
 
 
 def run_steps(preset: str, steps_per_epoch: int, batch_size: int = 8, capacity: int | None = 12) -> Any:
@@ -275,10 +275,10 @@ def test_evaluate_takes_every_image_once_whatever_the_size(preset: str, size: in
     model, objective, _, state = parts(preset)
     key, test = purpose_key(0, "test-noise"), jnp.asarray(images[:32])
     evaluate = jax.jit(make_evaluate(model, objective, size))
-    got = joined([evaluate(state.params, test, key, first) for first in range(0, 32, size)], 32)
+    got = joined([evaluate(state.variables, test, key, first) for first in range(0, 32, size)], 32)
     x = intensities(test)
     keys = example_keys(key, 0, 32)
-    expected = jax.jit(lambda p: objective.of(model, p, {"image": x}, keys, Context())[0])(state.params)
+    expected = jax.jit(lambda p: objective.of(model, p, {"image": x}, keys, Context())[0])(state.variables)
     assert got.keys() == expected.keys()
     for name, value in got.items():
         # A KL that is estimated from one latent may be near 0, as a difference of larger numbers.

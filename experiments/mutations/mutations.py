@@ -713,7 +713,7 @@ MUTATIONS: tuple[Mutation, ...] = (
         ("names: densities are likely", '        return "density"', '        return "probability"'),
         ("names: dequantised densities", 'if not self.continuous or pixels == "continuous"', "if not self.continuous"),
         *_of(
-            '    layers = 2\n    bound: ClassVar[str] = "iwae_bound"',
+            '    hierarchical: ClassVar[bool] = True\n    bound: ClassVar[str] = "iwae_bound"',
             ("names: IWAE is the ELBO", "iwae_bound", "elbo"),
         ),
         *_of(
