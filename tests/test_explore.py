@@ -449,7 +449,8 @@ class _Browsed:
     def picture(self, says: str, where: Any = None) -> Any:
         """The content of an image, by its alternative text; None if there is none."""
         found = (where or self.run).get_by_alt_text(says)
-        return found.first.get_attribute("src") if found.count() else None
+        # At once: an image may go between two questions.
+        return found.evaluate_all("images => images.length ? images[0].getAttribute('src') : null")
 
     def changes(self, look: Callable[[], Any], act: Callable[[], Any]) -> None:
         """Assert that `act` changes what `look` sees, and wait for it."""

@@ -73,6 +73,8 @@ FUNCTIONS: dict[str, Callable[[Any], Any]] = {
     "reduce_prod": lambda x: x.prod(1),
     "concatenate": lambda x: jnp.concatenate([x, jnp.broadcast_to(jnp.arange(4.0), x.shape), 2 * x], axis=2),
     "slice": lambda x: lax.slice_in_dim(x, 1, 5, stride=2, axis=1),
+    "argmin": lambda x: lax.argmin(x, 3, jnp.int32),
+    "round": lambda x: lax.round(3 * x, lax.RoundingMethod.TO_NEAREST_EVEN),
     "split": lambda x: jnp.split(x, [1, 3], axis=3),
     "pad": lambda x: jnp.pad(x, ((0, 0), (1, 2), (0, 0), (0, 1)), constant_values=7.0),
     "gather": lambda x: (x[:, 1:4, -1], x[..., 2]),
