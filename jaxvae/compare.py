@@ -125,7 +125,7 @@ def warnings(runs: Sequence[Run]) -> Iterator[str]:
     elif unknown := [run.name for run in runs if "test_images_sha256" not in run.identity]:
         yield f"nothing says which test images {', '.join(unknown)} had: the numbers may not compare"
     if len({run.identity.get("validation_images_sha256") for run in runs} - {None}) > 1:
-        yield "the runs have different validation images: what they say of these does not compare"
+        yield "the runs have different validation images: their validation metrics do not compare"
     units = {run.lines[-1]["unit"] for run in runs}
     if len(units) > 1:
         yield f"the runs have different units, {' and '.join(sorted(units))}: a row for each"

@@ -164,7 +164,7 @@ def test_all_four_numbers_of_a_model(caches: Path) -> None:
     assert fid.value > 0 and "80 samples, 100 test images, 64 features" in fid.note
     assert fid.extra["classifier_accuracy"] > 0.9
     # Training images are as close to the test images as samples could come.
-    assert fid.extra["fid_of_training_images"] < 0.1 * fid.value
+    assert fid.extra[f"fid_of_training_images[{name}"] < 0.1 * fid.value
     kid = found[f"kid[{name}"]
     assert kid.value > 0 and kid.standard_error > 0 and "100 subsets of 80" in kid.note
     # An untrained model draws nothing like the bars.

@@ -133,7 +133,7 @@ def test_a_tracker_that_hangs_does_not_stall(monkeypatch: pytest.MonkeyPatch) ->
     assert said[1:] == ["warning: --track wandb: does not keep up; the run goes on without it"]
 
 
-def test_a_run_that_fails_before_its_first_step_tells_no_tracker(kept: list[Kept], tmp_path: Path) -> None:
+def test_a_sink_that_got_nothing_is_never_started(kept: list[Kept], tmp_path: Path) -> None:
     sink = start.start("wandb", tmp_path, {}, print)
     sink.close()
     assert kept == []

@@ -1,6 +1,6 @@
 """The pictures of docs/explore.md: ``docs/images/explore.png`` and ``docs/images/explore.gif``.
 
-python -m jaxvae.train --preset vae --dataset mnist --epochs 30 --run-dir runs/first
+python -m jaxvae.train --preset vae --dataset mnist --epochs 8 --run-dir runs/first
 python experiments/explore/pictures.py runs/first
 """
 

@@ -104,9 +104,7 @@ class LogLikelihood(Metric):
         if self.samples and not self.applies(config):
             raise InputError(f"--samples: the model was trained on {config.objective}, which has no likelihood")
         if self.samples and config.parts.objective.point_posterior:
-            raise InputError(
-                f"--samples: with --objective {config.objective} an image has one latent, so the bound stays what it is"
-            )
+            raise InputError(f"--samples has no effect with --objective {config.objective}: an image has one latent")
 
     def applies(self, config: Any) -> bool:
         """See `Metric`."""

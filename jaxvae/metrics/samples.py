@@ -120,7 +120,7 @@ def _distances(found: _Features) -> dict[str, Measured]:
         if len(found.train) > width:
             best = frechet_distance(real, found.train)
             note += f"; of training images it is {best:.3g}"
-            extra["fid_of_training_images"] = rounded(best, 6)
+            extra[f"fid_of_training_images[{found.name}]"] = rounded(best, 6)
         measured["fid"] = Measured(frechet_distance(real, drawn), note=note + found.note, extra=extra)
     else:
         note = f"none: {width} features need more than {width} test images and samples"

@@ -15,22 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Key
 
-from jaxvae.models.priors import log_normal
+from jaxvae.models.priors import gaussian_kl_per_dimension, log_normal
 from jaxvae.models.top_down import Bottleneck, layer_grids
 from jaxvae.models.vae import LatentModel, VAEOutput, example_noise, split_posterior
 from jaxvae.protocols import PixelDistribution, PosteriorSamples
 from jaxvae.typing import Array, Batch
-
-
-def gaussian_kl(
-    mean: Float[Array, "..."],
-    std: Float[Array, "..."],
-    prior_mean: Float[Array, "..."],
-    prior_std: Float[Array, "..."],
-) -> Float[Array, "..."]:
-    """KL(N(mean, std^2) || N(prior_mean, prior_std^2)) of each number, nats."""
-    ratio = std / prior_std
-    return 0.5 * (jnp.square(ratio) + jnp.square((mean - prior_mean) / prior_std) - 1) - jnp.log(ratio)
 
 
 class LadderVAE(LatentModel):
@@ -103,7 +92,9 @@ class LadderVAE(LatentModel):
         pixels, found = self._posterior(features, lambda layer, mean, std: mean + std * noise[layer])
         z, mean, std = found["latent"], found["mean"], found["std"]
         prior, posterior = log_normal(z, found["prior_mean"], found["prior_std"]), log_normal(z, mean, std)
-        kl = gaussian_kl(mean, std, found["prior_mean"], found["prior_std"])
+        # In units of the prior's deviation, about its mean: the KL term does not change.
+        centre, deviation = found["prior_mean"], found["prior_std"]
+        kl = gaussian_kl_per_dimension((mean - centre) / deviation, std / deviation)
 
         def by_image(values: Array) -> Array:
             return values.reshape(-1, samples, *values.shape[1:])

@@ -55,8 +55,30 @@ def sample_mixture(
     return centre + spread * jax.random.normal(noise, centre.shape, centre.dtype)
 
 
-class MixtureModule(nn.Module):
-    """See `Mixture` and `PriorModule`. Weights start equal, means as draws from N(0, I), deviations at 1."""
+class OfGaussians(nn.Module):
+    """A `PriorModule` whose density is a mixture of diagonal Gaussians: see `gaussians`."""
+
+    def gaussians(self) -> tuple[Float[Array, " K"], Float[Array, "K L"], Float[Array, "K L"]]:
+        """The logarithms of the weights [K], the means and the standard deviations [K, L]."""
+        raise NotImplementedError
+
+    def log_density(self, latent: Float[Array, "B S L"], batch: Batch) -> Float[Array, "B S"]:
+        """See `PriorModule`. The Gaussians are made once, for all latents of the batch."""
+        del batch
+        return log_mixture(latent, *self.gaussians())
+
+    def sample(self, key: Key[Array, ""], shape: tuple[int, ...], batch: Batch | None = None) -> Float[Array, "... L"]:
+        """See `PriorModule`."""
+        del batch
+        return sample_mixture(key, shape, *self.gaussians())
+
+    def kl(self, mean: Float[Array, "B L"], std: Float[Array, "B L"], batch: Batch) -> None:
+        """See `PriorModule`."""
+        del mean, std, batch
+
+
+class MixtureModule(OfGaussians):
+    """See `Mixture`. Weights start equal, means as draws from N(0, I), deviations at 1."""
 
     latent_size: int
     components: int
@@ -67,22 +89,9 @@ class MixtureModule(nn.Module):
         self.mean = self.param("mean", nn.initializers.normal(1.0), shape)
         self.log_std = self.param("log_std", nn.initializers.zeros_init(), shape)
 
-    def _mixture(self) -> tuple[Array, Array, Array]:
+    def gaussians(self) -> tuple[Array, Array, Array]:
+        """See `OfGaussians`."""
         return nn.log_softmax(self.logits), self.mean, jnp.exp(self.log_std)
-
-    def log_density(self, latent: Float[Array, "B S L"], batch: Batch) -> Float[Array, "B S"]:
-        """See `PriorModule`."""
-        del batch
-        return log_mixture(latent, *self._mixture())
-
-    def sample(self, key: Key[Array, ""], shape: tuple[int, ...], batch: Batch | None = None) -> Float[Array, "... L"]:
-        """See `PriorModule`."""
-        del batch
-        return sample_mixture(key, shape, *self._mixture())
-
-    def kl(self, mean: Float[Array, "B L"], std: Float[Array, "B L"], batch: Batch) -> None:
-        """See `PriorModule`."""
-        del mean, std, batch
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 Shapes: B images; N places of an image, each with a vector of D dimensions and a code from 0 to K - 1.
 """
 
-import math
 from typing import Any
 
 import jax
@@ -175,8 +174,3 @@ class FiniteScalarQuantizer(_Usage):
         del key
         codes, _ = self.quantize(features[:, None])
         self._average(nn.one_hot(codes[:, 0], self.codes, dtype=features.dtype))
-
-
-def product(levels: tuple[int, ...]) -> int:
-    """K of a `FiniteScalarQuantizer`."""
-    return math.prod(levels)

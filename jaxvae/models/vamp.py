@@ -9,18 +9,18 @@ from typing import Any, ClassVar
 
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Float, Key
+from jaxtyping import Float
 
 from jaxvae.errors import InputError
-from jaxvae.models.mixture import COMPONENTS, log_mixture, sample_mixture
+from jaxvae.models.mixture import COMPONENTS, OfGaussians
 from jaxvae.options import option
 from jaxvae.protocols import Encode, Prior, PriorModule
-from jaxvae.typing import Array, Batch, ImageShape, Params
+from jaxvae.typing import Array, ImageShape, Params
 
 NOISE = 0.01  # Deviation of the first pseudo-inputs from the mean image, in units of intensity: that of their code.
 
 
-class VampModule(nn.Module):
+class VampModule(OfGaussians):
     """See `Vamp` and `PriorModule`.
 
     Attributes:
@@ -37,23 +37,10 @@ class VampModule(nn.Module):
         first = nn.initializers.normal(NOISE)
         self.inputs = self.param("pseudo_inputs", first, (self.pseudo_inputs, *self.image_shape))
 
-    def _mixture(self) -> tuple[Array, Array, Array]:
+    def gaussians(self) -> tuple[Array, Array, Array]:
+        """See `OfGaussians`: the posteriors of the pseudo-inputs."""
         mean, std = self.encode(jnp.clip(self.inputs, 0.0, 1.0))
         return jnp.full(len(mean), -math.log(self.pseudo_inputs), mean.dtype), mean, std
-
-    def log_density(self, latent: Float[Array, "B S L"], batch: Batch) -> Float[Array, "B S"]:
-        """See `PriorModule`. The pseudo-inputs are encoded once, for all latents of the batch."""
-        del batch
-        return log_mixture(latent, *self._mixture())
-
-    def sample(self, key: Key[Array, ""], shape: tuple[int, ...], batch: Batch | None = None) -> Float[Array, "... L"]:
-        """See `PriorModule`."""
-        del batch
-        return sample_mixture(key, shape, *self._mixture())
-
-    def kl(self, mean: Float[Array, "B L"], std: Float[Array, "B L"], batch: Batch) -> None:
-        """See `PriorModule`."""
-        del mean, std, batch
 
 
 @dataclass(frozen=True)

@@ -73,9 +73,9 @@ class Discrete(Objective):
         """What the quantiser adds to the loss of each image."""
         return jnp.zeros_like(found.log_prior)
 
-    def counted(self, view: View, features: Float[Array, "B N D"]) -> Float[Array, "B N D"]:
-        """The vectors whose codes a device counts: those of its share."""
-        return features
+    def counted(self, view: View, features: Float[Array, "B N D"], keys: Key[Array, " B"]) -> tuple[Array, Array]:
+        """The vectors that the quantiser counts, and the key of its update: those of the device's own images."""
+        return features, keys[0]
 
     def terms(self, view: View, batch: Batch, keys: Key[Array, " B"]) -> Terms:
         """See `Objective`."""
@@ -83,11 +83,7 @@ class Discrete(Objective):
         recon, rate = view.nll(found.pixels, batch["image"]), -found.log_prior
         terms = {"loss": recon + rate + self.cost(found), "recon": recon, "kl": rate, "bound": -(recon + rate)}
         if view.train:
-            features = self.counted(view, jax.lax.stop_gradient(found.features))
-            view.apply(features.reshape(-1, features.shape[-1]), self.first(view, keys), method="update")
+            features, key = self.counted(view, jax.lax.stop_gradient(found.features), keys)
+            view.apply(features.reshape(-1, features.shape[-1]), key, method="update")
             terms["perplexity"] = jnp.broadcast_to(found.perplexity, recon.shape)
         return terms
-
-    def first(self, view: View, keys: Key[Array, " B"]) -> Key[Array, ""]:
-        """The key of the quantiser's update: here, that of the device's first image, for one that draws nothing."""
-        return keys[0]

@@ -1,15 +1,16 @@
 """FSQ: discrete latents without a codebook to learn."""
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-from jaxvae.models.quantizers import FiniteScalarQuantizer, product
+from jaxvae.models.quantizers import FiniteScalarQuantizer
 from jaxvae.objectives.discrete import Discrete
 from jaxvae.options import Range, option
 
 _LEVELS = Range(
     "from 3 to 256 levels for each dimension, and at most 65536 codes",
-    lambda value: len(value) > 0 and all(3 <= levels <= 256 for levels in value) and product(value) <= 2**16,
+    lambda value: len(value) > 0 and all(3 <= levels <= 256 for levels in value) and math.prod(value) <= 2**16,
 )
 
 
@@ -24,4 +25,4 @@ class Fsq(Discrete):
 
     def quantizer(self) -> FiniteScalarQuantizer:
         """See `Discrete`."""
-        return FiniteScalarQuantizer(product(self.levels), self.levels)
+        return FiniteScalarQuantizer(math.prod(self.levels), self.levels)

@@ -54,11 +54,7 @@ class Vq(Discrete):
             cost = cost + jnp.square(still(found.features) - found.vectors).sum((1, 2))
         return cost
 
-    def counted(self, view: View, features: Float[Array, "B N D"]) -> Float[Array, "B N D"]:
-        """The whole batch's: restarted codes must be the same on every device."""
-        return view.gather(features)
-
-    def first(self, view: View, keys: Key[Array, " B"]) -> Any:
-        """The key of the whole batch's first image, the same on every device."""
-        data = view.gather(jax.random.key_data(keys))[0]
-        return fold_in_purpose(jax.random.wrap_key_data(data, impl=GENERATOR), "restart")
+    def counted(self, view: View, features: Float[Array, "B N D"], keys: Key[Array, " B"]) -> tuple[Array, Array]:
+        """Those of the whole batch, on every device: codes must restart at the same vectors."""
+        first = jax.random.wrap_key_data(view.gather(jax.random.key_data(keys))[0], impl=GENERATOR)
+        return view.gather(features), fold_in_purpose(first, "restart")
