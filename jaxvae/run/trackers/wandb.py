@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +16,7 @@ class WandbSink:
     def __init__(self, run: Identity):
         import wandb
 
-        mode = None
+        mode: Any = None
         if "WANDB_MODE" not in os.environ and not wandb.api.api_key:
             mode = "offline"  # Else it would ask at the terminal.
             run.warn(f"--track wandb: no login, so the run is kept in {run.directory}/wandb; wandb sync sends it")
@@ -27,7 +28,7 @@ class WandbSink:
             resume="allow",
             dir=run.directory,
             config=dict(run.config),
-            mode=mode,  # type: ignore[arg-type]
+            mode=mode,
             allow_val_change=True,
             reinit="create_new",  # A run of the caller's own stays as it is.
         )
