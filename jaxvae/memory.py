@@ -24,8 +24,11 @@ def free_bytes(device: jax.Device) -> int:
 
 
 def device_stats(device: jax.Device) -> Mapping[str, int] | None:
-    """What the device's allocator says, in bytes; None for a CPU."""
-    stats: Mapping[str, int] | None = device.memory_stats()
+    """What the device's allocator says, in bytes; None for a CPU, and for a device that is only compiled for."""
+    try:
+        stats: Mapping[str, int] | None = device.memory_stats()
+    except jax.errors.JaxRuntimeError:  # A described device, not a real one.
+        return None
     return stats
 
 

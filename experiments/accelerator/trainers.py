@@ -20,6 +20,11 @@ MODELS: Mapping[str, Sequence[str]] = {
     "iwae": ("--preset", "iwae", "--batch-size", "20"),
     "conv": ("--preset", "vae", "--architecture", "conv", "--batch-size", "128"),
     "resnet": ("--preset", "vae", "--architecture", "resnet", "--batch-size", "128"),
+    "ladder": ("--preset", "ladder", "--batch-size", "128"),
+    "vq-vae": ("--preset", "vq-vae", "--batch-size", "128"),
+    "fsq": ("--preset", "fsq", "--batch-size", "128"),
+    "vamp": ("--preset", "vamp", "--batch-size", "100"),
+    "realnvp": ("--preset", "vae", "--prior", "realnvp", "--batch-size", "128"),
 }
 COMPILERS = 6  # Processes that compile side by side. More would disturb the trials by which XLA chooses kernels.
 SHARED = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}  # Several processes on one GPU.

@@ -192,11 +192,17 @@ def evaluate(places: Places, row: Row, seed: int) -> None:
     print(f"{row.name}, seed {seed}: {content['nats']:.2f} nats; published: {row.published}", flush=True)
 
 
+# In a process of its own: one that has seen a GPU keeps some of its memory.
+ACCELERATOR = "import jax; one = jax.devices()[0]; print('' if one.platform == 'cpu' else one.device_kind)"
+
+
 def about() -> dict[str, Any]:
     """The machine, the versions, the day."""
     found = machine.processor()
+    accelerator = subprocess.run([sys.executable, "-c", ACCELERATOR], capture_output=True, text=True, check=True)
+    parts = [accelerator.stdout.strip(), f"{machine.cores()} cores", found.get("model name") or found["machine"]]
     return {
-        "machine": f"{machine.cores()} cores, {found.get('model name') or found['machine']}",
+        "machine": ", ".join(part for part in parts if part),
         "python": platform.python_version(),
         "versions": package_versions(),
         "date": str(datetime.date.today()),
