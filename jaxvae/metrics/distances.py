@@ -7,7 +7,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 
 _ROWS = 1000  # Of a matrix of distances, at a time.
-Features = Float[NDArray[Any], "N F"]
+Features = Float[np.ndarray, "N F"]
 
 
 def frechet_distance(x: Features, y: Features) -> float:
