@@ -4,6 +4,8 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+import jax
+
 from jaxvae.compiled.accelerators import Accelerator, described
 from jaxvae.compiled.hlo import Kernel, Program
 from jaxvae.config import Config
@@ -99,7 +101,14 @@ def compiled(trainer: Any, accelerator: Accelerator) -> Any:
     if accelerator.platform == "tpu":
         return trainer.lower().compile(compiler_options=compiler_options("tpu"))
     # XLA would time kernels on the GPU itself.
-    return trainer.lower().compile(compiler_options=compiler_options("gpu") | {"xla_gpu_autotune_level": 0})
+    lowered, options = trainer.lower(), compiler_options("gpu") | {"xla_gpu_autotune_level": 0}
+    try:
+        return lowered.compile(compiler_options=options)
+    except jax.errors.JaxRuntimeError as error:
+        # Without trials XLA takes one choice of Triton's tiles for all products, which does not suit each.
+        if "output tile sizes" not in str(error):
+            raise
+        return lowered.compile(compiler_options=options | {"xla_gpu_enable_triton_gemm": False})
 
 
 def report(compiled: Any, flops: float) -> Report:

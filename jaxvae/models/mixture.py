@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Float, Key
 
+from jaxvae.models.distances import squared_distances
 from jaxvae.options import Range, option
 from jaxvae.protocols import Prior, PriorModule
 from jaxvae.typing import Array, Batch
@@ -32,7 +33,7 @@ def log_mixture(
       log_weights: [K], the logarithms of weights that sum to 1.
       mean, std: [K, L].
     """
-    squares = jnp.square((latent[:, :, None] - mean[None, None]) / std[None, None]).sum(axis=-1)
+    squares = squared_distances(latent.reshape(-1, latent.shape[2]), mean, std).reshape(*latent.shape[:2], -1)
     constant = log_weights - jnp.log(std).sum(axis=-1) - 0.5 * mean.shape[1] * math.log(2 * math.pi)
     density: Array = jax.nn.logsumexp(constant[None, None] - 0.5 * squares, axis=-1)
     return density

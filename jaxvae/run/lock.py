@@ -13,6 +13,10 @@ from jaxvae.errors import InputError
 NAME = "lock"
 
 
+class InUse(InputError):
+    """Another process works in the directory."""
+
+
 class RunLock:
     """The lock of a run directory: taken on creation, held until the context exits or the process ends in any way.
 
@@ -21,16 +25,19 @@ class RunLock:
 
     Args:
       run_dir: an existing directory.
+      shared: other processes may hold it as well, if they share it, too.
+      name: of the file.
 
     Raises:
-      InputError: another process holds it, named in the message; or it cannot be taken.
+      InUse: another process holds it, named in the message.
+      InputError: it cannot be taken.
     """
 
-    def __init__(self, run_dir: Path):
+    def __init__(self, run_dir: Path, shared: bool = False, name: str = NAME):
         try:
-            self._file = os.open(run_dir / NAME, os.O_RDWR | os.O_CREAT, 0o644)
+            self._file = os.open(run_dir / name, os.O_RDWR | os.O_CREAT, 0o644)
             try:
-                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(self._file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
                 os.truncate(self._file, 0)
                 os.pwrite(self._file, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
             except OSError:
@@ -51,7 +58,7 @@ class RunLock:
 
 
 def check_free(run_dir: Path) -> None:
-    """Raise `InputError` if a process holds the lock of `run_dir`; the directory stays as it is."""
+    """Raise `InUse` if a process has the lock of `run_dir` for itself; the directory stays as it is."""
     with contextlib.suppress(FileNotFoundError, PermissionError):
         # Without waiting, in case the file is a pipe.
         file = os.open(run_dir / NAME, os.O_RDONLY | os.O_NONBLOCK)
@@ -64,9 +71,9 @@ def check_free(run_dir: Path) -> None:
             os.close(file)
 
 
-def _in_use(run_dir: Path) -> InputError:
+def _in_use(run_dir: Path) -> InUse:
     try:
         holder = " ".join((run_dir / NAME).read_text(encoding="utf-8", errors="replace").split())[:100]
     except OSError:
         holder = ""
-    return InputError(f"--run-dir {run_dir} is in use by {holder or 'another process'}")
+    return InUse(f"--run-dir {run_dir} is in use by {holder or 'another process'}")

@@ -50,6 +50,9 @@ class Arguments:
     """How many devices share the members: a number, or all. On a CPU, each core is a device."""
     members_per_program: int | None = None
     """Most members in one program. Default: as many as fit in memory."""
+    join: bool = False
+    """Train the sweep together with other processes, on any machines that share --run-dir. Start each with the same
+    command: it takes programs that no other has. --members-per-program says how large they are."""
     extract: str | None = None
     """Copy one member of the sweep in --run-dir to a run in --to: a number, or best, by the validation images."""
     to: Path | None = None
@@ -163,8 +166,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.extract is None and arguments.to is not None:
         raise InputError("--to goes with --extract: which member to put there")
     if arguments.extract is not None:
-        if arguments.resume:
-            raise InputError("--extract trains nothing: leave out --resume")
+        if arguments.resume or arguments.join:
+            raise InputError(f"--extract trains nothing: leave out {'--resume' if arguments.resume else '--join'}")
         if arguments.run_dir is None or arguments.to is None:
             raise InputError("--extract needs --run-dir, the sweep, and --to, the run to make")
         number = extract(arguments.run_dir, arguments.extract, arguments.to)
@@ -176,7 +179,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     seeds = [arguments.config.seed + number for number in range(arguments.seeds)]
     grid = Grid(arguments.config, axes, seeds)
     try:
-        stopped_by = sweep(grid, arguments.run_dir, arguments.resume, devices, arguments.members_per_program)
+        stopped_by = sweep(
+            grid, arguments.run_dir, arguments.resume, devices, arguments.members_per_program, arguments.join
+        )
     except Diverged as error:
         say(f"error: {error}: {advice(arguments.config)}")
         return cli.EXIT_DIVERGED

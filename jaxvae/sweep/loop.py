@@ -20,7 +20,7 @@ from jaxvae.objectives.build import measure_warning, selection_term
 from jaxvae.run import console, records
 from jaxvae.run import directory as run_dirs
 from jaxvae.run.checkpoint import Checkpoints
-from jaxvae.run.lock import RunLock
+from jaxvae.run.lock import InUse, RunLock, check_free
 from jaxvae.sweep import tables
 from jaxvae.sweep.grid import (
     DIVERGED,
@@ -34,6 +34,7 @@ from jaxvae.sweep.grid import (
 )
 from jaxvae.sweep.log import ProgramLog, member_words
 from jaxvae.sweep.room import Room, room
+from jaxvae.sweep.sharing import programs_left, turn
 from jaxvae.sweep.trainer import MembersState, MembersTrainer, common_config
 from jaxvae.train.computer import splits
 from jaxvae.train.loop import with_absolute_paths
@@ -49,6 +50,7 @@ def sweep(
     resume: bool = False,
     devices: int | None = None,
     members_per_program: int | None = None,
+    join: bool = False,
 ) -> int | None:
     """Train every member of `grid`, into `run_dir`.
 
@@ -60,6 +62,7 @@ def sweep(
       resume: go on from the newest undamaged checkpoints in `run_dir`.
       devices: how many share the members; None: all.
       members_per_program: most members in one program; None: as many as fit in memory.
+      join: train it together with all processes that do the same: see `jaxvae.sweep.sharing`. The first makes it.
 
     Returns:
       None if all is done, or the number of the signal that stopped it, after a save.
@@ -71,10 +74,13 @@ def sweep(
     """
     if members_per_program is not None and members_per_program < 1:
         raise InputError(f"--members-per-program must be at least 1, not {members_per_program}")
+    if join and run_dir is None:
+        raise InputError("--join needs --run-dir: the directory that the processes share")
     members = grid.members()
     chosen = parallel.select_devices(devices)
     if run_dir is not None:
-        run_dirs.check(run_dir, resume, SWEEP_FILES)
+        begun = resume or (join and (run_dir / FILE).exists())
+        run_dirs.check(run_dir, begun, SWEEP_FILES if begun or not join else ())
     if grid.config.stream == "always":
         raise InputError("--stream always: a sweep keeps its images on the device")
     images = data.load_for(replace(grid.config, stream="never"))
@@ -86,45 +92,63 @@ def sweep(
         build_model(member, images.image_shape)
     identity = data.identity(images)
     with ExitStack() as stack:
-        if resume:
-            assert run_dir is not None
-            stack.enter_context(RunLock(run_dir))
-            _, programs = load_sweep(run_dir)
-            _check_programs(run_dir, members, programs, images)
-        else:
+        if not resume:
             run_dir = run_dirs.make(run_dir, f"sweep-{grid.config.preset}")
-            stack.enter_context(RunLock(run_dir))
-            run_dirs.check_empty(run_dir, SWEEP_FILES)
-            programs = []
-        what = configs.describe(grid.config, without=grid.axes)
-        say(f"{len(members)} members of {what} on {images.name} ({images.source}) -> {run_dir}")
-        if (warning := measure_warning(grid.config)) is not None:
-            say(warning)
-        if not programs:
-            for numbers in programs_of(members):
-                most = members_per_program or _room_for(members[numbers[0]], len(numbers), images, chosen)
-                parts = -(-len(numbers) // most)
-                programs += [[int(n) for n in part] for part in np.array_split(numbers, parts)]
-        with run_dirs.told(run_dir, InputError):
-            run_dirs.write_whole(run_dir / FILE, to_json(grid, programs))
-            run_dirs.write_skipped(run_dir, images.skipped)
+        assert run_dir is not None
+        stack.enter_context(RunLock(run_dir, shared=join))
+        with turn(run_dir):
+            programs = _begun(grid, run_dir, resume, join, images)
+            what = configs.describe(grid.config, without=grid.axes)
+            say(f"{len(members)} members of {what} on {images.name} ({images.source}) -> {run_dir}")
+            if (warning := measure_warning(grid.config)) is not None:
+                say(warning)
+            if not programs:
+                for numbers in programs_of(members):
+                    most = members_per_program or _room_for(members[numbers[0]], len(numbers), images, chosen)
+                    parts = -(-len(numbers) // most)
+                    programs += [[int(n) for n in part] for part in np.array_split(numbers, parts)]
+            with run_dirs.told(run_dir, InputError):
+                run_dirs.write_whole(run_dir / FILE, to_json(grid, programs))
+                run_dirs.write_skipped(run_dir, images.skipped)
         stop = stack.enter_context(StopSignals())
         stack.enter_context(run_dirs.told(run_dir, SaveError))
-        for index, numbers in enumerate(programs):
+        for index in programs_left(run_dir, len(programs), stop):
+            if index is None:
+                return _stopped(stop.received, run_dir)
             title = f"program {index + 1}/{len(programs)}"
-            program = _Program(run_dir / PROGRAMS / str(index), title, members, numbers, images, identity, chosen)
+            directory = run_dir / PROGRAMS / str(index)
+            program = _Program(directory, title, members, programs[index], images, identity, chosen)
             stopped_by = program.train(stop)
-            rows = tables.write_tables(run_dir)
+            with turn(run_dir):
+                tables.write_tables(run_dir)
             if stopped_by is not None:
-                say(f"stopped; go on with --resume --run-dir {run_dir}")
-                return stopped_by
-        tables.draw(run_dir, grid, rows)
+                return _stopped(stopped_by, run_dir)
+        with turn(run_dir):
+            rows = tables.write_tables(run_dir)
+            tables.draw(run_dir, grid, rows)
         for line in tables.summary_lines(grid, rows):
             say(line)
         if all(row["status"].startswith(DIVERGED) for row in rows):
             raise Diverged(f"{run_dir}: every member diverged")
         say(f"done: {run_dir}")
     return None
+
+
+def _stopped(number: int | None, run_dir: Path) -> int | None:
+    say(f"stopped; go on with --resume --run-dir {run_dir}")
+    return number
+
+
+def _begun(grid: Grid, run_dir: Path, resume: bool, join: bool, images: data.ImageData) -> list[list[int]]:
+    """The programs of a sweep that has begun, after a look at them; none of a new one. Raises `InputError`."""
+    if not resume and not (join and (run_dir / FILE).exists()):
+        run_dirs.check_empty(run_dir, SWEEP_FILES)
+        return []
+    before, programs = load_sweep(run_dir)
+    if not resume and before != grid:
+        raise InputError(f"--join: {run_dir} holds another sweep: start all processes with the same flags")
+    _check_programs(run_dir, grid.members(), programs, images)
+    return programs
 
 
 def _check_programs(
@@ -135,6 +159,10 @@ def _check_programs(
     for index, numbers in enumerate(programs):
         directory = run_dir / PROGRAMS / str(index)
         tables.member_records(directory)
+        try:
+            check_free(directory)
+        except InUse:  # Another process has begun with it, and looked.
+            continue
         if not (directory / "checkpoints").is_dir():
             continue
         with Checkpoints(directory / "checkpoints", read_only=True) as checkpoints:
