@@ -98,10 +98,9 @@ def _skipping(optimizer: optax.GradientTransformation, limit: float) -> optax.Gr
     """
 
     def update(grads: Params, state: optax.OptState, params: Params | None = None) -> tuple[Params, optax.OptState]:
-        # Added up by a product: XLA would add up a chain of scalars again for every leaf that it updates.
-        squares = jnp.stack([jnp.square(leaf).sum() for leaf in jax.tree.leaves(grads)])
-        norm = jnp.sqrt(jnp.dot(squares, jnp.ones_like(squares), precision="highest"))
-        keep = norm <= limit  # Not so if it is NaN or infinite.
+        squares: Any = sum(jnp.square(leaf).sum() for leaf in jax.tree.leaves(grads))
+        # False for NaN and infinity. With a second use of the sum, XLA would add it up again for every leaf.
+        keep = jnp.sqrt(squares) <= limit
         updates, new = optimizer.update(grads, state, params)
         return jax.tree.map(lambda u: jnp.where(keep, u, 0), updates), jax.tree.map(
             lambda after, before: jnp.where(keep, after, before), new, state

@@ -1,21 +1,17 @@
 """Strict JAX for the whole suite, and what several test modules need."""
 
 import os
-import tempfile
 import time
+from pathlib import Path
 
 # Eight devices, so that what runs on several is tested on every machine. Must be set before JAX starts.
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
-# Many tests run the same small program, here or in other processes: what one has compiled, the next loads. With this
-# set, the command lines do not touch the user's own cache.
-os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="jaxvae-tests-")
-os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
-os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "0"
+# Many tests run the same small program, here or in other processes: what one has compiled, the next loads, also in the
+# next run of the suite. The user's own caches stay as they are.
+os.environ.setdefault("MPLCONFIGDIR", os.environ.get("XDG_CACHE_HOME", str(Path.home() / ".cache")) + "/matplotlib")
+os.environ["XDG_CACHE_HOME"] = str(Path(__file__).parents[1] / ".cache" / "tests")
 
-import atexit
-import shutil
 import struct
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -23,7 +19,9 @@ import pytest
 from hypothesis import HealthCheck, settings
 from numpy.typing import NDArray
 
-atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+from jaxvae import compilation_cache
+
+compilation_cache.use()
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # No test is timed: a machine may be slow.

@@ -87,6 +87,18 @@ def test_an_update_with_too_large_a_gradient_is_skipped() -> None:
     assert int(state[0].count) == 3
 
 
+def test_a_step_that_may_be_skipped_compiles_to_so_much_for_each_parameter() -> None:
+    """XLA may copy cheap operations into every update that needs them; the norm of all gradients must not be one."""
+    optimizer = build_optimizer(dataclasses.replace(PRESETS["vae"], skip_norm=5.0))
+
+    def instructions(leaves: int) -> int:
+        params = {f"{number}": jnp.ones((3, number + 2)) for number in range(leaves)}
+        state = optimizer.init(params)
+        return jax.jit(optimizer.update).lower(params, state, params).compile().as_text().count(" = ")
+
+    assert instructions(60) < 2.5 * instructions(30)
+
+
 def test_averaging_does_not_change_the_updates() -> None:
     config = dataclasses.replace(PRESETS["vae"], clip_norm=1.0)
     averaged = build_optimizer(dataclasses.replace(config, ema=0.99))

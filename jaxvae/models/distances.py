@@ -43,8 +43,8 @@ def _by_dimension(latent: Array, mean: Array, inverse: Array) -> Array:
     def add(total: Array, each: _Given) -> tuple[Array, None]:
         return total + jnp.square(_scaled(*each)), None
 
-    zeros = jnp.zeros((latent.shape[0], mean.shape[0]), latent.dtype)
-    return jax.lax.scan(add, zeros, (latent.T, mean.T, inverse.T))[0]
+    first = jnp.square(_scaled(latent[:, 0], mean[:, 0], inverse[:, 0]))
+    return jax.lax.scan(add, first, (latent[:, 1:].T, mean[:, 1:].T, inverse[:, 1:].T))[0]
 
 
 def _scaled(latent: Array, mean: Array, inverse: Array) -> Array:
