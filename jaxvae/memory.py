@@ -27,7 +27,9 @@ def device_stats(device: jax.Device) -> Mapping[str, int] | None:
     """What the device's allocator says, in bytes; None for a CPU, and for a device that is only compiled for."""
     try:
         stats: Mapping[str, int] | None = device.memory_stats()
-    except jax.errors.JaxRuntimeError:  # A described device, not a real one.
+    except jax.errors.JaxRuntimeError:
+        if device in jax.local_devices():
+            raise
         return None
     return stats
 

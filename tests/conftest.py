@@ -5,11 +5,13 @@ import time
 from pathlib import Path
 
 # Eight devices, so that what runs on several is tested on every machine. Must be set before JAX starts.
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 # Many tests run the same small program, here or in other processes: what one has compiled, the next loads, also in the
 # next run of the suite. The user's own caches stay as they are.
 os.environ.setdefault("MPLCONFIGDIR", os.environ.get("XDG_CACHE_HOME", str(Path.home() / ".cache")) + "/matplotlib")
 os.environ["XDG_CACHE_HOME"] = str(Path(__file__).parents[1] / ".cache" / "tests")
+os.environ.pop("JAX_COMPILATION_CACHE_DIR", None)
+os.environ.pop("JAX_ENABLE_COMPILATION_CACHE", None)
 
 import struct
 

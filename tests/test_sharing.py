@@ -37,7 +37,7 @@ def test_a_program_that_another_process_has_comes_last(
             time.sleep(0.01)
         held.__exit__(None, None, None)
 
-    other = threading.Thread(target=release)
+    other = threading.Thread(target=release, daemon=True)
     other.start()
     capsys.readouterr()
     assert sweep("--resume", "--epochs", "3", "--join", "--run-dir", str(shared)) == 0

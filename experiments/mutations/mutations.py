@@ -852,7 +852,7 @@ def _test(copy: Path, selection: list[str], said: Path) -> None:
     import jax
     import pytest
 
-    jax.config.update("jax_compilation_cache_dir", None)  # Which would be shared with those that run beside it.
+    jax.config.update("jax_enable_compilation_cache", False)  # It would be shared with those that run beside it.
     os.environ["COLUMNS"] = "200"
     os.chdir(copy)
     sys.path.insert(0, str(copy))

@@ -72,10 +72,11 @@ def took(name: str, results: Sequence[Mapping[str, Any]]) -> str:
     """A sentence about how long a row was trained, and where."""
     said = []
     for result in results:
-        minutes, models = result["training"]["seconds"] / 60, result["training"]["models"]
+        seconds, models = result["training"]["seconds"], result["training"]["models"]
+        time = f"{seconds} s" if seconds < 300 else f"{seconds / 60:.0f} minutes"
         together = f" for {models} models together" if models > 1 else ""
         versions = f"jax {result['versions']['jax']}"
-        said.append(f"{minutes:.0f} minutes{together} ({result['machine']}, {versions}, {result['date']})")
+        said.append(f"{time}{together} ({result['machine']}, {versions}, {result['date']})")
     return f"`{name}`: {'; '.join(dict.fromkeys(said))}."
 
 
@@ -103,6 +104,8 @@ def of_paper(paper: Paper, rows: Sequence[Row], results: Results) -> str:
     parts = [f"### {paper.title}", *map(wrapped, said), table]
     if notes:
         parts += ["Differences from the published protocol:", bullets(notes)]
+    if found := [f"`{row.name}`: {row.finding}" for row in rows if row.finding and row.name in results]:
+        parts += ["Where the figures differ:", bullets(found)]
     if trained:
         parts += ["Training took:", bullets(trained)]
     return "\n\n".join([*parts, wrapped(f"The published figures: {paper.checked}")])

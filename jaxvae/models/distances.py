@@ -17,8 +17,9 @@ def squared_distances(
 ) -> Float[Array, "N K"]:
     """The squared Mahalanobis distance of each latent [N, L] to each of K diagonal Gaussians: [N, K].
 
-    It is not expanded to ``z^2 - 2 z m + m^2``, which would be three products: where deviations are small, these cancel
-    (float32: 0.01 nats of a mixture's density and 10% of the gradient of a deviation, at deviations of 0.007).
+    Gradients are those of reverse mode only. It is not expanded to ``z^2 - 2 z m + m^2``, which would be three
+    products: where deviations are small, these cancel (float32: 0.01 nats of a mixture's density and 10% of the
+    gradient of a deviation, at deviations of 0.007).
 
     Args:
       latent: [N, L].

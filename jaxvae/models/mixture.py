@@ -33,7 +33,9 @@ def log_mixture(
       log_weights: [K], the logarithms of weights that sum to 1.
       mean, std: [K, L].
     """
-    squares = squared_distances(latent.reshape(-1, latent.shape[2]), mean, std).reshape(*latent.shape[:2], -1)
+    squares = squared_distances(latent.reshape(-1, latent.shape[2]), mean, std).reshape(
+        *latent.shape[:2], mean.shape[0]
+    )
     constant = log_weights - jnp.log(std).sum(axis=-1) - 0.5 * mean.shape[1] * math.log(2 * math.pi)
     density: Array = jax.nn.logsumexp(constant[None, None] - 0.5 * squares, axis=-1)
     return density

@@ -1,8 +1,10 @@
 """Run directories, of single runs and of sweeps: finding, making and writing them."""
 
+import contextlib
 import itertools
 import os
 import re
+import stat
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -69,9 +71,11 @@ def check_epochs(step: int, epochs: int, steps_per_epoch: int) -> None:
 
 def check_kinds(run_dir: Path) -> None:
     """Raise `InputError` if `run_dir` holds anything but files and directories: to open a pipe would hang."""
-    for path in run_dir.rglob("*"):
-        if path.exists() and not (path.is_file() or path.is_dir()):
-            raise InputError(f"{path} is neither a file nor a directory")
+    for folder, _, names in os.walk(run_dir):  # Which passes over a directory that another process has just deleted.
+        for path in (Path(folder) / name for name in names):
+            with contextlib.suppress(FileNotFoundError):
+                if not stat.S_ISREG(path.stat().st_mode):
+                    raise InputError(f"{path} is neither a file nor a directory")
 
 
 def check_empty(run_dir: Path, files: Sequence[str]) -> None:

@@ -34,7 +34,7 @@ from jaxvae.sweep.grid import (
 )
 from jaxvae.sweep.log import ProgramLog, member_words
 from jaxvae.sweep.room import Room, room
-from jaxvae.sweep.sharing import programs_left, turn
+from jaxvae.sweep.sharing import nobody_trains, programs_left, turn
 from jaxvae.sweep.trainer import MembersState, MembersTrainer, common_config
 from jaxvae.train.computer import splits
 from jaxvae.train.loop import with_absolute_paths
@@ -107,6 +107,8 @@ def sweep(
                     most = members_per_program or _room_for(members[numbers[0]], len(numbers), images, chosen)
                     parts = -(-len(numbers) // most)
                     programs += [[int(n) for n in part] for part in np.array_split(numbers, parts)]
+            if join and len(programs) == 1:
+                say("the sweep has one program, so other processes will only wait: --members-per-program N makes more")
             with run_dirs.told(run_dir, InputError):
                 run_dirs.write_whole(run_dir / FILE, to_json(grid, programs))
                 run_dirs.write_skipped(run_dir, images.skipped)
@@ -114,7 +116,7 @@ def sweep(
         stack.enter_context(run_dirs.told(run_dir, SaveError))
         for index in programs_left(run_dir, len(programs), stop):
             if index is None:
-                return _stopped(stop.received, run_dir)
+                return _stopped(stop.received, run_dir, join)
             title = f"program {index + 1}/{len(programs)}"
             directory = run_dir / PROGRAMS / str(index)
             program = _Program(directory, title, members, programs[index], images, identity, chosen)
@@ -122,7 +124,7 @@ def sweep(
             with turn(run_dir):
                 tables.write_tables(run_dir)
             if stopped_by is not None:
-                return _stopped(stopped_by, run_dir)
+                return _stopped(stopped_by, run_dir, join)
         with turn(run_dir):
             rows = tables.write_tables(run_dir)
             tables.draw(run_dir, grid, rows)
@@ -134,8 +136,8 @@ def sweep(
     return None
 
 
-def _stopped(number: int | None, run_dir: Path) -> int | None:
-    say(f"stopped; go on with --resume --run-dir {run_dir}")
+def _stopped(number: int | None, run_dir: Path, join: bool) -> int | None:
+    say(f"stopped; go on with --resume {'--join ' * join}--run-dir {run_dir}")
     return number
 
 
@@ -145,7 +147,7 @@ def _begun(grid: Grid, run_dir: Path, resume: bool, join: bool, images: data.Ima
         run_dirs.check_empty(run_dir, SWEEP_FILES)
         return []
     before, programs = load_sweep(run_dir)
-    if not resume and before != grid:
+    if join and before != grid and not (resume and nobody_trains(run_dir, len(programs))):
         raise InputError(f"--join: {run_dir} holds another sweep: start all processes with the same flags")
     _check_programs(run_dir, grid.members(), programs, images)
     return programs

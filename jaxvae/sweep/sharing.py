@@ -10,12 +10,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from jaxvae.errors import say
-from jaxvae.run.lock import InUse, RunLock
+from jaxvae.run.lock import InUse, RunLock, check_free
 from jaxvae.sweep.grid import PROGRAMS
 from jaxvae.train.signals import StopSignals
 
 TURN = "turn"  # The file on which processes take turns.
-POLL = 0.2  # Seconds between two looks at what other processes have locked.
+POLL = 0.5  # Seconds between two looks at what other processes have locked.
 
 
 @contextlib.contextmanager
@@ -25,10 +25,14 @@ def turn(run_dir: Path) -> Iterator[None]:
     Raises:
       InputError: the directory cannot be written.
     """
+    told = False
     while True:
         try:
             lock = RunLock(run_dir, name=TURN)
-        except InUse:
+        except InUse as error:
+            if not told:
+                say(f"waiting: {error}")
+                told = True
             time.sleep(POLL)
             continue
         with lock:
@@ -46,13 +50,13 @@ def programs_left(run_dir: Path, count: int, stop: StopSignals) -> Iterator[int 
       InputError: the directory cannot be written.
     """
     left, told = list(range(count)), False
+    for index in left:
+        (run_dir / PROGRAMS / str(index)).mkdir(parents=True, exist_ok=True)
     while left:
         busy = []
         for index in left:
-            directory = run_dir / PROGRAMS / str(index)
-            directory.mkdir(parents=True, exist_ok=True)
             try:
-                lock = RunLock(directory)
+                lock = RunLock(run_dir / PROGRAMS / str(index))
             except InUse:
                 busy.append(index)
                 continue
@@ -68,3 +72,13 @@ def programs_left(run_dir: Path, count: int, stop: StopSignals) -> Iterator[int 
                 return
             time.sleep(POLL)
         left = busy
+
+
+def nobody_trains(run_dir: Path, programs: int) -> bool:
+    """Whether no process has a program: only then may `--resume` change how long all of them are trained."""
+    try:
+        for index in range(programs):
+            check_free(run_dir / PROGRAMS / str(index))
+    except InUse:
+        return False
+    return True
