@@ -1,5 +1,6 @@
 """Several processes on one sweep: it ends as one that a single process trained, whatever happens to the others."""
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -29,18 +30,21 @@ def test_a_program_that_another_process_has_comes_last(
 ) -> None:
     whole, shared = tmp_path / "whole", tmp_path / "shared"
     assert sweep(*base, "--run-dir", str(whole)) == 0
-    assert sweep(*base, "--epochs", "1", "--join", "--run-dir", str(shared)) == 0
+    (shared / "programs" / "0").mkdir(parents=True)
+    shutil.copy(whole / "sweep.json", shared)
     held, others = RunLock(shared / "programs" / "0"), shared / "programs" / "1" / "metrics.jsonl"
+    grid = ["--join", "--run-dir", str(shared)]
+    assert sweep("--resume", "--epochs", "4", *grid) == 2  # All programs are trained for as long.
+    assert "holds another sweep" in capsys.readouterr().err
 
     def release() -> None:
-        while '"epoch": 3, "split": "test"' not in others.read_text():
+        while not others.exists() or '"epoch": 3, "split": "test"' not in others.read_text():
             time.sleep(0.01)
         held.__exit__(None, None, None)
 
     other = threading.Thread(target=release, daemon=True)
     other.start()
-    capsys.readouterr()
-    assert sweep("--resume", "--epochs", "3", "--join", "--run-dir", str(shared)) == 0
+    assert sweep(*base, *grid) == 0
     other.join()
     said = capsys.readouterr().err
     assert said.index("program 2/2") < said.index("which train: program 1") < said.index("program 1/2")
