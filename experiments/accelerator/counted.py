@@ -2,7 +2,7 @@
 
     python experiments/accelerator/counted.py      # needs what `--compile-for` needs: jax[cuda13] and libtpu
 
-It writes counted.json beside this file, and prints the table of NOTES.md.
+It writes counted.json beside this file after each preset, and prints a table.
 """
 
 import json
@@ -27,7 +27,8 @@ def counted(accelerator: str, flags: str) -> dict[str, float | str]:
         command += ["--dataset", "digits", "--batch-size", str(BATCH), "--json", str(out)]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
-            return {"error": done.stderr.strip().splitlines()[0]}
+            said = done.stderr.strip().splitlines() or ["no error was printed"]
+            return {"error": next((line for line in said if line.startswith("error:")), said[-1])}
         [result] = json.loads(out.read_text())["results"]
     names = ("kernels_per_step", "chain", "collectives_per_step", "program_bytes", "flops_per_step")
     return {**{name: result[name] for name in names}, "predicted_seconds": sum(result["predicted_seconds"].values())}
