@@ -201,9 +201,8 @@ def test_the_directory_is_the_users(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_suite_leaves_the_users_cache_alone() -> None:
     own = compilation_cache.directory(os.environ)
-    assert own.is_relative_to(Path(__file__).parents[1] / ".cache") and own == compilation_cache.directory(
-        environment(8)
-    )
+    assert own.is_relative_to(Path(__file__).parents[1] / ".cache")
+    assert own == compilation_cache.directory(environment(8))
     compilation_cache.use()
     assert jax.config.jax_compilation_cache_dir == str(own)  # type: ignore[attr-defined]
 

@@ -16,7 +16,7 @@ from runs import PATIENCE, environment
 
 from jaxvae import benchmark, cli, data
 from jaxvae.compiled import accelerators
-from jaxvae.compiled.report import KERNEL_SECONDS, Report, report
+from jaxvae.compiled.report import KERNEL_SECONDS, Report, compiled, report
 from jaxvae.config import PRESETS
 from jaxvae.distributed import devices as parallel
 from jaxvae.errors import InputError
@@ -64,6 +64,25 @@ def test_what_is_lowered_of_a_sweep_without_data_is_what_runs(images: NDArray[np
     alone = trainer.lower().as_text()
     state = trainer.start(None)
     assert trainer._program.lower(*trainer._arguments(state, 0)).as_text() == alone
+
+
+def test_products_that_triton_has_no_tiles_for_are_compiled_without_it() -> None:
+    tried: list[Any] = []
+
+    class Lowered:
+        def compile(self, compiler_options: dict[str, Any]) -> str:
+            tried.append(compiler_options)
+            if compiler_options.get("xla_gpu_enable_triton_gemm", True):
+                raise jax.errors.JaxRuntimeError(said)
+            return "compiled"
+
+    trainer: Any = type("Lowers", (), {"lower": lambda self: Lowered()})()
+    said = "INTERNAL: Couldn't find output tile sizes that satisfy hlo"
+    assert compiled(trainer, accelerators.ACCELERATORS["h100"]) == "compiled"
+    assert tried[1] == tried[0] | {"xla_gpu_enable_triton_gemm": False}
+    said = "RESOURCE_EXHAUSTED"
+    with pytest.raises(jax.errors.JaxRuntimeError, match=said):
+        compiled(trainer, accelerators.ACCELERATORS["h100"])
 
 
 def test_the_prediction() -> None:

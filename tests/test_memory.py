@@ -77,6 +77,20 @@ def test_an_accelerator_holds_the_images_too(monkeypatch: pytest.MonkeyPatch) ->
         memory.check_fits({"state": 200, "batch": 300}, 201, jax.devices()[:4])
 
 
+def test_a_device_that_is_only_compiled_for_holds_its_images() -> None:
+    """JAX refuses to tell of its memory; a run for it is compiled as one with resident images."""
+
+    class Described:
+        process_index = 0
+
+        def memory_stats(self) -> None:
+            raise jax.errors.JaxRuntimeError("MemoryStats is only supported for addressable PjRt devices.")
+
+    device: Any = Described()
+    assert memory.device_stats(device) is None
+    assert memory.images_fit({"state": 10**15}, 10**15, [device])
+
+
 def write(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)

@@ -1,5 +1,6 @@
 """Several processes on one sweep: it ends as one that a single process trained, whatever happens to the others."""
 
+import os
 import shutil
 import signal
 import subprocess
@@ -35,7 +36,7 @@ def test_a_program_that_another_process_has_comes_last(
     held, others = RunLock(shared / "programs" / "0"), shared / "programs" / "1" / "metrics.jsonl"
     grid = ["--join", "--run-dir", str(shared)]
     assert sweep("--resume", "--epochs", "4", *grid) == 2  # All programs are trained for as long.
-    assert "holds another sweep" in capsys.readouterr().err
+    assert "other processes train" in (said := capsys.readouterr().err) and "for --epochs 3" in said
 
     def release() -> None:
         while not others.exists() or '"epoch": 3, "split": "test"' not in others.read_text():
@@ -49,6 +50,16 @@ def test_a_program_that_another_process_has_comes_last(
     said = capsys.readouterr().err
     assert said.index("program 2/2") < said.index("which train: program 1") < said.index("program 1/2")
     assert_same_sweep(whole, shared)
+
+
+def test_a_wait_for_the_turn_names_the_process_that_has_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    held = RunLock(tmp_path, name=sharing.TURN)
+    with RunLock(tmp_path, shared=True):
+        (tmp_path / "lock").write_text("process 1 on another\n")
+        threading.Timer(0.2, lambda: held.__exit__(None, None, None)).start()
+        with sharing.turn(tmp_path):
+            pass
+    assert f"is in use by process {os.getpid()} on" in capsys.readouterr().err
 
 
 def test_a_signal_ends_the_wait(tmp_path: Path) -> None:

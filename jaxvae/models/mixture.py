@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Float, Key
 
-from jaxvae.models.distances import squared_distances
+from jaxvae.models.mahalanobis import squared_distances
 from jaxvae.options import Range, option
 from jaxvae.protocols import Prior, PriorModule
 from jaxvae.typing import Array, Batch

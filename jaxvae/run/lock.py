@@ -44,9 +44,9 @@ class RunLock:
                 os.close(self._file)
                 raise
         except BlockingIOError:
-            raise _in_use(run_dir) from None
+            raise _in_use(run_dir, name) from None
         except OSError as error:
-            raise InputError(f"--run-dir {run_dir} cannot be written: lock: {error.strerror}") from None
+            raise InputError(f"--run-dir {run_dir} cannot be written: {name}: {error.strerror}") from None
 
     def __enter__(self) -> Self:
         return self
@@ -66,14 +66,14 @@ def check_free(run_dir: Path) -> None:
             # Shared: several processes of a job may look at once.
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise _in_use(run_dir) from None
+            raise _in_use(run_dir, NAME) from None
         finally:
             os.close(file)
 
 
-def _in_use(run_dir: Path) -> InUse:
+def _in_use(run_dir: Path, name: str) -> InUse:
     try:
-        holder = " ".join((run_dir / NAME).read_text(encoding="utf-8", errors="replace").split())[:100]
+        holder = " ".join((run_dir / name).read_text(encoding="utf-8", errors="replace").split())[:100]
     except OSError:
         holder = ""
     return InUse(f"--run-dir {run_dir} is in use by {holder or 'another process'}")

@@ -147,8 +147,10 @@ def _begun(grid: Grid, run_dir: Path, resume: bool, join: bool, images: data.Ima
         run_dirs.check_empty(run_dir, SWEEP_FILES)
         return []
     before, programs = load_sweep(run_dir)
-    if join and before != grid and not (resume and nobody_trains(run_dir, len(programs))):
+    if join and not resume and before != grid:
         raise InputError(f"--join: {run_dir} holds another sweep: start all processes with the same flags")
+    if join and before != grid and not nobody_trains(run_dir, len(programs)):
+        raise InputError(f"--resume: other processes train {run_dir} for --epochs {before.config.epochs}")
     _check_programs(run_dir, grid.members(), programs, images)
     return programs
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxvae.models.distances import _at_once, _by_dimension, squared_distances
+from jaxvae.models.mahalanobis import _at_once, _by_dimension, squared_distances
 
 pytestmark = pytest.mark.unoptimized
 
