@@ -132,13 +132,11 @@ class Prior(Component, Protocol):
       closed_form: whether its KL term has a closed form for each dimension (`PriorModule.kl`).
       separate: whether a batch may be computed in parts, as far as the prior is concerned: not if every part would
         repeat work of its own.
-      starts_from_mean: whether its first parameters depend on the mean training image (`from_mean`).
     """
 
     reads_labels: ClassVar[bool] = False
     closed_form: ClassVar[bool] = True
     separate: ClassVar[bool] = True
-    starts_from_mean: ClassVar[bool] = False
 
     def module(self, latent_size: int) -> "PriorModule":
         """The prior of latents with L dimensions."""
@@ -156,9 +154,17 @@ class Prior(Component, Protocol):
         del encode, image_shape
         return self.module(latent_size)
 
-    def from_mean(self, params: Params, mean: Float[Array, "H W C"]) -> Params:
-        """The module's first parameters, from those that it was initialised with and the mean training image."""
-        del mean
+    @property
+    def first_images(self) -> int:
+        """How many training images its first parameters are made from (`from_images`)."""
+        return 0
+
+    def from_images(self, params: Params, images: Float[Array, "K H W C"]) -> Params:
+        """The module's first parameters, from those that it was initialised with and `first_images` training images.
+
+        The images are in [0, 1] and spread evenly over the training set. Where it has fewer, some come more than once.
+        """
+        del images
         return params
 
 

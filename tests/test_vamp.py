@@ -10,12 +10,14 @@ from scipy import special, stats
 from small import SHAPE, config_of, images, keys_of, products
 
 from jaxvae.config import Config
+from jaxvae.data import ImageData
 from jaxvae.errors import InputError
-from jaxvae.models.build import build_model
+from jaxvae.models.build import Start, build_model
 from jaxvae.objectives.base import Context
 from jaxvae.objectives.build import build_objective
 from jaxvae.optimizer import build_optimizer
 from jaxvae.train.step import init_state
+from jaxvae.train.trainer import start_of
 
 pytestmark = pytest.mark.unoptimized
 
@@ -46,16 +48,25 @@ def test_the_density_is_the_mean_of_the_posteriors_of_the_pseudo_inputs(architec
     np.testing.assert_allclose(drawn.var(0), (std**2 + mean**2).mean(0) - mean.mean(0) ** 2, rtol=0.05)
 
 
-def test_pseudo_inputs_start_at_the_mean_image_with_little_noise() -> None:
+@pytest.mark.parametrize(("count", "expected"), [(9, [0, 2, 4, 6, 8]), (3, [0, 0, 1, 1, 2]), (1, [0] * 5)])
+def test_pseudo_inputs_start_at_training_images_from_all_parts_of_the_set(count: int, expected: list[int]) -> None:
+    config = config_of(prior="vamp", pseudo_inputs=K)
+    train = np.random.default_rng(0).integers(0, 256, (count, *SHAPE)).astype(np.uint8)
+    start = start_of(config, ImageData("own", "own", train, train[:1]))
+    assert start.mean is None
+    np.testing.assert_array_equal(start.images, (train / 255)[expected].astype(np.float32))
+
+
+def test_pseudo_inputs_differ_from_their_images_by_little_noise() -> None:
     config = config_of(prior="vamp", pseudo_inputs=400)
-    model, mean = build_model(config, SHAPE), jnp.linspace(0, 1, 12).reshape(SHAPE)
-    first = init_state(model, build_optimizer(config), jax.random.key(1), mean).params["params"]
+    seen = np.random.default_rng(0).uniform(-0.2, 1.2, (400, *SHAPE)).clip(0, 1).astype(np.float32)
+    model = build_model(config, SHAPE)
+    first = init_state(model, build_optimizer(config), jax.random.key(1), Start(images=seen)).params["params"]
     own = np.asarray(first["p_z"]["pseudo_inputs"])
-    inside = (mean > 0.05) & (mean < 0.95)
-    np.testing.assert_allclose(own.mean(0)[inside], mean[inside], atol=3e-3)
-    np.testing.assert_allclose(own.std(0)[inside], 0.01, rtol=0.2)
+    inside = (seen > 0.05) & (seen < 0.95)
+    assert abs(np.mean((own - seen)[inside])) < 1e-3
+    np.testing.assert_allclose(np.std((own - seen)[inside]), 0.01, rtol=0.05)
     assert own.min() == 0 and own.max() == 1
-    # Its network does not start from the mean, so the decoder's bias is as it was.
     plain = init_state(model, build_optimizer(config), jax.random.key(1)).params["params"]
     jax.tree.map(np.testing.assert_array_equal, first["decoder"], plain["decoder"])
 

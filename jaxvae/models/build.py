@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Mapping
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -162,13 +162,22 @@ def can_sample(model: Model) -> bool:
     return isinstance(model, LatentModel) or (not isinstance(model, AutoEncoder) and hasattr(model, "sample"))
 
 
-def from_mean(params: Params, model: Model, mean: Array) -> Params:
-    """A copy of `params` in which what starts from the mean training image [H, W, C] does so."""
-    if isinstance(model, LatentModel) and model.prior.starts_from_mean:
+class Start(NamedTuple):
+    """What first parameters are made from: intensities in [0, 1]; None where nothing is."""
+
+    mean: Array | NDArray[np.float32] | None = None
+    """[H, W, C]: the mean training image, for the decoder's last bias."""
+    images: Array | NDArray[np.float32] | None = None
+    """[K, H, W, C]: training images, for the prior; see `Prior.from_images`."""
+
+
+def started(params: Params, model: Model, start: Start) -> Params:
+    """A copy of `params` in which what starts from the training images does so."""
+    if start.images is not None and isinstance(model, LatentModel):
         inner = params["params"]
-        params = {"params": {**inner, "p_z": model.prior.from_mean(inner["p_z"], mean)}}
-    if isinstance(model, LatentModel | AutoEncoder) and model.network.starts_from_mean:
-        params = with_output_bias(params, model, mean)
+        params = {"params": {**inner, "p_z": model.prior.from_images(inner["p_z"], jnp.asarray(start.images))}}
+    if start.mean is not None and isinstance(model, LatentModel | AutoEncoder):
+        params = with_output_bias(params, model, jnp.asarray(start.mean))
     return params
 
 

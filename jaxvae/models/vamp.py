@@ -17,7 +17,7 @@ from jaxvae.options import option
 from jaxvae.protocols import Encode, Prior, PriorModule
 from jaxvae.typing import Array, ImageShape, Params
 
-NOISE = 0.01  # Deviation of the first pseudo-inputs from the mean image, in units of intensity: that of their code.
+NOISE = 0.01  # Deviation of the first pseudo-inputs from training images, in units of intensity: that of their code.
 
 
 class VampModule(OfGaussians):
@@ -49,7 +49,6 @@ class Vamp(Prior):
 
     closed_form: ClassVar[bool] = False
     separate: ClassVar[bool] = False
-    starts_from_mean: ClassVar[bool] = True
 
     pseudo_inputs: int = option(500, COMPONENTS)
     """Learnt images of --prior vamp. The prior is the mean of their posteriors."""
@@ -68,9 +67,15 @@ class Vamp(Prior):
         del latent_size
         return VampModule(self.pseudo_inputs, image_shape, encode)
 
-    def from_mean(self, params: Params, mean: Float[Array, "H W C"]) -> Params:
-        """See `Prior`: pseudo-inputs start at the mean image, with noise, within [0, 1].
+    @property
+    def first_images(self) -> int:
+        """See `Prior`."""
+        return self.pseudo_inputs
 
-        (The code of the paper starts them at one grey value for all pixels, with the same noise.)
+    def from_images(self, params: Params, images: Float[Array, "K H W C"]) -> Params:
+        """See `Prior`: pseudo-inputs start at training images, with noise, within [0, 1].
+
+        An option of the paper's code. (By default it starts all at one grey value, with the same noise. Pseudo-inputs
+        that start so near each other may never part.)
         """
-        return {"pseudo_inputs": jnp.clip(params["pseudo_inputs"] + mean[None], 0.0, 1.0)}
+        return {"pseudo_inputs": jnp.clip(params["pseudo_inputs"] + images, 0.0, 1.0)}

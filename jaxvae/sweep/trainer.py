@@ -24,7 +24,7 @@ from jaxvae.data.images import ImageData
 from jaxvae.distributed import devices as parallel
 from jaxvae.errors import InputError
 from jaxvae.keys import Purpose, key_of, purpose_key
-from jaxvae.models.build import Model, build_model, with_traced_parts
+from jaxvae.models.build import Model, Start, build_model, with_traced_parts
 from jaxvae.objectives.build import build_objective
 from jaxvae.optimizer import build_optimizer
 from jaxvae.protocols import Hyperparameters
@@ -32,7 +32,7 @@ from jaxvae.train.computer import PART_BATCHES, due, splits
 from jaxvae.train.evaluation import PIXELS_AT_ONCE, joined, make_evaluate
 from jaxvae.train.programs import MOST_STEPS, StepProgram, block_steps, make_call, part_size, steps_per_epoch
 from jaxvae.train.step import TrainState, epoch_order, example_of, init_state
-from jaxvae.train.trainer import output_mean
+from jaxvae.train.trainer import start_of
 from jaxvae.typing import Batch, Collections, ImageShape, Params
 
 Array = jax.Array
@@ -206,14 +206,13 @@ class MembersTrainer:
     def _padded(self, values: NDArray[Any]) -> NDArray[Any]:
         return np.concatenate([values, np.repeat(values[-1:], self._padding, axis=0)])
 
-    def _first(self) -> MembersState:
+    def _first(self, start: Start) -> MembersState:
         """The first states of all members. To be traced."""
-        mean = output_mean(self.config, self.images)
         optimizer = build_optimizer(self.config, self.steps_per_epoch)
 
         def first(seed: Array) -> TrainState:
             key = purpose_key(seed, "init")  # type: ignore[arg-type]
-            return init_state(self.model, optimizer, key, None if mean is None else jnp.asarray(mean), self._example)
+            return init_state(self.model, optimizer, key, start, self._example)
 
         states = map_members(first, jnp.asarray(self._seeds), self.at_once)
         none = jnp.zeros(len(self._seeds), jnp.int32)
@@ -237,7 +236,8 @@ class MembersTrainer:
         self._keys: Mapping[Purpose, Array] = make_keys(self._seeds)
         placed = MembersState(one, each, each, each, each)  # type: ignore[arg-type]
         if state is None:
-            first: MembersState = jax.jit(self._first, out_shardings=placed)()
+            make_first = jax.jit(self._first, out_shardings=placed)
+            first: MembersState = make_first(start_of(self.config, self.images))
             return first
         rest = jax.tree.map(lambda leaf: self._padded(np.asarray(leaf)), state[1:])
         result: MembersState = parallel.place(MembersState(state.step, *rest), placed)

@@ -15,7 +15,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Float, Int, Key, Num
 
 from jaxvae.keys import example_keys, fold_in_purpose, key_of
-from jaxvae.models.build import Model, from_mean, init_variables
+from jaxvae.models.build import Model, Start, init_variables, started
 from jaxvae.models.layers import with_precision
 from jaxvae.objectives.base import Context, Loss
 from jaxvae.optimizer import evaluated
@@ -49,7 +49,7 @@ def init_state(
     model: Model,
     optimizer: optax.GradientTransformation,
     key: Key[Array, ""],
-    output_mean: Float[Array, "H W C"] | None = None,
+    start: Start | None = None,
     example: Mapping[str, Any] | None = None,
 ) -> TrainState:
     """A fresh state at step 0, float32.
@@ -58,15 +58,15 @@ def init_state(
       model: the model.
       optimizer: the optimiser.
       key: for the initial weights.
-      output_mean: [H, W, C], the mean of the training images. If given, what starts from it does so.
+      start: of the training images, what first parameters are made from.
       example: a batch of one example; only its shapes count. Default: an image of ``model.image_shape``, and a label.
     """
     if example is None:
         example = {"image": jnp.zeros((1, *model.image_shape), jnp.float32), "label": jnp.zeros(1, jnp.int32)}
     variables = init_variables(model, key, example)
     params = {"params": variables.pop("params", {})}
-    if output_mean is not None:
-        params = from_mean(params, model, output_mean)
+    if start is not None:
+        params = started(params, model, start)
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), variables)
 
 

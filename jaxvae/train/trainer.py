@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from jaxvae import memory
 from jaxvae.config import Config
 from jaxvae.data.images import ImageData, Split
-from jaxvae.data.rows import Rows, mean
+from jaxvae.data.rows import Rows, mean, picked
 from jaxvae.distributed import devices as parallel
 from jaxvae.keys import PURPOSES, Purpose, example_keys, purpose_key
 from jaxvae.models.autoencoder import AutoEncoder
-from jaxvae.models.build import build_model, can_sample, class_rows, reconstruct, sample
+from jaxvae.models.build import Start, build_model, can_sample, class_rows, reconstruct, sample
 from jaxvae.models.layers import float32_products
 from jaxvae.models.vae import LatentModel, label_of
 from jaxvae.objectives.build import build_objective
@@ -197,11 +197,10 @@ class Trainer:
             placed: TrainState = parallel.place(state, placement.state)
             return placed
         make_state = jax.jit(
-            lambda key, mean: init_state(self.model, self.optimizer, key, mean, self._example),
+            lambda key, start: init_state(self.model, self.optimizer, key, start, self._example),
             out_shardings=placement.state,
         )
-        mean = output_mean(self.config, self.images)
-        first: TrainState = make_state(self._keys["init"], mean)
+        first: TrainState = make_state(self._keys["init"], start_of(self.config, self.images))
         return first
 
     def _make_keys(self) -> dict[Purpose, Array]:
@@ -327,10 +326,14 @@ class Trainer:
         return pictures
 
 
-def output_mean(config: Config, images: ImageData) -> NDArray[np.float32] | None:
-    """The mean training image [H, W, C], if the decoder or the prior starts from it; else None."""
-    parts = config.parts
-    prior = "prior" in parts.objective.uses and parts.prior.starts_from_mean
-    if parts.model is not None or not (parts.network.starts_from_mean or prior):
-        return None
-    return (mean(images.train) / 255).astype(np.float32)
+def start_of(config: Config, images: ImageData) -> Start:
+    """What the first parameters of a model of `config` are made from."""
+    parts, train = config.parts, images.train
+    if parts.model is not None:
+        return Start()
+    wanted = parts.prior.first_images if "prior" in parts.objective.uses else 0
+    places = np.linspace(0, len(train) - 1, wanted).astype(int)  # All classes of a folder, where they come in turn.
+    return Start(
+        (mean(train) / 255).astype(np.float32) if parts.network.starts_from_mean else None,
+        picked(train, places).astype(np.float32) / np.float32(255) if wanted else None,
+    )
