@@ -18,6 +18,7 @@ from jaxvae.data.reading import shape_words
 from jaxvae.errors import InputError, SaveError
 from jaxvae.models.quantized import QuantizedVAE
 from jaxvae.models.vae import LatentModel
+from jaxvae.plane import plane_of
 from jaxvae.run import plots
 from jaxvae.trained import TrainedRun, load_run
 
@@ -124,18 +125,12 @@ def draw_map(path: Path, found: dict[str, NDArray[Any]], title: str) -> None:
     mean = found["mean"].reshape(len(found["mean"]), -1)
     if mean.shape[1] < 2 or len(mean) < 3:
         raise InputError(f"--map needs at least 2 latents and 3 images, not {mean.shape[1]} and {len(mean)}")
-    axes = ["latent 0", "latent 1"]
-    if mean.shape[1] > 2:
-        from sklearn.decomposition import PCA
-
-        pca = PCA(2, random_state=0)
-        mean = pca.fit_transform(mean)
-        axes = [f"principal component {i + 1}: {share:.0%} of the variance" for i, share in enumerate(_shares(pca))]
-    plots.save_map(path, mean, found.get("label"), found.get("classes", np.array([])).tolist(), axes, title)
-
-
-def _shares(pca: Any) -> list[float]:
-    return [float(share) for share in pca.explained_variance_ratio_]
+    plane, axes = plane_of(mean), ["latent 0", "latent 1"]
+    if plane.shares is not None:
+        axes = [f"principal component {i + 1}: {share:.0%} of the variance" for i, share in enumerate(plane.shares)]
+    plots.save_map(
+        path, plane.places(mean), found.get("label"), found.get("classes", np.array([])).tolist(), axes, title
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

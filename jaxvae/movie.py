@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from jaxvae import cli
 from jaxvae.errors import InputError
+from jaxvae.plane import plane_of
 
 DESCRIPTION = """Make a GIF of the pictures that a run wrote while it trained: samples, reconstructions, and a map of
 the latents of held-out images, with a frame for each time that it drew. A run that is still training will do."""
@@ -86,15 +87,8 @@ def latent_maps(files: Mapping[int, Path]) -> dict[int, NDArray[np.uint8]]:
             saved[epoch] = dict(file)
     latents = {epoch: np.asarray(arrays["latent"], np.float64) for epoch, arrays in saved.items()}
     together = np.concatenate(list(latents.values()))
-    middle = together.mean(0)
-    size = together.shape[1]
-    if size > 2:
-        # The last epochs would have few votes if an early one were far out; so the axes are those of all.
-        _, axes = np.linalg.eigh(np.cov(together, rowvar=False))
-        axes = axes[:, :-3:-1]
-    else:
-        middle, axes = np.zeros(size), np.eye(size, 2)
-    points = {epoch: (values - middle) @ axes for epoch, values in latents.items()}
+    plane = plane_of(together)
+    points = {epoch: plane.places(values) for epoch, values in latents.items()}
     reach = max(np.quantile(np.abs(np.concatenate(list(points.values()))), 0.995), 1e-6)
     unknown = np.zeros(len(together), int)
     return {epoch: _map(values / reach, saved[epoch].get("label", unknown)) for epoch, values in points.items()}

@@ -30,7 +30,6 @@ from jaxvae.evaluate import evaluate_run
 from jaxvae.explore import __main__ as command
 from jaxvae.explore import page, pictures
 from jaxvae.explore.model import SAMPLES, explored
-from jaxvae.explore.plane import plane_of
 from jaxvae.explore.server import Server
 from jaxvae.explore.view import View
 from jaxvae.explore.watched import Watched
@@ -67,34 +66,6 @@ def runs(images: NDArray[np.uint8], tmp_path_factory: pytest.TempPathFactory) ->
 
 
 Runs = Callable[[str], Path]
-
-
-def test_the_map_of_many_latents_is_their_pca_and_a_place_has_the_nearest_latent() -> None:
-    rng = np.random.default_rng(0)
-    latents = (rng.normal(size=(200, 6)) @ rng.normal(size=(6, 6)) + 3).astype(np.float32)
-    plane = plane_of(latents)
-    centred = latents.astype(np.float64) - latents.astype(np.float64).mean(0)
-    _, scale, axes = np.linalg.svd(centred, full_matrices=False)
-    np.testing.assert_allclose(np.abs(plane.places(latents)), np.abs(centred @ axes[:2].T), atol=1e-9)
-    assert f"{(scale[:2] ** 2).sum() / (scale**2).sum():.0%}" in plane.words and "inverse" in plane.words
-    for latent, (x, y) in zip(latents[:5], plane.places(latents[:5]), strict=True):
-        rest = latent - plane.latent(x, y)
-        np.testing.assert_allclose(axes[:2] @ rest, 0, atol=1e-6)  # What the map does not show is orthogonal to it.
-        np.testing.assert_allclose(plane.places(plane.latent(x, y)[None])[0], [x, y], atol=1e-9)
-
-
-def test_the_map_of_two_latents_is_these() -> None:
-    latents = np.random.default_rng(0).normal(size=(9, 2)).astype(np.float32)
-    plane = plane_of(latents)
-    np.testing.assert_array_equal(plane.places(latents), latents)
-    np.testing.assert_array_equal(plane.latent(1.5, -2), [1.5, -2])
-
-
-@pytest.mark.parametrize(("count", "size"), [(5, 1), (1, 4), (3, 4)])
-def test_maps_of_few_or_equal_latents(count: int, size: int) -> None:
-    plane = plane_of(np.ones((count, size), np.float32))
-    assert plane.places(np.ones((count, size))).shape == (count, 2)
-    assert plane.latent(0.5, 0).shape == (size,) and plane.latent(0.5, 0)[0] == 0.5
 
 
 def test_latents_are_ordered_by_the_kl_that_the_evaluation_measures(runs: Runs) -> None:

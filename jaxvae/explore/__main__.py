@@ -3,7 +3,6 @@
 import dataclasses
 import importlib.util
 import sys
-import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -51,8 +50,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     if importlib.util.find_spec("bokeh") is None:
         raise InputError("jaxvae.explore needs the package bokeh: pip install 'jaxvae[explore]'")
     compilation_cache.use(not given.no_compilation_cache)
-    # What takes long to import is imported while the model is loaded.
-    threading.Thread(target=lambda: importlib.import_module("sklearn.decomposition"), daemon=True).start()
     from jaxvae.explore.server import Server
     from jaxvae.explore.watched import Watched
 

@@ -14,7 +14,6 @@ from jaxvae import trained
 from jaxvae.chunks import chunk_size, in_chunks
 from jaxvae.data.images import Split
 from jaxvae.errors import InputError
-from jaxvae.explore.plane import Plane, plane_of
 from jaxvae.keys import purpose_key
 from jaxvae.models.autoencoder import AutoEncoder
 from jaxvae.models.build import can_sample
@@ -23,6 +22,7 @@ from jaxvae.models.priors import LabelGaussian, LabelGaussianModule, StandardNor
 from jaxvae.models.quantized import QuantizedVAE
 from jaxvae.models.two_layer import TwoLayerVAE
 from jaxvae.models.vae import VAE, LatentModel, label_of
+from jaxvae.plane import Plane, plane_of
 from jaxvae.run_images import images_of
 from jaxvae.train.step import as_batch
 from jaxvae.trained import TrainedRun

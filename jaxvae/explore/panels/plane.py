@@ -24,6 +24,7 @@ from jaxvae.explore import controls, pictures
 from jaxvae.explore.controls import text
 from jaxvae.explore.panels.latents import REST
 from jaxvae.explore.view import Later, View
+from jaxvae.plane import Plane
 
 MOST_SHOWN = 64  # Of the chosen images.
 _MOST_NAMED = 20  # Classes in a legend.
@@ -86,7 +87,8 @@ class MapPanel:
         hover.renderers = [plot.scatter("x", "y", source=self._points, **looks)]
         for colour, line in (("#fff", 5), ("#111", 2)):
             ring = {"size": 17, "fill_color": None, "line_color": colour, "line_width": line}
-            plot.scatter("x", "y", source=self._place, **ring)
+            # Drawn on a layer of its own: when the mark moves, the points are not drawn again.
+            plot.scatter("x", "y", source=self._place, level="overlay", **ring)
         self._add_legend(plot)
         return controls.styled(plot)
 
@@ -118,7 +120,7 @@ class MapPanel:
         total = model.tested.total
         shown = "" if count == total else f"{count:,} of {total:,} test images, evenly spaced, numbered from 0. "
         how = "Hover: the image. Drag: pan. Wheel: zoom. Lasso, in the toolbar: choose images."
-        self._words.text = f"{shown}{model.plane.words} {how}"
+        self._words.text = f"{shown}{_words(model.plane)} {how}"
         self._choose()
 
     def _moved(self) -> None:
@@ -140,6 +142,18 @@ class MapPanel:
         more = f", of which {len(shown)} are shown" if len(shown) < len(chosen) else ""
         grid = pictures.grid(model.images[shown], f"{len(shown)} chosen test images", columns=16)
         self._chosen.text = f'<p class="quiet">{len(chosen):,} images{more}: {numbers}</p>{grid}'
+
+
+def _words(plane: Plane) -> str:
+    """What the axes are, as sentences."""
+    size = plane.axes.shape[1]
+    if plane.shares is None:
+        return "The axes are the latents themselves." if size <= 2 else "The axes are the first two latents."
+    return (
+        f"The axes are the first two principal components (PCA) of the {size} latents; they hold "
+        f"{sum(plane.shares):.0%} of the variance. A click decodes the latent that PCA's inverse gives: the other "
+        "components are at their mean."
+    )
 
 
 def _colours(labels: NDArray[Any] | None) -> dict[int, str]:
