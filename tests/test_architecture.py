@@ -18,7 +18,7 @@ FLOORS = (
     ("noise", "models"),
     ("objectives", "optimizer"),
     ("components", "fields", "config", "config_file"),
-    ("data", "distributed", "cli", "flags", "weight_files"),
+    ("data", "distributed", "cli", "flags", "weight_files", "plane"),
     ("run",),
     ("train", "chunks"),
     ("metrics", "trained", "run_images", "walks"),
