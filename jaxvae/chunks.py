@@ -1,7 +1,7 @@
 """Apply a function to many images, in chunks."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
+from jaxvae.config import Config
 from jaxvae.keys import example_keys
 from jaxvae.models.layers import float32_products
 from jaxvae.typing import Array, Params
@@ -16,10 +17,28 @@ from jaxvae.typing import Array, Params
 PIXELS_AT_ONCE = 2**22  # Of all images and draws that are in memory.
 
 
-def chunk_size(examples: Mapping[str, NDArray[Any]], draws: int = 1) -> int:
-    """How many examples to take at once, if each makes `draws` images: `PIXELS_AT_ONCE` pixels in all."""
+def chunk_size(examples: Mapping[str, NDArray[Any]], config: Config | None = None, draws: int = 1) -> int:
+    """How many examples to take at once, if each makes `draws` images: `PIXELS_AT_ONCE` pixels in all.
+
+    With `config`, a model of it computes them: at most `cached_at_once`.
+    """
     images = examples["image"]
-    return min(len(images), max(1, PIXELS_AT_ONCE // (math.prod(images.shape[1:]) * draws)))
+    most = max(1, PIXELS_AT_ONCE // (math.prod(images.shape[1:]) * draws))
+    cached = None if config is None else cached_at_once(config, images.shape[1:], draws)
+    return min(len(images), most, cached or most)
+
+
+def cached_at_once(config: Config, image_shape: Sequence[int], draws: int = 1) -> int | None:
+    """How many images an evaluation should take at a time, so that a network's values stay in a CPU's caches.
+
+    Twice as many as a training step, which keeps values for its gradients; fewer if each makes several draws. None: any
+    number, on accelerators and for networks without such a limit (`Network.cached_images`).
+    """
+    if config.model is not None or jax.default_backend() != "cpu":
+        return None
+    height, width, channels = image_shape
+    cached = config.parts.network.cached_images((height, width, channels))
+    return None if cached is None else max(1, 2 * cached // draws)
 
 
 @float32_products

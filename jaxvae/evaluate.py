@@ -12,6 +12,7 @@ import numpy as np
 import tyro
 
 from jaxvae import cli, compilation_cache, data
+from jaxvae.chunks import cached_at_once
 from jaxvae.config import describe
 from jaxvae.errors import InputError, SaveError, say, suggestion
 from jaxvae.keys import purpose_key
@@ -141,7 +142,8 @@ def _measured(
     steps_per_epoch = run.record.get("steps_per_epoch", 1)
     loss = build_objective(config, steps_per_epoch, len(images.train))
     key, split = purpose_key(config.seed, "test-noise"), images.split("test")
-    terms = evaluate_images(run.model, loss, run.variables, split, key)
+    most = cached_at_once(config, run.image_shape, loss.objective.latents)
+    terms = evaluate_images(run.model, loss, run.variables, split, key, most)
     result = {
         "preset": config.preset,
         "model": describe(config),

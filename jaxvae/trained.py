@@ -15,7 +15,7 @@ from flax import linen as nn
 from numpy.typing import ArrayLike, NDArray
 
 from jaxvae import config_file
-from jaxvae.chunks import PIXELS_AT_ONCE, in_chunks
+from jaxvae.chunks import PIXELS_AT_ONCE, cached_at_once, in_chunks
 from jaxvae.config import Config, describe
 from jaxvae.data.sources import is_named
 from jaxvae.errors import InputError, say, suggestion
@@ -262,6 +262,7 @@ class TrainedRun:
         count = len(next(iter(batch.values())))
         # A power of two, so that few sizes are compiled for any numbers of images.
         size = min(2 ** math.ceil(math.log2(max(count, 1))), max(1, PIXELS_AT_ONCE // math.prod(self.image_shape)))
+        size = min(size, cached_at_once(self.config, self.image_shape) or size)
         return in_chunks(run, self.variables, batch, purpose_key(seed, "reconstructions"), size, np.float32)
 
     def _like(self, images: ArrayLike, found: NDArray[np.float32]) -> NDArray[Any]:

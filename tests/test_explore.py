@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import contextlib
 import io
 import re
 import shutil
@@ -46,6 +47,7 @@ RUNS = {
     "two-layer": ["--preset", "iwae", "--architecture", "two-layer", "--samples", "2", "--hidden", "8", "4",
                   "--latent-size", "2", "--inputs", "grey"],
     "conv": ["--preset", "vae", "--architecture", "conv", "--hidden", "4", "--inputs", "static"],
+    "colour": ["--preset", "vae", "--hidden", "8", "--latent-size", "3", "--channels", "3"],
 }  # fmt: skip
 
 
@@ -373,25 +375,38 @@ def test_this_machine_needs_no_token_but_its_own_name(served: Any) -> None:
 
 
 @pytest.fixture(scope="module")
-def browsed(runs: Runs) -> Iterator[Any]:
-    """The page of two runs, in a browser, and what was wrong in it."""
+def chromium() -> Iterator[Any]:
+    """A browser."""
     if CHROMIUM is None:
         pytest.skip("there is no Chromium")
     player = pytest.importorskip("playwright.sync_api")
-    words = [sys.executable, "-m", "jaxvae.explore", str(runs("vae")), str(runs("label"))]
+    with player.sync_playwright() as playing:
+        browser = playing.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@contextlib.contextmanager
+def _served(*run_dirs: Path) -> Iterator[str]:
+    """The address of the page of runs, in a process of its own."""
+    words = [sys.executable, "-m", "jaxvae.explore", *map(str, run_dirs)]
     server = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=environment())
     assert server.stdout is not None
     found = re.search(r"http://\S+", server.stdout.readline())
     assert found is not None
     try:
-        with player.sync_playwright() as playing:
-            browser = playing.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-            yield _Browsed(browser, found[0])
-            browser.close()
+        yield found[0]
     finally:
         server.terminate()
         server.wait()
         server.stdout.close()
+
+
+@pytest.fixture(scope="module")
+def browsed(chromium: Any, runs: Runs) -> Iterator[Any]:
+    """The page of two runs, in a browser, and what was wrong in it."""
+    with _served(runs("vae"), runs("label")) as url:
+        yield _Browsed(chromium, url)
 
 
 class _Browsed:
@@ -403,9 +418,9 @@ class _Browsed:
       asked: the addresses of all requests.
     """
 
-    def __init__(self, browser: Any, url: str):
+    def __init__(self, browser: Any, url: str, width: int = 1500, height: int = 1100):
         self.wrong, self.asked = list[str](), list[str]()
-        self.page = browser.new_page(viewport={"width": 1500, "height": 1100})
+        self.page = browser.new_page(viewport={"width": width, "height": height})
         self.page.on(
             "console", lambda said: self.wrong.append(said.text) if said.type in ("error", "warning") else None
         )
@@ -537,3 +552,46 @@ def test_a_file_and_a_drawing_are_reconstructed_and_interpolated(browsed: Any, t
     b.changes(lambda: b.picture("8 images"), lambda: drawing.select_option(label="my drawing"))
     b.changes(lambda: b.picture("Your drawing"), b.press(run.get_by_role("button", name="Clear"), "Enter"))
     assert b.wrong == []
+
+
+@pytest.mark.slow
+def test_a_telephone_shows_all_of_it_draws_in_colour_and_takes_a_dropped_file(
+    chromium: Any, runs: Runs, tmp_path: Path
+) -> None:
+    with _served(runs("colour")) as url:
+        b = _Browsed(chromium, url, 390, 844)
+        page, run = b.page, b.run
+        assert page.evaluate("document.documentElement.scrollWidth") == 390  # Nothing is cut off.
+        assert run.get_by_role("group", name="Map").bounding_box()["width"] <= 390
+
+        run.get_by_label("Colour").fill("#ff0000")
+        canvas = run.get_by_role("img", name="Canvas")
+        canvas.scroll_into_view_if_needed()
+        box = canvas.bounding_box()
+        page.mouse.move(box["x"] + 10, box["y"] + 10)
+        page.mouse.down()
+        page.mouse.move(box["x"] + box["width"] - 10, box["y"] + box["height"] - 10, steps=5)
+        b.changes(lambda: b.picture("Your drawing"), page.mouse.up)
+        left = _pixels(b.picture("Your drawing"))[:, :5]
+        assert left[..., 0].max() > 100 and left[..., 1:].max() == 0
+
+        Image.new("RGB", (12, 10), (0, 0, 255)).save(tmp_path / "blue.png")
+        given = run.get_by_label("Picture file")
+        given.scroll_into_view_if_needed()
+        box = given.bounding_box()
+        where = {"x": box["x"] + box["width"] / 2, "y": box["y"] + box["height"] / 2}
+        files = {"items": [], "files": [str(tmp_path / "blue.png")], "dragOperationsMask": 1}
+        mouse = page.context.new_cdp_session(page)
+
+        def drop() -> None:
+            for kind in ("dragEnter", "dragOver", "drop"):
+                mouse.send("Input.dispatchDragEvent", {"type": kind, **where, "data": files})
+
+        b.changes(lambda: b.picture("Your file"), drop)
+        assert (_pixels(b.picture("Your file"))[:, :5] == [0, 0, 255]).all()
+        assert b.wrong == []
+
+
+def _pixels(source: str) -> NDArray[np.uint8]:
+    """The pixels of an image in the page, RGB."""
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(source.partition(",")[2]))).convert("RGB"))

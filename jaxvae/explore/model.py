@@ -1,6 +1,7 @@
 """What can be asked of a trained model: where its test images lie, what a latent decodes to, what the prior draws."""
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +15,7 @@ from jaxvae import trained
 from jaxvae.chunks import chunk_size, in_chunks
 from jaxvae.data.images import Split
 from jaxvae.errors import InputError
+from jaxvae.flops import product_flops
 from jaxvae.keys import purpose_key
 from jaxvae.models.autoencoder import AutoEncoder
 from jaxvae.models.build import can_sample
@@ -28,7 +30,9 @@ from jaxvae.train.step import as_batch
 from jaxvae.trained import TrainedRun
 from jaxvae.typing import Array, Batch, Params
 
-MOST_IMAGES = 5000  # On a map: more points hide each other, and take longer than people wait.
+MOST_IMAGES = 5000  # On a map: more points hide each other.
+LEAST_IMAGES = 500
+CPU_FLOP = 5e10  # That a CPU may spend on encoding the images of a map: a second or two, as long as people wait.
 AT_ONCE = 8  # Images of one compiled call; the other call decodes one.
 SAMPLES = 24  # Images that are drawn at a time.
 
@@ -232,9 +236,8 @@ def explored(
     for method in ("encode", "decode"):
         if not hasattr(run.model, method):
             raise InputError(f"{run_dir}: the model {name} has no method {method}, so it has no latents to explore")
-    images = images or tested_of(run, run_dir, dataset, data_dir)
     try:
-        return _explored(run, run_dir, images)
+        return _explored(run, run_dir, images or tested_of(run, run_dir, dataset, data_dir))
     except InputError:
         raise
     except Exception as error:
@@ -276,7 +279,7 @@ def tested_of(run: TrainedRun, run_dir: Path, dataset: str | None, data_dir: str
             raise
         images = images_of(run, run_dir, dataset, data_dir)
     total = len(images.test)
-    shown = np.linspace(0, total - 1, min(total, MOST_IMAGES)).astype(int)
+    shown = np.linspace(0, total - 1, min(total, _most_images(run, images.split("test")))).astype(int)
     split = {name: np.asarray(values[shown]) for name, values in images.split("test").items()}
     split = {name: values for name, values in split.items() if name == "image" or _is_label(name, values)}
     return Tested(split, total, images.classes)
@@ -290,8 +293,18 @@ def _worst(values: NDArray[Any]) -> str:
     return "NaN or infinity" if not np.isfinite(values).all() else "finite values"
 
 
-def _encoded(run: TrainedRun, split: Split) -> tuple[Floats, Floats | None, Floats | None]:
-    """The posterior's mean [N, L] and, of built-in VAEs, its standard deviation and the KL term of each dimension."""
+def _most_images(run: TrainedRun, split: Split) -> int:
+    """How many images a map of this model may have: on a CPU as many as `CPU_FLOP` encode, within limits."""
+    if jax.default_backend() != "cpu":
+        return MOST_IMAGES
+    one = {name: np.asarray(values[:1]) for name, values in split.items()}
+    keys = purpose_key(run.config.seed, "test-noise")[None]
+    flop, _ = product_flops(jax.make_jaxpr(_encoder(run))(run.variables, one, keys).jaxpr)
+    return int(np.clip(CPU_FLOP / max(flop, 1), LEAST_IMAGES, MOST_IMAGES))
+
+
+def _encoder(run: TrainedRun) -> Callable[[Params, Batch, Array], dict[str, Array]]:
+    """What `_encoded` computes of a batch, with a key for each image."""
     model, inputs = run.model, run.config.parts.inputs
 
     def of_batch(variables: Params, batch: Batch, keys: Array) -> dict[str, Array]:
@@ -310,9 +323,14 @@ def _encoded(run: TrainedRun, split: Split) -> tuple[Floats, Floats | None, Floa
             kl = model.apply(variables, *found, {**seen, "image": x}, method="kl")
         return moments if kl is None else {**moments, "kl": kl}
 
+    return of_batch
+
+
+def _encoded(run: TrainedRun, split: Split) -> tuple[Floats, Floats | None, Floats | None]:
+    """The posterior's mean [N, L] and, of built-in VAEs, its standard deviation and the KL term of each dimension."""
     # The key of evaluations: a model that sees random binary images gets the same ones.
     key = purpose_key(run.config.seed, "test-noise")
-    found = in_chunks(of_batch, run.variables, split, key, chunk_size(split), np.float32)
+    found = in_chunks(_encoder(run), run.variables, split, key, chunk_size(split, run.config), np.float32)
     return found["mean"], found.get("std"), found.get("kl")
 
 

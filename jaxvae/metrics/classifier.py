@@ -73,7 +73,7 @@ def features_and_logits(
         return features / params["scale"], logits
 
     examples = {"image": images}
-    size = max(1, chunk_size(examples, WIDTHS[0]))
+    size = max(1, chunk_size(examples, draws=WIDTHS[0]))
     found: tuple[NDArray[np.float32], NDArray[np.float32]] = in_chunks(
         run, params, examples, key_of(0), size, np.float32
     )

@@ -33,7 +33,7 @@ class CodeUsage(Metric):
             codes: Array = subject.view(variables).apply(x, **label_of(model, seen), method="codes")
             return codes
 
-        found = in_chunks(of_batch, subject.variables, images, key, chunk_size(images), np.int32)
+        found = in_chunks(of_batch, subject.variables, images, key, chunk_size(images, subject.config), np.int32)
         count = np.bincount(found.ravel(), minlength=model.quantizer.codes)
         p = count[count > 0] / count.sum()
         note = f" of {len(count):,}"

@@ -53,7 +53,7 @@ class ActiveUnits(Metric):
             spread = upper_means.var(axis=1, ddof=1) / UPPER_SAMPLES
             return {"mean": mean, "upper_mean": upper_means.mean(axis=1), "upper_spread": spread}
 
-        size = chunk_size(images, UPPER_SAMPLES if two_layers else 1)
+        size = chunk_size(images, subject.config, UPPER_SAMPLES if two_layers else 1)
         found = in_chunks(of_batch, subject.variables, images, key, size)
         variances = [found["mean"].var(axis=0)]
         if two_layers:

@@ -32,7 +32,7 @@ class LayerKL(Metric):
             x = subject.loss.inputs.observe(seen["image"], keys)
             return subject.view(variables).draw({**seen, "image": x}, keys, 1).kl
 
-        found = in_chunks(of_batch, subject.variables, images, key, chunk_size(images)).mean(axis=0)
+        found = in_chunks(of_batch, subject.variables, images, key, chunk_size(images, subject.config)).mean(axis=0)
         costs = [float(layer.sum()) for layer in np.split(found, np.cumsum(model.layer_sizes())[:-1])]
         note = f"{' '.join(f'{cost:.2f}' for cost in costs)} (nats, from the top down)"
         return {"kl_per_layer": Measured([rounded(cost, 6) for cost in costs], note=note)}

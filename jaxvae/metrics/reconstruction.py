@@ -44,7 +44,7 @@ class Reconstruction(Metric):
             error = mse(x_hat, x)
             return {"mse": error, "psnr": psnr(error)} | ({"ssim": ssim(x, x_hat)} if large else {})
 
-        found = in_chunks(of_batch, subject.variables, images, key, chunk_size(images))
+        found = in_chunks(of_batch, subject.variables, images, key, chunk_size(images, subject.config))
         if found is None:
             return {}
         units = {"mse": "per pixel", "psnr": "dB", "ssim": ""}

@@ -19,6 +19,7 @@ import optax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from numpy.typing import NDArray
 
+from jaxvae.chunks import cached_at_once
 from jaxvae.config import Config
 from jaxvae.data.images import ImageData
 from jaxvae.distributed import devices as parallel
@@ -187,6 +188,7 @@ class MembersTrainer:
         # So that evaluation takes no more memory than training, however many members are computed together.
         pixels = math.prod(images.image_shape) * config.parts.objective.latents
         most = max(config.batch_size, min(PART_BATCHES * config.batch_size, PIXELS_AT_ONCE // pixels // self.at_once))
+        most = min(most, cached_at_once(config, images.image_shape, config.parts.objective.latents) or most)
         self._sizes = {split: min(most, len(found["image"])) for split, found in self._held_out.items()}
         evaluation = (each, one, each, each, one)
         self._evaluate: dict[str, Any] = {

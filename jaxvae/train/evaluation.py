@@ -63,7 +63,7 @@ def evaluation_size(
       num_images: N.
       samples: the objective's reconstructions per image.
       shares: devices that share them; the size is a multiple of it.
-      most: the largest size allowed, so that a signal does not wait long. None: any size.
+      most: the largest size allowed, so that a signal does not wait long, or a network is fast. None: any size.
     """
     size = min(max(1, PIXELS_AT_ONCE // (math.prod(image_shape) * samples)), num_images, most or num_images)
     return -(-size // shares) * shares
@@ -76,10 +76,15 @@ def joined(parts: Sequence[Mapping[str, Any]], num_images: int, axis: int = 0) -
 
 
 def evaluate_images(
-    model: Model, objective: Loss, variables: Params, examples: Mapping[str, NDArray[Any]], key: Array
+    model: Model,
+    objective: Loss,
+    variables: Params,
+    examples: Mapping[str, NDArray[Any]],
+    key: Array,
+    most: int | None = None,
 ) -> dict[str, NDArray[Any]]:
-    """The objective's terms of all images of a split, in as many calls as it takes: [N] each, on the host."""
+    """The objective's terms of all images of a split, at most `most` in a call: [N] each, on the host."""
     images = examples["image"]
-    size = evaluation_size(images.shape[1:], len(images), objective.objective.latents)
+    size = evaluation_size(images.shape[1:], len(images), objective.objective.latents, most=most)
     run, placed = jax.jit(make_evaluate(model, objective, size)), jax.tree.map(jnp.asarray, dict(examples))
     return joined([run(variables, placed, key, np.int32(first)) for first in range(0, len(images), size)], len(images))

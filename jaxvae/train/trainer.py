@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jaxvae import memory
+from jaxvae.chunks import cached_at_once
 from jaxvae.config import Config
 from jaxvae.data.images import ImageData, Split
 from jaxvae.data.rows import Rows, mean, picked
@@ -107,14 +108,12 @@ class Trainer:
         )
         # Fused steps are slower in a recorded loop; several devices' steps were not tried in one.
         self._program = StepProgram(jitted, capacity, recorded=fused is None and placement.batch.mesh.devices.size == 1)
+        latents = self.objective.objective.latents
+        most = PART_BATCHES * config.batch_size
+        if (cached := cached_at_once(config, images.image_shape, latents)) is not None:
+            most = min(most, cached * placement.shares)
         self._size = {
-            name: evaluation_size(
-                images.image_shape,
-                len(split["image"]),
-                self.objective.objective.latents,
-                placement.shares,
-                PART_BATCHES * config.batch_size,
-            )
+            name: evaluation_size(images.image_shape, len(split["image"]), latents, placement.shares, most)
             for name, split in self._held_out().items()
         }
         self._evaluate: dict[str, Any] = {
