@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from jaxvae.config import Config
 from jaxvae.keys import example_keys
 from jaxvae.models.layers import float32_products
+from jaxvae.train.programs import LEAST_PART
 from jaxvae.typing import Array, Params
 
 PIXELS_AT_ONCE = 2**22  # Of all images and draws that are in memory.
@@ -31,14 +32,17 @@ def chunk_size(examples: Mapping[str, NDArray[Any]], config: Config | None = Non
 def cached_at_once(config: Config, image_shape: Sequence[int], draws: int = 1) -> int | None:
     """How many images an evaluation should take at a time, so that a network's values stay in a CPU's caches.
 
-    Twice as many as a training step, which keeps values for its gradients; fewer if each makes several draws. None: any
-    number, on accelerators and for networks without such a limit (`Network.cached_images`).
+    Twice as many as a part of a training step, which keeps values for its gradients; fewer if each makes several draws.
+    None: any number, on accelerators, for networks without such a limit (`Network.cached_images`), and for priors that
+    would do work of their own for each part.
     """
-    if config.model is not None or jax.default_backend() != "cpu":
+    parts = config.parts
+    costly = "prior" in parts.objective.uses and not parts.prior.separate
+    if config.model is not None or jax.default_backend() != "cpu" or costly:
         return None
     height, width, channels = image_shape
-    cached = config.parts.network.cached_images((height, width, channels))
-    return None if cached is None else max(1, 2 * cached // draws)
+    cached = parts.network.cached_images((height, width, channels))
+    return None if cached is None else 2 * max(LEAST_PART, cached // draws)
 
 
 @float32_products

@@ -5,7 +5,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from jaxvae.errors import InputError
+
 Floats = NDArray[np.float64]
+SMALL = 512  # Latents, or images: up to here all singular values are computed in a second or so.
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,15 +40,32 @@ class Plane:
 def plane_of(latents: NDArray[np.floating]) -> Plane:
     """The plane of latents [N, L]: up to two latents themselves, or the first two principal components.
 
-    The components are those of the covariance matrix, in float64; of each, the entry that is farthest from 0 is
-    positive. Latents that do not vary are their own axes.
+    Of each component, the entry that is farthest from 0 is positive. Latents that do not vary are their own axes.
+
+    Raises:
+      InputError: one is NaN or infinite.
     """
-    size = latents.shape[1]
-    if size <= 2 or len(latents) < 2 or not latents.var(axis=0).any():
+    if not np.isfinite(latents).all():
+        raise InputError("a map needs finite latents: some are NaN or infinite")
+    count, size = latents.shape
+    if size <= 2 or count < 2 or (latents == latents[:1]).all():
         return Plane(np.zeros(size), np.eye(2, size))
     values = latents.astype(np.float64)
-    variances, vectors = np.linalg.eigh(np.cov(values, rowvar=False))
-    axes = vectors[:, :-3:-1].T
+    centre = values.mean(axis=0)
+    values -= centre
+    axes, scale = _largest(values)
     farthest = np.abs(axes).argmax(axis=1, keepdims=True)
-    first, second = variances[:-3:-1] / variances.sum()
-    return Plane(values.mean(axis=0), axes * np.sign(np.take_along_axis(axes, farthest, 1)), (first, second))
+    first, second = np.square(scale) / np.square(values).sum()
+    return Plane(centre, axes * np.sign(np.take_along_axis(axes, farthest, 1)), (float(first), float(second)))
+
+
+def _largest(values: Floats) -> tuple[Floats, Floats]:
+    """The right singular vectors of the two largest singular values of [N, L], [2, L], and these, [2]."""
+    if min(values.shape) <= SMALL:
+        _, scale, axes = np.linalg.svd(values, full_matrices=False)
+        return axes[:2], scale[:2]
+    from scipy.sparse.linalg import svds
+
+    # Lanczos' method; from a fixed start, so that a map is the same each time.
+    _, scale, axes = svds(values, k=2, v0=np.ones(min(values.shape)), return_singular_vectors="vh")
+    return axes[::-1], scale[::-1]

@@ -1,5 +1,6 @@
 """The VampPrior: against the posteriors of its pseudo-inputs, where it starts, and what it costs."""
 
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -10,7 +11,9 @@ from scipy import special, stats
 from small import SHAPE, config_of, images, keys_of, products
 
 from jaxvae.config import Config
-from jaxvae.data import ImageData
+from jaxvae.data import ImageData, load
+from jaxvae.data.reading import Reading
+from jaxvae.data.rows import Rows
 from jaxvae.errors import InputError
 from jaxvae.models.build import Start, build_model
 from jaxvae.objectives.base import Context
@@ -55,6 +58,15 @@ def test_pseudo_inputs_start_at_training_images_from_all_parts_of_the_set(count:
     start = start_of(config, ImageData("own", "own", train, train[:1]))
     assert start.mean is None
     np.testing.assert_array_equal(start.images, (train / 255)[expected].astype(np.float32))
+
+
+def test_pseudo_inputs_start_at_images_of_a_file_that_is_streamed(tmp_path: Path) -> None:
+    train = np.random.default_rng(0).integers(0, 256, (40, *SHAPE)).astype(np.uint8)
+    np.save(tmp_path / "train.npy", train)
+    images = load(str(tmp_path / "train.npy"), None, Reading(stream="always"))
+    assert isinstance(images.train, Rows)
+    start = start_of(config_of(prior="vamp", pseudo_inputs=2), images)
+    np.testing.assert_array_equal(start.images, (train / 255)[[0, 38]].astype(np.float32))  # Every tenth is for tests.
 
 
 def test_pseudo_inputs_differ_from_their_images_by_little_noise() -> None:

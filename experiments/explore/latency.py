@@ -36,13 +36,15 @@ _WATCH = """
   }
   const source = () => pictures(document)[0]?.src
   window.measured = []
-  let start = null, before = null, turn = 0
+  let start = null, before = null
+  window.turn = 0
   const begin = () => { start = performance.now(); before = source(); turn += 1; poll(turn) }
   // The next frame begins when what this one holds is drawn.
   const poll = (own) => {
     const now = source()
     if (own !== turn) return
-    if (now !== undefined && now !== before) requestAnimationFrame(() => measured.push(performance.now() - start))
+    if (now !== undefined && now !== before)
+      requestAnimationFrame(() => { if (own === turn) measured[own - 1] = performance.now() - start })
     else requestAnimationFrame(() => poll(own))
   }
   window.addEventListener("pointerup", begin, true)
@@ -58,11 +60,9 @@ def measured(page: Any, act: Any) -> list[float]:
         # Two seconds at most. The traversals are drawn meanwhile, as when a person looks at them.
         for _ in range(5):
             page.wait_for_timeout(400)
-            if page.evaluate("measured.length") == number + 1:
+            if page.evaluate(f"measured[{number}]") is not None:
                 break
-        else:
-            page.evaluate("measured.push(null)")
-    found: list[float | None] = page.evaluate("measured.splice(0)")
+    found: list[float | None] = page.evaluate("turn = 0, measured.splice(0)")
     return [time for time in found if time is not None]
 
 

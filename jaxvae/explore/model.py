@@ -218,6 +218,7 @@ def explored(
     dataset: str | None = None,
     data_dir: str | None = None,
     images: Tested | None = None,
+    most: int | None = None,
 ) -> Explored:
     """Load a run's newest model (or its best) and encode its test images.
 
@@ -225,7 +226,8 @@ def explored(
       run_dir: of the run.
       best: the best checkpoint by the validation images.
       dataset, data_dir: where the images are, if not where they were in training.
-      images: what `tested_of` returned before, so that they are not read again.
+      images: the `Explored.tested` of an earlier call, so that they are not read again.
+      most: how many images the map may have, if fewer than usual.
 
     Raises:
       InputError: no run, an unreadable checkpoint, other test images than the run's; or a user-defined model without
@@ -236,8 +238,9 @@ def explored(
     for method in ("encode", "decode"):
         if not hasattr(run.model, method):
             raise InputError(f"{run_dir}: the model {name} has no method {method}, so it has no latents to explore")
+    images = images or tested_of(run, run_dir, dataset, data_dir, most)
     try:
-        return _explored(run, run_dir, images or tested_of(run, run_dir, dataset, data_dir))
+        return _explored(run, run_dir, images)
     except InputError:
         raise
     except Exception as error:
@@ -270,8 +273,8 @@ def _explored(run: TrainedRun, run_dir: Path, images: Tested) -> Explored:
     return found
 
 
-def tested_of(run: TrainedRun, run_dir: Path, dataset: str | None, data_dir: str | None) -> Tested:
-    """The test images of a run, with labels if there are any. Raises `InputError`."""
+def tested_of(run: TrainedRun, run_dir: Path, dataset: str | None, data_dir: str | None, most: int | None) -> Tested:
+    """The test images of a run, at most so many, with labels if there are any. Raises `InputError`."""
     try:
         images = images_of(run, run_dir, dataset, data_dir, labels=True)
     except InputError:
@@ -279,7 +282,8 @@ def tested_of(run: TrainedRun, run_dir: Path, dataset: str | None, data_dir: str
             raise
         images = images_of(run, run_dir, dataset, data_dir)
     total = len(images.test)
-    shown = np.linspace(0, total - 1, min(total, _most_images(run, images.split("test")))).astype(int)
+    count = min(total, _most_images(run, images.split("test")), most or total)
+    shown = np.linspace(0, total - 1, count).astype(int)
     split = {name: np.asarray(values[shown]) for name, values in images.split("test").items()}
     split = {name: values for name, values in split.items() if name == "image" or _is_label(name, values)}
     return Tested(split, total, images.classes)
@@ -295,7 +299,7 @@ def _worst(values: NDArray[Any]) -> str:
 
 def _most_images(run: TrainedRun, split: Split) -> int:
     """How many images a map of this model may have: on a CPU as many as `CPU_FLOP` encode, within limits."""
-    if jax.default_backend() != "cpu":
+    if run.config.model is not None or jax.default_backend() != "cpu":
         return MOST_IMAGES
     one = {name: np.asarray(values[:1]) for name, values in split.items()}
     keys = purpose_key(run.config.seed, "test-noise")[None]

@@ -39,10 +39,9 @@ def log_likelihood(
     Returns:
       The estimates [N], in nats, and their standard errors [N] with K draws (delta method).
     """
-    shape = images["image"].shape[1:]
-    most = max(1, chunks.PIXELS_AT_ONCE // math.prod(shape))
-    chunk = min(samples, most, chunks.cached_at_once(subject.config, shape) or most)
-    batch_size = chunks.chunk_size(images, subject.config, chunk)
+    per_image = math.prod(images["image"].shape[1:])
+    chunk = min(samples, max(1, chunks.PIXELS_AT_ONCE // per_image))  # Its draws have one key, so on every machine.
+    batch_size = chunks.chunk_size(images, draws=chunk)
 
     def of_batch(variables: Params, batch: Batch, keys: Array) -> tuple[Array, Array]:
         view, seen = subject.view(variables), as_batch(batch)

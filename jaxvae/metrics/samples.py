@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jaxvae import own
-from jaxvae.chunks import PIXELS_AT_ONCE, cached_at_once
+from jaxvae.chunks import PIXELS_AT_ONCE
 from jaxvae.errors import InputError
 from jaxvae.keys import fold_in_purpose
 from jaxvae.metrics import classifier
@@ -147,9 +147,7 @@ def draw(subject: Subject, count: int, labels: NDArray[Any] | None, binary: bool
       binary: draw each pixel, black or white, with the mean as its probability: for images of such pixels.
       key: of the draws.
     """
-    shape = subject.run.image_shape
-    size = max(1, min(_AT_ONCE, count, PIXELS_AT_ONCE // (8 * math.prod(shape))))
-    size = min(size, cached_at_once(subject.config, shape) or size)
+    size = max(1, min(_AT_ONCE, count, PIXELS_AT_ONCE // (8 * math.prod(subject.run.image_shape))))
     told = None if labels is None else np.random.default_rng(0).permutation(np.resize(labels, count))
 
     @jax.jit

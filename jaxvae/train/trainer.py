@@ -13,7 +13,7 @@ from jaxvae import memory
 from jaxvae.chunks import cached_at_once
 from jaxvae.config import Config
 from jaxvae.data.images import ImageData, Split
-from jaxvae.data.rows import Rows, mean, picked
+from jaxvae.data.rows import Rows, mean
 from jaxvae.distributed import devices as parallel
 from jaxvae.keys import PURPOSES, Purpose, example_keys, purpose_key
 from jaxvae.models.autoencoder import AutoEncoder
@@ -334,5 +334,5 @@ def start_of(config: Config, images: ImageData) -> Start:
     places = np.linspace(0, len(train) - 1, wanted).astype(int)  # All classes of a folder, where they come in turn.
     return Start(
         (mean(train) / 255).astype(np.float32) if parts.network.starts_from_mean else None,
-        picked(train, places).astype(np.float32) / np.float32(255) if wanted else None,
+        train[places].astype(np.float32) / np.float32(255) if wanted else None,
     )

@@ -7,6 +7,7 @@ from bokeh.events import Tap
 from bokeh.models import (
     BoxZoomTool,
     ColumnDataSource,
+    CustomJS,
     HoverTool,
     LassoSelectTool,
     LayoutDOM,
@@ -30,6 +31,11 @@ MOST_SHOWN = 64  # Of the chosen images.
 _MOST_NAMED = 20  # Classes in a legend.
 _NUMBERED = 8  # Chosen images whose numbers are listed.
 _TOOLTIP = 96  # Side of the image in a tooltip, in pixels of the page.
+_CUT = """
+const within = (range, value) => range.start <= value && value <= range.end
+const visible = within(x, place.data.x[0]) && within(y, place.data.y[0])
+for (const ring of rings) if (ring.visible != visible) ring.visible = visible
+"""
 
 
 class MapPanel:
@@ -85,10 +91,17 @@ class MapPanel:
         )
         looks = {"size": 5, "color": "colour", "alpha": 0.65, "nonselection_alpha": 0.08, "line_color": None}
         hover.renderers = [plot.scatter("x", "y", source=self._points, **looks)]
+        # Drawn on a layer of its own: when the mark moves, the points are not drawn again. That layer is not cut at the
+        # frame, so the mark goes when its place does.
+        rings = []
         for colour, line in (("#fff", 5), ("#111", 2)):
             ring = {"size": 17, "fill_color": None, "line_color": colour, "line_width": line}
-            # Drawn on a layer of its own: when the mark moves, the points are not drawn again.
-            plot.scatter("x", "y", source=self._place, level="overlay", **ring)
+            rings.append(plot.scatter("x", "y", source=self._place, level="overlay", **ring))
+        cut = CustomJS(args={"rings": rings, "place": self._place, "x": plot.x_range, "y": plot.y_range}, code=_CUT)
+        for axis in (plot.x_range, plot.y_range):
+            axis.js_on_change("start", cut)
+            axis.js_on_change("end", cut)
+        self._place.js_on_change("data", cut)
         self._add_legend(plot)
         return controls.styled(plot)
 
