@@ -8,8 +8,10 @@ import pytest
 from image_files import noise, save
 from PIL import Image
 
-from jaxvae import cli
+from jaxvae import cli, data
+from jaxvae.config import Config
 from jaxvae.data import __main__ as command
+from jaxvae.data.reading import Reading
 from jaxvae.train import __main__ as train
 
 
@@ -65,10 +67,16 @@ def test_the_histogram_counts_the_values(tmp_path: Path, capsys: pytest.CaptureF
 
 
 def test_binary_images_need_no_other_likelihood(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(save(tmp_path / "x.npy", noise(300, 6, 5) > 127)) == 0
+    binary = noise(300, 6, 5) // 128 * np.uint8(255)
+    file = save(tmp_path / "x.npy", binary)
+    assert run(file) == 0
     out = capsys.readouterr().out
-    assert "all are 0 or 255" in out
+    assert "all are 0 or 255: with --inputs static" in out
     config = train.parse(proposed(out)[3:]).config
+    assert config.inputs == "static"
+    # Those that are streamed cannot be drawn once.
+    streamed = data.load(str(file), None, Reading(stream="always"))
+    assert train.parse(command.command(streamed, Config("vae"), binary=True)[3:]).config.inputs == "dynamic"
     assert (config.likelihood, config.architecture, config.batch_size) == ("bernoulli", "mlp", 32)
 
 

@@ -1,6 +1,6 @@
 """Train and evaluate rows of the table of record.
 
-    python experiments/record/reproduce.py [ROW ...] --data-dir DIR     # DIR: MNIST's IDX files; without it, a download
+    python experiments/record/reproduce.py [ROW ...] --data-dir DIR     # DIR: files of MNIST; without it, a download
 
 Without names, all rows that can be run, in their order. Each is trained by jaxvae.train, or several seeds together by
 jaxvae.sweep, into RUNS/ROW/SEED; then evaluated and sampled from. RESULTS gets ROW-SEED.json and ROW-SEED.png. What was
@@ -245,7 +245,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--results", type=Path, metavar="DIR", default=HERE / "results", help="the results (results, beside this file)"
     )
-    parser.add_argument("--data-dir", type=Path, metavar="DIR", help="MNIST's IDX files; default: they are downloaded")
+    parser.add_argument(
+        "--data-dir", type=Path, metavar="DIR", help="files of MNIST, and Larochelle's; default: downloaded"
+    )
     args = parser.parse_args(argv)
     places, failed = Places(args.runs, args.results, args.data_dir), False
     try:

@@ -13,6 +13,7 @@ import tyro
 from jaxvae import cli, memory
 from jaxvae.config import Config
 from jaxvae.data.images import ImageData, in_words, prepared, usual_batch_size
+from jaxvae.data.rows import Rows
 from jaxvae.data.sources import load_for
 from jaxvae.errors import InputError, one_line
 from jaxvae.fields import Resize
@@ -69,7 +70,8 @@ def lines(images: ImageData, config: Config) -> Iterator[str]:
         yield f"  {start:3}-{start + width - 1:3} {part:6.1%} {'#' * round(BAR * part)}".rstrip()
     binary = set(np.flatnonzero(counts)) <= {0, 255}
     if binary:
-        yield "all are 0 or 255: the Bernoulli likelihood of --preset vae gives the probability of an image"
+        inputs = _binary_inputs(images)
+        yield f"all are 0 or 255: with --inputs {inputs}, --preset vae gives the probability of an image"
     else:
         yield "they have values besides 0 and 255: --likelihood logistic gives the probability of an image"
     yield f"to train: {shlex.join(command(images, config, binary))}"
@@ -97,6 +99,7 @@ def command(images: ImageData, config: Config, binary: bool) -> list[str]:
         if value != getattr(Config("vae"), name):
             words += [flag(name), *map(str, value if isinstance(value, tuple) else (value,))]
     words += ["--skip-bad"] if config.skip_bad else []
+    words += ["--inputs", _binary_inputs(images)] if binary else []
     height, width, channels = images.image_shape
     if max(height, width) > SMALL_SIDE or channels > 1:
         words += ["--architecture", "conv", "--latent-size", str(PHOTO_LATENTS)]
@@ -110,6 +113,11 @@ def command(images: ImageData, config: Config, binary: bool) -> list[str]:
     if epochs > config.epochs:
         words += ["--epochs", str(epochs)]
     return words
+
+
+def _binary_inputs(images: ImageData) -> str:
+    """The value of ``--inputs`` that says that pixels are 0 or 1. Static ones are drawn in memory."""
+    return "dynamic" if isinstance(images.train, Rows) else "static"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
