@@ -38,7 +38,7 @@ class Arguments:
     dataset: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")]
     """A name, such as mnist, a .npy or .npz file, or a picture folder."""
     data_dir: str | None = None
-    """Directory of the files of a dataset with a name."""
+    """Directory of the files of a dataset with a name. Default: that of training, if it is the same dataset."""
     out: Path | None = None
     """.npz file to write the latents to."""
     map: Path | None = None
@@ -91,6 +91,8 @@ def _read(run: TrainedRun, dataset: str, data_dir: str | None) -> tuple[ImageDat
             dataset, found.source, found.images, found.images[:0], others=others, classes=found.classes, whole=True
         )
         return as_seen(images, run.config), found.files
+    if data_dir is None and dataset == run.config.dataset:
+        data_dir = run.config.data_dir
     try:
         images = data.load(dataset, data_dir, reading, labels=True)
     except InputError:

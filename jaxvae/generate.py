@@ -100,7 +100,7 @@ def generate(
         none = "no prior to draw from: it is an autoencoder; --fit-mixture 10 fits one to its codes"
         raise InputError(f"{run_dir}: the model has {'no method sample(count)' if run.config.model else none}")
     if label is not None and not run.config.reads_labels:
-        raise InputError(f"--label {label}: {run_dir} was trained without --condition label and --prior label")
+        raise InputError(f"--label {label}: {run_dir} was trained with neither --condition label nor --prior label")
     mixture = fitted(run, run_dir, fit_mixture, dataset, data_dir) if fit_mixture else None
     if label is None:
         most = min(8 * run.config.classes, MOST) if run.config.reads_labels else N

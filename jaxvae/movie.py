@@ -12,7 +12,7 @@ import numpy as np
 import tyro
 from numpy.typing import NDArray
 
-from jaxvae import cli
+from jaxvae import cli, config_file, data
 from jaxvae.errors import InputError
 from jaxvae.plane import plane_of
 
@@ -32,8 +32,8 @@ class Arguments:
 
     run_dir: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN_DIR")]
     """Directory of a run of jaxvae.train."""
-    out: Path = Path("training.gif")
-    """GIF file to write."""
+    out: Path | None = None
+    """GIF file to write. Default: the name of the run directory, with .gif."""
     seconds: float = 8.0
     """How long the movie takes."""
 
@@ -60,7 +60,8 @@ def frames_of(run_dir: Path) -> list[NDArray[np.uint8]]:
         list(epochs)[i] for i in np.linspace(0, len(epochs) - 1, min(len(epochs), MOST_FRAMES)).round().astype(int)
     ]
     try:
-        maps = latent_maps({epoch: epochs[epoch]["latents"] for epoch in chosen if "latents" in epochs[epoch]})
+        files = {epoch: epochs[epoch]["latents"] for epoch in chosen if "latents" in epochs[epoch]}
+        maps = latent_maps(files, held_out_labels(run_dir) if files else None)
         frames = []
         for epoch in chosen:
             pictures = [
@@ -73,11 +74,29 @@ def frames_of(run_dir: Path) -> list[NDArray[np.uint8]]:
     return [_padded(frame, height, width) for frame in frames]
 
 
-def latent_maps(files: Mapping[int, Path]) -> dict[int, NDArray[np.uint8]]:
+def held_out_labels(run_dir: Path) -> NDArray[Any] | None:
+    """The labels of the images that a run evaluates while it trains, for a dataset that has them in files of its own.
+
+    None if they cannot be read: the colours of a map are not worth an error.
+    """
+    config = config_file.load(run_dir / "config.json", to_use=True)
+    try:
+        images = data.load(config.dataset, config.data_dir, data.reading_of(config), labels=True)
+        images = data.prepared(images, dataclasses.replace(config, inputs="grey"))
+    except InputError:
+        return None
+    return images.split("validation" if len(images.validation) else "test").get("label")
+
+
+def latent_maps(files: Mapping[int, Path], labels: NDArray[Any] | None = None) -> dict[int, NDArray[np.uint8]]:
     """Maps of latents [MAP_SIDE, MAP_SIDE, 3], on the same axes for all epochs, coloured by label if there are labels.
 
     Two latents are the axes themselves. Of more, the axes are the first two principal components of the latents of all
     epochs together.
+
+    Args:
+      files: what a run saved of its latents, by epoch.
+      labels: of the images in order, where the files have none; there may be more.
     """
     if not files:
         return {}
@@ -90,7 +109,7 @@ def latent_maps(files: Mapping[int, Path]) -> dict[int, NDArray[np.uint8]]:
     plane = plane_of(together)
     points = {epoch: plane.places(values) for epoch, values in latents.items()}
     reach = max(np.quantile(np.abs(np.concatenate(list(points.values()))), 0.995), 1e-6)
-    unknown = np.zeros(len(together), int)
+    unknown = np.zeros(len(together), int) if labels is None else labels
     return {epoch: _map(values / reach, saved[epoch].get("label", unknown)) for epoch, values in points.items()}
 
 
@@ -141,16 +160,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code (see `jaxvae.cli`)."""
     args = sys.argv[1:] if argv is None else argv
     given = cli.parse(Arguments, args, prog="python -m jaxvae.movie", description=DESCRIPTION)
-    if given.out.suffix.lower() != ".gif":
-        raise InputError(f"--out {given.out}: must end in .gif")
+    out = given.out or Path(f"{given.run_dir.absolute().name}.gif")
+    if out.suffix.lower() != ".gif":
+        raise InputError(f"--out {out}: must end in .gif")
     if not 0 < given.seconds <= 600:
         raise InputError(f"--seconds must be above 0, and 600 at most, not {given.seconds:g}")
     if not (given.run_dir / "config.json").is_file():
         raise InputError(f"{given.run_dir} is not a run directory: it has no config.json")
     frames = frames_of(given.run_dir)
-    cli.check_writable("--out", given.out)
-    save_gif(given.out, frames, given.seconds)
-    print(f"{len(frames)} frames -> {given.out}")
+    cli.check_writable("--out", out)
+    save_gif(out, frames, given.seconds)
+    print(f"{len(frames)} frames -> {out}")
     return cli.EXIT_OK
 
 

@@ -9,7 +9,9 @@ from runs import SMALL, train
 from sklearn.decomposition import PCA
 
 import jaxvae
-from jaxvae import cli, movie
+from jaxvae import cli, data, movie
+from jaxvae.config import Config
+from jaxvae.config_file import to_json
 
 pytestmark = pytest.mark.unoptimized
 
@@ -85,6 +87,28 @@ def test_two_latents_are_the_axes_themselves(tmp_path: Path) -> None:
     assert len(first) == 9 and first[:, 1].min() > 0.9 * movie.MAP_SIDE and abs(first[:, 0].mean() - 120) < 4
     second = np.argwhere((picture == (255, 127, 14)).all(-1))  # The second, at the bottom.
     assert second[:, 0].min() > 0.9 * movie.MAP_SIDE and abs(second[:, 1].mean() - 120) < 4
+
+
+@pytest.mark.parametrize("validation", [0.0, 0.1])
+def test_labels_that_the_run_did_not_read_colour_the_map(validation: float, tmp_path: Path) -> None:
+    config = Config("vae", dataset="digits", validation=validation)
+    (tmp_path / "config.json").write_text(to_json(config))
+    labels = movie.held_out_labels(tmp_path)
+    assert labels is not None
+    images = data.prepared(data.load("digits", labels=True), config)
+    held_out = images.split("validation" if validation else "test")
+    np.testing.assert_array_equal(labels, held_out["label"])
+    assert len(set(labels.tolist())) == 10
+    latent = np.random.default_rng(0).normal(size=(30, 2))
+    np.savez(tmp_path / "a.npz", latent=latent)
+    for given, colours in ((None, 1), (labels, len(set(labels[:30].tolist())))):
+        picture = movie.latent_maps({1: tmp_path / "a.npz"}, given)[1].reshape(-1, 3)
+        assert len({tuple(map(int, colour)) for colour in picture} - {(movie.BACKGROUND,) * 3}) == colours
+
+
+def test_labels_that_cannot_be_read_are_no_error(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(to_json(Config("vae", dataset=str(tmp_path / "gone.npz"))))
+    assert movie.held_out_labels(tmp_path) is None
 
 
 def test_a_long_run_gives_no_longer_movie(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -298,7 +298,7 @@ class Checkpoints:
     def _nothing(self) -> str:
         if self.steps() or any(self.directory.glob(f"{DAMAGED}*")):
             return f"{self.directory}: every checkpoint is damaged; none is left to go on from"
-        return f"{self.directory} holds no checkpoint"
+        return f"{self.directory} holds no checkpoint yet (--checkpoint-every 1 saves one after every epoch)"
 
     def _set_aside(self, step: int) -> None:
         number = 1

@@ -121,7 +121,7 @@ def save_map(
             for value, colour in zip(values, colours, strict=True):
                 name = str(classes[value]) if value < len(classes) else str(value)
                 axes.scatter(*points[labels == value].T, s=size, linewidths=0, color=colour, label=name)
-            figure.legend(loc="outside right upper", markerscale=(30 / size) ** 0.5, fontsize="small")
+            figure.legend(loc="outside right center", markerscale=(30 / size) ** 0.5, fontsize="small")
         else:
             drawn = axes.scatter(*points.T, s=size, linewidths=0, c=labels, cmap="viridis")
             figure.colorbar(drawn, ax=axes, label="label")

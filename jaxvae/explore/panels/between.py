@@ -9,6 +9,11 @@ from jaxvae.explore.controls import text
 from jaxvae.explore.view import Later, View
 
 SOURCES = {"test": "test image", "drawing": "my drawing", "file": "my file"}
+_MISSING = {
+    "test": "There is no test image of this number.",
+    "drawing": "Draw something above first.",
+    "file": "Choose a picture file above first.",
+}
 
 
 class BetweenPanel:
@@ -47,7 +52,7 @@ class BetweenPanel:
             end.number.visible = end.source.value == "test"
             latents.append(end.latent(view))
             if latents[-1] is None:
-                self._way.text = f'<p class="quiet">There is no {SOURCES[end.source.value]} yet.</p>'
+                self._way.text = f'<p class="quiet">{_MISSING[end.source.value]}</p>'
                 return
         start, stop = latents
         images = view.model.between(start, stop, view.label)

@@ -95,8 +95,12 @@ class LatentsPanel:
         return changed
 
     def _choose(self, number: Any) -> None:
-        if not self._setting and number is not None and 0 <= number < len(self._view.model.images):
+        if self._setting or number is None:
+            return
+        if 0 <= number < len(self._view.model.images):
             self._view.choose(int(number))
+        else:  # Typed, for the arrows end at the last image.
+            self._image.value = self._view.chosen
 
     def _moved(self) -> None:
         view = self._view
@@ -123,7 +127,7 @@ class LatentsPanel:
         """The test image at this place, as HTML."""
         model, number = self._view.model, self._view.chosen
         if number is None:
-            return '<p class="quiet">No test image: a place of its own.</p>'
+            return '<p class="quiet">This place is not that of a test image.</p>'
         label = "" if model.labels is None else f", class {escape(model.name_of(int(model.labels[number])))}"
         image = pictures.element(model.images[number], f"Test image {number} itself")
         told = f"<figure><figcaption>Test image {number} itself{label}</figcaption>{image}</figure>"

@@ -43,7 +43,7 @@ class OwnPanel:
         buttons: list[LayoutDOM] = [controls.button("Clear", self._erase)]
         if view.model.run.image_shape[2] > 1:
             colour = ColorPicker(title="Colour", color="#ffffff", width=80, margin=0)
-            colour.on_change("color", lambda name, old, new: setattr(self._pen, "empty_value", new))
+            colour.on_change("color", lambda name, old, new: setattr(self._pen, "default_overrides", {"colour": new}))
             buttons.append(colour)
         self._drawing = controls.below_each_other([canvas, controls.side_by_side(buttons)], f"drawing_{number}")
         self._from_drawing = text(f"from_drawing_{number}", _EMPTY)
@@ -76,7 +76,7 @@ class OwnPanel:
         ends = {"line_cap": "round", "line_join": "round", "nonselection_alpha": 1}
         pen = {"line_color": "colour", "line_width": pictures.PEN * min(plot.width, plot.height)}
         lines = plot.multi_line("xs", "ys", source=self._strokes, **pen, **ends)
-        self._pen = FreehandDrawTool(renderers=[lines], empty_value="#ffffff")
+        self._pen = FreehandDrawTool(renderers=[lines], default_overrides={"colour": "#ffffff"})
         plot.add_tools(self._pen)
         plot.toolbar.active_drag = self._pen
         return plot

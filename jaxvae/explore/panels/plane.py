@@ -148,7 +148,9 @@ class MapPanel:
         chosen, model = self._points.selected.indices, self._view.model
         chosen = [number for number in chosen if 0 <= number < len(model.images)]
         if not chosen:
-            self._chosen.text = '<p class="quiet">None. Draw a line around points with the lasso of the map.</p>'
+            self._chosen.text = (
+                '<p class="quiet">None. Draw a line around points with the lasso of the map; Esc takes it away.</p>'
+            )
             return
         shown = [chosen[place] for place in np.linspace(0, len(chosen) - 1, min(len(chosen), MOST_SHOWN)).astype(int)]
         numbers = ", ".join(f"#{number}" for number in shown[:_NUMBERED]) + (", ..." if len(chosen) > _NUMBERED else "")
