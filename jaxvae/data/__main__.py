@@ -89,6 +89,7 @@ def classes(images: ImageData) -> Iterator[str]:
         for value, count in zip(values[:LISTED], counts, strict=False)
     ]
     yield f"{len(values)} classes: {', '.join(named)}{', ...' if len(values) > LISTED else ''}"
+    yield "--condition label trains a model that draws the class you ask for"
 
 
 def command(images: ImageData, config: Config, binary: bool) -> list[str]:

@@ -61,7 +61,8 @@ def page_of(run: TrainedRun) -> str:
         names = run.record.get("classes") or [str(number) for number in range(model.classes)]
         facts |= {"labels": _packed(params["label_latents", "table"]), "classes": names}
     parts = {
-        "TITLE": html.escape(one_line(f"{describe(run.config)}, trained on {run.dataset}")),
+        "TITLE": html.escape(one_line(f"A VAE trained on {run.dataset}")),
+        "ABOUT": html.escape(one_line(describe(run.config))),
         "DECODER": _file("decoder.js"),
         # No text of the model may end the script that holds it.
         "MODEL": json.dumps(facts).replace("<", "\\u003c"),

@@ -95,12 +95,8 @@ class LatentsPanel:
         return changed
 
     def _choose(self, number: Any) -> None:
-        if self._setting or number is None:
-            return
-        if 0 <= number < len(self._view.model.images):
+        if not self._setting and number is not None and 0 <= number < len(self._view.model.images):
             self._view.choose(int(number))
-        else:  # Typed, for the arrows end at the last image.
-            self._image.value = self._view.chosen
 
     def _moved(self) -> None:
         view = self._view
