@@ -127,8 +127,9 @@ def section(results: Results) -> str:
                 "are none, of the test images. It is the bound that was trained, not the importance-sampled figure.*"
             )
         )
+    if pictures := samples_of(results):
         parts.append(
-            f"![Sixteen digits drawn from the prior of each of: {named}.](images/record-samples.png)\n\n"
+            f"![Sixteen digits drawn from the prior of each of: {', '.join(pictures)}.](images/record-samples.png)\n\n"
             + wrapped("*16 draws from the prior of each row's first seed: mean intensities, not drawn pixels.*")
         )
     return "\n\n".join(parts)
@@ -160,23 +161,30 @@ def draw_curves(results: Results, file: Path) -> None:
     figure.savefig(file, dpi=110)
 
 
-def draw_samples(results: Results, folder: Path, file: Path) -> None:
-    """The pictures that `reproduce.py` drew, one below the other, each below its row's name."""
+def samples_of(results: Results) -> dict[str, Path]:
+    """A picture that `reproduce.py` drew for each row that has one."""
+    found: dict[str, Path] = {}
+    for row in ROWS:
+        for result in results.get(row.name, ()):
+            file = RESULTS / f"{row.name}-{result['seed']}.png"
+            if file.exists():
+                found.setdefault(row.name, file)
+    return found
+
+
+def draw_samples(pictures: Mapping[str, Path], file: Path) -> None:
+    """Pictures of rows, beside and below each other, each below its row's name."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from PIL import Image
 
-    drawn = []
-    for name in (row.name for row in ROWS if row.name in results):
-        files = [folder / f"{name}-{result['seed']}.png" for result in results[name]]
-        drawn += [(name, picture) for picture in files if picture.exists()][:1]
-    columns = min(3, len(drawn))
-    figure = Figure(figsize=(3.6 * columns, 1.2 * -(-len(drawn) // columns)), layout="constrained")
+    columns = min(3, len(pictures))
+    figure = Figure(figsize=(3.6 * columns, 1.2 * -(-len(pictures) // columns)), layout="constrained")
     FigureCanvasAgg(figure)
-    panels = list(figure.subplots(-(-len(drawn) // columns), columns, squeeze=False).flat)
+    panels = list(figure.subplots(-(-len(pictures) // columns), columns, squeeze=False).flat)
     for axes in panels:
         axes.axis("off")
-    for axes, (name, picture) in zip(panels, drawn, strict=False):
+    for axes, (name, picture) in zip(panels, pictures.items(), strict=False):
         axes.imshow(Image.open(picture), cmap="gray", vmin=0, vmax=255)
         axes.set_title(name, fontsize="small")
     figure.savefig(file, dpi=130)
@@ -214,7 +222,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(new != page.read_text())
     page.write_text(new)
     draw_curves(results, DOCS / "images" / "record-curves.png")
-    draw_samples(results, RESULTS, DOCS / "images" / "record-samples.png")
+    draw_samples(samples_of(results), DOCS / "images" / "record-samples.png")
     print(f"{sum(map(len, results.values()))} results of {len(results)} rows -> {page}")
     return 0
 
