@@ -75,11 +75,14 @@ def frames_of(run_dir: Path) -> list[NDArray[np.uint8]]:
 
 
 def held_out_labels(run_dir: Path) -> NDArray[Any] | None:
-    """The labels of the images that a run evaluates while it trains, for a dataset that has them in files of its own.
+    """The labels of the images that a run evaluates while it trains, of a dataset with a name.
 
-    None if they cannot be read: the colours of a map are not worth an error.
+    Such a dataset has them in files of its own, which a run need not read; with other images, labels are in the run's
+    own files. None if they cannot be read: the colours of a map are not worth an error.
     """
     config = config_file.load(run_dir / "config.json", to_use=True)
+    if config.dataset not in data.DATASETS:
+        return None
     try:
         images = data.load(config.dataset, config.data_dir, data.reading_of(config), labels=True)
         images = data.prepared(images, dataclasses.replace(config, inputs="grey"))

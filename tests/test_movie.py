@@ -107,8 +107,9 @@ def test_labels_that_the_run_did_not_read_colour_the_map(validation: float, tmp_
 
 
 def test_labels_that_cannot_be_read_are_no_error(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text(to_json(Config("vae", dataset=str(tmp_path / "gone.npz"))))
-    assert movie.held_out_labels(tmp_path) is None
+    for given in ({"dataset": "mnist", "data_dir": str(tmp_path)}, {"dataset": str(tmp_path / "gone.npz")}):
+        (tmp_path / "config.json").write_text(to_json(Config("vae", **given)))
+        assert movie.held_out_labels(tmp_path) is None
 
 
 def test_a_long_run_gives_no_longer_movie(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
