@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from jaxvae.config import Config
 from jaxvae.keys import example_keys
 from jaxvae.models.layers import float32_products
-from jaxvae.train.programs import LEAST_PART
+from jaxvae.train.programs import LEAST_PART, jit_seldom
 from jaxvae.typing import Array, Params
 
 PIXELS_AT_ONCE = 2**22  # Of all images and draws that are in memory.
@@ -65,7 +65,7 @@ def in_chunks(
       size: of a chunk.
       dtype: of the result.
     """
-    compiled: Any = run if hasattr(run, "lower") else jax.jit(run)
+    compiled: Any = run if hasattr(run, "lower") else jit_seldom(run)
     parts = []
     count = len(next(iter(examples.values())))
     for first in range(0, count, size):

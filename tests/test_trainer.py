@@ -161,6 +161,28 @@ def test_on_a_gpu_the_loop_itself_is_recorded_unless_the_user_says_what_is(monke
     assert set(programs.compiler_options("gpu", recorded=True)) == {order}
 
 
+def test_on_a_gpu_no_kernels_are_tried_for_what_runs_seldom(monkeypatch: pytest.MonkeyPatch) -> None:
+    seldom = programs.seldom_options.__wrapped__
+    assert seldom("cpu") == seldom("tpu") == {}
+    assert seldom("gpu") == {"xla_gpu_autotune_level": 0}
+    with monkeypatch.context() as patch:
+        patch.setenv("XLA_FLAGS", "--xla_gpu_autotune_level=4")
+        assert seldom("gpu") == {}
+    monkeypatch.setattr(programs, "UNTRIED", {"xla_gpu_no_such_option": 0})
+    assert seldom("gpu") == {}
+
+
+def test_evaluations_and_pictures_run_seldom_and_steps_do_not(
+    images: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(programs, "seldom_options", lambda backend: {"xla_gpu_no_such_option": 0})
+    trainer = trainer_of(images)
+    state, _ = advance(trainer, trainer.start(None), 0, 1)
+    for refused in (lambda: trainer.evaluate(state, "test", 0), lambda: trainer.pictures(state, 4, 4)):
+        with pytest.raises(jax.errors.JaxRuntimeError, match="no_such_option"):
+            refused()
+
+
 def test_a_call_takes_no_more_than_it_holds(images: NDArray[np.uint8]) -> None:
     trainer = trainer_of(images)
     assert [trainer.usable(0, wanted) for wanted in (1, 3, 4, 9999)] == [1, 3, 4, 4]

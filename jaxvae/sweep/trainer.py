@@ -31,7 +31,15 @@ from jaxvae.optimizer import build_optimizer
 from jaxvae.protocols import Hyperparameters
 from jaxvae.train.computer import PART_BATCHES, due, splits
 from jaxvae.train.evaluation import PIXELS_AT_ONCE, joined, make_evaluate
-from jaxvae.train.programs import MOST_STEPS, StepProgram, block_steps, make_call, part_size, steps_per_epoch
+from jaxvae.train.programs import (
+    MOST_STEPS,
+    StepProgram,
+    block_steps,
+    jit_seldom,
+    make_call,
+    part_size,
+    steps_per_epoch,
+)
 from jaxvae.train.step import TrainState, epoch_order, example_of, init_state
 from jaxvae.train.trainer import start_of
 from jaxvae.typing import Batch, Collections, ImageShape, Params
@@ -192,7 +200,7 @@ class MembersTrainer:
         self._sizes = {split: min(most, len(found["image"])) for split, found in self._held_out.items()}
         evaluation = (each, one, each, each, one)
         self._evaluate: dict[str, Any] = {
-            split: jax.jit(self._on_each_device(partial(self._evaluate_share, size), evaluation, each))
+            split: jit_seldom(self._on_each_device(partial(self._evaluate_share, size), evaluation, each))
             for split, size in self._sizes.items()
         }
         count = len(images.train)

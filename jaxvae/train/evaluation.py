@@ -13,6 +13,7 @@ from jaxvae.keys import example_keys
 from jaxvae.models.build import Model
 from jaxvae.models.layers import float32_products
 from jaxvae.objectives.base import Context, Loss
+from jaxvae.train.programs import jit_seldom
 from jaxvae.train.step import as_batch
 from jaxvae.typing import Array, Batch, Params, Terms
 
@@ -86,5 +87,5 @@ def evaluate_images(
     """The objective's terms of all images of a split, at most `most` in a call: [N] each, on the host."""
     images = examples["image"]
     size = evaluation_size(images.shape[1:], len(images), objective.objective.latents, most=most)
-    run, placed = jax.jit(make_evaluate(model, objective, size)), jax.tree.map(jnp.asarray, dict(examples))
+    run, placed = jit_seldom(make_evaluate(model, objective, size)), jax.tree.map(jnp.asarray, dict(examples))
     return joined([run(variables, placed, key, np.int32(first)) for first in range(0, len(images), size)], len(images))

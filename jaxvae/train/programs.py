@@ -1,5 +1,6 @@
 """The compiled program that takes a run's steps."""
 
+import functools
 import os
 import time
 from collections.abc import Callable
@@ -138,6 +139,32 @@ def compiler_options(backend: str, recorded: bool = False) -> dict[str, Any]:
         options["xla_gpu_enable_command_buffer"] = RECORDED
     by_the_user = os.environ.get("XLA_FLAGS", "")
     return {name: value for name, value in options.items() if name not in by_the_user}
+
+
+# XLA takes each kernel untried.
+UNTRIED: dict[str, Any] = {"xla_gpu_autotune_level": 0}
+
+
+@functools.cache
+def seldom_options(backend: str) -> dict[str, Any]:
+    """XLA's options for programs that take little of a run's time, such as evaluations, on a backend.
+
+    On a GPU XLA tries several kernels for each product, for seconds, and takes the fastest: not for these. What
+    XLA_FLAGS says holds.
+    """
+    by_the_user = os.environ.get("XLA_FLAGS", "")
+    if backend != "gpu" or any(name in by_the_user for name in UNTRIED):
+        return {}
+    try:
+        jax.jit(lambda: 0).lower().compile(compiler_options=UNTRIED)
+    except jax.errors.JaxRuntimeError:  # The options of XLA come and go.
+        return {}
+    return UNTRIED
+
+
+def jit_seldom(function: Callable[..., Any], **given: Any) -> Any:
+    """`jax.jit`, with `seldom_options` and the options `given`."""
+    return jax.jit(function, **given, compiler_options=seldom_options(jax.default_backend()))
 
 
 def shares_batches(config: Config) -> bool:

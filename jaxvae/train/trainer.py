@@ -28,6 +28,7 @@ from jaxvae.train.programs import (
     MOST_STEPS,
     StepProgram,
     block_steps,
+    jit_seldom,
     make_call,
     part_size,
     program_bytes,
@@ -117,14 +118,14 @@ class Trainer:
             for name, split in self._held_out().items()
         }
         self._evaluate: dict[str, Any] = {
-            name: jax.jit(make_evaluate(self.model, self.objective, size, batch_sharding), out_shardings=everywhere)
+            name: jit_seldom(make_evaluate(self.model, self.objective, size, batch_sharding), out_shardings=everywhere)
             for name, size in self._size.items()
         }
         self._order_of: Any = jax.jit(lambda key, epoch: epoch_order(key, epoch, count), out_shardings=everywhere)
         self._order: tuple[int, Array] | None = None
         self._blocks = self._streamed()
         self._block: tuple[Place, Any] | None = None  # The one on the devices.
-        self._draw: Any = jax.jit(self._pictures, out_shardings=everywhere)
+        self._draw: Any = jit_seldom(self._pictures, out_shardings=everywhere)
         self._copy: Any = jax.jit(lambda state: jax.tree.map(jnp.copy, state), out_shardings=everywhere)
         self._most: Any = jax.jit(lambda said: said.max(axis=0), out_shardings=everywhere)
 
