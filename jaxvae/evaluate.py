@@ -31,8 +31,9 @@ from jaxvae.trained import TrainedRun, load, load_run
 
 DESCRIPTION = """Evaluate the newest checkpoint of a run on its test images, every image once.
 
-What costs little is always reported. --metric adds what reads labels or the training images:
-probe and knn, the accuracy of classifiers on the latents; fid, the FID, KID, precision and recall of samples."""
+What costs little is always reported. --metric adds what reads labels, factors or the training images:
+probe and knn, the accuracy of classifiers on the latents; fid, the FID, KID, precision and recall of samples;
+disentanglement, MIG, DCI and SAP, for images whose factors are known."""
 
 _WIDTH = 27  # Of the longest name in a table.
 
@@ -52,7 +53,7 @@ class Arguments:
     samples: int = 0
     """Estimate log p(x) too, with this many latents per image; papers use 5000. VAEs in nats only."""
     metric: tuple[str, ...] = ()
-    """Report these as well: probe, knn, fid, or metrics of your own, package.module:Name."""
+    """Report these as well: probe, knn, fid, disentanglement, or metrics of your own, package.module:Name."""
     features: str | None = None
     """Features for --metric fid, package.module:function: uint8 [N, H, W, C] to [N, F]. Default: a classifier's."""
     outliers: Path | None = None
@@ -139,6 +140,8 @@ def _measured(
     images = images_of(run, run_dir, dataset, data_dir, labels, images)
     if labels and not all("label" in images.split(name) for name in ("train", "test")):
         raise InputError(f"--metric: {images.source}: the images have no labels, which it needs")
+    for metric in metrics:
+        metric.check_images(images)
     steps_per_epoch = run.record.get("steps_per_epoch", 1)
     loss = build_objective(config, steps_per_epoch, len(images.train))
     key, split = purpose_key(config.seed, "test-noise"), images.split("test")

@@ -364,6 +364,10 @@ class Metric(Component, Protocol):
         """Whether it applies to models of `config`."""
         return True
 
+    def check_images(self, images: Any) -> None:
+        """Raise `InputError` if it cannot measure with `images`, a `jaxvae.data.ImageData`."""
+        del images  # Most can.
+
     def measure(self, subject: Any, images: Mapping[str, NDArray[Any]], key: jax.Array) -> Mapping[str, Measured]:
         """The metric, or metrics, by name.
 

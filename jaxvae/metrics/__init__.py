@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 from jaxvae.metrics.codes import CodeUsage
+from jaxvae.metrics.disentanglement import Disentanglement
 from jaxvae.metrics.knn import NearestNeighbours
 from jaxvae.metrics.latents import ActiveUnits
 from jaxvae.metrics.layers import LayerKL
@@ -26,14 +27,16 @@ ON_REQUEST: Mapping[str, type[Metric]] = {
     "probe": LinearProbe,
     "knn": NearestNeighbours,
     "fid": SampleQuality,
+    "disentanglement": Disentanglement,
 }
-"""What is reported where it is asked for: it reads the training images as well, or labels."""
+"""What is reported where it is asked for: it reads the training images as well, labels or factors."""
 
 __all__ = [
     "METRICS",
     "ON_REQUEST",
     "ActiveUnits",
     "CodeUsage",
+    "Disentanglement",
     "LayerKL",
     "LinearProbe",
     "LogLikelihood",

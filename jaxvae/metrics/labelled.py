@@ -35,19 +35,25 @@ def check_encodes(name: str, config: Any) -> None:
         raise InputError(f"--metric {name}: the model {type(own).__name__} has no method encode")
 
 
-def labelled_latents(name: str, subject: Subject, images: Mapping[str, NDArray[Any]]) -> Labelled:
-    """The latents (a posterior's means) of the test images, and of at most `MOST_TRAINING` training images.
+def encoded(subject: Subject, examples: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
+    """The latents [N, L] of examples: the means of their posteriors, or the codes of an autoencoder."""
+    told = {"label": examples["label"]} if subject.config.reads_labels else {}
+    return subject.run.encode(examples["image"], **told).reshape(len(examples["image"]), -1)
 
-    Which these are depends on the number of training images alone. Raises `InputError` if they have one class only.
+
+def some_training(subject: Subject) -> dict[str, NDArray[Any]]:
+    """At most `MOST_TRAINING` training examples. Which these are depends on the number of all of them alone."""
+    count = len(subject.train["image"])
+    chosen = np.sort(np.random.default_rng(0).permutation(count)[:MOST_TRAINING])
+    return {name: values[chosen] for name, values in subject.train.items()}
+
+
+def labelled_latents(name: str, subject: Subject, images: Mapping[str, NDArray[Any]]) -> Labelled:
+    """The latents of the test images, and of `some_training` images.
+
+    Raises `InputError` if these have one class only.
     """
-    labels = subject.train["label"]
-    chosen = np.sort(np.random.default_rng(0).permutation(len(labels))[:MOST_TRAINING])
-    few = {"image": subject.train["image"][chosen], "label": labels[chosen]}
+    few = some_training(subject)
     if len(np.unique(few["label"])) < 2:
         raise InputError(f"--metric {name}: the training images are all of one class")
-
-    def encoded(examples: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
-        told = {"label": examples["label"]} if subject.config.reads_labels else {}
-        return subject.run.encode(examples["image"], **told).reshape(len(examples["image"]), -1)
-
-    return Labelled(encoded(few), few["label"], encoded(images), images["label"])
+    return Labelled(encoded(subject, few), few["label"], encoded(subject, images), images["label"])
