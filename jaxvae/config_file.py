@@ -14,7 +14,7 @@ from jaxvae.errors import InputError, suggestion
 from jaxvae.own import is_own
 from jaxvae.presets import overrides
 
-FORMAT = 8  # Of config.json. Files from before formats existed have format 1.
+FORMAT = 9  # Of config.json. Files from before formats existed have format 1.
 
 # The former values of fields that an older file may lack, where they are not the preset's value today. They are listed
 # by the last format that had them, then by preset (None: any). Whoever adds a field, or changes a value of a preset,
@@ -39,6 +39,7 @@ FORMERLY: Mapping[int, Mapping[str | None, Mapping[str, Any]]] = types.MappingPr
             | {"capacity": 25.0, "capacity_weight": 10.0, "capacity_epochs": 0.0, "code_l2": 0.01, "decoder_l2": 1e-4}
             | {"track": "none"}
         },
+        8: {None: {"discriminator_width": 1000, "discriminator_layers": 6}},
     }
 )
 

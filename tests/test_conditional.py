@@ -75,6 +75,7 @@ OBJECTIVES = {
     "iwae": {"samples": 3},
     "dreg": {"samples": 3},
     "beta-tc": {},
+    "factor": {"discriminator_width": 4},
     "info": {},
     "notes-elbo": {"likelihood": "bernoulli"},
 }

@@ -188,13 +188,13 @@ def test_a_flag_without_effect_is_refused_with_the_flag_it_needs(changes: dict[s
         ('{"data_dir": 3}', "data_dir"),
         ('{"epochs": 0}', "--epochs"),
         ('{"preset": "nope"}', "--preset nope"),
-        ('{"format": 9}', "format 9"),
+        ('{"format": 10}', "format 10"),
         ('{"format": 0}', "format"),
         ('{"format": true}', "format"),
         ('{"format": "2"}', "format"),
         ('{"steps_per_call": 0}', "steps"),
         ('{"steps_per_call": "2000"}', "steps_per_call"),
-        ('{"format": 8, "static_seed": 1}', "--static-seed 1"),
+        ('{"format": 9, "static_seed": 1}', "--static-seed 1"),
     ],
 )
 def test_bad_json_is_refused_by_name(text: str, name: str) -> None:
@@ -251,6 +251,7 @@ ADDED_SINCE = {
     "commitment": 0.25, "levels": [8, 8, 8], "maps": 4, "skip_norm": 0.0,
     "mixture_components": 50, "pseudo_inputs": 500, "flow_layers": 6, "flow_width": 64,
     "capacity": 25.0, "capacity_weight": 10.0, "capacity_epochs": 0.0, "code_l2": 0.01, "decoder_l2": 1e-4,
+    "discriminator_width": 1000, "discriminator_layers": 6,
     "track": "none",
 }  # fmt: skip
 
@@ -396,6 +397,7 @@ CONDITIONAL = {
     *("blocks", "latents", "resize", "condition", "classes"),
     *("mixture_components", "pseudo_inputs", "flow_layers", "flow_width"),
     *("capacity", "capacity_weight", "capacity_epochs", "code_l2", "decoder_l2"),
+    *("discriminator_width", "discriminator_layers"),
     *(
         "code_prior_layers",
         "code_prior_width",
@@ -466,7 +468,7 @@ def combinations() -> list[Config]:
     for values in every:
         with contextlib.suppress(InputError):  # Two-layer models have only a few objectives, and so has a VampPrior.
             found.append(Config(**{**TINY, **values}))
-    assert len(found) == len(vae) + (len(dense) - 1) * 20 + 14
+    assert len(found) == len(vae) + (len(dense) - 1) * 22 + 16
     for values in others:
         given = {name: value for name, value in {**TINY, **values}.items() if name not in ("latent_size", "head")}
         found.append(Config(**given))

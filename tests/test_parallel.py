@@ -237,7 +237,7 @@ def assert_same_gradient(a: Any, b: Any) -> None:
 
 
 @pytest.mark.parametrize("way", ["pmap", "shard_map", "shard_map, tracked"])
-@pytest.mark.parametrize("objective", ["info", "beta-tc"])
+@pytest.mark.parametrize("objective", ["info", "beta-tc", "factor"])
 def test_the_gradient_of_a_term_of_the_batch_is_the_same_on_four_devices(
     objective: str, way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -54,18 +54,31 @@ def build_model(config: Any, image_shape: ImageShape) -> Model:
         return own
     if (made := parts.objective.model(config, image_shape)) is not None:
         return made  # type: ignore[no-any-return]
-    parts.network.check_sizes(image_shape, config.latent_size)
-    dtype = jnp.dtype(config.compute_dtype)
     if not parts.objective.latent_model:
+        parts.network.check_sizes(image_shape, config.latent_size)
+        dtype = jnp.dtype(config.compute_dtype)
         return AutoEncoder(image_shape, parts.network, config.latent_size, config.head, dtype)
-    kind = parts.network.model()
-    latents = parts.network.latent_count(image_shape, config.latent_size)
+    return latent_model(config, image_shape, parts.network.model())
+
+
+def latent_model(config: Any, image_shape: ImageShape, kind: type[LatentModel]) -> LatentModel:
+    """A model of class `kind` with the network, the likelihood and the prior of a `jaxvae.Config`.
+
+    Raises `InputError` as `build_model` does.
+    """
+    parts = config.parts
+    parts.network.check_sizes(image_shape, config.latent_size)
     uses = parts.objective.uses
-    likelihood = parts.likelihood if "likelihood" in uses else Bernoulli()  # The notes' decoders end in logits.
-    prior = parts.prior if "prior" in uses else StandardNormal()
-    classes = config.classes if config.condition == "label" else 0
-    built: Model = kind(image_shape, parts.network, latents, config.head, likelihood, prior, dtype, classes)
-    return built
+    return kind(
+        image_shape,
+        parts.network,
+        parts.network.latent_count(image_shape, config.latent_size),
+        config.head,
+        parts.likelihood if "likelihood" in uses else Bernoulli(),  # The notes' decoders end in logits.
+        parts.prior if "prior" in uses else StandardNormal(),
+        jnp.dtype(config.compute_dtype),
+        config.classes if config.condition == "label" else 0,
+    )
 
 
 def with_traced_parts(model: Model, hyperparameters: Mapping[str, Any]) -> Model:

@@ -7,6 +7,7 @@ from jaxvae.objectives.base import Facts, Loss
 from jaxvae.objectives.beta_tc import BetaTc
 from jaxvae.objectives.capacity import Capacity
 from jaxvae.objectives.elbo import Elbo
+from jaxvae.objectives.factor import Factor
 from jaxvae.objectives.fsq import Fsq
 from jaxvae.objectives.info import Info
 from jaxvae.objectives.iwae import Dreg, Iwae
@@ -25,6 +26,7 @@ OBJECTIVES: Mapping[str, type[Objective]] = {
     "dreg": Dreg,
     "info": Info,
     "beta-tc": BetaTc,
+    "factor": Factor,
     "vq": Vq,
     "fsq": Fsq,
     "capacity": Capacity,

@@ -31,9 +31,9 @@ class InNats(Objective):
     """The base of all objectives in nats: they have a KL term, and its weight may be warmed up."""
 
     beta: float = option(1.0, NOT_NEGATIVE, traced=True)
-    """Weight of the KL term (beta-tc: of its total correlation alone)."""
+    """Weight of the KL term (beta-tc, factor: of its total correlation alone)."""
     kl_warmup_epochs: float = option(0.0, NOT_NEGATIVE)
-    """Epochs over which the KL term's weight grows from 0 to --beta (beta-tc: of its total correlation alone)."""
+    """Epochs over which the weight of the KL term (beta-tc, factor: of its total correlation) grows to --beta."""
     kl_cycles: int = option(1, AT_LEAST_1)
     """Warm-ups of the KL term's weight, spread evenly over the run: cyclical annealing."""
 
