@@ -48,7 +48,7 @@ OVERRIDES: Mapping[str, Mapping[str, Any]] = types.MappingProxyType(
         # MNIST, without the early stop. They warm the KL term up for 100 epochs: add --kl-warmup-epochs 100 to a run
         # that is long enough. The other differences, with theirs in parentheses: a twelfth of the images is held out
         # (a sixth); Adam (with the gradient of each array scaled to a norm of 1 first); a log-variance is within
-        # +-10 (from -6 to 2); pseudo-inputs start at training images (at an intensity of 0.05).
+        # +-10 (from -6 to 2); pseudo-inputs start between training images and their mean (at an intensity of 0.05).
         "vamp": {
             "validation": 1 / 12,
             "objective": "elbo",

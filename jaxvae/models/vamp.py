@@ -17,7 +17,7 @@ from jaxvae.options import option
 from jaxvae.protocols import Encode, Prior, PriorModule
 from jaxvae.typing import Array, ImageShape, Params
 
-NOISE = 0.01  # Deviation of the first pseudo-inputs from training images, in units of intensity: that of their code.
+NOISE = 0.01  # Deviation of the noise of the first pseudo-inputs, in units of intensity: that of their code.
 
 
 class VampModule(OfGaussians):
@@ -73,9 +73,10 @@ class Vamp(Prior):
         return self.pseudo_inputs
 
     def from_images(self, params: Params, images: Float[Array, "K H W C"]) -> Params:
-        """See `Prior`: pseudo-inputs start at training images, with noise, within [0, 1].
+        """See `Prior`: pseudo-inputs start half way from the mean of `images` to each of them, with noise, in [0, 1].
 
-        An option of the paper's code. (By default it starts all at one grey value, with the same noise. Pseudo-inputs
-        that start so near each other may never part.)
+        The paper's code starts all near one grey value, where they may never part, or, as an option, at the images. But
+        a pixel at 0 or 1 that leaves the range has no gradient any more.
         """
-        return {"pseudo_inputs": jnp.clip(params["pseudo_inputs"] + images, 0.0, 1.0)}
+        halfway = 0.5 * (images.mean(axis=0, keepdims=True) + images)
+        return {"pseudo_inputs": jnp.clip(params["pseudo_inputs"] + halfway, 0.0, 1.0)}
