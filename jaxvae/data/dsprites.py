@@ -33,10 +33,14 @@ _TEST_SEED = 0
 def dsprites(name: str, source: str, paths: Sequence[Path], labels: bool, reading: Reading) -> ImageData:
     """The 737,280 images of dSprites (Matthey et al., 2017), 0 or 255, and their shapes as labels.
 
-    The file has no test images: NumPy's default generator, seeded with 0, draws a tenth. Every tenth would not do. The
-    position down the image has 32 values and changes from each image to the next, so that all of these would have an
-    odd one. Images that might not fit in memory are unpacked once, into a file from which they stream. See
-    `jaxvae.data.originals.Reader`.
+    The file has no test images: NumPy's default generator, seeded with 0, draws a tenth. Every tenth would be biased:
+    the vertical position has 32 values and changes from each image to the next, so every tenth image has an odd one.
+    Images that might not fit in memory are unpacked once, into a file from which they stream. Source:
+    https://github.com/google-deepmind/dsprites-dataset. See `jaxvae.data.originals.Reader`.
+
+    Raises:
+      InputError: the file cannot be read, is damaged, or does not hold such images; or, to stream them, there is no
+        room for the unpacked ones.
     """
     [path] = paths
     with _opened_images(path) as (_, count):

@@ -25,8 +25,12 @@ _OBJECTS = 101
 def omniglot(name: str, source: str, paths: Sequence[Path], labels: bool, reading: Reading) -> ImageData:
     """Handwritten characters of 50 alphabets, as Burda et al. scaled and split them (arXiv 1509.00519).
 
-    The file holds a column for each image, with intensities in [0, 1]; they become 8 bits. Labels are the alphabets,
-    0 to 49: a column of `target` has a 1 at its alphabet. See `jaxvae.data.originals.Reader`.
+    The file holds `data` [784, N], a column for each image, with intensities in [0, 1]. Here they are uint8 [N, 28, 28,
+    1]. Labels are the alphabets, int32 [N], 0 to 49: in `target` [50, N], each column has a 1 at its alphabet. Source:
+    https://github.com/yburda/iwae. See `jaxvae.data.originals.Reader`.
+
+    Raises:
+      InputError: the file cannot be read, is damaged, or does not hold such arrays.
     """
     [path] = paths
     file = variables(path, ("data", "testdata", "target", "testtarget"))
@@ -47,9 +51,13 @@ def omniglot(name: str, source: str, paths: Sequence[Path], labels: bool, readin
 def caltech101_silhouettes(name: str, source: str, paths: Sequence[Path], labels: bool, reading: Reading) -> ImageData:
     """Outlines of the objects of Caltech 101, filled, as Marlin et al. split them (AISTATS 2010).
 
-    The file holds a row for each image, and draws objects as 0 on a background of 1. Here objects are 255 and the
-    background is 0, as in Tomczak and Welling (arXiv 1705.07120). It brings images for validation along. Labels are
-    the 101 objects, 0 to 100; the file counts from 1. See `jaxvae.data.originals.Reader`.
+    The file holds `train_data`, `val_data` and `test_data` [N, 784], a row for each image, and draws objects as 0 on a
+    background of 1. Here images are uint8 [N, 28, 28, 1]: objects are 255 and the background is 0, as in the code of
+    Tomczak and Welling (arXiv 1705.07120). Labels are the 101 kinds of object, int32 [N], 0 to 100; the file counts
+    from 1. Source: https://people.cs.umass.edu/~marlin/data.shtml. See `jaxvae.data.originals.Reader`.
+
+    Raises:
+      InputError: the file cannot be read, is damaged, or does not hold such arrays.
     """
     [path] = paths
     parts = ("train", "val", "test")
