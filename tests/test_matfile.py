@@ -59,6 +59,17 @@ def test_arrays_of_numbers_and_tables_of_texts(compressed: bool, tmp_path: Path)
     assert variables(tmp_path / "x.mat", ("one",)).keys() == {"one"}
 
 
+def test_compressed_and_plain_variables_in_one_file(tmp_path: Path) -> None:
+    given = {name: np.arange(size, dtype=np.uint8)[None] for name, size in (("a", 3), ("bc", 13), ("def", 900))}
+    with (tmp_path / "x.mat").open("wb") as file:
+        for name, array in given.items():  # SciPy appends.
+            savemat(file, {name: array}, do_compression=name != "bc")
+    found = variables(tmp_path / "x.mat", given)
+    assert found.keys() == given.keys()
+    for name, array in given.items():
+        np.testing.assert_array_equal(found[name], array, strict=True)
+
+
 @pytest.mark.parametrize("compressed", [False, True])
 def test_a_file_that_is_cut_anywhere_gives_no_wrong_numbers(compressed: bool, tmp_path: Path) -> None:
     given = {"first": np.arange(40.0).reshape(5, 8), "second": np.arange(7, dtype=np.uint8)[None]}

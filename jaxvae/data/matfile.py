@@ -64,13 +64,15 @@ def _elements(content: memoryview, order: str) -> Iterator[tuple[int, memoryview
         kind, size = struct.unpack_from(f"{order}II", content, place)
         start = place + 8
         if kind >> 16:  # At most four bytes, which follow at once.
-            size, kind, start = kind >> 16, kind & 0xFFFF, place + 4
-        end = start + size
-        if end > len(content) or (start == place + 4 and size > 4):
+            size, kind, start, place = kind >> 16, kind & 0xFFFF, place + 4, start
+            fits = size <= 4
+        else:
+            # All but compressed elements are filled up to eight bytes.
+            place = start + size + (0 if kind == _COMPRESSED else -size % 8)
+            fits = start + size <= len(content)
+        if not fits:
             raise ValueError(f"truncated: an element claims {size} bytes, only {len(content) - start} follow")
-        yield kind, content[start:end]
-        # All but compressed elements begin at multiples of eight bytes.
-        place = end if kind == _COMPRESSED else max(place + 8, end + -end % 8)
+        yield kind, content[start : start + size]
 
 
 def _unpacked(element: memoryview, order: str) -> tuple[int, memoryview]:
