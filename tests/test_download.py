@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import dataset_files
 import numpy as np
 import pytest
 from runs import PATIENCE
@@ -173,11 +174,53 @@ def test_tfds_finds_what_was_downloaded_here(server: Server, small: dict[str, An
 
 
 @pytest.mark.parametrize("name", data.FILE_DATASETS)
-def test_tfds_knows_the_checksums_of_every_dataset(name: str) -> None:
+def test_the_checksums_of_every_dataset_are_known(name: str) -> None:
     family = name.partition("/")[0]
     known, original = download.known_urls(family), originals.ORIGINALS.get(name)
     files = original.files if original else (*download.FILES, *download.LABEL_FILES)
+    if family in download.DIGESTS:
+        assert download.DIGESTS[family].keys() == set(files)
+        digests = download.DIGESTS[family].values()
+        assert all(len(digest.value) == {"MD5": 32, "Git": 40}[digest.kind] for digest in digests)
+        return
     assert all(len(known[download.BASE_URLS[family] + file].checksum) == 64 for file in files)
+
+
+# Of b"hello\n", as `md5sum` and `git hash-object` print them.
+HELLO = {"MD5": "b1946ac92492d2347c6235b4d2611184", "Git": "ce013625030ba8dba906f756967f9e9ca394464a"}
+
+
+@pytest.mark.parametrize("kind", HELLO)
+def test_files_that_tfds_does_not_know_are_verified_here(
+    kind: Any, server: Server, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    digest = download.Digest(kind, HELLO[kind])
+    given: dict[str, Any] = {"base_url": server.url, "url_infos": {"chardata.mat": digest}}
+    server.files = {"chardata.mat": b"hullo\n"}
+    with pytest.raises(InputError, match=f"omniglot: .* {kind} checksum .* thrown away; to use files") as caught:
+        download.cached_files("omniglot", ["chardata.mat"], **given)
+    assert "\n" not in str(caught.value) and files_below(tmp_path) == []
+    server.files = {"chardata.mat": b"hello\n"}
+    [path] = download.cached_files("omniglot", ["chardata.mat"], **given)
+    assert path.read_bytes() == b"hello\n" and path.parent == tmp_path / "tfds" / "downloads" / "omniglot"
+    server.files.clear()
+    server.requests.clear()
+    assert download.cached_files("omniglot", ["chardata.mat"], **given) == [path]
+    assert server.requests == [] and capfd.readouterr() == ("", "")
+
+
+def test_tfds_shares_files_whose_checksum_it_does_not_know(server: Server, tmp_path: Path) -> None:
+    import tensorflow_datasets as tfds
+
+    server.files = {"chardata.mat": b"hello\n"}
+    infos = {"chardata.mat": download.Digest("Git", HELLO["Git"])}
+    ours = download.cached_files("omniglot", ["chardata.mat"], base_url=server.url, url_infos=infos)
+    server.requests.clear()
+    manager = tfds.download.DownloadManager(
+        download_dir=tmp_path / "tfds" / "downloads", dataset_name="omniglot", url_infos={}
+    )
+    assert [os.fspath(manager.download(server.url + "chardata.mat"))] == [os.fspath(path) for path in ours]
+    assert server.requests == []
 
 
 def test_corrupted_content_is_thrown_away(server: Server, small: dict[str, Any], tmp_path: Path) -> None:
@@ -340,6 +383,21 @@ class TestLoad:
         assert loaded.train.shape == (12, 5, 4, 1)
         assert loaded.test.shape == (3, 5, 4, 1)
         assert "cache" in loaded.source
+
+    @pytest.mark.parametrize("name", ["omniglot", "caltech101_silhouettes", "dsprites"])
+    def test_downloads_a_dataset_that_tfds_does_not_know(
+        self, name: str, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        train, test = getattr(dataset_files, name)(tmp_path)
+        [file] = originals.ORIGINALS[name].files
+        server.files[file] = (tmp_path / file).read_bytes()
+        digest = download.Digest("MD5", hashlib.md5(server.files[file]).hexdigest())
+        monkeypatch.setattr(download, "DIGESTS", {name: {file: digest}})
+        monkeypatch.setitem(download.BASE_URLS, name, server.url)
+        loaded = data.load(name, labels=True)
+        np.testing.assert_array_equal(loaded.train, train)
+        np.testing.assert_array_equal(loaded.test, test)
+        assert server.requests == [f"HEAD /{file}", f"GET /{file}"] and "cache" in loaded.source
 
     def test_labels_are_downloaded_if_they_are_wanted(
         self, server: Server, small: dict[str, Any], monkeypatch: pytest.MonkeyPatch

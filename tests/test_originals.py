@@ -8,6 +8,7 @@ import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import dataset_files
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -104,6 +105,9 @@ WRITERS: Mapping[str, Writer] = {
     "binarized_mnist": binarized_mnist,
     "emnist/letters": emnist,
     "emnist/digits": lambda folder: emnist(folder, "digits", first=0),
+    "omniglot": dataset_files.omniglot,
+    "caltech101_silhouettes": dataset_files.caltech101_silhouettes,
+    "dsprites": dataset_files.dsprites,
 }
 
 
@@ -132,10 +136,14 @@ def test_images_and_labels_are_those_that_were_written(name: str, tmp_path: Path
         refused(name, tmp_path, "it has no labels", labels=True)
         return
     labelled = data.load(name, tmp_path, labels=True)
+    if name == "dsprites":  # It has three, and its split is drawn: see test_dsprites.
+        assert labelled.split("test")["label"].shape == (3,)
+        return
     np.testing.assert_array_equal(labelled.split("train")["label"], np.arange(10))
     np.testing.assert_array_equal(labelled.split("test")["label"], np.arange(3))
     assert labelled.split("train")["label"].dtype == np.int32
-    assert labelled.classes[:1] == {"cifar10": ("airplane",), "cifar100": ("fine 0",)}.get(name, ())
+    first = {"cifar10": ("airplane",), "cifar100": ("fine 0",), "caltech101_silhouettes": ("object 0",)}
+    assert labelled.classes[:1] == first.get(name, ())
 
 
 @pytest.mark.parametrize("name", WRITERS)

@@ -24,9 +24,13 @@ _SPARE = 2**28  # Bytes of the disk that stay free.
 
 
 def decoded_once(
-    folder: Path, paths: Sequence[Path], reading: Reading, decode: Callable[[dict[Path, str]], Iterator[Images]]
+    folder: Path,
+    paths: Sequence[Path],
+    reading: Reading,
+    decode: Callable[[dict[Path, str]], Iterator[Images]],
+    most: int | None = None,
 ) -> tuple[Rows, dict[Path, str]]:
-    """The pictures of a folder, in a file that holds them one after the other.
+    """The pictures of files, in one file that holds them one after the other.
 
     The file is found again as long as the folder holds the same files, with the same sizes and times, and they are to
     be read in the same way.
@@ -36,6 +40,7 @@ def decoded_once(
       paths: of all of them.
       reading: how they are read; its channels are known.
       decode: gives the pictures, uint8 [H, W, C], in order, and notes which cannot be read, and why.
+      most: how many pictures there are at most. Default: one in each file.
 
     Returns:
       The pictures, and which could not be read, and why.
@@ -57,7 +62,7 @@ def decoded_once(
             if found is None:
                 bad: dict[Path, str] = {}
                 with _replacing(file) as opened:
-                    shape = _written(opened, decode(bad), len(paths), cache)
+                    shape = _written(opened, decode(bad), len(paths) if most is None else most, cache)
                 # The facts are written last: without them, the file is not whole.
                 faults = {os.path.relpath(path, folder): fault for path, fault in bad.items()}
                 found = {"shape": shape, "bad": faults}

@@ -148,10 +148,10 @@ def npz_file(name: str, path: Path) -> ImageData:
         def examples(images: str, labels: str | None = None) -> dict[str, np.ndarray[Any, Any]]:
             told = f"{path}: {images if images in _NAMES else repr(images)}"
             found: dict[str, np.ndarray[Any, Any]] = {}
-            found["image"] = to_uint8(_read_member(archive, members[images], told, require_image_shape), told)
+            found["image"] = to_uint8(read_member(archive, members[images], told, require_image_shape), told)
             if labels is not None and labels in members:
                 told = f"{path}: {labels}"
-                array = _read_member(archive, members[labels], told, require_label_shape)
+                array = read_member(archive, members[labels], told, require_label_shape)
                 found["label"] = to_labels(array, len(found["image"]), told)
             return found
 
@@ -175,23 +175,29 @@ def npz_file(name: str, path: Path) -> ImageData:
     )
 
 
-def _read_member(
+def read_member(
     archive: zipfile.ZipFile, member: zipfile.ZipInfo, label: str, check: Callable[[Sequence[int], object], None]
 ) -> np.ndarray[Any, Any]:
+    """An array of an open .npz file. `check` refuses wrong shapes. Raises `InputError`."""
+    with opened_member(archive, member, label, check) as (file, shape, fortran, dtype):
+        return _content(file, shape, fortran, dtype, label)
+
+
+@contextlib.contextmanager
+def opened_member(
+    archive: zipfile.ZipFile, member: zipfile.ZipInfo, label: str, check: Callable[[Sequence[int], object], None]
+) -> Iterator[tuple[IO[bytes], tuple[int, ...], bool, np.dtype[Any]]]:
+    """An array of an open .npz file, from which its content can be read; and the form of the array.
+
+    The form is its shape, whether it is in Fortran's order, and its dtype. Raises `InputError`.
+    """
     if member.file_size > _DEFLATE_MAX_RATIO * member.compress_size:
         sizes = f"{member.compress_size} bytes to {member.file_size}"
         raise InputError(f"{label}: claims to unpack from {sizes}, more than deflate can")
     if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise InputError(f"{label}: compressed in a way that NumPy does not write")
     with archive.open(member) as file:
-        return _read_npy(file, member.file_size, label, check)
-
-
-def _read_npy(
-    file: IO[bytes], size: int, label: object, check: Callable[[Sequence[int], object], None] = require_image_shape
-) -> np.ndarray[Any, Any]:
-    """Read the .npy content, `size` bytes, from the start of `file`. Never unpickle. `check` refuses wrong shapes."""
-    return _content(file, *_npy_header(file, size, label, check), label)
+        yield file, *_npy_header(file, member.file_size, label, check)
 
 
 def _npy_header(

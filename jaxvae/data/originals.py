@@ -1,7 +1,7 @@
 """Read datasets in the files that their authors publish: CIFAR, SVHN, EMNIST, and MNIST as Larochelle binarised it.
 
 All input is untrusted, as in `jaxvae.data.formats`. Every reader takes the paths of a dataset's files, in the order of
-`ORIGINALS`, and whether labels are wanted.
+`ORIGINALS`, and whether labels are wanted. The readers of some datasets have a module of their own.
 """
 
 import gzip
@@ -15,12 +15,18 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 
 from jaxvae.data.arrays import paired, require_image_shape, require_label_shape, to_labels, with_own_validation
+from jaxvae.data.dsprites import dsprites
 from jaxvae.data.formats import blaming, idx_images, idx_labels, read_exactly
 from jaxvae.data.images import ImageData, Split
+from jaxvae.data.matfile import variables
+from jaxvae.data.matlab import caltech101_silhouettes, omniglot
+from jaxvae.data.reading import Reading
 from jaxvae.errors import InputError
 
-Reader: TypeAlias = Callable[[str, str, Sequence[Path], bool], ImageData]
-"""``read(name, source, paths, labels)``. Raises `InputError`."""
+Reader: TypeAlias = Callable[[str, str, Sequence[Path], bool, Reading], ImageData]
+"""``read(name, source, paths, labels, reading)``. Raises `InputError`.
+
+Only a dataset that may not fit in memory needs `reading`. The size and channels of others are changed afterwards."""
 
 _CIFAR_PIXELS = 32 * 32 * 3
 _MOST_MEMBER = 2**28  # Bytes of a file in CIFAR's archive, which has 30 million: gzip can claim any number.
@@ -76,41 +82,39 @@ def _cifar(
     return ImageData(name, source, images.train, images.test, others=images.others, classes=classes)
 
 
-def _cifar10(name: str, source: str, paths: Sequence[Path], labels: bool) -> ImageData:
+def _cifar10(name: str, source: str, paths: Sequence[Path], labels: bool, reading: Reading) -> ImageData:
     files = [*(f"data_batch_{number}.bin" for number in range(1, 6)), "test_batch.bin"]
     return _cifar(name, source, paths, labels, files, 1, "batches.meta.txt")
 
 
-def _cifar100(name: str, source: str, paths: Sequence[Path], labels: bool) -> ImageData:
+def _cifar100(name: str, source: str, paths: Sequence[Path], labels: bool, reading: Reading) -> ImageData:
     # A coarse label, then a fine one.
     return _cifar(name, source, paths, labels, ("train.bin", "test.bin"), 2, "fine_label_names.txt")
 
 
-def _svhn(name: str, source: str, paths: Sequence[Path], labels: bool) -> ImageData:
+def _svhn(name: str, source: str, paths: Sequence[Path], labels: bool, reading: Reading) -> ImageData:
     """Street View House Numbers, cropped: Matlab's files, where a label of 10 means the digit 0."""
     return paired(name, source, *(_svhn_split(path, labels) for path in paths))
 
 
 def _svhn_split(path: Path, labels: bool) -> Split:
-    from scipy.io import loadmat
-
-    with blaming(path):
-        file: Mapping[str, Any] = loadmat(path, variable_names=["X", "y"])
-    if not isinstance(file.get("X"), np.ndarray) or file["X"].ndim != 4 or file["X"].dtype != np.uint8:
+    file = variables(path, ("X", "y"))
+    pixels, digits = file.get("X"), file.get("y")
+    if not isinstance(pixels, np.ndarray) or pixels.ndim != 4 or pixels.dtype != np.uint8:
         raise InputError(f"{path}: needs X, uint8 [H, W, C, N]")
-    if not file["X"].size:
-        raise InputError(f"{path}: empty: shape {list(file['X'].shape)}")
-    images = np.ascontiguousarray(file["X"].transpose(3, 0, 1, 2))
+    if not pixels.size:
+        raise InputError(f"{path}: empty: shape {list(pixels.shape)}")
+    images = np.ascontiguousarray(pixels.transpose(3, 0, 1, 2))
     require_image_shape(images.shape, path)
     if not labels:
         return {"image": images}
-    if "y" not in file:
+    if not isinstance(digits, np.ndarray):
         raise InputError(f"{path}: needs y, the labels")
-    require_label_shape(file["y"].shape, path)
-    return {"image": images, "label": to_labels(file["y"], len(images), path) % 10}
+    require_label_shape(digits.shape, path)
+    return {"image": images, "label": to_labels(digits, len(images), path) % 10}
 
 
-def _binarized_mnist(name: str, source: str, paths: Sequence[Path], labels: bool) -> ImageData:
+def _binarized_mnist(name: str, source: str, paths: Sequence[Path], labels: bool, reading: Reading) -> ImageData:
     """MNIST with pixels of 0 and 1 that were drawn once, which papers share (Larochelle and Murray, AISTATS 2011).
 
     It brings 10,000 images for validation along. Raises `InputError` if labels are wanted: it has none.
@@ -133,7 +137,7 @@ def _amat(path: Path) -> Split:
     return {"image": ((digits == ord("1")) * np.uint8(255)).reshape(-1, 28, 28, 1)}
 
 
-def _emnist(name: str, source: str, paths: Sequence[Path], labels: bool) -> ImageData:
+def _emnist(name: str, source: str, paths: Sequence[Path], labels: bool, reading: Reading) -> ImageData:
     """A split of EMNIST: IDX files in a ZIP file. Its images lie on their side; here they are upright."""
     [path] = paths
     split = name.partition("/")[2]
@@ -169,6 +173,9 @@ ORIGINALS: Mapping[str, Original] = types.MappingProxyType(
         "cifar10": Original(("cifar-10-binary.tar.gz",), _cifar10),
         "cifar100": Original(("cifar-100-binary.tar.gz",), _cifar100),
         "svhn_cropped": Original(("train_32x32.mat", "test_32x32.mat"), _svhn),
+        "omniglot": Original(("chardata.mat",), omniglot),
+        "caltech101_silhouettes": Original(("caltech101_silhouettes_28_split1.mat",), caltech101_silhouettes),
+        "dsprites": Original(("dsprites_ndarray_co1sh3sc6or40x32y32_64x64.npz",), dsprites),
         "binarized_mnist": Original(
             tuple(f"binarized_mnist_{split}.amat" for split in ("train", "valid", "test")), _binarized_mnist
         ),

@@ -40,8 +40,9 @@ def load(
 
     - ``mnist``, ``fashion_mnist``, ``kmnist``: 28x28 grey. The two IDX image files in `data_dir`, gzipped
       or not; without `data_dir`, those in TensorFlow Datasets' cache, or else downloaded into it.
-    - ``cifar10``, ``cifar100``, ``svhn_cropped``, ``binarized_mnist``, ``emnist/SPLIT``: the files of
-      `originals.ORIGINALS`, found in the same way.
+    - ``cifar10``, ``cifar100``, ``svhn_cropped``, ``omniglot``, ``caltech101_silhouettes``, ``dsprites``,
+      ``binarized_mnist``, ``emnist/SPLIT``: the files of `originals.ORIGINALS`, found in the same way. Of ``dsprites``
+      a tenth, drawn once and for all, is the test set. If `reading` says so, its images stay in a file, too.
     - ``digits``: scikit-learn's 1,797 digits of 8x8, scaled to 28x28; the first 1,500 are the training
       set. Needs neither files nor network.
     - ``auto``: ``mnist``. Without `data_dir`, if MNIST is neither in the cache nor can be downloaded:
@@ -115,7 +116,7 @@ def _found(
     if dataset in download.IDX_DATASETS:
         return _idx_dataset(dataset, data_dir, labels)
     if dataset in originals.ORIGINALS:
-        return _original(dataset, data_dir, labels)
+        return _original(dataset, data_dir, labels, reading)
     if dataset == "digits":
         return _digits(labels)
     if dataset == GIVEN:
@@ -167,7 +168,7 @@ def _idx_dataset(name: str, data_dir: str | os.PathLike[str] | None, labels: boo
     return paired(name, source, *splits)
 
 
-def _original(name: str, data_dir: str | os.PathLike[str] | None, labels: bool) -> ImageData:
+def _original(name: str, data_dir: str | os.PathLike[str] | None, labels: bool, reading: Reading) -> ImageData:
     files, read = originals.ORIGINALS[name]
     if data_dir is None:
         paths = download.cached_files(name, files)
@@ -179,7 +180,7 @@ def _original(name: str, data_dir: str | os.PathLike[str] | None, labels: bool) 
             for path in paths:
                 if not path.is_file():
                     raise InputError(f"--data-dir {data_dir} has no file {path.name}")
-    return read(name, source, paths, labels)
+    return read(name, source, paths, labels, reading)
 
 
 def _find_idx(folder: Path, stem: str, axes: int) -> Path:
