@@ -138,8 +138,6 @@ def _measured(
         say(warning)
     labels = any(metric.reads_labels for metric in metrics)
     images = images_of(run, run_dir, dataset, data_dir, labels, images)
-    if labels and not all("label" in images.split(name) for name in ("train", "test")):
-        raise InputError(f"--metric: {images.source}: the images have no labels, which it needs")
     for metric in metrics:
         metric.check_images(images)
     steps_per_epoch = run.record.get("steps_per_epoch", 1)

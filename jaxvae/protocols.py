@@ -15,6 +15,7 @@ from flax import linen as nn
 from jaxtyping import Float, Key
 from numpy.typing import NDArray
 
+from jaxvae.errors import InputError
 from jaxvae.typing import Array, Batch, ImageShape, Params, Terms
 
 if TYPE_CHECKING:
@@ -32,7 +33,6 @@ Measure = Literal["probability", "density", "unnormalised"]
 - "unnormalised": a Bernoulli at grey values. It neither sums nor integrates to 1 (Loaiza-Ganem and Cunningham,
   "The continuous Bernoulli", arXiv 1907.06845).
 """
-
 
 Hyperparameters: TypeAlias = Mapping[str, Array | float]
 """Values by the names of the options that they replace. They may be traced."""
@@ -355,7 +355,7 @@ class Metric(Component, Protocol):
     """What an evaluation reports besides the objective's terms.
 
     Attributes:
-      reads_labels: whether it reads the label of an image. It then gets data with labels, or is refused.
+      reads_labels: whether it reads the label of an image, or its factors. Data with a name is then read with them.
     """
 
     reads_labels: ClassVar[bool] = False
@@ -365,8 +365,9 @@ class Metric(Component, Protocol):
         return True
 
     def check_images(self, images: Any) -> None:
-        """Raise `InputError` if it cannot measure with `images`, a `jaxvae.data.ImageData`."""
-        del images  # Most can.
+        """Raise `InputError` if it cannot measure with `images`, a `jaxvae.data.ImageData`, here for want of labels."""
+        if self.reads_labels and not all("label" in images.split(name) for name in ("train", "test")):
+            raise InputError(f"--metric: {images.source}: the images have no labels, which it needs")
 
     def measure(self, subject: Any, images: Mapping[str, NDArray[Any]], key: jax.Array) -> Mapping[str, Measured]:
         """The metric, or metrics, by name.

@@ -1,16 +1,20 @@
 """MIG, DCI and SAP, against their closed forms on codes whose answer is known, and direct sums."""
 
 import dataclasses
+import json
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import pytest
+from dataset_files import dsprites
+from runs import SMALL, train
 from scipy import stats
 from small import SMALL as CONFIG
 from small import subject_of
 
-from jaxvae import data
+from jaxvae import cli, data, evaluate
 from jaxvae.errors import InputError
 from jaxvae.metrics import Disentanglement, Subject
 from jaxvae.metrics import disentanglement as module
@@ -135,3 +139,22 @@ def test_images_without_factors_are_refused(change: dict[str, Any], said: str) -
     given = {"image": np.zeros((20, 4, 3, 1), np.uint8), **change}
     with pytest.raises(InputError, match=said):
         Disentanglement().check_images(data.from_arrays(given, given))
+
+
+@pytest.mark.slow
+def test_the_flag(tmp_path: Path, image_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The factors of dSprites are read although the model does not; images without them are refused."""
+    dsprites(tmp_path, 80)
+    flags = ["--preset", "vae", *SMALL, "--epochs", "1"]
+    sprites = ["--dataset", "dsprites", "--data-dir", str(tmp_path), "--image-size", "8"]
+    assert train(*flags, *sprites, "--run-dir", str(tmp_path / "sprites")) == 0
+    assert train(*flags, "--dataset", str(image_file), "--run-dir", str(tmp_path / "bare")) == 0
+    capsys.readouterr()
+    given = ["--metric", "disentanglement", "--json", str(tmp_path / "found.json")]
+    assert cli.run(lambda: evaluate.main([str(tmp_path / "sprites"), *given])) == 0
+    found = json.loads((tmp_path / "found.json").read_text())
+    names = ("mig", "dci_disentanglement", "dci_completeness", "dci_informativeness", "sap")
+    assert all(0 <= found[name] <= 1 for name in names)
+    assert "72 training images" in capsys.readouterr().out
+    assert cli.run(lambda: evaluate.main([str(tmp_path / "bare"), *given])) == 2
+    assert "the images have no factors, which it needs" in capsys.readouterr().err

@@ -42,7 +42,7 @@ def test_a_tenth_is_drawn_for_testing_whatever_the_place_of_the_shape(tmp_path: 
     assert test[:5].tolist() == np.sort(np.random.default_rng(0).permutation(count)[:300])[:5].tolist()
 
 
-def test_labels_are_shapes(tmp_path: Path) -> None:
+def test_labels_are_shapes_and_all_factors_come_with_them(tmp_path: Path) -> None:
     count = 12000
     dsprites(tmp_path, count, imgs=np.zeros((count, 64, 64), np.uint8))
     loaded = data.load("dsprites", tmp_path, labels=True)
@@ -52,6 +52,8 @@ def test_labels_are_shapes(tmp_path: Path) -> None:
     np.testing.assert_array_equal(found["test"], test // 4096)
     np.testing.assert_array_equal(found["train"], np.delete(np.arange(count), test) // 4096)
     assert found["train"].dtype == np.int32 and loaded.train.max() == 0
+    np.testing.assert_array_equal(loaded.split("test")["factors"], factors(count)[test])
+    assert "factors" not in data.load("dsprites", tmp_path).split("train")
 
 
 @pytest.mark.parametrize("at_once", [7, 2**12])
@@ -116,9 +118,13 @@ BAD = [
 BAD_LABELS = [
     ({"latents_classes": None}, "holds no latents_classes"),
     ({"latents_classes": factors(29)}, r"latents_classes: shape \[29, 6\] is not \[30, 6\]"),
-    ({"latents_classes": factors(30) + 3}, "latents_classes: shapes from 3 to 3: must be from 0 to 2"),
-    ({"latents_classes": factors(30) - 1}, "latents_classes: values from -1 to -1"),
-    ({"latents_classes": factors(30) / 2}, "latents_classes: float64: labels must be whole numbers"),
+    ({"latents_classes": factors(30) + 3}, "latents_classes: shapes up to 3: must be from 0 to 2"),
+    ({"latents_classes": factors(30) - 1}, "latents_classes: int64 from -1 to [0-9]+: must be whole numbers from 0"),
+    (
+        {"latents_classes": factors(30) + 300},
+        "latents_classes: int64 from 300 to 3[0-9]+: must be whole numbers from 0",
+    ),
+    ({"latents_classes": factors(30) / 2}, "latents_classes: float64 from .*: must be whole numbers from 0"),
 ]
 
 

@@ -11,7 +11,7 @@ from typing import IO, Any, cast
 import numpy as np
 
 from jaxvae import memory
-from jaxvae.data.arrays import paired, to_labels
+from jaxvae.data.arrays import paired
 from jaxvae.data.decoded import decoded_once
 from jaxvae.data.formats import blaming, opened_member, read_member
 from jaxvae.data.images import ImageData
@@ -31,7 +31,7 @@ _TEST_SEED = 0
 
 
 def dsprites(name: str, source: str, paths: Sequence[Path], labels: bool, reading: Reading) -> ImageData:
-    """The 737,280 images of dSprites (Matthey et al., 2017), 0 or 255, and their shapes as labels.
+    """The 737,280 images of dSprites (Matthey et al., 2017), 0 or 255; with `labels`, their shapes and "factors".
 
     The file has no test images: NumPy's default generator, seeded with 0, draws a tenth. Every tenth would be biased:
     the vertical position has 32 values and changes from each image to the next, so every tenth image has an odd one.
@@ -45,7 +45,10 @@ def dsprites(name: str, source: str, paths: Sequence[Path], labels: bool, readin
     [path] = paths
     with _opened_images(path) as (_, count):
         pass
-    whole: dict[str, np.ndarray[Any, Any]] = {"label": _shapes(path, count)} if labels else {}
+    whole: dict[str, np.ndarray[Any, Any]] = {}
+    if labels:
+        whole["factors"] = factors = _factors(path, count)
+        whole["label"] = factors[:, _SHAPE_FACTOR].astype(np.int32)
     size = reading.size or (_SIDE, _SIDE)
     shape = (count, *size, reading.channels or 1)
     too_many = math.prod(shape) > memory.host_free_bytes() // 2  # A split is a copy.
@@ -79,8 +82,8 @@ def _unpacked(path: Path, reading: Reading) -> Iterator[Images]:
             yield applied(images * np.uint8(255), reading, path)
 
 
-def _shapes(path: Path, count: int) -> np.ndarray[Any, np.dtype[np.int32]]:
-    """The shape in each image: int32 [count]."""
+def _factors(path: Path, count: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """The numbers of colour, shape, scale, orientation, x and y of each image: uint8 [count, 6]."""
     told = f"{path}: latents_classes"
 
     def check(shape: Sequence[int], label: object) -> None:
@@ -88,10 +91,13 @@ def _shapes(path: Path, count: int) -> np.ndarray[Any, np.dtype[np.int32]]:
             raise InputError(f"{label}: shape {list(shape)[:8]} is not [{count}, {_FACTORS}]")
 
     with _member(path, "latents_classes") as (archive, member):
-        found = to_labels(read_member(archive, member, told, check)[:, _SHAPE_FACTOR], count, told)
-    if found.max() >= len(SHAPES):
-        raise InputError(f"{told}: shapes from {found.min()} to {found.max()}: must be from 0 to {len(SHAPES) - 1}")
-    return found
+        found = read_member(archive, member, told, check)
+    if found.dtype.kind not in "iu" or found.min() < 0 or found.max() > np.iinfo(np.uint8).max:
+        held = f"{found.dtype} from {found.min()} to {found.max()}"
+        raise InputError(f"{told}: {held}: must be whole numbers from 0 to 255")
+    if (highest := found[:, _SHAPE_FACTOR].max()) >= len(SHAPES):
+        raise InputError(f"{told}: shapes up to {highest}: must be from 0 to {len(SHAPES) - 1}")
+    return found.astype(np.uint8)
 
 
 @contextlib.contextmanager

@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import numpy as np
@@ -31,6 +31,8 @@ class Disentanglement(Metric):
     in [0, 1], higher is better, and depends on choices that papers make differently; these are of Locatello et al.
     (arXiv 1811.12359), but for the forests of DCI.
     """
+
+    reads_labels: ClassVar[bool] = True
 
     def check(self, config: Any) -> None:
         """See `Component`."""
