@@ -29,6 +29,7 @@ from jaxvae import cli
 from jaxvae.errors import InputError
 from jaxvae.evaluate import evaluate_run
 from jaxvae.explore import __main__ as command
+from jaxvae.explore import model as explorer
 from jaxvae.explore import page, pictures
 from jaxvae.explore.model import SAMPLES, explored
 from jaxvae.explore.server import Server
@@ -73,15 +74,45 @@ Runs = Callable[[str], Path]
 def test_latents_are_ordered_by_the_kl_that_the_evaluation_measures(runs: Runs) -> None:
     model = explored(runs("vae"))
     measured = np.array(evaluate_run(runs("vae"))["kl_per_dimension"])
-    assert model.unit == "KL" and len(model.images) == 32
+    assert model.unit == "KL" and model.tested.total == len(model.latents) == 32
     np.testing.assert_allclose(model.usage, measured, rtol=1e-4, atol=1e-6)
     assert model.order[0] == measured.argmax() and (np.diff(model.usage[model.order]) <= 0).all()
+
+
+@pytest.mark.parametrize("name", ["ae", "label"])
+def test_a_test_image_has_its_number_on_a_map_of_fewer_images(
+    name: str, runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = explored(runs(name))
+    monkeypatch.setattr(explorer, "MOST_IMAGES", 5)
+    monkeypatch.setattr(explorer, "LEAST_IMAGES", 5)
+    few = explored(runs(name))
+    assert few.tested.mapped.tolist() == [0, 7, 15, 23, 31] and len(few.latents) == 5
+    if name == "label":
+        assert few.labels is not None and whole.labels is not None
+        np.testing.assert_array_equal(few.labels, whole.labels[few.tested.mapped])
+    for number in (7, 8, 31):
+        np.testing.assert_array_equal(few.images([number]), whole.images([number]))
+        assert few.label(number) == whole.label(number)
+        np.testing.assert_allclose(few.latent(number), whole.latents[number], rtol=1e-4, atol=1e-5)
+    document = Document()
+    page.build(document, [Watched(runs(name))], lambda run: "@number.png")
+    plot = document.get_model_by_name("map_0")
+    points = next(one.data_source for one in plot.renderers if "number" in one.data_source.data)
+    assert list(points.data["number"]) == few.tested.mapped.tolist()
+    points.selected.indices = [1, 3]
+    assert "2 images: #7, #23" in document.get_model_by_name("chosen_0").text
+    document.get_model_by_name("picture_controls_0").children[0].value = 8
+    for later in document.session_callbacks:
+        later.callback()
+    assert "Test image 8 itself" in document.get_model_by_name("original_0").text
+    assert "5 of 32 test images, evenly spaced." in document.get_model_by_name("map_words_0").text
 
 
 @pytest.mark.parametrize("name", ["ae", "two-layer", "conv"])
 def test_latents_are_those_of_the_model(name: str, runs: Runs) -> None:
     model, run = explored(runs(name)), jaxvae.load(runs(name))
-    latents = run.encode(model.images)
+    latents = run.encode(model.images(range(32)))
     np.testing.assert_allclose(model.latents, latents, rtol=1e-4, atol=1e-5)
     if model.unit == "variance":
         np.testing.assert_allclose(model.usage, latents.var(axis=0), rtol=1e-3, atol=1e-6)
@@ -219,7 +250,7 @@ def test_a_newer_checkpoint_is_taken_and_the_same_test_image_stays(runs: Runs, t
     asyncio.run(watched.look())
     assert watched.trouble is None and watched.model.run.step > old.run.step
     view.renew(watched.model)
-    np.testing.assert_allclose(view.latent, jaxvae.load(run).encode(old.images[7:8])[0], rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(view.latent, jaxvae.load(run).encode(old.images([7]))[0], rtol=1e-4, atol=1e-6)
     shutil.rmtree(run / "checkpoints")
     (run / "checkpoints" / "99").mkdir(parents=True)
     asyncio.run(watched.look())

@@ -348,7 +348,8 @@ def test_a_trained_model_encodes_to_codes_and_draws_images_of_a_class(tmp_path: 
     assert codes.shape == (4, 2, 2) and codes.dtype == np.int32 and codes.max() < 12
 
     shown = explore.explored(
-        tmp_path / "run", images=explore.Tested({"image": dark_or_bright[..., None], "label": label}, 64, ())
+        tmp_path / "run",
+        images=explore.Tested({"image": dark_or_bright[..., None], "label": label}, np.arange(64), ()),
     )
     colours = np.concatenate([shown.code_map(number).reshape(4, 3) for number in range(4)])  # type: ignore[union-attr]
     pairs = {(int(code), tuple(colour)) for code, colour in zip(codes.ravel(), colours.tolist(), strict=True)}

@@ -55,10 +55,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     folders = [given.run_dir] if given.other is None else [given.run_dir, given.other]
     runs = [Watched(folder, given.best, given.dataset, given.data_dir) for folder in folders]
-    fewest = min(len(run.model.images) for run in runs)
-    for place, run in enumerate(runs):  # The same number is the same image in both, if they have the same images.
-        if len(run.model.images) > fewest and run.model.tested.total == runs[1 - place].model.tested.total:
-            runs[place] = Watched(run.run_dir, given.best, given.dataset, given.data_dir, fewest)
     server = Server(runs, given.host, given.port)
     print(f"{', '.join(map(str, folders))}: {server.url} (Ctrl-C ends it)", flush=True)
     server.serve()

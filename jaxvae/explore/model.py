@@ -40,17 +40,22 @@ Floats = NDArray[np.float32]
 
 
 class Tested(NamedTuple):
-    """Test images.
+    """The test images. Each is called by its number in the test split, from 0.
 
     Attributes:
-      split: those on the map, with their labels if they have any.
-      total: how many there are in the test split.
+      split: all of them, with their labels if they have any.
+      mapped: the numbers of those on the map, [N], in order.
       classes: the names of the labels; may be empty.
     """
 
     split: Split
-    total: int
+    mapped: NDArray[np.int64]
     classes: tuple[str, ...]
+
+    @property
+    def total(self) -> int:
+        """How many there are."""
+        return len(self.split["image"])
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,10 +64,10 @@ class Explored:
 
     Attributes:
       run: the model.
-      tested: the test images on the map.
-      latents: of the images, [N, L]: the posterior's mean, or an autoencoder's code.
+      tested: the test images.
+      latents: of the images on the map, [N, L]: the posterior's mean, or an autoencoder's code.
       usage: how much each latent is used, [L]: see `unit`.
-      unit: "KL" (nats, the mean over the images) or "variance" (of the latents over the images).
+      unit: "KL" (nats, the mean over these images) or "variance" (of the latents over these images).
       ranges: the least and greatest value worth looking at, [L, 2].
       plane: the map.
     """
@@ -75,16 +80,29 @@ class Explored:
     ranges: NDArray[np.float64]
     plane: Plane
 
-    @property
-    def images(self) -> NDArray[np.uint8]:
-        """[N, H, W, C]."""
-        found: NDArray[np.uint8] = self.tested.split["image"]
+    def images(self, numbers: ArrayLike) -> NDArray[np.uint8]:
+        """Test images [N, H, W, C]."""
+        found: NDArray[np.uint8] = np.asarray(self.tested.split["image"][np.asarray(numbers)])
         return found
 
     @property
     def labels(self) -> NDArray[Any] | None:
-        """[N], or None."""
-        return self.tested.split.get("label")
+        """Those of the images on the map, [N]; None if there are none."""
+        labels = self.tested.split.get("label")
+        return None if labels is None else labels[self.tested.mapped]
+
+    def label(self, number: int) -> int | None:
+        """That of a test image; None if there are none."""
+        labels = self.tested.split.get("label")
+        return None if labels is None else int(labels[number])
+
+    def latent(self, number: int) -> Floats:
+        """The latent [L] of a test image. One that is not on the map is encoded as a picture of the visitor's is."""
+        place = int(np.searchsorted(self.tested.mapped, number))
+        if place < len(self.latents) and self.tested.mapped[place] == number:
+            found: Floats = self.latents[place].copy()
+            return found
+        return self.encode(self.images([number])[0], self.label(number) or 0)
 
     @property
     def conditional(self) -> bool:
@@ -127,8 +145,7 @@ class Explored:
         """The codes of a test image as a picture [rows, columns, 3], a colour each; None for a model without codes."""
         if not isinstance(self.run.model, QuantizedVAE):
             return None
-        label = 0 if self.labels is None else int(self.labels[number])
-        codes = self.run.codes(self.images[number][None], **self._told(label, 1))[0]
+        codes = self.run.codes(self.images([number]), **self._told(self.label(number) or 0, 1))[0]
         # Hues that lie far apart for neighbouring codes, and three brightnesses.
         hue, value = codes * 0.618034 % 1, 1 - 0.25 * (codes % 3)
         wheel = np.abs((hue[..., None] * 6 + np.array([0.0, 4.0, 2.0])) % 6 - 3) - 1
@@ -200,8 +217,7 @@ class Explored:
 
     def warm_up(self) -> None:
         """Call every compiled program once, so that no later call compiles."""
-        image = self.images[0]
-        latent = self.encode(image)
+        latent = self.encode(self.images([0])[0])
         self.decode(latent[None])
         self.between(latent, latent)
         self.code_map(0)
@@ -218,7 +234,6 @@ def explored(
     dataset: str | None = None,
     data_dir: str | None = None,
     images: Tested | None = None,
-    most: int | None = None,
 ) -> Explored:
     """Load a run's newest model (or its best) and encode its test images.
 
@@ -227,7 +242,6 @@ def explored(
       best: the best checkpoint by the validation images.
       dataset, data_dir: where the images are, if not where they were in training.
       images: the `Explored.tested` of an earlier call, so that they are not read again.
-      most: how many images the map may have, if fewer than usual.
 
     Raises:
       InputError: no run, an unreadable checkpoint, other test images than the run's; or a user-defined model without
@@ -238,7 +252,7 @@ def explored(
     for method in ("encode", "decode"):
         if not hasattr(run.model, method):
             raise InputError(f"{run_dir}: the model {name} has no method {method}, so it has no latents to explore")
-    images = images or tested_of(run, run_dir, dataset, data_dir, most)
+    images = images or tested_of(run, run_dir, dataset, data_dir)
     try:
         return _explored(run, run_dir, images)
     except InputError:
@@ -252,7 +266,7 @@ def explored(
 
 
 def _explored(run: TrainedRun, run_dir: Path, images: Tested) -> Explored:
-    mean, std, kl = _encoded(run, images.split)
+    mean, std, kl = _encoded(run, {name: np.asarray(values[images.mapped]) for name, values in images.split.items()})
     if mean.ndim != 2 or not np.isfinite(mean).all():
         raise InputError(
             f"{run_dir}: encode must return finite latents [B, L], not {list(mean.shape)} with {_worst(mean)}"
@@ -273,8 +287,8 @@ def _explored(run: TrainedRun, run_dir: Path, images: Tested) -> Explored:
     return found
 
 
-def tested_of(run: TrainedRun, run_dir: Path, dataset: str | None, data_dir: str | None, most: int | None) -> Tested:
-    """The test images of a run, at most so many, with labels if there are any. Raises `InputError`."""
+def tested_of(run: TrainedRun, run_dir: Path, dataset: str | None, data_dir: str | None) -> Tested:
+    """The test images of a run, with labels if there are any. Raises `InputError`."""
     try:
         images = images_of(run, run_dir, dataset, data_dir, labels=True)
     except InputError:
@@ -282,11 +296,9 @@ def tested_of(run: TrainedRun, run_dir: Path, dataset: str | None, data_dir: str
             raise
         images = images_of(run, run_dir, dataset, data_dir)
     total = len(images.test)
-    count = min(total, _most_images(run, images.split("test")), most or total)
-    shown = np.linspace(0, total - 1, count).astype(int)
-    split = {name: np.asarray(values[shown]) for name, values in images.split("test").items()}
-    split = {name: values for name, values in split.items() if name == "image" or _is_label(name, values)}
-    return Tested(split, total, images.classes)
+    count = min(total, _most_images(run, images.split("test")))
+    split = {name: v for name, v in images.split("test").items() if name == "image" or _is_label(name, v)}
+    return Tested(split, np.linspace(0, total - 1, count).astype(np.int64), images.classes)
 
 
 def _is_label(name: str, values: NDArray[Any]) -> bool:

@@ -6,7 +6,6 @@ import secrets
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 from bokeh.application import Application
 from bokeh.application.handlers.function import FunctionHandler
 from bokeh.resources import Resources
@@ -37,11 +36,12 @@ class _Images(RequestHandler):
 
     def get(self, run: str, number: str) -> None:
         """Answer with one image. Raises `HTTPError`."""
-        if int(run) >= len(self._runs) or int(number) >= len(self._runs[int(run)].model.images):
+        if int(run) >= len(self._runs) or int(number) >= self._runs[int(run)].model.tested.total:
             raise HTTPError(404)
         self.set_header("Content-Type", "image/png")
         self.set_header("Cache-Control", "private, max-age=3600")
-        self.finish(pictures.png(np.asarray(self._runs[int(run)].model.images[int(number)])))
+        (image,) = self._runs[int(run)].model.images([int(number)])
+        self.finish(pictures.png(image))
 
 
 class _Guarded(BokehTornado):  # type: ignore[misc]
@@ -125,7 +125,7 @@ class Server:
 
     @staticmethod
     def _images(asked: str) -> Any:
-        return lambda run: f"image/{run}/$index.png{asked}"
+        return lambda run: f"image/{run}/@number.png{asked}"
 
     def serve(self) -> None:
         """Answer until the process is interrupted, or the loop of this thread is stopped."""

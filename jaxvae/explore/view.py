@@ -28,7 +28,7 @@ class View:
         self.label = 0
         self.chosen: int | None = 0
         self.own: dict[str, NDArray[np.uint8]] = {}
-        self.latent: Floats = model.latents[0]
+        self.latent: Floats = model.latent(0)
         self._moved: list[Callable[[], None]] = []
         self._renewed: list[Callable[[], None]] = []
         self._brought: list[Callable[[], None]] = []
@@ -57,9 +57,10 @@ class View:
 
     def choose(self, number: int) -> None:
         """Look at the place of a test image, and at its class."""
-        self.chosen, self.latent = number, self.model.latents[number].copy()
-        if self.model.conditional and self.model.labels is not None:
-            self.label = int(self.model.labels[number])
+        self.chosen, self.latent = number, self.model.latent(number)
+        label = self.model.label(number)
+        if self.model.conditional and label is not None:
+            self.label = label
         self._tell(self._moved)
 
     def take(self, label: int) -> None:
@@ -71,7 +72,7 @@ class View:
         """Look at a newer state of the model: at the same test image, or at the same latent."""
         self.model = model
         if self.chosen is not None:
-            self.latent = model.latents[self.chosen].copy()
+            self.latent = model.latent(self.chosen)
         self._tell(self._renewed)
         self._tell(self._moved)
 

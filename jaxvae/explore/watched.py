@@ -14,7 +14,6 @@ class Watched:
       run_dir: of the run; it is only read.
       best: the best checkpoint by the validation images, not the newest.
       dataset, data_dir: where the images are, if not where they were in training.
-      most: how many test images the map may have, if fewer than usual.
 
     Attributes:
       run_dir: of the run.
@@ -25,18 +24,11 @@ class Watched:
       InputError: see `explored`.
     """
 
-    def __init__(
-        self,
-        run_dir: Path,
-        best: bool = False,
-        dataset: str | None = None,
-        data_dir: str | None = None,
-        most: int | None = None,
-    ):
+    def __init__(self, run_dir: Path, best: bool = False, dataset: str | None = None, data_dir: str | None = None):
         self.run_dir, self._best = run_dir, best
         self.trouble: str | None = None
         self._seen = self._steps()
-        self.model: Explored = explored(run_dir, best, dataset, data_dir, most=most)
+        self.model: Explored = explored(run_dir, best, dataset, data_dir)
 
     async def look(self) -> None:
         """Load the model again if the checkpoints have changed; the page answers meanwhile."""

@@ -21,7 +21,7 @@ class BetweenPanel:
 
     def __init__(self, view: View):
         self._view, self._label = view, view.label
-        last = len(view.model.images) - 1
+        last = view.model.tested.total - 1
         self._later = Later(view.document, 1, lambda: [self._draw])
         self._ends = [_End(side, number, last) for side, number in (("First", 0), ("Second", min(1, last)))]
         for end in self._ends:
@@ -73,7 +73,7 @@ class _End:
     def latent(self, view: View) -> Any:
         """Its latent [L]; None if there is no such image."""
         if self.source.value == "test":
-            number = self.number.value
-            return None if number is None else view.model.latents[min(max(int(number), 0), len(view.model.images) - 1)]
+            number, last = self.number.value, view.model.tested.total - 1
+            return None if number is None else view.model.latent(min(max(int(number), 0), last))
         image = view.own.get(self.source.value)
         return None if image is None else view.model.encode(image, view.label)

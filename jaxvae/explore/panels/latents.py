@@ -23,7 +23,7 @@ class LatentsPanel:
         model, number = view.model, view.number
         self._picture = text(f"picture_{number}", style=f"img {{ border: 1px solid {controls.LINE}; }}")
         self._original = text(f"original_{number}", style="img { width: 96px; }")
-        self._image = controls.number("Test image", len(model.images) - 1, 0)
+        self._image = controls.number("Test image", model.tested.total - 1, 0)
         self._image.on_change("value", lambda name, old, new: self._choose(new))
         self._class = class_select(view)
         chosen = [self._image] if self._class is None else [self._image, self._class]
@@ -95,7 +95,7 @@ class LatentsPanel:
         return changed
 
     def _choose(self, number: Any) -> None:
-        if not self._setting and number is not None and 0 <= number < len(self._view.model.images):
+        if not self._setting and number is not None and 0 <= number < self._view.model.tested.total:
             self._view.choose(int(number))
 
     def _moved(self) -> None:
@@ -124,9 +124,10 @@ class LatentsPanel:
         model, number = self._view.model, self._view.chosen
         if number is None:
             return '<p class="quiet">This place is not that of a test image.</p>'
-        label = "" if model.labels is None else f", class {escape(model.name_of(int(model.labels[number])))}"
-        image = pictures.element(model.images[number], f"Test image {number} itself")
-        told = f"<figure><figcaption>Test image {number} itself{label}</figcaption>{image}</figure>"
+        label = model.label(number)
+        known = "" if label is None else f", class {escape(model.name_of(label))}"
+        image = pictures.element(model.images([number])[0], f"Test image {number} itself")
+        told = f"<figure><figcaption>Test image {number} itself{known}</figcaption>{image}</figure>"
         codes = model.code_map(number)
         if codes is None:
             return told

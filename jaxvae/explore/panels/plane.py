@@ -43,12 +43,12 @@ class MapPanel:
 
     Args:
       view: what is looked at.
-      images: the address of a test image, with ``$index`` for its number.
+      images: the address of a test image, with ``@number`` for its number.
     """
 
     def __init__(self, view: View, images: str):
         self._view = view
-        self._points = ColumnDataSource({"x": [], "y": [], "colour": [], "label": []})
+        self._points = ColumnDataSource({"x": [], "y": [], "colour": [], "label": [], "number": []})
         self._place = ColumnDataSource({"x": [], "y": []})
         self._figure = self._drawn(images)
         self._words = text(f"map_words_{view.number}", style=controls.SMALL)
@@ -71,7 +71,7 @@ class MapPanel:
         scale = _TOOLTIP / max(height, width)
         hover = HoverTool(
             tooltips=f'<img src="{images}" width="{round(scale * width)}" height="{round(scale * height)}" alt="" '
-            'style="display: block; image-rendering: pixelated"><div>#$index @label</div>',
+            'style="display: block; image-rendering: pixelated"><div>#@number @label</div>',
             limit=1,
             point_policy="snap_to_data",
             attachment="right",
@@ -129,9 +129,10 @@ class MapPanel:
             "y": places[:, 1],
             "colour": [colours[label] for label in labels] or [controls.BLUE] * count,
             "label": [model.name_of(label) for label in labels] or [""] * count,
+            "number": model.tested.mapped.astype(np.int32),
         }
         total = model.tested.total
-        shown = "" if count == total else f"{count:,} of {total:,} test images, evenly spaced, numbered from 0. "
+        shown = "" if count == total else f"{count:,} of {total:,} test images, evenly spaced. "
         how = "Hover: the image. Drag: pan. Wheel: zoom. Lasso, in the toolbar: choose images."
         self._words.text = f"{shown}{_words(model.plane)} {how}"
         self._choose()
@@ -145,8 +146,9 @@ class MapPanel:
             self._view.move(self._view.model.plane.latent(event.x, event.y))
 
     def _choose(self) -> None:
-        chosen, model = self._points.selected.indices, self._view.model
-        chosen = [number for number in chosen if 0 <= number < len(model.images)]
+        model = self._view.model
+        places = [place for place in self._points.selected.indices if 0 <= place < len(model.latents)]
+        chosen = model.tested.mapped[places].tolist()
         if not chosen:
             self._chosen.text = (
                 '<p class="quiet">None. Draw a line around points with the lasso of the map; Esc takes it away.</p>'
@@ -155,7 +157,7 @@ class MapPanel:
         shown = [chosen[place] for place in np.linspace(0, len(chosen) - 1, min(len(chosen), MOST_SHOWN)).astype(int)]
         numbers = ", ".join(f"#{number}" for number in shown[:_NUMBERED]) + (", ..." if len(chosen) > _NUMBERED else "")
         more = f", of which {len(shown)} are shown" if len(shown) < len(chosen) else ""
-        grid = pictures.grid(model.images[shown], f"{len(shown)} chosen test images", columns=16)
+        grid = pictures.grid(model.images(shown), f"{len(shown)} chosen test images", columns=16)
         self._chosen.text = f'<p class="quiet">{len(chosen):,} images{more}: {numbers}</p>{grid}'
 
 
