@@ -2,6 +2,7 @@
 
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +34,8 @@ settings.register_profile("untimed", deadline=None, suppress_health_check=[Healt
 settings.load_profile("untimed")
 
 
-# `jax_disable_most_optimizations` leaves this option of XLA's CPU compiler on. Without it, compiling takes half the time
-# again. XLA reads XLA_FLAGS once, so in this process the option is added where JAX makes those of a program.
+# `jax_disable_most_optimizations` leaves this option of XLA's CPU compiler on; compiling takes half the time without
+# it. XLA reads XLA_FLAGS once, so in this process the option is added where JAX makes those of a program.
 QUICK = "xla_cpu_use_fusion_emitters"
 XLA_FLAGS = os.environ["XLA_FLAGS"]
 _whole_options = compiler.get_compile_options
@@ -116,6 +117,27 @@ def image_file(images: NDArray[np.uint8], tmp_path: Path) -> Path:
     path = tmp_path / "images.npz"
     np.savez(path, train=images[:64], test=images[64:])
     return path
+
+
+@pytest.fixture(scope="module")
+def finished(images: NDArray[np.uint8], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """The directory of a finished run with these flags on the images of `image_file`, for tests that only read it.
+
+    Tests of one file share it.
+    """
+    folder = tmp_path_factory.mktemp("finished")
+    np.savez(folder / "images.npz", train=images[:64], test=images[64:])
+    made: dict[tuple[str, ...], Path] = {}
+
+    def run(*flags: str) -> Path:
+        from runs import train
+
+        if flags not in made:
+            made[flags] = folder / str(len(made))
+            assert train("--dataset", str(folder / "images.npz"), *flags, "--run-dir", str(made[flags])) == 0
+        return made[flags]
+
+    return run
 
 
 @pytest.fixture
