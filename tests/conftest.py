@@ -2,7 +2,9 @@
 
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 # Eight devices, so that what runs on several is tested on every machine. Must be set before JAX starts.
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
@@ -19,6 +21,7 @@ import jax
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
+from jax._src import compiler
 from numpy.typing import NDArray
 
 from jaxvae import compilation_cache
@@ -31,8 +34,38 @@ settings.register_profile("untimed", deadline=None, suppress_health_check=[Healt
 settings.load_profile("untimed")
 
 
+# `jax_disable_most_optimizations` leaves this option of XLA's CPU compiler on; compiling takes half the time without
+# it. XLA reads XLA_FLAGS once, so in this process the option is added where JAX makes those of a program.
+QUICK = "xla_cpu_use_fusion_emitters"
+XLA_FLAGS = os.environ["XLA_FLAGS"]
+_whole_options = compiler.get_compile_options
+
+
+def _options(*args: Any, **given: Any) -> Any:
+    options = _whole_options(*args, **given)
+    backend = given.get("backend")
+    if QUICK in os.environ.get("XLA_FLAGS", "") and backend is not None and backend.platform == "cpu":
+        options.env_option_overrides = [*options.env_option_overrides, (QUICK, False)]
+    return options
+
+
+compiler.get_compile_options = _options
+
+
+def _has_quick() -> bool:
+    """Whether this version of XLA has the option `QUICK`."""
+    try:
+        jax.jit(lambda: 0, compiler_options={QUICK: False}).lower().compile()
+    except jax.errors.JaxRuntimeError:
+        return False
+    return True
+
+
+QUICK_FLAG = f" --{QUICK}=false" if _has_quick() else ""
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Skips what comes too late. Programs of tests marked `unoptimized` compile in half the time, in children too."""
+    """Skips what comes too late. Programs of tests marked `unoptimized` compile fast, in children too."""
     until = item.config.getoption("--until")
     if until is not None and time.time() > until:
         pytest.skip("not run: the time is up (--until)")
@@ -40,6 +73,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     variable = str(int(unoptimized))
     if os.environ.get("JAX_DISABLE_MOST_OPTIMIZATIONS") != variable:
         os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = variable
+        os.environ["XLA_FLAGS"] = XLA_FLAGS + QUICK_FLAG * unoptimized
         jax.config.update("jax_disable_most_optimizations", unoptimized)
         jax.clear_caches()  # JAX finds compiled programs without looking at this setting.
 
@@ -54,7 +88,13 @@ LONGEST = (
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     order = {f"test_{name}": number for number, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: order.get(item.path.stem, -1))
+    files = {path: number for number, path in enumerate(dict.fromkeys(item.path for item in items))}
+
+    def place(item: pytest.Item) -> tuple[int, int, bool]:
+        # Within a file, what is compiled alike is together: what one test compiled is at hand for the next.
+        return order.get(item.path.stem, -1), files[item.path], item.get_closest_marker("unoptimized") is not None
+
+    items.sort(key=place)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -77,6 +117,27 @@ def image_file(images: NDArray[np.uint8], tmp_path: Path) -> Path:
     path = tmp_path / "images.npz"
     np.savez(path, train=images[:64], test=images[64:])
     return path
+
+
+@pytest.fixture(scope="module")
+def finished(images: NDArray[np.uint8], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """The directory of a finished run with these flags on the images of `image_file`, for tests that only read it.
+
+    Tests of one file share it.
+    """
+    folder = tmp_path_factory.mktemp("finished")
+    np.savez(folder / "images.npz", train=images[:64], test=images[64:])
+    made: dict[tuple[str, ...], Path] = {}
+
+    def run(*flags: str) -> Path:
+        from runs import train
+
+        if flags not in made:
+            made[flags] = folder / str(len(made))
+            assert train("--dataset", str(folder / "images.npz"), *flags, "--run-dir", str(made[flags])) == 0
+        return made[flags]
+
+    return run
 
 
 @pytest.fixture

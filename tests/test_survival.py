@@ -30,6 +30,8 @@ from jaxvae.train import loop, pipeline, programs
 from jaxvae.train.signals import StopSignals
 from jaxvae.train.trainer import Trainer
 
+pytestmark = pytest.mark.unoptimized
+
 # Metrics of two steps, a checkpoint every epoch: something happens all the time.
 BUSY = ["--log-every", "2", "--checkpoint-every", "1", "--image-every", "0"]
 
@@ -144,11 +146,16 @@ def at_nth_call(monkeypatch: pytest.MonkeyPatch, phase: str, count: int, action:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("phase", PHASES)
 def test_a_signal_in_any_phase_saves_and_stops(
-    phase: str, number: signal.Signals, base: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    phase: str,
+    number: signal.Signals,
+    base: list[str],
+    finished: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    cut = tmp_path / "cut"
     args = [*base, "--log-every", "1", "--checkpoint-every", "1", "--epochs", "9"]
-    assert train(*args, "--run-dir", str(whole)) == 0
+    whole = finished(*args[2:])
     told_at: list[int] = []
 
     def tell() -> None:
@@ -234,10 +241,10 @@ def test_two_signals_of_different_kinds_do_not_end_the_run_at_once() -> None:
 
 
 def test_a_damaged_newest_checkpoint_costs_the_steps_since_the_one_before(
-    base: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    base: list[str], finished: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
-    assert train(*base, *BUSY, "--epochs", "5", "--run-dir", str(whole)) == 0
+    cut = tmp_path / "cut"
+    whole = finished(*SMALL, *BUSY, "--epochs", "5")
     assert train(*base, *BUSY, "--epochs", "3", "--run-dir", str(cut)) == 0
     victim = newest(cut)
     data = max((path for path in victim.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
@@ -255,10 +262,10 @@ def test_a_damaged_newest_checkpoint_costs_the_steps_since_the_one_before(
 
 @pytest.mark.parametrize("damage", ["cut short", "half a line", "lost"])
 def test_a_log_that_lost_its_end_is_mended_or_the_run_goes_on_without(
-    damage: str, base: list[str], tmp_path: Path
+    damage: str, finished: Callable[..., Path], tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    assert train(*base, *BUSY, "--epochs", "2", "--run-dir", str(run)) == 0
+    shutil.copytree(finished(*SMALL, *BUSY, "--epochs", "2"), run)
     path = run / "metrics.jsonl"
     content = path.read_bytes()
     kept = {"cut short": content[:-1], "half a line": content + b'{"step": 1', "lost": b""}[damage]
@@ -320,10 +327,10 @@ def test_a_run_directory_that_cannot_be_written_is_refused_before_anything_compi
     "what", ["lock", "config.json.tmp", "metrics.jsonl.tmp", "checkpoints", "images", "tensorboard"]
 )
 def test_a_run_to_resume_that_cannot_be_written_is_refused_in_one_line(
-    what: str, base: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    what: str, finished: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"
-    assert train(*base, "--epochs", "1", "--run-dir", str(run)) == 0
+    shutil.copytree(finished(*SMALL, "--epochs", "1"), run)
     before = (run / "config.json").read_bytes()
     # A directory in place of the file, a file in place of the directory: not even root can write there.
     shutil.rmtree(run / what) if (run / what).is_dir() else (run / what).unlink(missing_ok=True)
@@ -361,10 +368,10 @@ def test_object_storage_is_refused_at_once(
 
 @pytest.mark.parametrize("what", ["config.json", "lock", "metrics.jsonl", "timing.jsonl"])
 def test_a_pipe_in_place_of_a_file_does_not_hang(
-    what: str, base: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    what: str, finished: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"
-    assert train(*base, "--epochs", "1", "--run-dir", str(run)) == 0
+    shutil.copytree(finished(*SMALL, "--epochs", "1"), run)
     (run / what).unlink()
     os.mkfifo(run / what)
     capsys.readouterr()
@@ -384,11 +391,11 @@ def test_a_pipe_in_place_of_a_file_does_not_hang(
 
 
 def test_a_run_goes_on_when_its_output_has_no_reader(
-    base: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    base: list[str], finished: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As if its output goes to `head`, or to a terminal that is closed."""
-    whole, run = tmp_path / "whole", tmp_path / "run"
-    assert train(*base, "--epochs", "3", "--run-dir", str(whole)) == 0
+    run = tmp_path / "run"
+    whole = finished(*SMALL, "--epochs", "3")
     read, write = os.pipe()
     os.close(read)
     with monkeypatch.context() as patch, open(write, "w") as nobody:
@@ -397,10 +404,10 @@ def test_a_run_goes_on_when_its_output_has_no_reader(
     assert_same_run(whole, run)
 
 
-def test_a_run_without_stderr_is_like_any_other(base: list[str], tmp_path: Path) -> None:
+def test_a_run_without_stderr_is_like_any_other(base: list[str], finished: Callable[..., Path], tmp_path: Path) -> None:
     """Descriptor 2 is free for the first file that is opened, and must not become a file of the run."""
-    whole, run = tmp_path / "whole", tmp_path / "run"
-    assert train(*base, "--epochs", "2", "--run-dir", str(whole)) == 0
+    run = tmp_path / "run"
+    whole = finished(*SMALL, "--epochs", "2")
     command = train_command(*base, "--epochs", "2", "--run-dir", str(run))
     assert subprocess.run(["sh", "-c", 'exec "$@" 2>&-', "sh", *command], env=environment()).returncode == 0
     assert_same_run(whole, run)
@@ -444,7 +451,12 @@ def test_a_disk_that_fills_up_with_pictures(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("at", [1, 2, 3])
 def test_a_save_that_fails_ends_the_run_with_its_own_code(
-    at: int, base: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    at: int,
+    base: list[str],
+    finished: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """The first, one in the middle, and the last, which no save follows."""
     run = tmp_path / "run"
@@ -458,8 +470,7 @@ def test_a_save_that_fails_ends_the_run_with_its_own_code(
     saved = [int(path.name) for path in (run / "checkpoints").glob("[0-9]*")]
     assert len(saved) == at - 1  # No save follows the failed one.
     monkeypatch.undo()
-    whole = tmp_path / "whole"
-    assert train(*base, *BUSY, "--epochs", "3", "--run-dir", str(whole)) == 0
+    whole = finished(*SMALL, *BUSY, "--epochs", "3")
     assert train("--resume", "--run-dir", str(run)) == 0
     assert_same_run(whole, run)
 
@@ -597,9 +608,11 @@ def test_a_run_that_holds_no_images_out_has_no_best_checkpoint(
 # --- Time and place ------------------------------------------------------------------------------------------
 
 
-def test_a_clock_that_jumps(base: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole, run = tmp_path / "whole", tmp_path / "run"
-    assert train(*base, "--epochs", "4", "--run-dir", str(whole)) == 0
+def test_a_clock_that_jumps(
+    base: list[str], finished: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    whole = finished(*SMALL, "--epochs", "4")
     clock, jump, write = time.time, [0.0], loop.RunFiles.write_epoch
 
     def jumping(self: Any, step: int, *values: Any) -> None:
@@ -615,9 +628,9 @@ def test_a_clock_that_jumps(base: list[str], tmp_path: Path, monkeypatch: pytest
     assert timing and not any("-" in line.partition("seconds")[2][:6] for line in timing)
 
 
-def test_a_run_that_was_moved_elsewhere(base: list[str], tmp_path: Path) -> None:
-    whole, run = tmp_path / "whole", tmp_path / "run"
-    assert train(*base, "--epochs", "4", "--run-dir", str(whole)) == 0
+def test_a_run_that_was_moved_elsewhere(base: list[str], finished: Callable[..., Path], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    whole = finished(*SMALL, "--epochs", "4")
     assert train(*base, "--epochs", "2", "--run-dir", str(run)) == 0
     moved = tmp_path / "other" / "place"
     moved.parent.mkdir()
@@ -626,12 +639,14 @@ def test_a_run_that_was_moved_elsewhere(base: list[str], tmp_path: Path) -> None
     assert_same_run(whole, moved)
 
 
-def test_a_run_of_an_older_version(base: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_of_an_older_version(
+    finished: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Its configuration lacks a newer field, or has a removed one."""
     import json
 
     run = tmp_path / "run"
-    assert train(*base, "--epochs", "1", "--run-dir", str(run)) == 0
+    shutil.copytree(finished(*SMALL, "--epochs", "1"), run)
     config = json.loads((run / "config.json").read_text())
     del config["keep_best_checkpoints"]
     (run / "config.json").write_text(json.dumps(config))

@@ -2,9 +2,11 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
-from runs import SIZED, SMALL, assert_same_run, state_of, train
+from runs import SHALLOW, SMALL, assert_same_run, state_of, train
 
 from jaxvae import cli, evaluate, generate
 from jaxvae.config import PRESETS
@@ -22,6 +24,8 @@ from jaxvae.objectives.notes import NotesElbo
 from jaxvae.run import directory as run_dir
 from jaxvae.run import records
 from jaxvae.train import loop, programs, trainer
+
+pytestmark = pytest.mark.unoptimized
 
 
 @pytest.fixture
@@ -33,8 +37,11 @@ def base(image_file: Path) -> list[str]:
 def test_a_run_writes_what_it_promises(preset: str, base: list[str], tmp_path: Path) -> None:
     run = tmp_path / "run"
     args = ["--epochs", "3", "--image-every", "1", "--run-dir", str(run)]
-    if preset in SIZED:
+    if preset in SHALLOW:
         base = [word for word in base if word not in ("--latent-size", "4")]
+        args += [
+            word for name, value in SHALLOW[preset].items() for word in (f"--{name.replace('_', '-')}", str(value))
+        ]
     assert train("--preset", preset, *base, *args) == 0
 
     config = json.loads((run / "config.json").read_text())
@@ -118,10 +125,10 @@ def test_a_resumed_run_is_the_uninterrupted_run(preset: str, log_every: str, bas
 
 
 def test_fewer_epochs_than_are_done_are_refused(
-    base: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    finished: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"
-    assert train(*base, "--epochs", "2", "--run-dir", str(run)) == 0
+    shutil.copytree(finished(*SMALL, "--epochs", "2"), run)
     before = (run / "config.json").read_bytes()
     capsys.readouterr()
     assert train("--resume", "--epochs", "1", "--run-dir", str(run)) == 2
@@ -142,10 +149,10 @@ def test_a_run_that_is_extended_and_taken_back_has_its_test_metrics(base: list[s
 
 
 def test_a_finished_run_has_nothing_to_resume(
-    base: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    finished: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"
-    assert train(*base, "--epochs", "1", "--run-dir", str(run)) == 0
+    shutil.copytree(finished(*SMALL, "--epochs", "1"), run)
     before = (run / "metrics.jsonl").read_bytes()
     assert train("--resume", "--run-dir", str(run)) == 0
     assert "nothing to do: 8 steps are done already; raise --epochs" in capsys.readouterr().err
@@ -154,10 +161,13 @@ def test_a_finished_run_has_nothing_to_resume(
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_saves_and_stops_and_the_run_goes_on(
-    number: signal.Signals, base: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    number: signal.Signals,
+    base: list[str],
+    finished: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
-    assert train(*base, "--epochs", "5", "--run-dir", str(whole)) == 0
+    whole, cut = finished(*SMALL, "--epochs", "5"), tmp_path / "cut"
     write = loop.RunFiles.write_epoch
 
     def write_and_kill(self: Any, step: int, *values: Any) -> None:
@@ -200,9 +210,10 @@ def test_parameters_that_are_not_finite_after_the_last_step_stop_the_run(
     assert not list((run / "checkpoints").glob("[0-9]*"))
 
 
-def test_evaluate_gives_the_last_test_line(base: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run, out = tmp_path / "run", tmp_path / "figures.json"
-    assert train(*base, "--epochs", "2", "--run-dir", str(run)) == 0
+def test_evaluate_gives_the_last_test_line(
+    finished: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, out = finished(*SMALL, "--epochs", "2"), tmp_path / "figures.json"
     assert cli.run(lambda: evaluate.main([str(run), "--json", str(out)])) == 0
     figures = json.loads(out.read_text())
     last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
@@ -216,9 +227,8 @@ def test_evaluate_gives_the_last_test_line(base: list[str], tmp_path: Path, caps
     assert "(per pixel)" in shown and f"{figures['loss']:.6g}" in shown
 
 
-def test_generate_draws_a_grid(base: list[str], tmp_path: Path) -> None:
-    run, out = tmp_path / "run", tmp_path / "grid.png"
-    assert train(*base, "--epochs", "1", "--run-dir", str(run)) == 0
+def test_generate_draws_a_grid(finished: Callable[..., Path], tmp_path: Path) -> None:
+    run, out = finished(*SMALL, "--epochs", "1"), tmp_path / "grid.png"
     assert cli.run(lambda: generate.main([str(run), "-n", "11", "--out", str(out)])) == 0
     with Image.open(out) as picture:
         assert picture.size == (2 * (8 * 7 + 2), 2 * (2 * 8 + 2))
@@ -227,9 +237,10 @@ def test_generate_draws_a_grid(base: list[str], tmp_path: Path) -> None:
     assert not np.array_equal(again, other)
 
 
-def test_generate_refuses_an_autoencoder(base: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run = tmp_path / "run"
-    assert train("--preset", "notes-ae", *base, "--epochs", "1", "--run-dir", str(run)) == 0
+def test_generate_refuses_an_autoencoder(
+    finished: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = finished("--preset", "notes-ae", *SMALL, "--epochs", "1")
     assert cli.run(lambda: generate.main([str(run), "--out", str(tmp_path / "x.png")])) == 2
     assert "has no prior to draw from" in capsys.readouterr().err
 

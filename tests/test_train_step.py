@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -8,7 +9,7 @@ import optax
 import pytest
 from jax.sharding import Mesh, PartitionSpec
 from numpy.typing import NDArray
-from runs import SIZED
+from runs import SHALLOW
 
 from jaxvae.config import PRESETS
 from jaxvae.keys import example_keys, purpose_key
@@ -19,20 +20,50 @@ from jaxvae.objectives.base import Context
 from jaxvae.objectives.build import OBJECTIVES, build_objective
 from jaxvae.optimizer import build_optimizer
 from jaxvae.train.evaluation import PIXELS_AT_ONCE, evaluation_size, joined, make_evaluate
-from jaxvae.train.step import TrainState, epoch_order, init_state, intensities, make_run_steps, make_train_step
+from jaxvae.train.step import (
+    TrainState,
+    abstract_state,
+    epoch_order,
+    init_state,
+    intensities,
+    make_run_steps,
+    make_train_step,
+)
 
 pytestmark = pytest.mark.unoptimized
 
 SHAPE = (6, 5, 1)
+BATCH = 16  # Most tests take batches of this size, so that they share compiled programs.
+STEPS = 6  # Of an epoch of 96 images.
 NOISE = purpose_key(0, "train-noise")
+# What does not depend on the loss is shown for a model without and one with a state besides its parameters.
+STATELESS_AND_STATEFUL = ("notes-vae", "vq-vae")
+
+
+@functools.cache
+def _parts(preset: str) -> tuple[AutoEncoder | VAE, Any, Any, TrainState]:
+    config = dataclasses.replace(PRESETS[preset], hidden=(16, 8), **SHALLOW.get(preset, {"latent_size": 4}))
+    model, optimizer = build_model(config, SHAPE), build_optimizer(config, steps_per_epoch=3)
+    state = jax.jit(lambda key: init_state(model, optimizer, key))(purpose_key(0, "init"))
+    return model, build_objective(config), optimizer, jax.device_get(state)
 
 
 def parts(preset: str) -> tuple[AutoEncoder | VAE, Any, Any, TrainState]:
-    size = {} if preset in SIZED else {"latent_size": 4}
-    config = dataclasses.replace(PRESETS[preset], hidden=(16, 8), **size)
-    model, optimizer = build_model(config, SHAPE), build_optimizer(config, steps_per_epoch=3)
-    state = jax.jit(lambda key: init_state(model, optimizer, key))(purpose_key(0, "init"))
-    return model, build_objective(config), optimizer, state
+    """A preset's model, objective, optimiser and first state, of which calls may take the arrays."""
+    model, objective, optimizer, state = _parts(preset)
+    return model, objective, optimizer, jax.tree.map(jnp.asarray, state)
+
+
+@functools.cache
+def train_step_of(preset: str) -> Any:
+    return jax.jit(make_train_step(*_parts(preset)[:3]))
+
+
+@functools.cache
+def run_steps(preset: str, capacity: int | None) -> Any:
+    """Calls of up to `capacity` steps of an epoch."""
+    run = make_run_steps(make_train_step(*_parts(preset)[:3]), BATCH, STEPS, capacity)
+    return jax.jit(run, donate_argnums=0, static_argnums=4 if capacity is None else None)
 
 
 def assert_trees_equal(a: Any, b: Any) -> None:
@@ -57,37 +88,46 @@ def test_intensities() -> None:
 @pytest.mark.parametrize("preset", PRESETS)
 def test_step_is_the_gradient_step_written_out(preset: str, images: NDArray[np.uint8]) -> None:
     model, objective, optimizer, state = parts(preset)
-    batch = jnp.asarray(images[:8])
-    new, metrics = jax.jit(make_train_step(model, objective, optimizer))(state, batch, NOISE)
-
-    x = jnp.asarray(images[:8] / np.float32(255))
-    keys = example_keys(jax.random.fold_in(NOISE, 0), 0, 8)
+    new, metrics = train_step_of(preset)(state, jnp.asarray(images[:BATCH]), NOISE)
 
     @jax.jit
-    def terms(params: Any) -> Any:
-        return objective.of(model, params, {"image": x}, keys, Context(jnp.int32(0)), state.collections)[0]
+    def written_out(state: TrainState, x: jax.Array) -> Any:
+        keys = example_keys(jax.random.fold_in(NOISE, 0), 0, BATCH)
 
-    expected = terms(state.params)
+        def mean_loss(params: Any) -> Any:
+            context = Context(jnp.int32(0))
+            terms = objective.of(model, params, {"image": x}, keys, context, state.collections)[0]
+            return terms["loss"].mean(), terms
+
+        grads, terms = jax.grad(mean_loss, has_aux=True)(state.params)
+        updates, opt_state = optimizer.update(grads, state.opt_state)
+        return optax.apply_updates(state.params, updates), opt_state[0].mu, terms
+
+    params, moments, expected = written_out(state, jnp.asarray(images[:BATCH] / np.float32(255)))
     assert {"loss"} <= metrics.keys() <= expected.keys()
     for name, value in metrics.items():
         np.testing.assert_allclose(value, np.asarray(expected[name], np.float64).mean(), rtol=1e-5)
-    grads = jax.grad(lambda p: terms(p)["loss"].mean())(state.params)
-    updates, _ = optimizer.update(grads, state.opt_state)
-    assert_trees_close(new.params, optax.apply_updates(state.params, updates), rtol=1e-5, atol=1e-6)
+    assert_trees_close(new.opt_state[0].mu, moments, rtol=1e-5, atol=1e-7)
+
+    def assert_moved_alike(one: Any, other: Any, moment: Any) -> None:
+        # Adam's first step is lr * sign(g): where a gradient is 0 to rounding, its sign is not determined.
+        determined = np.abs(moment) > 1e-6
+        np.testing.assert_allclose(one[determined], other[determined], rtol=1e-5, atol=1e-6)
+
+    jax.tree.map(assert_moved_alike, *jax.device_get((new.params, params, moments)))
     assert int(new.step) == 1
 
 
 def test_each_step_and_each_example_has_noise_of_its_own(images: NDArray[np.uint8]) -> None:
-    model, objective, optimizer, state = parts("notes-vae")
-    train_step = jax.jit(make_train_step(model, objective, optimizer))
-    batch = jnp.asarray(np.repeat(images[:1], 8, axis=0))
+    state, train_step = parts("notes-vae")[-1], train_step_of("notes-vae")
+    batch = jnp.asarray(np.repeat(images[:1], BATCH, axis=0))
     first, metrics = train_step(state, batch, NOISE)
     again, same = train_step(state, batch, NOISE)
     _, later = train_step(state._replace(step=state.step + 1), batch, NOISE)
     assert_trees_equal((first, metrics), (again, same))
     assert float(metrics["recon"]) != float(later["recon"])
     alone = train_step(state, batch[:1], NOISE)[1]["recon"]
-    assert float(alone) != float(metrics["recon"])  # The seven copies of the image drew other latents.
+    assert float(alone) != float(metrics["recon"])  # The other copies of the image drew other latents.
 
 
 @pytest.mark.parametrize("axis_name", [None, "data"])
@@ -96,11 +136,11 @@ def test_a_batch_in_parts_has_the_same_gradients(
     objective: str, axis_name: str | None, images: NDArray[np.uint8]
 ) -> None:
     preset = {"mse": "notes-ae", "fsq": "fsq"}.get(objective, "vae")
-    size = {} if preset in SIZED else {"latent_size": 3}
-    config = dataclasses.replace(PRESETS[preset], objective=objective, architecture="conv", hidden=(4, 8), **size)
+    network: Any = {"architecture": "conv", "hidden": (4, 8), **SHALLOW.get(preset, {"latent_size": 3})}
+    config = dataclasses.replace(PRESETS[preset], objective=objective, **network)
     model, optimizer = build_model(config, SHAPE), build_optimizer(config)
     loss = build_objective(config)
-    state = init_state(model, optimizer, jax.random.key(1))
+    state = jax.jit(lambda key: init_state(model, optimizer, key))(jax.random.key(1))
     batch = jnp.asarray(images[:12])
     expected, metrics = jax.jit(make_train_step(model, loss, optimizer))(state, batch, NOISE)
     step = make_train_step(model, loss, optimizer, axis_name, part=4)
@@ -118,47 +158,49 @@ def test_a_batch_in_parts_has_the_same_gradients(
 def test_an_objective_that_gathers_cannot_be_computed_in_parts(images: NDArray[np.uint8]) -> None:
     config = dataclasses.replace(PRESETS["vae"], objective="beta-tc")
     model, optimizer = build_model(config, SHAPE), build_optimizer(config)
-    state = init_state(model, optimizer, jax.random.key(1))
+    state = abstract_state(model, optimizer)
     step = make_train_step(model, build_objective(config, 1, 12), optimizer, part=4)
     with pytest.raises(TypeError, match="separate"):
-        step(state, jnp.asarray(images[:12]), NOISE)
+        jax.eval_shape(step, state, jnp.asarray(images[:12]), NOISE)
 
 
-@pytest.mark.parametrize(("way", "devices"), [("pmap", 8), ("shard_map", 2), ("shard_map, varying tracked", 4)])
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize(
+    ("preset", "way", "devices"),
+    [(preset, way, devices) for preset in PRESETS for way, devices in (("shard_map", 8), ("varying tracked", 4))]
+    + [(preset, "pmap", 8) for preset in STATELESS_AND_STATEFUL],
+)
 def test_with_axis_name_many_devices_compute_what_one_does(
     preset: str, way: str, devices: int, images: NDArray[np.uint8]
 ) -> None:
     model, objective, optimizer, state = parts(preset)
-    batch = jnp.asarray(images[:32])
-    expected, metrics = jax.jit(make_train_step(model, objective, optimizer))(state, batch, NOISE)
+    batch = jnp.asarray(images[:BATCH])
+    expected, metrics = train_step_of(preset)(state, batch, NOISE)
 
     step = make_train_step(model, objective, optimizer, axis_name="data")
-    new: Any
-    got: Any
     if way == "pmap":
         shares = batch.reshape(devices, -1, *SHAPE)
         run = jax.pmap(step, axis_name="data", in_axes=(None, 0, None), devices=jax.devices()[:devices])
-        new, got = run(state, shares, NOISE)
-        for leaf in jax.tree.leaves((new, got)):  # All devices end with the same state.
-            np.testing.assert_array_equal(leaf, np.repeat(leaf[:1], devices, axis=0))
-        new, got = jax.tree.map(lambda a: a[0], (new, got))
+        found = jax.device_get(run(state, shares, NOISE))
     else:
         mesh = Mesh(np.array(jax.devices()[:devices]), ("data",))
         here, split = PartitionSpec(), PartitionSpec("data")
         specs = {"in_specs": (here, split, here), "out_specs": (here, here)}
-        run = jax.shard_map(step, mesh=mesh, **specs, check_vma="tracked" in way)
-        new, got = jax.jit(run)(state, batch, NOISE)
+        run = jax.jit(jax.shard_map(step, mesh=mesh, **specs, check_vma=way == "varying tracked"))
+        on_each = [
+            [shard.data for shard in leaf.addressable_shards] for leaf in jax.tree.leaves(run(state, batch, NOISE))
+        ]
+        found = jax.tree.unflatten(jax.tree.structure((expected, metrics)), [np.stack(leaf) for leaf in on_each])
+    for leaf in jax.tree.leaves(found):  # All devices end with the same state.
+        assert len(leaf) == devices
+        np.testing.assert_array_equal(leaf, np.repeat(leaf[:1], devices, axis=0))
+    new: Any
+    got: Any
+    new, got = jax.tree.map(lambda a: a[0], found)
     assert_trees_close(got, metrics, rtol=1e-5, atol=0)
-    # Adam's first step is lr * sign(g): where a gradient is 0 to rounding, its sign is not determined.
-    assert_trees_close(new.opt_state[0].mu, expected.opt_state[0].mu, rtol=1e-4, atol=1e-6 if preset == "fsq" else 1e-8)
-
-
-def run_steps(preset: str, steps_per_epoch: int, batch_size: int = 8, capacity: int | None = 12) -> Any:
-    model, objective, optimizer, _ = parts(preset)
-    step = make_train_step(model, objective, optimizer)
-    run = make_run_steps(step, batch_size, steps_per_epoch, capacity)
-    return jax.jit(run, donate_argnums=0, static_argnums=4 if capacity is None else None)
+    # The parameters tell less: Adam's first step is lr * sign(g).
+    smallest = {"fsq": 1e-6, "vq-vae": 1e-7}.get(preset, 1e-8)
+    assert_trees_close(new.opt_state[0].mu, expected.opt_state[0].mu, rtol=1e-4, atol=smallest)
+    assert_trees_close(new.collections, expected.collections, rtol=1e-4, atol=1e-6)
 
 
 def order_of(epoch: int) -> jax.Array:
@@ -186,22 +228,22 @@ def test_an_epoch_takes_every_image_once_in_a_new_order(images: NDArray[np.uint8
     assert not np.array_equal(epochs[0], images.reshape(96, -1))
 
 
-@pytest.mark.parametrize("capacity", [None, 6])
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize(
+    ("preset", "capacity"),
+    [(preset, STEPS) for preset in PRESETS] + [(preset, None) for preset in STATELESS_AND_STATEFUL],
+)
 def test_a_call_equals_its_steps_one_by_one(preset: str, capacity: int | None, images: NDArray[np.uint8]) -> None:
-    model, objective, optimizer, state = parts(preset)
-    step = jax.jit(make_train_step(model, objective, optimizer))
-    on_device = jnp.asarray(images)
+    state, step = parts(preset)[-1], train_step_of(preset)
     one_by_one, losses = state, []
     for epoch in range(2):
-        order = jax.random.permutation(jax.random.fold_in(purpose_key(0, "shuffle"), epoch), 96)
-        for i in range(6):
-            one_by_one, metrics = step(one_by_one, on_device[order[i * 16 : (i + 1) * 16]], NOISE)
+        order = np.asarray(jax.random.permutation(jax.random.fold_in(purpose_key(0, "shuffle"), epoch), 96))
+        for i in range(STEPS):
+            one_by_one, metrics = step(one_by_one, jnp.asarray(images[order[i * BATCH : (i + 1) * BATCH]]), NOISE)
             losses.append(metrics["loss"])
-    run = run_steps(preset, steps_per_epoch=6, batch_size=16, capacity=capacity)
+    run = run_steps(preset, capacity)
     together = []
     for epoch in range(2):
-        state, metrics = run(state, on_device, order_of(epoch), NOISE, 6)
+        state, metrics = run(state, jnp.asarray(images), order_of(epoch), NOISE, STEPS)
         together.append(metrics["loss"])
     np.testing.assert_allclose(np.concatenate(together), np.stack(losses), rtol=1e-4)
     assert int(state.step) == int(one_by_one.step) == 12
@@ -209,10 +251,10 @@ def test_a_call_equals_its_steps_one_by_one(preset: str, capacity: int | None, i
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_how_an_epoch_is_cut_into_calls_does_not_change_a_bit(preset: str, images: NDArray[np.uint8]) -> None:
-    run, results = run_steps(preset, 12), []
-    for cuts in ([12], [1, 2, 9], [4, 4, 4], [11, 1]):
+    run, results = run_steps(preset, STEPS), []
+    for cuts in ([6], [1, 2, 3], [2, 2, 2], [5, 1]):
         state, losses = parts(preset)[-1], []
-        for epoch in range(2):
+        for epoch in range(4):
             for count in cuts:
                 state, metrics = run(state, jnp.asarray(images), order_of(epoch), NOISE, count)
                 losses += np.asarray(metrics["loss"])[:count].tolist()
@@ -255,30 +297,42 @@ def test_vmap_over_seeds_is_each_seed_alone(images: NDArray[np.uint8]) -> None:
 
 def test_state_is_donated(images: NDArray[np.uint8]) -> None:
     state = parts("notes-vae")[-1]
-    run_steps("notes-vae", 12)(state, jnp.asarray(images), order_of(0), NOISE, 4)
+    run_steps("notes-vae", STEPS)(state, jnp.asarray(images), order_of(0), NOISE, 4)
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state))
 
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_training_lowers_the_loss(preset: str, images: NDArray[np.uint8]) -> None:
-    state, run = parts(preset)[-1], run_steps(preset, 12)
+    state, run = parts(preset)[-1], run_steps(preset, STEPS)
     losses = []
-    for epoch in range(40):
-        state, metrics = run(state, jnp.asarray(images), order_of(epoch), NOISE, 12)
+    for epoch in range(80 if preset == "vq-vae" else 40):
+        state, metrics = run(state, jnp.asarray(images), order_of(epoch), NOISE, STEPS)
         losses.append(float(metrics["loss"].mean()))
     assert losses[-1] < 0.9 * losses[0]
 
 
-@pytest.mark.parametrize("preset", PRESETS)
-@pytest.mark.parametrize("size", [1, 7, 32, 1000])
+@functools.cache
+def terms_of(preset: str) -> Any:
+    """A function of variables, images and the keys' key: the objective's terms of all images at once."""
+    model, objective, _, _ = _parts(preset)
+
+    def terms(variables: Any, test: jax.Array, key: jax.Array) -> Any:
+        return objective.of(model, variables, {"image": intensities(test)}, example_keys(key, 0, len(test)), Context())
+
+    return jax.jit(lambda *given: terms(*given)[0])
+
+
+@pytest.mark.parametrize(
+    ("preset", "size"),
+    [(preset, 7) for preset in PRESETS]
+    + [(preset, size) for preset in STATELESS_AND_STATEFUL for size in (1, 32, 1000)],
+)
 def test_evaluate_takes_every_image_once_whatever_the_size(preset: str, size: int, images: NDArray[np.uint8]) -> None:
     model, objective, _, state = parts(preset)
     key, test = purpose_key(0, "test-noise"), jnp.asarray(images[:32])
     evaluate = jax.jit(make_evaluate(model, objective, size))
     got = joined([evaluate(state.variables, test, key, first) for first in range(0, 32, size)], 32)
-    x = intensities(test)
-    keys = example_keys(key, 0, 32)
-    expected = jax.jit(lambda p: objective.of(model, p, {"image": x}, keys, Context())[0])(state.variables)
+    expected = terms_of(preset)(state.variables, test, key)
     assert got.keys() == expected.keys()
     for name, value in got.items():
         # A KL that is estimated from one latent may be near 0, as a difference of larger numbers.
