@@ -131,6 +131,9 @@ def _measured(
     with_outliers: bool = False,
 ) -> "_Evaluation":
     config = run.config
+    for metric in metrics:
+        if not isinstance(metric, Metric):
+            raise InputError(f"{type(metric).__name__} is no jaxvae.protocols.Metric")
     likelihood = LogLikelihood(samples)
     for metric in (likelihood, *metrics):
         metric.check(config)

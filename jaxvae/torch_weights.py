@@ -82,7 +82,8 @@ def _places(model: Model, shapes: Params) -> dict[str, _Place]:
         for array in layer.arrays
     }
     # Parameters of the likelihood and the prior.
-    others = {path: leaf for path, leaf in flatten_dict(shapes["params"]).items() if path[0] not in _PARTS}
+    left_out = (*_PARTS, *getattr(model, "training_only", ()))
+    others = {path: leaf for path, leaf in flatten_dict(shapes["params"]).items() if path[0] not in left_out}
     return found | {".".join(path): _Place(path, None, leaf.shape) for path, leaf in others.items()}
 
 
@@ -119,6 +120,8 @@ def params_from_torch(state_dict: Mapping[str, NDArray[Any]], model: Model, dtyp
       InputError: the model has no form in PyTorch, a name is missing or unexpected, a shape is wrong, or a value is not
         floating-point or not finite (in `dtype`).
     """
+    if only := getattr(model, "training_only", ()):
+        raise InputError(f"weights from PyTorch have no {', '.join(only)}, which this model needs to train")
     places = _places(model, _parameter_shapes(model))
     if missing := [name for name in places if name not in state_dict]:
         raise InputError(f"weights lack {', '.join(missing)}: {EXPECTED}")

@@ -28,6 +28,7 @@ from jaxvae.objectives.build import selection_term
 from jaxvae.own import give
 from jaxvae.run.checkpoint import Checkpoints
 from jaxvae.run.records import read_records
+from jaxvae.train.programs import jit_seldom
 from jaxvae.train.step import TrainState, as_batch, init_state
 from jaxvae.typing import Array, Batch, ImageShape, Params
 
@@ -212,7 +213,7 @@ class TrainedRun:
             code: Array = found[0] if isinstance(found, tuple | list) else found
             return code
 
-        return jax.jit(encode)
+        return jit_seldom(encode)
 
     @functools.cached_property
     def _codes(self) -> Any:
@@ -222,11 +223,11 @@ class TrainedRun:
             code: Array = found
             return code
 
-        return jax.jit(codes)
+        return jit_seldom(codes)
 
     @functools.cached_property
     def _moments(self) -> Any:
-        return jax.jit(self._encoded)
+        return jit_seldom(self._encoded)
 
     def _encoded(self, variables: Params, batch: Batch, keys: Array) -> Any:
         seen = self._seen(batch, keys)
@@ -241,7 +242,7 @@ class TrainedRun:
                 raise TypeError(f"the model {type(self.model).__name__} returns no x_hat")
             return found
 
-        return jax.jit(run)
+        return jit_seldom(run)
 
     @functools.cached_property
     def _decode(self) -> Any:
@@ -252,7 +253,7 @@ class TrainedRun:
             images: Array = nn.sigmoid(decoded) if isinstance(self.model, LatentModel | AutoEncoder) else decoded
             return images
 
-        return jax.jit(decode)
+        return jit_seldom(decode)
 
     def _seen(self, batch: Batch, keys: Array) -> dict[str, Array]:
         seen = as_batch(batch)

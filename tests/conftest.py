@@ -64,12 +64,17 @@ def _has_quick() -> bool:
 QUICK_FLAG = f" --{QUICK}=false" if _has_quick() else ""
 
 
+def _is_unoptimized(item: pytest.Item) -> bool:
+    """Whether its programs compile fast. The mark `optimized` of a test is stronger than `unoptimized` of its file."""
+    return item.get_closest_marker("unoptimized") is not None and item.get_closest_marker("optimized") is None
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skips what comes too late. Programs of tests marked `unoptimized` compile fast, in children too."""
     until = item.config.getoption("--until")
     if until is not None and time.time() > until:
         pytest.skip("not run: the time is up (--until)")
-    unoptimized = item.get_closest_marker("unoptimized") is not None
+    unoptimized = _is_unoptimized(item)
     variable = str(int(unoptimized))
     if os.environ.get("JAX_DISABLE_MOST_OPTIMIZATIONS") != variable:
         os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = variable
@@ -92,7 +97,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
     def place(item: pytest.Item) -> tuple[int, int, bool]:
         # Within a file, what is compiled alike is together: what one test compiled is at hand for the next.
-        return order.get(item.path.stem, -1), files[item.path], item.get_closest_marker("unoptimized") is not None
+        return order.get(item.path.stem, -1), files[item.path], _is_unoptimized(item)
 
     items.sort(key=place)
 

@@ -46,6 +46,12 @@ def test_mig_is_zero_if_every_latent_says_the_same() -> None:
     assert module.mutual_information_gap(np.stack([both, -both], axis=1), factors) == pytest.approx(0, abs=1e-9)
 
 
+def test_mig_of_latents_that_hardly_differ_in_float32() -> None:
+    factors = factors_of(300)
+    latents = np.stack([1 + 1.2e-7 * factors[:, 0], np.full(300, 2.0)], axis=1).astype(np.float32)
+    assert module.mutual_information_gap(latents, factors) == pytest.approx(0.5, abs=0.05)
+
+
 def test_mig_is_a_sum_over_the_table_of_bins_and_values() -> None:
     factors = factors_of(300)
     rng = np.random.default_rng(1)
@@ -73,6 +79,7 @@ def test_mig_is_a_sum_over_the_table_of_bins_and_values() -> None:
         ([[1.0, 0.0], [0.0, 0.0]], 1.0),  # A latent that is of no use does not count.
         ([[3.0, 1.0], [0.0, 4.0]], 0.5 * (1 - stats.entropy([3, 1], base=2)) + 0.5),
         ([[1.0], [0.5]], 1.0),  # A single factor.
+        ([[0.0, 0.0], [0.0, 0.0]], 0.0),  # Latents that say nothing.
     ],
 )
 def test_dci_disentanglement_is_one_minus_the_entropy_of_rows(importance: list[list[float]], expected: float) -> None:
@@ -134,11 +141,20 @@ def test_there_are_no_scores_if_no_factor_varies(subject: Subject) -> None:
     assert {name: (one.value, one.note) for name, one in found.items()} == {"mig": (None, "no factor varies")}
 
 
-@pytest.mark.parametrize(("change", "said"), [({}, "have no factors"), ({"factors": np.zeros(20)}, "must be whole")])
-def test_images_without_factors_are_refused(change: dict[str, Any], said: str) -> None:
-    given = {"image": np.zeros((20, 4, 3, 1), np.uint8), **change}
+@pytest.mark.parametrize(
+    ("train_factors", "test_factors", "said"),
+    [
+        (None, None, "have no factors"),
+        (np.zeros(20), np.zeros(20), "must be whole"),
+        (np.zeros((20, 2), int), np.zeros((20, 3), int), "differ in their number of factors"),
+    ],
+)
+def test_images_without_the_right_factors_are_refused(train_factors: Any, test_factors: Any, said: str) -> None:
+    splits = [{"image": np.zeros((20, 4, 3, 1), np.uint8)} for _ in range(2)]
+    for split, factors in zip(splits, (train_factors, test_factors), strict=True):
+        split.update({} if factors is None else {"factors": factors})
     with pytest.raises(InputError, match=said):
-        Disentanglement().check_images(data.from_arrays(given, given))
+        Disentanglement().check_images(data.from_arrays(*splits))
 
 
 @pytest.mark.slow
@@ -155,6 +171,6 @@ def test_the_flag(tmp_path: Path, image_file: Path, capsys: pytest.CaptureFixtur
     found = json.loads((tmp_path / "found.json").read_text())
     names = ("mig", "dci_disentanglement", "dci_completeness", "dci_informativeness", "sap")
     assert all(0 <= found[name] <= 1 for name in names)
-    assert "72 training images" in capsys.readouterr().out
+    assert "; latents of 72 training images, 3 factors, 20 bins" in capsys.readouterr().out
     assert cli.run(lambda: evaluate.main([str(tmp_path / "bare"), *given])) == 2
     assert "the images have no factors, which it needs" in capsys.readouterr().err

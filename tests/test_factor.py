@@ -1,5 +1,6 @@
 """FactorVAE: its terms in NumPy, whom each loss trains, and what its discriminator finds."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,11 @@ import jaxvae
 from jaxvae import evaluate
 from jaxvae.config import Config
 from jaxvae.errors import InputError
+from jaxvae.models.build import build_model
 from jaxvae.models.factor import Discriminator, permuted, uniform_noise
 from jaxvae.objectives.base import Context
 from jaxvae.optimizer import build_optimizer
+from jaxvae.torch_weights import params_from_torch, torch_from_params
 
 pytestmark = pytest.mark.unoptimized
 
@@ -141,8 +144,16 @@ def test_a_run_trains_both_and_resumes_to_the_same_bytes(image_file: Path, tmp_p
                      run.variables["params"][side], early[side])  # fmt: skip
     assert run.sample(2).shape == (2, 6, 5, 1)
     assert evaluate.evaluate_run(tmp_path / "whole", samples=5)["unnormalised_log_likelihood"] < 0
+    unused = {"discriminator_width": 1000, "discriminator_layers": 6}
+    plain = build_model(dataclasses.replace(run.config, objective="elbo", beta=1.0, **unused), (6, 5, 1))
+    exported = torch_from_params(run.variables, run.model)
+    back = params_from_torch(exported, plain)["params"]
+    jax.tree.map(np.testing.assert_array_equal, back, {side: run.variables["params"][side] for side in back})
+    with pytest.raises(InputError, match="weights from PyTorch have no discriminator, which this model needs"):
+        params_from_torch(exported, run.model)
 
 
+@pytest.mark.optimized
 @pytest.mark.slow
 def test_members_and_devices_compute_what_a_single_run_does(image_file: Path, tmp_path: Path) -> None:
     given = [*FLAGS, "--dataset", str(image_file), "--epochs", "2"]
@@ -155,6 +166,8 @@ def test_members_and_devices_compute_what_a_single_run_does(image_file: Path, tm
         ({"batch_size": 1}, "--objective factor needs --batch-size 2 or more: it compares samples"),
         ({"head": "relu"}, "--objective factor needs --head linear, logvar or exp"),
         ({"architecture": "two-layer", "hidden": (8, 4)}, "--architecture two-layer needs --objective elbo"),
+        ({"architecture": "own_parts:Loud"}, "--objective factor needs a network whose model is a VAE"),
+        ({"model": "own_parts:Vae"}, "--objective factor trains a model of its own: it takes no --model"),
         (
             {"objective": "elbo", "discriminator_width": 5},
             "--discriminator-width 5 has no effect: it needs --objective",

@@ -17,6 +17,9 @@ from jaxvae.errors import InputError
 WRITTEN_BY_MATLAB = sorted((Path(scipy.io.matlab.__file__).parent / "tests" / "data").glob("test*_[5678]*.mat"))
 
 
+assert len(WRITTEN_BY_MATLAB) > 50
+
+
 def texts(cells: Any) -> tuple[str, ...]:
     return tuple("".join(cell.ravel()) for cell in cells.ravel(order="F"))
 

@@ -218,9 +218,10 @@ def identity(images: ImageData) -> dict[str, Any]:
 def contradicted(found: Mapping[str, Any], record: Mapping[str, Any]) -> list[str]:
     """The entries of `record`, of the data at hand, that a run's saved record `found` contradicts.
 
-    Labels that the run did not have do not count: older versions read none from files.
+    Labels and factors that the run did not have do not count: files are not always read with them.
     """
-    labels = ("example", "classes", *(f"{split}_label_sha256" for split in SPLITS))
+    others = [f"{split}_{name}_sha256" for split in SPLITS for name in ("label", "factors")]
+    labels = ("example", "classes", *others)
     return [
         name for name, value in record.items() if found.get(name) != value and (name in found or name not in labels)
     ]

@@ -25,6 +25,7 @@ _VERSIONS = {1: "5", 2: "7.3"}
 _NUMBERS = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 9: "f8", 12: "i8", 13: "u8"}
 _MATRIX, _COMPRESSED = 14, 15  # Types of elements, besides those of numbers and texts.
 _CLASSES, _CELL, _CHAR, _NUMERIC = range(1, 16), 1, 4, range(6, 16)  # Of arrays.
+_MOST_BYTES = 2**29  # Of a compressed element: `svhn_cropped` has 225 MB in one.
 _NOTHING = (0, memoryview(b""))
 _COMPLEX = 0x0800
 _ENCODINGS = {1: "latin-1", 2: "latin-1", 4: "utf-16", 16: "utf-8", 17: "utf-16", 18: "utf-32"}
@@ -79,6 +80,8 @@ def _unpacked(element: memoryview, order: str) -> tuple[int, memoryview]:
     """The one element in a compressed one. No more is unpacked than it claims to hold."""
     decoder = zlib.decompressobj()
     kind, size = struct.unpack(f"{order}II", decoder.decompress(element, 8))
+    if size > _MOST_BYTES:
+        raise ValueError(f"a compressed element claims {size:,} bytes, more than {_MOST_BYTES:,}")
     content = decoder.decompress(decoder.unconsumed_tail, size) if size else b""
     # Reading past the end is what makes zlib verify its checksum.
     if len(content) < size or decoder.decompress(decoder.unconsumed_tail, 1) or not decoder.eof:

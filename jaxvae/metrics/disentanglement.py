@@ -48,6 +48,8 @@ class Disentanglement(Metric):
                 )
             if factors.ndim != 2 or factors.dtype.kind not in "iu":
                 raise InputError(f"--metric disentanglement: factors must be whole numbers [N, F], not {factors.shape}")
+        if images.split("train")["factors"].shape[1] != images.split("test")["factors"].shape[1]:
+            raise InputError("--metric disentanglement: training and test images differ in their number of factors")
 
     def measure(self, subject: Subject, images: Mapping[str, NDArray[Any]], key: jax.Array) -> Mapping[str, Measured]:
         """See `Metric`: "mig", "dci_disentanglement", "dci_completeness", "dci_informativeness" and "sap"."""
@@ -61,13 +63,13 @@ class Disentanglement(Metric):
             why = "no factor varies" if not any(varies) else "there is only one latent"
             return {"mig": Measured(None, note=why)}
         importance, accuracy = forests(latents, factors, latents_test, factors_test)
-        note = f"latents of {len(latents):,} training images, {factors.shape[1]} factors"
+        note = f"; latents of {len(latents):,} training images, {factors.shape[1]} factors"
         return {
             "mig": Measured(mutual_information_gap(latents, factors), note=f"{note}, {BINS} bins"),
-            "dci_disentanglement": Measured(disentanglement(importance), note="random forests"),
-            "dci_completeness": Measured(disentanglement(importance.T), note="random forests"),
-            "dci_informativeness": Measured(accuracy, note=f"accuracy of the forests on {len(places):,} test images"),
-            "sap": Measured(separated(latents, factors, latents_test, factors_test), note="linear SVMs"),
+            "dci_disentanglement": Measured(disentanglement(importance), note="; random forests"),
+            "dci_completeness": Measured(disentanglement(importance.T), note="; random forests"),
+            "dci_informativeness": Measured(accuracy, note=f"; accuracy of the forests on {len(places):,} test images"),
+            "sap": Measured(separated(latents, factors, latents_test, factors_test), note="; linear SVMs"),
         }
 
 
@@ -79,7 +81,7 @@ def mutual_information_gap(latents: Latents, factors: Factors) -> float:
     """
     from sklearn.metrics import mutual_info_score
 
-    binned = [np.digitize(z, np.histogram_bin_edges(z, BINS)[:-1]) for z in latents.T]
+    binned = [np.digitize(z, np.histogram_bin_edges(z, BINS)[:-1]) for z in latents.astype(np.float64).T]
     gaps = []
     for factor in factors.T:
         least, most = sorted(mutual_info_score(factor, z) for z in binned)[-2:]
@@ -108,9 +110,11 @@ def disentanglement(importance: Float[NDArray[np.float64], "L F"]) -> float:
     """The disentanglement of a matrix of importances; of its transpose, the completeness (same source).
 
     1 - H(p) for each row, with p its shares and the entropy in units of log F; the mean over rows, weighted by their
-    sums. 1 if every latent serves one factor.
+    sums. 1 if every latent serves one factor, 0 if none serves any.
     """
     rows = importance.sum(axis=1)
+    if not rows.any():  # No latent says anything.
+        return 0.0
     shares = importance / np.where(rows > 0, rows, 1)[:, None]
     if shares.shape[1] == 1:
         return 1.0

@@ -78,7 +78,7 @@ def log_likelihood(
         return estimates
 
     count = min(len(images["image"]), DISPATCHED)
-    estimates, errors = chunks.in_chunks(of_images, subject.variables, images, key, count)
+    estimates, errors = chunks.in_chunks(jax.jit(of_images), subject.variables, images, key, count)
     return estimates, errors
 
 

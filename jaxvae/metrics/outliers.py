@@ -12,6 +12,7 @@ from jaxvae.errors import InputError
 from jaxvae.metrics.reconstruction import seen_and_reconstructed
 from jaxvae.metrics.subject import Subject
 from jaxvae.models.layers import float32_products
+from jaxvae.train.programs import jit_seldom
 
 SHOWN = 16  # Images by each measure.
 
@@ -65,7 +66,7 @@ def outliers(
         batch = {other: jnp.asarray(values[places]) for other, values in images.items()}
         # The key of an image follows from its place: see `jaxvae.keys.example_keys`.
         keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.asarray(places, jnp.uint32))
-        shown = jax.jit(float32_products(lambda v, b, k: seen_and_reconstructed(subject, v, b, k)))
+        shown = jit_seldom(float32_products(lambda v, b, k: seen_and_reconstructed(subject, v, b, k)))
         seen, reconstructed = shown(subject.variables, batch, keys)
         found.append(Outliers(name, what, places, each[name][places], np.asarray(seen), np.asarray(reconstructed)))
     return found

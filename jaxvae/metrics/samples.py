@@ -20,6 +20,7 @@ from jaxvae.metrics.subject import Subject, mean_and_error
 from jaxvae.models.build import Examples, sample
 from jaxvae.protocols import Measured, Metric
 from jaxvae.run.records import rounded
+from jaxvae.train.programs import jit_seldom
 from jaxvae.typing import Array, Params
 
 KID_SUBSETS, KID_SIZE = 100, 1000  # As in the code of KID's authors.
@@ -150,7 +151,7 @@ def draw(subject: Subject, count: int, labels: NDArray[Any] | None, binary: bool
     size = max(1, min(_AT_ONCE, count, PIXELS_AT_ONCE // (8 * math.prod(subject.run.image_shape))))
     told = None if labels is None else np.random.default_rng(0).permutation(np.resize(labels, count))
 
-    @jax.jit
+    @jit_seldom
     def drawn(variables: Params, key: Array, batch: dict[str, Array]) -> Array:
         images = sample(subject.model, variables, key, size, Examples(batch))
         if binary:

@@ -1,12 +1,13 @@
 """A VAE with a discriminator of its latents, for FactorVAE."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Float, Key
 
+from jaxvae.keys import fold_in_each
 from jaxvae.models.layers import at_least_float32
 from jaxvae.models.vae import VAE
 from jaxvae.protocols import PosteriorSamples
@@ -37,6 +38,8 @@ class FactorVAE(VAE):
       widths: of the discriminator's layers.
     """
 
+    training_only: ClassVar[tuple[str, ...]] = ("discriminator",)
+
     widths: tuple[int, ...] = ()
 
     def setup(self) -> None:
@@ -63,5 +66,4 @@ def permuted(latent: Float[Array, "B L"], noise: Float[Array, "B L"]) -> Float[A
 
 def uniform_noise(keys: Key[Array, " B"], size: int) -> Float[Array, "B {size}"]:
     """Uniform noise [B, size], from one key per example."""
-    # Folded in: the noise of the latents comes from the same keys.
-    return jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, 1), (size,)))(keys)
+    return jax.vmap(lambda key: jax.random.uniform(key, (size,)))(fold_in_each(keys, "permute"))

@@ -4,7 +4,7 @@ Shapes: B images [H, W, C]; S latents per image; L latent dimensions.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -112,7 +112,10 @@ class LatentModel(nn.Module):
       prior: the distribution of the latents.
       dtype: the dtype of the matrix products; parameters are float32, and all that follows the layers at least float32.
       classes: how many labels a conditional model knows; 0: it is not conditional.
+      training_only: names of parameters that nothing but training reads.
     """
+
+    training_only: ClassVar[tuple[str, ...]] = ()
 
     image_shape: ImageShape
     network: Network = Mlp()

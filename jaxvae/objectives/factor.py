@@ -11,6 +11,7 @@ from jaxtyping import Key
 from jaxvae.errors import InputError
 from jaxvae.models.build import latent_model
 from jaxvae.models.factor import FactorVAE, permuted, uniform_noise
+from jaxvae.models.vae import VAE
 from jaxvae.objectives.base import View
 from jaxvae.objectives.elbo import InNats, kl_and_cost
 from jaxvae.options import AT_LEAST_1, option
@@ -36,6 +37,11 @@ class Factor(InNats):
     def check(self, config: Any) -> None:
         """See `Component`."""
         super().check(config)
+        if config.parts.model is not None:
+            raise InputError(f"--objective {config.objective} trains a model of its own: it takes no --model")
+        network = config.parts.network
+        if not network.hierarchical and network.model() is not VAE:
+            raise InputError(f"--objective {config.objective} needs a network whose model is a VAE")
         if config.batch_size < 2:
             raise InputError(f"--objective {config.objective} needs --batch-size 2 or more: it compares samples")
 

@@ -163,7 +163,7 @@ def seldom_options(backend: str) -> dict[str, Any]:
 
 
 def jit_seldom(function: Callable[..., Any], **given: Any) -> Any:
-    """`jax.jit`, with `seldom_options` and the options `given`."""
+    """`jax.jit`, with `seldom_options` and the options `given`. JAX traces no function with such options in another."""
     return jax.jit(function, **given, compiler_options=seldom_options(jax.default_backend()))
 
 
