@@ -56,7 +56,7 @@ def measured(changes: Mapping[str, Any], seed: int, run_dir: Path, data: Any) ->
         jaxvae.fit("vae", data=data, run_dir=run_dir, resume=(run_dir / "config.json").exists(), **given)
         found = evaluate_run(run_dir, metrics=[Disentanglement()], images=data)
         names = {name: found[name if name in found else f"unnormalised_{name}"] for name in NAMES}
-        result.write_text(json.dumps(names))
+        result.write_text(json.dumps(names), encoding="utf-8")
     return json.loads(result.read_text())  # type: ignore[no-any-return]
 
 
@@ -82,7 +82,10 @@ def main() -> None:
     said = (
         f"Means of {args.seeds} seeds, least to most. CPU, jax {version('jax')}, {datetime.date.today().isoformat()}."
     )
-    page.write_text(f"{page.read_text().split(MARK)[0]}{MARK}\n\n" + "\n".join(lines) + f"\n\n{said}\n")
+    page.write_text(
+        f"{page.read_text(encoding='utf-8').split(MARK)[0]}{MARK}\n\n" + "\n".join(lines) + f"\n\n{said}\n",
+        encoding="utf-8",
+    )
 
 
 if __name__ == "__main__":
