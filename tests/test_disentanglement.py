@@ -77,7 +77,7 @@ def test_mig_is_a_sum_over_the_table_of_bins_and_values() -> None:
         ([[1.0, 0.0], [0.0, 2.0]], 1.0),
         ([[0.5, 0.5], [0.5, 0.5]], 0.0),
         ([[1.0, 0.0], [0.0, 0.0]], 1.0),  # A latent that is of no use does not count.
-        ([[3.0, 1.0], [0.0, 4.0]], 0.5 * (1 - stats.entropy([3, 1], base=2)) + 0.5),
+        ([[3.0, 1.0], [0.0, 8.0]], (4 * (1 - stats.entropy([3, 1], base=2)) + 8) / 12),
         ([[1.0], [0.5]], 1.0),  # A single factor.
         ([[0.0, 0.0], [0.0, 0.0]], 0.0),  # Latents that say nothing.
     ],

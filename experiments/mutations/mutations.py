@@ -58,7 +58,7 @@ _KL = "        kl = drawn.kl.sum(axis=-1)\n"
 _TERMS = '"recon": recon, "kl": kl, "bound": -(recon + kl)}'
 _ELBO = f'return {{"loss": recon + weight * cost, {_TERMS}'
 _INFO = f'terms = {{"loss": recon + weight * cost, {_TERMS}'
-_BETA_TC = f'terms = {{"loss": recon + kl, {_TERMS}'
+_BETA_TC = f'keep their weight of 1.\n        terms = {{"loss": recon + kl, {_TERMS}'
 
 
 def _x_hat(fields: str, pixels: str) -> str:
@@ -529,6 +529,35 @@ MUTATIONS: tuple[Mutation, ...] = (
             "        if view.train:\n            latent, mean, std = ",
             ("beta-TC: total correlation in evaluation", "view.train", "True"),
         ),
+    ),
+    *_by(
+        "factor",
+        "test_its_terms_in_numpy",
+        ("factor: weight", "(self.kl_weight(view) - 1) * tc + own", "self.kl_weight(view) * tc + own"),
+        ("factor: sign of a logit", "jax.nn.softplus(-joint)", "jax.nn.softplus(joint)"),
+        ("factor: permuted", "(seen, permuted(seen, noise))", "(seen, seen)"),
+    ),
+    *_by(
+        "factor",
+        "test_the_discriminator_learns_from_its_own_loss_and_the_vae_from_the_others",
+        ("factor: frozen", "frozen = jax.lax.stop_gradient(view.params)", "frozen = view.params"),
+        ("factor: constant latents", "seen = jax.lax.stop_gradient(latent)", "seen = latent"),
+    ),
+    *_by(
+        "disentanglement",
+        "test_mig_is_a_sum_over_the_table_of_bins_and_values",
+        ("MIG: bins", "BINS = 20  #", "BINS = 10  #"),
+        ("MIG: gap", "gaps.append((most - least) /", "gaps.append(most /"),
+    ),
+    *_by(
+        "disentanglement",
+        "test_dci_disentanglement_is_one_minus_the_entropy_of_rows",
+        ("DCI: weights of rows", "weights=rows", "weights=None"),
+    ),
+    *_by(
+        "vamp",
+        "test_pseudo_inputs_lie_half_way_from_the_mean_to_an_image_but_for_little_noise",
+        ("VampPrior: start", "halfway = 0.5 * (images.mean(axis=0, keepdims=True) + images)", "halfway = images"),
     ),
     *_by(
         "terms",
