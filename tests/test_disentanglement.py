@@ -171,6 +171,6 @@ def test_the_flag(tmp_path: Path, image_file: Path, capsys: pytest.CaptureFixtur
     found = json.loads((tmp_path / "found.json").read_text())
     names = ("mig", "dci_disentanglement", "dci_completeness", "dci_informativeness", "sap")
     assert all(0 <= found[name] <= 1 for name in names)
-    assert "; latents of 72 training images, 3 factors, 20 bins" in capsys.readouterr().out
+    assert "; latents of 72 training images, 2 factors, 20 bins" in capsys.readouterr().out
     assert cli.run(lambda: evaluate.main([str(tmp_path / "bare"), *given])) == 2
     assert "the images have no factors, which it needs" in capsys.readouterr().err
