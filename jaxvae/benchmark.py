@@ -198,7 +198,7 @@ def first_step_seconds(config: Config, caches: Path) -> float:
             try:
                 while not _text(run_dir / "metrics.jsonl"):
                     if process.poll() is not None:
-                        said = one_line(_text(log)[-300:]).strip()
+                        said = one_line(_text(log)[-500:]).strip()
                         raise InputError(f"jaxvae.train {shlex.join(given)} ended before its first step: {said}")
                     time.sleep(0.005)
                 return time.perf_counter() - start

@@ -106,10 +106,7 @@ class _Config(metaclass=_Made):
     @property
     def reads_labels(self) -> bool:
         """Whether the model needs the label of each image."""
-        if self.parts.model is not None:
-            return False  # It reads what it likes.
-        prior = "prior" in self.parts.objective.uses and self.parts.prior.reads_labels
-        return prior or self.condition == "label"  # type: ignore[attr-defined]
+        return _reads_labels(self)
 
     @property
     def labels_flag(self) -> str:
@@ -259,6 +256,14 @@ def unread(config: Any) -> list[str]:
     ]
 
 
+def _reads_labels(config: Any) -> bool:
+    """See `Config.reads_labels`. The values of `config` may conflict with each other."""
+    if config.parts.model is not None:
+        return False  # It reads what it likes.
+    prior: bool = "prior" in config.parts.objective.uses and config.parts.prior.reads_labels
+    return prior or config.condition == "label"
+
+
 def unmet(config: Any, name: str) -> str | None:
     """The flags with which the field `name` would have an effect; None: it has one."""
     parts = config.parts
@@ -267,7 +272,7 @@ def unmet(config: Any, name: str) -> str | None:
     if name in ("validation_seed", "keep_best_checkpoints"):
         return None if config.validation else "--validation"
     if name == "classes":  # A component of the user's own may read it, too.
-        read = config.reads_labels or any(name in {o.name for o in options(type(part))} for part in parts[:-1])
+        read = _reads_labels(config) or any(name in {o.name for o in options(type(part))} for part in parts[:-1])
         return None if read else "--condition label or --prior label"
     if name in parts.objective.ignores:
         able = (key for key, kind in OBJECTIVES.items() if name not in kind.ignores)

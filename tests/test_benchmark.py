@@ -148,7 +148,10 @@ def test_images_are_repeated_within_the_memory(monkeypatch: pytest.MonkeyPatch) 
         (["--devices", "16", "--skip-first-step"], "error: --devices 16: this machine has 8 (cpu)\n"),
         (["--rounds", "0"], "error: --rounds must be at least 1, not 0\n"),
         (["--json", "missing/f.json"], "error: --json missing/f.json cannot be written: No such file or directory\n"),
-        (["--beta", "2"], "error: --beta 2 has no effect: it needs --objective elbo, iwae, dreg, info or beta-tc\n"),
+        (
+            ["--beta", "2"],
+            "error: --beta 2 has no effect: it needs --objective elbo, iwae, dreg, info, beta-tc or factor\n",
+        ),
         (["--resume"], "error: --resume: there is no such flag"),
         (["--likelihood", "nowhere:Name"], "error: --likelihood nowhere:Name: nowhere cannot be imported: "),
     ],

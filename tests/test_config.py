@@ -261,6 +261,16 @@ def format_1(preset: str) -> dict[str, Any]:
     return {**json.loads(FORMAT_1), **FORMAT_1_PRESETS[preset], "preset": preset}
 
 
+@pytest.mark.parametrize(
+    "changes", [{"condition": "label"}, {"prior": "label"}, {"prior": "label", "condition": "label"}]
+)
+def test_a_conditional_model_of_an_older_format_is_read(changes: dict[str, str]) -> None:
+    expected = Config("vae", classes=10, **changes)
+    written = json.loads(config_file.to_json(expected))
+    for number in range(6, config_file.FORMAT + 1):
+        assert config_file.from_json(json.dumps({**written, "format": number})) == expected
+
+
 @pytest.mark.parametrize("preset", FORMAT_1_PRESETS)
 def test_a_file_of_format_1_means_what_it_meant(preset: str) -> None:
     written = format_1(preset)
