@@ -30,11 +30,8 @@ from jaxvae.run import plots
 HERE = Path(__file__).parent
 PICTURE = HERE.parents[1] / "docs" / "images" / "zoo.png"
 DRAWN = 8
-AUTOENCODERS = (
-    "notes-ae",
-    "autoencoder",
-    "rae",
-)  # They have no prior: their samples are from a mixture fitted to their codes.
+# They have no prior: their samples are from a mixture fitted to their codes.
+AUTOENCODERS = ("notes-ae", "autoencoder", "rae")
 
 # The flags of each model besides those that all have.
 MODELS: Mapping[str, str] = {
