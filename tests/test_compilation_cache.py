@@ -199,6 +199,7 @@ def test_the_directory_is_the_users(monkeypatch: pytest.MonkeyPatch) -> None:
     assert compilation_cache.root({}) == Path("/home/ada/Library/Caches/jaxvae")
 
 
+@pytest.mark.optimized  # The other way of compiling has a folder of its own.
 def test_the_suite_leaves_the_users_cache_alone() -> None:
     own = compilation_cache.directory(os.environ)
     assert own.is_relative_to(Path(__file__).parents[1] / ".cache")
