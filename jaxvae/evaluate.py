@@ -133,7 +133,7 @@ def _measured(
     config = run.config
     for metric in metrics:
         if not isinstance(metric, Metric):
-            raise InputError(f"{type(metric).__name__} is no jaxvae.protocols.Metric")
+            raise InputError(f"{type(metric).__name__} must inherit from jaxvae.protocols.Metric")
     likelihood = LogLikelihood(samples)
     for metric in (likelihood, *metrics):
         metric.check(config)

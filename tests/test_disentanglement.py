@@ -174,3 +174,5 @@ def test_the_flag(tmp_path: Path, image_file: Path, capsys: pytest.CaptureFixtur
     assert "; latents of 72 training images, 2 factors, 20 bins" in capsys.readouterr().out
     assert cli.run(lambda: evaluate.main([str(tmp_path / "bare"), *given])) == 2
     assert "the images have no factors, which it needs" in capsys.readouterr().err
+    with pytest.raises(InputError, match=r"object must inherit from jaxvae\.protocols\.Metric"):
+        evaluate.evaluate_run(tmp_path / "bare", metrics=[object()])  # type: ignore[list-item]

@@ -52,9 +52,9 @@ class Factor(InNats):
         )
 
     def terms(self, view: View, batch: Batch, keys: Key[Array, " B"]) -> Terms:
-        """See `Objective`. In training, "tc" is the estimate and "discriminator" the other's loss.
+        """See `Objective`. In training also "tc", the total correlation, and "discriminator", the discriminator's loss.
 
-        That is log 2 for a discriminator that knows nothing.
+        That loss is log 2 for a discriminator that knows nothing.
         """
         drawn = view.draw(batch, keys, 1)
         recon = view.nll(drawn.pixels, batch["image"]).mean(axis=1)
