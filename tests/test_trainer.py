@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -16,6 +17,7 @@ from jaxvae.errors import InputError
 from jaxvae.keys import purpose_key
 from jaxvae.objectives.build import OBJECTIVES
 from jaxvae.objectives.elbo import Elbo
+from jaxvae.presets import OVERRIDES as PRESET_OVERRIDES
 from jaxvae.train import programs
 from jaxvae.train.computer import PART_BATCHES, advance, splits
 from jaxvae.train.programs import make_call, steps_per_epoch
@@ -145,7 +147,7 @@ def test_blocks_of_steps_compute_the_same_bits(images: NDArray[np.uint8]) -> Non
 def test_an_option_or_a_value_that_xla_does_not_have_is_left_out(
     option: tuple[str, str], images: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(programs, "compiler_options", lambda backend, recorded: dict([option]))
+    monkeypatch.setattr(programs, "compiler_options", lambda backend, recorded, tried: dict([option]))
     trainer = trainer_of(images)
     state, calls = advance(trainer, trainer.start(None), 0, 4)
     assert int(state.step) == len(losses_of(calls)) == 4
@@ -162,14 +164,54 @@ def test_on_a_gpu_the_loop_itself_is_recorded_unless_the_user_says_what_is(monke
 
 
 def test_on_a_gpu_no_kernels_are_tried_for_what_runs_seldom(monkeypatch: pytest.MonkeyPatch) -> None:
-    seldom = programs.seldom_options.__wrapped__
+    seldom, repeatable = programs.seldom_options.__wrapped__, "xla_gpu_exclude_nondeterministic_ops"
     assert seldom("cpu") == seldom("tpu") == {}
-    assert seldom("gpu") == {"xla_gpu_autotune_level": 0}
+    assert seldom("gpu") == {repeatable: True}
     with monkeypatch.context() as patch:
-        patch.setenv("XLA_FLAGS", "--xla_gpu_autotune_level=4")
+        patch.setenv("XLA_FLAGS", f"--{repeatable}=false")
         assert seldom("gpu") == {}
+        assert repeatable not in programs.compiler_options("gpu", tried=False)
     monkeypatch.setattr(programs, "UNTRIED", {"xla_gpu_no_such_option": 0})
     assert seldom("gpu") == {}
+
+
+@pytest.mark.parametrize(
+    ("changed", "parameters", "steps", "expected"),
+    [
+        # 33 us a step; 11 s in all.
+        ({}, 500_000, 9_375, False),
+        ({}, 500_000, 333_000, False),
+        ({}, 500_000, 334_000, True),
+        # 6 FLOP for each number and image: 0.12 s a step.
+        ({"batch_size": 5_000, "hidden": (30_000,)}, 1_000_000_000, 80, False),
+        ({"batch_size": 5_000, "hidden": (30_000,)}, 1_000_000_000, 100, True),
+        # As many again for every latent.
+        ({**PRESET_OVERRIDES["iwae"], "samples": 50, "batch_size": 5_000}, 100_000_000, 10, False),
+        ({**PRESET_OVERRIDES["iwae"], "samples": 50, "batch_size": 5_000}, 100_000_000, 20, True),
+        ({"architecture": "conv", "hidden": (4,)}, 500_000, 10, True),
+        ({"architecture": "gated"}, 500_000, 10, True),
+        ({"compute_dtype": "bfloat16"}, 500_000, 10, True),
+        ({"matmul_precision": "default"}, 500_000, 10, True),
+    ],
+)
+def test_kernels_are_tried_where_that_saves_more_time_than_it_takes(
+    changed: dict[str, Any], parameters: int, steps: int, expected: bool
+) -> None:
+    config = dataclasses.replace(PRESETS["vae"], **changed)
+    assert programs.worth_trials(config, parameters, steps) is expected
+
+
+@pytest.mark.parametrize(("platform", "epochs", "tried"), [("gpu", 2, False), ("gpu", 10**6, True), ("cpu", 2, True)])
+def test_a_run_of_few_steps_on_a_gpu_is_compiled_without_trials(
+    platform: str, epochs: int, tried: bool, images: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    monkeypatch.setattr(programs, "compiler_options", lambda backend, recorded, tried: seen.append(tried) or {})
+    monkeypatch.setattr(Trainer, "_devices", lambda self: [SimpleNamespace(platform=platform)])
+    data = ImageData("digits", "a test", images[:64], images[64:])
+    trainer = Trainer(dataclasses.replace(CONFIG, epochs=epochs, stream="never"), data)
+    advance(trainer, trainer.start(None), 0, 1)
+    assert seen == [tried]
 
 
 def test_evaluations_and_pictures_run_seldom_and_steps_do_not(

@@ -31,6 +31,7 @@ WAYS: Mapping[str, Mapping[str, Any]] = {
     "loop outside the command buffers": {"options": CONCURRENT},
     "8 steps a turn": {"turn": 8},
     "Adam on one vector": {"flat": True},
+    "kernels tried": {"options": {**CONCURRENT, **RECORDED}},
     "deterministic": {"options": {**CONCURRENT, **RECORDED, **EXACT}},
     "deterministic, one kernel after another": {"options": {**RECORDED, **EXACT}},
     "products not split": {"options": {**CONCURRENT, **RECORDED, "xla_gpu_enable_split_k_autotuning": False}},
@@ -42,9 +43,9 @@ WAYS: Mapping[str, Mapping[str, Any]] = {
 }
 # Models besides the notes' VAE, and the ways of theirs.
 OTHERS: Mapping[str, Sequence[str]] = {
-    "vae": ("as it is", "loop outside the command buffers", "pallas"),
-    "conv": ("as it is", "loop outside the command buffers"),
-    "resnet": ("as it is", "loop outside the command buffers"),
+    "vae": ("as it is", "kernels tried", "loop outside the command buffers", "pallas"),
+    "conv": ("as it is", "deterministic", "loop outside the command buffers"),
+    "resnet": ("as it is", "deterministic", "loop outside the command buffers"),
 }
 
 
@@ -58,7 +59,8 @@ def compile_as(chosen: Mapping[str, Any]) -> None:
 
     loop, build = jax.lax.fori_loop, optimizer.build_optimizer
     if "options" in chosen:
-        vars(programs)["compiler_options"] = lambda backend, recorded: chosen["options"] if backend == "gpu" else {}
+        options = chosen["options"]
+        vars(programs)["compiler_options"] = lambda backend, recorded, tried: options if backend == "gpu" else {}
     if "flat" in chosen:
         for module in (programs, trainers):
             vars(module)["build_optimizer"] = lambda *given: optax.flatten(build(*given))

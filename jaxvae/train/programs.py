@@ -13,6 +13,7 @@ from jaxvae.config import Config
 from jaxvae.data.images import usual_batch_size
 from jaxvae.errors import InputError
 from jaxvae.models.build import Model, with_traced_parts
+from jaxvae.models.networks import Mlp
 from jaxvae.objectives.build import build_objective
 from jaxvae.optimizer import build_optimizer
 from jaxvae.protocols import Hyperparameters
@@ -75,11 +76,11 @@ class StepProgram:
     Args:
       jitted: takes a run's state and what else it needs, and the number of steps, int32 [], last.
       capacity: the largest number of steps a call may take.
-      recorded: see `compiler_options`.
+      recorded, tried: see `compiler_options`.
     """
 
-    def __init__(self, jitted: Any, capacity: int, recorded: bool = False):
-        self._jitted, self._capacity, self._recorded = jitted, capacity, recorded
+    def __init__(self, jitted: Any, capacity: int, recorded: bool = False, tried: bool = True):
+        self._jitted, self._capacity, self._recorded, self._tried = jitted, capacity, recorded, tried
         self._compiled: Any = None
 
     def usable(self, wanted: int) -> int:
@@ -97,7 +98,7 @@ class StepProgram:
         start = time.perf_counter()
         lowered = self.lower(*arguments)
         try:
-            options = compiler_options(jax.default_backend(), self._recorded)
+            options = compiler_options(jax.default_backend(), self._recorded, self._tried)
             self._compiled = lowered.compile(compiler_options=options)
         except jax.errors.JaxRuntimeError as error:
             # The options of XLA come and go, and so do their values.
@@ -124,42 +125,67 @@ def program_bytes(memory: Any) -> int:
 
 # What XLA records in CUDA graphs by default, and loops.
 RECORDED = "FUSION,CUBLAS,CUBLASLT,CUSTOM_CALL,CUDNN,DYNAMIC_SLICE_FUSION,CONDITIONAL,WHILE"
+# On a GPU, XLA takes the first kernel that gives the same bits every time. Otherwise it tries several for each product
+# when it compiles, for seconds, and takes the fastest of that moment.
+UNTRIED: dict[str, Any] = {"xla_gpu_exclude_nondeterministic_ops": True}
 
 
-def compiler_options(backend: str, recorded: bool = False) -> dict[str, Any]:
+def compiler_options(backend: str, recorded: bool = False, tried: bool = True) -> dict[str, Any]:
     """XLA's options for the steps, on a backend: "cpu", "gpu" or "tpu". What XLA_FLAGS says holds.
 
     On a GPU, the kernels of a step that do not need each other run at the same time: of some fifty small ones, many do
-    not fill it. With `recorded`, a CUDA graph holds the loop over the steps itself, not only each step.
+    not fill it. With `recorded`, a CUDA graph holds the loop over the steps itself, not only each step. Without
+    `tried`, `UNTRIED` holds.
     """
     if backend != "gpu":
         return {}
     options = {"xla_gpu_command_buffer_scheduling_mode": "CONCURRENT"}
     if recorded:
         options["xla_gpu_enable_command_buffer"] = RECORDED
+    return _unless_said(options if tried else options | UNTRIED)
+
+
+def _unless_said(options: dict[str, Any]) -> dict[str, Any]:
+    """The options that XLA_FLAGS does not name."""
     by_the_user = os.environ.get("XLA_FLAGS", "")
     return {name: value for name, value in options.items() if name not in by_the_user}
 
 
-# XLA takes each kernel untried.
-UNTRIED: dict[str, Any] = {"xla_gpu_autotune_level": 0}
+# Measured on an H100, see experiments/accelerator/NOTES.md; the last is an assumption.
+TRIALS = 11.0  # Seconds that trials of a dense model's step take.
+SAVED = 33e-6  # Seconds that they save of a step, at most, where it is bound by latency.
+SAVED_FLOPS = 250e12  # Where a step is bound by its products: the FLOP for which they save a second.
+
+
+def worth_trials(config: Config, parameters: int, steps: int) -> bool:
+    """Whether a run on a GPU takes less time if XLA tries several kernels for its steps before the first.
+
+    Only dense models in float32 have been measured without trials, so others are worth them.
+
+    Args:
+      config: of the run.
+      parameters: how many numbers its model has.
+      steps: how many the run takes.
+    """
+    parts, precision = config.parts, (config.compute_dtype, config.matmul_precision)
+    if parts.model is not None or not isinstance(parts.network, Mlp) or precision != ("float32", "highest"):
+        return True
+    flops = 6 * parameters * config.batch_size * parts.objective.latents  # A product forward, two backward.
+    return bool(steps * max(SAVED, flops / SAVED_FLOPS) > TRIALS)
 
 
 @functools.cache
 def seldom_options(backend: str) -> dict[str, Any]:
     """XLA's options for programs that take little of a run's time, such as evaluations, on a backend.
 
-    On a GPU XLA tries several kernels for each product, for seconds, and takes the fastest: not for these. What
-    XLA_FLAGS says holds.
+    On a GPU these are `UNTRIED`. What XLA_FLAGS says holds.
     """
-    by_the_user = os.environ.get("XLA_FLAGS", "")
-    if backend != "gpu" or any(name in by_the_user for name in UNTRIED):
-        return {}
+    options = _unless_said(UNTRIED) if backend == "gpu" else {}
     try:
-        jax.jit(lambda: 0).lower().compile(compiler_options=UNTRIED)
+        jax.jit(lambda: 0).lower().compile(compiler_options=options)
     except jax.errors.JaxRuntimeError:  # The options of XLA come and go.
         return {}
-    return UNTRIED
+    return options
 
 
 def jit_seldom(function: Callable[..., Any], **given: Any) -> Any:

@@ -33,6 +33,7 @@ from jaxvae.train.programs import (
     part_size,
     program_bytes,
     steps_per_epoch,
+    worth_trials,
 )
 from jaxvae.train.step import (
     TrainState,
@@ -108,7 +109,8 @@ class Trainer:
             out_shardings=(placement.state, everywhere),
         )
         # Fused steps are slower in a recorded loop; several devices' steps were not tried in one.
-        self._program = StepProgram(jitted, capacity, recorded=fused is None and placement.batch.mesh.devices.size == 1)
+        recorded = fused is None and placement.batch.mesh.devices.size == 1
+        self._program = StepProgram(jitted, capacity, recorded, self._tries_kernels())
         latents = self.objective.objective.latents
         most = PART_BATCHES * config.batch_size
         if (cached := cached_at_once(config, images.image_shape, latents)) is not None:
@@ -149,6 +151,13 @@ class Trainer:
             return order
 
         return Blocks(self.images.split("train"), self.config.batch_size, self.steps_per_epoch, order_of)
+
+    def _tries_kernels(self) -> bool:
+        """Whether the steps are worth XLA's trials of kernels, if they run on a GPU: see `worth_trials`."""
+        if self._devices()[0].platform != "gpu":
+            return True
+        parameters = sum(leaf.size for leaf in jax.tree.leaves(self.abstract_state().params))
+        return worth_trials(self.config, parameters, self.config.epochs * self.steps_per_epoch)
 
     def _devices(self) -> list[jax.Device]:
         return list(self.placement.batch.mesh.devices.flat)
