@@ -75,8 +75,7 @@ def test_every_member_is_the_single_run_to_the_bit(preset: str, given: dict[str,
     [
         ("vq-vae", {"commitment": (0.25, 2.0)}, {"codes": 8, "code_size": 4}),
         ("fsq", {"learning_rate": (1e-3, 1e-2)}, {"levels": (4, 3)}),
-        # Optimized, it compiles for a minute.
-        pytest.param("ladder", {"beta": (1.0, 0.1)}, {"maps": 1}, marks=pytest.mark.unoptimized),
+        ("ladder", {"beta": (1.0, 0.1)}, {"maps": 1}),
     ],
 )
 def test_members_with_a_state_or_layers_of_their_own_are_single_runs(
