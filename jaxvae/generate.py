@@ -249,6 +249,8 @@ def _check(arguments: Arguments) -> None:
     way = ways[0] if ways else "samples"
     if arguments.label is not None and way in ("--latents", "--interpolate"):
         raise InputError(f"--label has no effect with {way}: its labels are those of the images")
+    if arguments.seed and way in ("--latents", "--traverse"):
+        raise InputError(f"--seed has no effect with {way}: nothing is drawn")
     if arguments.fit_mixture and way not in ("samples", "--nearest"):
         raise InputError(f"--fit-mixture has no effect with {way}: nothing is drawn from it")
     reads_images = way in ("--nearest", "--interpolate") or arguments.fit_mixture

@@ -9,6 +9,7 @@ import pytest
 
 from jaxvae import chunks
 from jaxvae.config import Config
+from jaxvae.train import programs
 
 SHAPE = (16, 32, 3)  # 64 such images are as many pixels as a training step takes at a time.
 
@@ -50,3 +51,9 @@ def test_chunks_find_the_same_whatever_their_size(size: int) -> None:
     found = chunks.in_chunks(run, jnp.float32(2), examples, jax.random.key(0), size)
     np.testing.assert_array_equal(found, chunks.in_chunks(run, jnp.float32(2), examples, jax.random.key(0), 7))
     assert found.dtype == np.float64 and (np.diff(found - 2 * examples["image"]) != 0).all()
+
+
+def test_a_chunk_is_compiled_as_what_runs_seldom(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(programs, "seldom_options", lambda backend: {"xla_gpu_no_such_option": 0})
+    with pytest.raises(jax.errors.JaxRuntimeError, match="no_such_option"):
+        chunks.in_chunks(lambda _, batch, keys: batch["image"], {}, {"image": np.ones(3)}, jax.random.key(0), 3)

@@ -163,6 +163,7 @@ def test_what_encode_refuses(
         (["ae", "--traverse"], "--traverse needs a VAE with one layer of latents and --prior normal"),
         (["vae", "--traverse", "--interpolate"], "--interpolate and --traverse are two pictures"),
         (["vae", "--interpolate", "--label", "3"], "--label has no effect with --interpolate"),
+        (["vae", "--traverse", "--seed", "3"], "--seed has no effect with --traverse: nothing is drawn"),
         (["vae", "--dataset", "digits"], "--dataset has no effect without --nearest, --interpolate or --fit-mixture"),
         (["vae", "--nearest", "--dataset", "digits"], "not the test images of"),
         (["vae", "--latents", "RUNS/images.npz"], "holds no array mean: train, test"),

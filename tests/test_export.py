@@ -261,6 +261,11 @@ def test_a_model_that_onnx_cannot_have(runs: Path, tmp_path: Path) -> None:
         onnx_files_of(dataclasses.replace(loaded, model=Sorted()))
 
 
+def test_a_file_that_could_not_be_written_is_refused_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert export(tmp_path / "no run", "--out", tmp_path / "no folder" / "model.html") == 2
+    assert "model.html cannot be written: No such file or directory" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("form", "package"), [("onnx", "onnx"), ("stablehlo", "flatbuffers")])
 def test_a_missing_package_is_named_with_its_extra(
     form: Any, package: str, runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -20,6 +20,7 @@ from jaxvae.sweep import trainer as members
 from jaxvae.sweep.members import train_members
 from jaxvae.sweep.room import room
 from jaxvae.sweep.trainer import MembersTrainer, make_run_members
+from jaxvae.train import programs
 from jaxvae.train.computer import advance
 from jaxvae.train.step import epoch_order, init_state, make_run_steps, make_train_step
 from jaxvae.train.trainer import Trainer
@@ -136,6 +137,18 @@ def test_members_taken_together_equal_the_single_run_in_float64(preset: str) -> 
             jax.tree.map(
                 lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-7), end.member(index).params, own.params
             )
+
+
+def test_evaluations_of_members_run_seldom_and_their_steps_do_not(
+    images: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(programs, "seldom_options", lambda backend: {"xla_gpu_no_such_option": 0})
+    config = dataclasses.replace(PRESETS["vae"], hidden=(8,), latent_size=2, batch_size=16, validation=0.0)
+    numbers = {name: [value] * 2 for name, value in config.traced().items()}
+    trainer = MembersTrainer(config, ImageData("digits", "a test", images[:64], images[64:]), (0, 1), numbers)
+    state, _ = advance(trainer, trainer.start(None), 0, 1)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="no_such_option"):
+        trainer.evaluate(state, "test", 0)
 
 
 @pytest.fixture(scope="module")

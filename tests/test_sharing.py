@@ -9,6 +9,7 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from runs import PATIENCE, SMALL, environment
 from test_sweep import assert_same_sweep, sweep
@@ -112,6 +113,10 @@ def test_what_does_not_go_together_is_refused(
     capsys.readouterr()
     assert sweep(*base, "--beta", "1", "2", "--run-dir", str(out), "--join") == 2
     assert "--join: " in (said := capsys.readouterr().err) and "holds another sweep" in said
+    images = dict(np.load(tmp_path / "images.npz"))
+    np.savez(tmp_path / "images.npz", train=images["train"][::-1], test=images["test"])
+    assert sweep(*base, "--run-dir", str(out), "--join") == 2
+    assert "--join: not the images that " in capsys.readouterr().err
     with RunLock(out, shared=True), RunLock(out, shared=True):
         assert sweep("--resume", "--run-dir", str(out)) == 2
     assert "is in use by process" in capsys.readouterr().err

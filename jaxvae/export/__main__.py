@@ -38,6 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = sys.argv[1:] if argv is None else argv
     given = cli.parse(Arguments, args, prog="python -m jaxvae.export", description=DESCRIPTION)
     out = given.out or Path("model.html" if given.format == "html" else given.format)
+    if not out.exists():  # Else `export_run` says so.
+        cli.check_writable("--out", out)
     compilation_cache.use()
     export_run(given.run_dir, given.format, out, given.best)
     print(f"{given.run_dir} -> {out}")

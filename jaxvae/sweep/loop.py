@@ -151,14 +151,17 @@ def _begun(grid: Grid, run_dir: Path, resume: bool, join: bool, images: data.Ima
         raise InputError(f"--join: {run_dir} holds another sweep: start all processes with the same flags")
     if join and before != grid and not nobody_trains(run_dir, len(programs)):
         raise InputError(f"--resume: other processes train {run_dir} for --epochs {before.config.epochs}")
-    _check_programs(run_dir, grid.members(), programs, images)
+    _check_programs(run_dir, grid.members(), programs, images, "--resume" if resume else "--join")
     return programs
 
 
 def _check_programs(
-    run_dir: Path, members: Sequence[Config], programs: Sequence[Sequence[int]], images: data.ImageData
+    run_dir: Path, members: Sequence[Config], programs: Sequence[Sequence[int]], images: data.ImageData, asked: str
 ) -> None:
-    """Refuse, before anything is written, to resume with other images or with metrics that cannot be read."""
+    """Refuse, before anything is written, to go on with other images or with metrics that cannot be read.
+
+    `asked` is the flag that asks for it.
+    """
     identity = data.identity(images)
     for index, numbers in enumerate(programs):
         directory = run_dir / PROGRAMS / str(index)
@@ -173,12 +176,12 @@ def _check_programs(
             if checkpoints.steps():
                 found = checkpoints.read_record()
                 if data.contradicted(found, identity):
-                    raise InputError(f"--resume: not the images that {directory} was trained on")
+                    raise InputError(f"{asked}: not the images that {directory} was trained on")
                 config = members[numbers[0]]
                 steps = steps_per_epoch(config, len(images.train))
                 if found.get("steps_per_epoch") != steps:
                     old = found.get("steps_per_epoch")
-                    raise InputError(f"--resume: an epoch of {directory} has {old} steps, and would have {steps} now")
+                    raise InputError(f"{asked}: an epoch of {directory} has {old} steps, and would have {steps} now")
                 run_dirs.check_epochs(checkpoints.steps()[-1], config.epochs, steps)
 
 
