@@ -1,6 +1,6 @@
 # make train [ARGS="..."]    train; flags as in `python -m jaxvae.train --help`
 # make test                  the whole test suite
-# make test-fast             without the tests that take more than a few seconds: for daily work
+# make test-fast             without the tests marked slow, two minutes on two cores: for daily work
 # make lint                  ruff and mypy
 # make docs                  the documentation, into site/
 # make notebooks             executes docs/notebooks/*.py, which are the source of the notebooks beside them

@@ -36,6 +36,7 @@ def test_a_piece_is_measured_once(
     assert capsys.readouterr().out == "machine: measured before\n"
 
 
+@pytest.mark.slow
 def test_a_piece_that_fails_leaves_its_log(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -122,6 +123,7 @@ def test_the_page_shows_what_was_measured(tmp_path: Path, monkeypatch: pytest.Mo
     assert (tmp_path / "speed.png").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MEASURED)
 def test_a_page_of_one_piece(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever a campaign had time for makes a page."""
@@ -132,6 +134,7 @@ def test_a_page_of_one_piece(name: str, tmp_path: Path, monkeypatch: pytest.Monk
     assert headings == ([] if name == "kernels" else [f"## {name}"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", list(forms.FORMS))
 def test_a_form_computes_what_the_layers_do(form: str) -> None:
     rng = np.random.default_rng(0)

@@ -48,6 +48,7 @@ def imports_of(module: str) -> set[str]:
     return found - {module}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", MODULES)
 def test_no_import_runs_upwards(module: str) -> None:
     upwards = [other for other in imports_of(module) if floor_of(other) > floor_of(module)]

@@ -24,6 +24,7 @@ from jaxvae.train.step import abstract_state
 pytestmark = pytest.mark.unoptimized
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("dtype", "precision"), [("float32", "default"), ("float32", "highest"), ("bfloat16", "high")])
 def test_the_peak_is_that_of_the_products_of_training(dtype: Any, precision: Any, monkeypatch: Any) -> None:
     """The matrices that are timed are multiplied as the training step's are."""
@@ -63,6 +64,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(benchmark, "IMAGES", 300)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick")
 def test_command_line(image_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "figures.json"
@@ -89,6 +91,7 @@ def test_command_line(image_file: Path, tmp_path: Path, capsys: pytest.CaptureFi
     assert content["results"][0]["flops_per_step"] == 2 * 8 * (3 * sum(layers) - 30 * 32)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick")
 def test_the_users_own_model_on_a_folder_of_pictures(
     images: NDArray[np.uint8], tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -129,6 +132,7 @@ def test_images_are_repeated_within_the_memory(monkeypatch: pytest.MonkeyPatch) 
     assert len(benchmark.repeated(few).train) == 3  # No image is left out.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("args", "message"),
     [

@@ -29,6 +29,7 @@ def test_total_correlation_of_the_whole_training_set_is_exact() -> None:
     np.testing.assert_allclose(got, np.log(q.prod(-1).mean(1)) - np.log(q.mean(1)).sum(-1), rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rho", [0.0, 0.5, 0.9])
 @pytest.mark.parametrize(("latents", "std", "slack"), [(2, 0.9, 0.03), (2, 0.4, 0.1), (10, 0.9, 0.15), (10, 0.7, 0.6)])
 def test_total_correlation_matches_that_of_gaussians(latents: int, std: float, slack: float, rho: float) -> None:

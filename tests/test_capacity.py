@@ -18,6 +18,7 @@ from jaxvae.objectives.build import build_objective
 pytestmark = pytest.mark.unoptimized
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("step", "grown"), [(0, 0.0), (5, 0.25), (20, 1.0), (99, 1.0), (None, 1.0)])
 def test_the_loss_in_numpy(step: int | None, grown: float) -> None:
     config = config_of("capacity", capacity=8.0, capacity_weight=3.0, capacity_epochs=2.0, epochs=9)
@@ -39,6 +40,7 @@ def test_its_reconstruction_is_that_of_elbo() -> None:
     np.testing.assert_array_equal(found[0]["recon"], found[1]["recon"])
 
 
+@pytest.mark.slow
 def test_training_holds_the_kl_term_at_the_capacity_and_resumes_to_the_same_bytes(
     image_file: Path, tmp_path: Path
 ) -> None:

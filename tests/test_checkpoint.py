@@ -190,6 +190,7 @@ def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", [flip, truncate, Path.unlink])
 def test_each_damaged_file_is_noticed_and_the_step_before_is_used(damage: Any, tmp_path: Path) -> None:
     whole = tmp_path / "whole"
@@ -366,6 +367,7 @@ with Checkpoints(Path(sys.argv[1])) as checkpoints:
 """
 
 
+@pytest.mark.slow
 def test_a_full_disk(tmp_path: Path) -> None:
     """A file system of 1 MiB, mounted for one child process alone, which must report what it met."""
     mount = f"mount -t tmpfs -o size=1m none {tmp_path} && {sys.executable} -c '{FILL}' {tmp_path} && ls {tmp_path}"

@@ -41,6 +41,7 @@ def test_another_platform_takes_any_number(monkeypatch: pytest.MonkeyPatch) -> N
     assert chunks.cached_at_once(Config(preset="vae", architecture="conv"), SHAPE) is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [1, 3, 7, 10])
 def test_chunks_find_the_same_whatever_their_size(size: int) -> None:
     examples = {"image": np.arange(7, dtype=np.float32)}

@@ -32,6 +32,7 @@ def trainer_on(devices: int, images: NDArray[np.uint8]) -> Trainer:
     return Trainer(config, data.ImageData("blobs", "a test", images[:64], images[64:]), placement, block=4)
 
 
+@pytest.mark.slow
 @pytest.mark.unoptimized
 @pytest.mark.parametrize("devices", [1, 4])
 def test_one_collective_a_step_of_all_gradients_and_terms(devices: int, images: NDArray[np.uint8]) -> None:
@@ -46,6 +47,7 @@ def test_one_collective_a_step_of_all_gradients_and_terms(devices: int, images: 
     assert found.program_bytes > images[:64].nbytes + 3 * 4 * (numbers - 3)
 
 
+@pytest.mark.slow
 @pytest.mark.unoptimized
 def test_what_is_lowered_without_data_is_what_runs(images: NDArray[np.uint8]) -> None:
     """The program lowered from shapes alone is the one that `compile` compiles for the data."""
@@ -55,6 +57,7 @@ def test_what_is_lowered_without_data_is_what_runs(images: NDArray[np.uint8]) ->
     assert trainer._program.lower(*trainer._arguments(state, 0)).as_text() == alone
 
 
+@pytest.mark.slow
 @pytest.mark.unoptimized
 def test_what_is_lowered_of_a_sweep_without_data_is_what_runs(images: NDArray[np.uint8]) -> None:
     config = dataclasses.replace(PRESETS["vae"], hidden=(16,), latent_size=3, batch_size=8, log_every=1)

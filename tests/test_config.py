@@ -44,6 +44,7 @@ configs = st.builds(
 )
 
 
+@pytest.mark.slow
 @given(configs)
 def test_json_round_trip_is_exact(original: Config) -> None:
     assert config_file.from_json(config_file.to_json(original)) == original
@@ -209,6 +210,7 @@ any_json = st.recursive(
 )
 
 
+@pytest.mark.slow
 @given(any_json)
 def test_any_json_is_a_config_or_an_input_error(value: Any) -> None:
     try:
@@ -281,6 +283,7 @@ def test_a_file_of_format_1_means_what_it_meant(preset: str) -> None:
         assert value == (tuple(expected) if isinstance(expected, list) else expected), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", FORMAT_1_PRESETS)
 def test_a_missing_field_of_format_1_takes_its_value_of_that_time(preset: str) -> None:
     written = format_1(preset)
@@ -534,6 +537,7 @@ def _traced(config: Config) -> str:
     return re.sub("0x[0-9a-f]+", "", f"{init}\n{one}")
 
 
+@pytest.mark.slow
 def test_fields_called_unread_do_not_change_training() -> None:
     seen = set[str]()
     for one in combinations():
@@ -544,6 +548,7 @@ def test_fields_called_unread_do_not_change_training() -> None:
     assert seen == CONDITIONAL
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted({field.name for field in dataclasses.fields(Config)} - OUTSIDE))
 def test_fields_called_read_change_training(name: str) -> None:
     reading = [one for one in combinations() if not config.unmet(one, name)]

@@ -31,6 +31,7 @@ def assert_same(ours: nn.Module, theirs: nn.Module, x: NDArray[np.float64]) -> N
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9), both(ours), both(theirs))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize(("size", "stride"), [(3, 2), (3, 1), (1, 1), (4, 2), (5, 3)])
 def test_a_convolution_matches_flax(size: int, stride: int, shape: tuple[int, int, int]) -> None:
@@ -39,6 +40,7 @@ def test_a_convolution_matches_flax(size: int, stride: int, shape: tuple[int, in
         assert_same(Conv(4, size, stride, jnp.float64), theirs, images(shape))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("features", [1, 4, 7])  # A CPU copies few channels by a product.
 @pytest.mark.parametrize("shape", [*SHAPES, (4, 4, 9)])
 def test_a_transposed_convolution_matches_flax(shape: tuple[int, int, int], features: int) -> None:

@@ -119,6 +119,7 @@ def examples(seed: int, count: int) -> dict[str, Any]:
     return {"image": image.astype(np.uint8), "factors": np.hstack([factors, np.zeros((count, 1), int)])}
 
 
+@pytest.mark.slow
 def test_all_scores_of_a_model(subject: Subject) -> None:
     test = examples(1, 60)
     found = Disentanglement().measure(subject, test, KEY)

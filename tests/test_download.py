@@ -422,6 +422,7 @@ class TestLoad:
             data.load("auto", warn=lambda message: pytest.fail(message))
 
 
+@pytest.mark.slow
 def test_import_is_cheap() -> None:
     heavy = ("PIL", "sklearn", "tensorflow_datasets", "requests", "tensorflow")
     code = f"import sys, jaxvae.data.sources; print([m for m in {heavy} if m in sys.modules])"

@@ -13,6 +13,7 @@ from jaxvae.objectives.build import build_objective
 pytestmark = pytest.mark.unoptimized
 
 
+@pytest.mark.slow
 def test_kl_warmup_is_linear_and_repeats_and_is_over_in_evaluation() -> None:
     def weights(**changes: Any) -> list[float]:
         loss = build_objective(config_of("elbo", beta=2.0, epochs=8, **changes), steps_per_epoch=10)

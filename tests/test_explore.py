@@ -71,6 +71,7 @@ def runs(images: NDArray[np.uint8], tmp_path_factory: pytest.TempPathFactory) ->
 Runs = Callable[[str], Path]
 
 
+@pytest.mark.slow
 def test_latents_are_ordered_by_the_kl_that_the_evaluation_measures(runs: Runs) -> None:
     model = explored(runs("vae"))
     measured = np.array(evaluate_run(runs("vae"))["kl_per_dimension"])
@@ -79,6 +80,7 @@ def test_latents_are_ordered_by_the_kl_that_the_evaluation_measures(runs: Runs) 
     assert model.order[0] == measured.argmax() and (np.diff(model.usage[model.order]) <= 0).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["ae", "label"])
 def test_a_test_image_has_its_number_on_a_map_of_fewer_images(
     name: str, runs: Runs, monkeypatch: pytest.MonkeyPatch
@@ -109,6 +111,7 @@ def test_a_test_image_has_its_number_on_a_map_of_fewer_images(
     assert "5 of 32 test images, evenly spaced." in document.get_model_by_name("map_words_0").text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["ae", "two-layer", "conv"])
 def test_latents_are_those_of_the_model(name: str, runs: Runs) -> None:
     model, run = explored(runs(name)), jaxvae.load(runs(name))
@@ -126,6 +129,7 @@ def test_latents_are_those_of_the_model(name: str, runs: Runs) -> None:
         np.testing.assert_allclose(model.encode(grey), run.encode(np.full((1, 6, 5, 1), 255, np.uint8))[0], rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_decoding_is_that_of_the_model_for_any_number_of_latents(runs: Runs) -> None:
     model, run = explored(runs("label")), jaxvae.load(runs("label"))
     latents = np.random.default_rng(0).normal(size=(11, 2)).astype(np.float32)
@@ -139,6 +143,7 @@ def test_decoding_is_that_of_the_model_for_any_number_of_latents(runs: Runs) -> 
     np.testing.assert_array_equal(way[[0, -1]], model.decode(np.repeat(latents[:2], 4, axis=0), 2)[[0, -1]])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["vae", "label", "prior", "two-layer"])
 def test_samples_at_temperature_1_are_the_models_and_at_0_the_priors_mean(name: str, runs: Runs) -> None:
     model, run = explored(runs(name)), jaxvae.load(runs(name))
@@ -154,6 +159,7 @@ def test_samples_at_temperature_1_are_the_models_and_at_0_the_priors_mean(name: 
         np.testing.assert_array_equal(still[0], model.decode(np.zeros((8, 8)))[0])
 
 
+@pytest.mark.slow
 def test_an_autoencoder_says_that_it_cannot_be_sampled(runs: Runs) -> None:
     document = Document()
     page.build(document, [Watched(runs("ae"))], lambda run: "")
@@ -226,6 +232,7 @@ def _state(folder: Path) -> dict[str, tuple[int, bytes]]:
     }
 
 
+@pytest.mark.slow
 def test_a_run_directory_is_only_read(runs: Runs) -> None:
     before = _state(runs("vae"))
     watched = Watched(runs("vae"))
@@ -237,6 +244,7 @@ def test_a_run_directory_is_only_read(runs: Runs) -> None:
     assert _state(runs("vae")) == before
 
 
+@pytest.mark.slow
 def test_a_newer_checkpoint_is_taken_and_the_same_test_image_stays(runs: Runs, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(runs("vae"), run)
@@ -288,6 +296,7 @@ def loss(output, batch):
 """
 
 
+@pytest.mark.slow
 def test_models_of_the_users_own(
     runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -309,6 +318,7 @@ def test_models_of_the_users_own(
     assert model.latents.shape == (32, 3) and model.unit == "variance" and model.without_samples is not None
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Tornado leaves an unbound socket.
 def test_errors_before_anything_is_served(
     runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -376,6 +386,7 @@ def _websocket(url: str, origin: str) -> int:
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_another_address_needs_the_token_for_page_images_and_websocket(served: Any) -> None:
     url = served("0.0.0.0").replace("0.0.0.0", "127.0.0.1")
     address, _, token = url.partition("?token=")

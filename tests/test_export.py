@@ -24,7 +24,7 @@ from safetensors.numpy import load_file
 
 import jaxvae
 from jaxvae import cli, config_file, walks
-from jaxvae.errors import InputError
+from jaxvae.errors import InputError, SaveError
 from jaxvae.export import __main__ as command
 from jaxvae.export import formats, page
 from jaxvae.export.onnx.files import onnx_files_of
@@ -107,6 +107,7 @@ console.log(JSON.stringify(given.map(([z, label]) => Array.from(decode(model, Fl
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(NODE is None, reason="there is no node to run JavaScript")
 @pytest.mark.parametrize("name", VAES)
 def test_the_page_draws_what_the_model_draws(name: str, runs: Path, tmp_path: Path) -> None:
@@ -123,6 +124,7 @@ def test_the_page_draws_what_the_model_draws(name: str, runs: Path, tmp_path: Pa
     np.testing.assert_allclose(drawn, expected, atol=3e-3)  # Weights in half precision.
 
 
+@pytest.mark.slow
 def test_the_page_needs_nothing_else_and_holds_no_markup_of_the_run(runs: Path, tmp_path: Path) -> None:
     """Class names and paths may hold anything."""
     run = run_of(runs, "label")
@@ -136,6 +138,7 @@ def test_the_page_needs_nothing_else_and_holds_no_markup_of_the_run(runs: Path, 
     assert facts["classes"][0] == "</script><b>" and sorted(facts["order"]) == [0, 1, 2]
 
 
+@pytest.mark.slow
 def test_no_text_of_a_run_is_taken_for_a_place_of_the_page(runs: Path) -> None:
     loaded = jaxvae.load(run_of(runs, "label"))
     object.__setattr__(loaded, "record", {**loaded.record, "classes": ["TITLE", "MODEL", "DECODER"]})
@@ -150,6 +153,7 @@ def test_layers_that_the_page_does_not_know(code: str) -> None:
         page._layer(TorchLayer(code), {})
 
 
+@pytest.mark.slow
 def test_latents_that_change_the_image_most_come_first(runs: Path) -> None:
     loaded = jaxvae.load(run_of(runs, "vae"))
     scale = np.array([1.0, 100.0, 0.0])[:, None]
@@ -160,6 +164,7 @@ def test_latents_that_change_the_image_most_come_first(runs: Path) -> None:
     assert walks.order(loaded)[-1] == 2 and walks.order(loaded)[0] == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flags", [["--preset", "notes-ae"], ["--prior", "label", "--hidden", "8"]])
 def test_models_without_a_page(flags: list[str], runs: Path, tmp_path: Path) -> None:
     run = run_of(runs, "-".join(flags[:2]), *flags)
@@ -168,6 +173,7 @@ def test_models_without_a_page(flags: list[str], runs: Path, tmp_path: Path) -> 
     assert not (tmp_path / "page.html").exists()
 
 
+@pytest.mark.slow
 def test_a_decoder_that_is_too_large_for_a_page(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(page, "MOST_PARAMETERS", 100)
     with pytest.raises(InputError, match="the decoder has 1,190 parameters; a page takes 100"):
@@ -193,6 +199,7 @@ np.savez(sys.argv[4], **results)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EACH)
 def test_programs_run_in_a_process_without_this_package(name: str, runs: Path, tmp_path: Path) -> None:
     run = run_of(runs, name)
@@ -210,6 +217,7 @@ def test_programs_run_in_a_process_without_this_package(name: str, runs: Path, t
     assert ("labels" in text) == bool(told)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EACH)
 def test_onnx_files_compute_what_the_model_computes(name: str, runs: Path, tmp_path: Path) -> None:
     run, out = run_of(runs, name), tmp_path / "files"
@@ -249,6 +257,7 @@ def test_onnx_files_of_a_bfloat16_model_compute_in_float32(runs: Path, tmp_path:
     assert onnx_files_of(low) == onnx_files_of(loaded)
 
 
+@pytest.mark.slow
 def test_a_model_that_onnx_cannot_have(runs: Path, tmp_path: Path) -> None:
     run = run_of(runs, "own")
     loaded = jaxvae.load(run)
@@ -278,6 +287,7 @@ def test_a_missing_package_is_named_with_its_extra(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EACH)
 def test_weights_and_their_card_make_the_model_again(name: str, runs: Path, tmp_path: Path) -> None:
     run = run_of(runs, name)
@@ -304,4 +314,5 @@ def test_what_exists_is_not_overwritten(runs: Path, tmp_path: Path, capsys: pyte
     out.write_text("mine")
     assert export(run_of(runs, "vae"), "--out", out) == cli.EXIT_BAD_INPUT
     assert out.read_text() == "mine" and "there is something of that name" in capsys.readouterr().err
-    assert export(run_of(runs, "vae"), "--out", tmp_path / "no" / "such.html") == cli.EXIT_NOT_SAVED
+    with pytest.raises(SaveError, match="such.html cannot be written: No such file or directory"):
+        formats.export_run(run_of(runs, "vae"), "html", tmp_path / "no" / "such.html")

@@ -46,6 +46,7 @@ def given(run: TrainedRun) -> tuple[Any, Any]:
     return images, run.encode(images)
 
 
+@pytest.mark.slow
 def test_onnx_files_compute_what_the_model_computes(run: TrainedRun) -> None:
     runtime = pytest.importorskip("onnxruntime")
     images, latents = given(run)
@@ -59,6 +60,7 @@ def test_onnx_files_compute_what_the_model_computes(run: TrainedRun) -> None:
         np.testing.assert_allclose(decoded, run.decode(latents[:count]), rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_programs_compute_what_the_model_computes(run: TrainedRun) -> None:
     pytest.importorskip("flatbuffers")
     images, latents = given(run)

@@ -29,6 +29,7 @@ OWN: dict[str, Any] = {"model": own_parts.Net(), "objective": own_parts.loss, "o
 SMALL: dict[str, Any] = {"batch_size": 16, "epochs": 3, "checkpoint_every": 1, "devices": 1}
 
 
+@pytest.mark.slow
 def test_the_users_own_model_gets_all_that_a_run_has(images: NDArray[np.uint8], tmp_path: Path) -> None:
     run = fit(data=images, run_dir=tmp_path / "run", **OWN, **SMALL)
     assert run.run_dir == tmp_path / "run"
@@ -42,6 +43,7 @@ def test_the_users_own_model_gets_all_that_a_run_has(images: NDArray[np.uint8], 
     assert "sparsity" in repr(run) and str(run.run_dir) in repr(run)
 
 
+@pytest.mark.slow
 def test_a_step_is_that_of_plain_flax_and_optax(images: NDArray[np.uint8], tmp_path: Path) -> None:
     """Without noise: batch statistics and parameters after an epoch, against a loop written out."""
     model, optimizer = Plain(), optax.sgd(0.01, momentum=0.9)
@@ -87,6 +89,7 @@ def squares(output: Any, batch: Any) -> Any:
     return {"loss": jax.numpy.square(output - batch["image"]).sum((1, 2, 3))}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("devices", [2, 4])
 def test_any_number_of_devices_computes_what_one_does(devices: int, images: NDArray[np.uint8], tmp_path: Path) -> None:
     """With batch statistics and dropout, which are of the whole batch. (Lion takes signs, and multiplies rounding.)"""
@@ -98,6 +101,7 @@ def test_any_number_of_devices_computes_what_one_does(devices: int, images: NDAr
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), *stats)
 
 
+@pytest.mark.slow
 def test_other_arrays_of_an_example_reach_the_model_and_the_loss(images: NDArray[np.uint8], tmp_path: Path) -> None:
     label = np.arange(96, dtype=np.int32) % 4
     run = fit(
@@ -113,6 +117,7 @@ def test_other_arrays_of_an_example_reach_the_model_and_the_loss(images: NDArray
     assert "train_label_sha256" in record
 
 
+@pytest.mark.slow
 def test_an_interrupt_saves_and_is_raised(images: NDArray[np.uint8], tmp_path: Path) -> None:
     """A loop around `fit` ends with it."""
     from jaxvae.train.trainer import Trainer
@@ -195,6 +200,7 @@ def test_networks_have_the_same_default_widths_as_on_the_command_line(monkeypatc
         assert given.value.args == (Config("vae", **options),)
 
 
+@pytest.mark.slow
 def test_a_failed_start_leaves_nothing(images: NDArray[np.uint8], tmp_path: Path) -> None:
     with pytest.raises(InputError, match="not_a_loss must return a mapping of terms, among them loss, not recon"):
         fit(data=images, model=own_parts.Net(), objective=own_parts.not_a_loss, run_dir=tmp_path / "run", **SMALL)
@@ -246,6 +252,7 @@ def test_a_term_that_is_not_finite_ends_a_run(images: NDArray[np.uint8], tmp_pat
         fit(data=images, model=Plain(), objective=loss, run_dir=tmp_path / "run", **SMALL)
 
 
+@pytest.mark.slow
 def test_components_are_given_by_name_or_as_objects(images: NDArray[np.uint8], tmp_path: Path) -> None:
     small: dict[str, Any] = {**SMALL, "epochs": 1, "hidden": (8,), "latent_size": 2, "data": images}
     named = fit(likelihood="own_parts:Cauchy", cauchy_scale=0.3, objective="iwae", run_dir=tmp_path / "a", **small)
@@ -253,6 +260,7 @@ def test_components_are_given_by_name_or_as_objects(images: NDArray[np.uint8], t
     np.testing.assert_array_equal(named.metrics["test"]["loss"], given.metrics["test"]["loss"])
 
 
+@pytest.mark.slow
 def test_a_prior_that_depends_on_the_label(images: NDArray[np.uint8], tmp_path: Path) -> None:
     """Pictures and samples of a label are drawn, and a label that is misspelt or missing is refused."""
     data = {"image": images, "label": np.arange(96) % 4}
@@ -270,6 +278,7 @@ def test_a_prior_that_depends_on_the_label(images: NDArray[np.uint8], tmp_path: 
         run.sample(3)
 
 
+@pytest.mark.slow
 def test_a_run_of_given_data_is_evaluated_with_it(images: NDArray[np.uint8], tmp_path: Path) -> None:
     run = fit(data=images, run_dir=tmp_path / "run", **OWN, **{**SMALL, "epochs": 1})
     with pytest.raises(InputError, match="given in Python"):
@@ -278,6 +287,7 @@ def test_a_run_of_given_data_is_evaluated_with_it(images: NDArray[np.uint8], tmp
     assert found["sparsity"] == pytest.approx(run.metrics["test"]["sparsity"][-1], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_other_arguments_than_the_runs_are_refused_on_resume(images: NDArray[np.uint8], tmp_path: Path) -> None:
     fit(data=images, run_dir=tmp_path / "run", **OWN, **{**SMALL, "epochs": 1})
     for other, named in (({"objective": squares}, "objective"), ({"batch_size": 8}, "batch_size")):
@@ -287,6 +297,7 @@ def test_other_arguments_than_the_runs_are_refused_on_resume(images: NDArray[np.
         fit(data=images[::-1], run_dir=tmp_path / "run", resume=True, **OWN, **SMALL)
 
 
+@pytest.mark.slow
 def test_a_preset_is_fitted_by_its_name(images: NDArray[np.uint8], tmp_path: Path) -> None:
     """A single number stands for a list of one, as on the command line."""
     run = fit("notes-ae", data=images, hidden=8, latent_size=3, image_size=6, run_dir=tmp_path / "run", **SMALL).run
@@ -296,6 +307,7 @@ def test_a_preset_is_fitted_by_its_name(images: NDArray[np.uint8], tmp_path: Pat
     assert jaxvae.data.Reading(6) == jaxvae.data.Reading((6,))
 
 
+@pytest.mark.slow
 def test_a_run_of_objects_is_loaded_with_them(images: NDArray[np.uint8], tmp_path: Path) -> None:
     """A process that cannot import them gets an error; one that gives them can use the model."""
     fit(data=images, run_dir=tmp_path / "run", model=Plain(), objective=local_loss(), **{**SMALL, "epochs": 1})
@@ -309,6 +321,7 @@ def test_a_run_of_objects_is_loaded_with_them(images: NDArray[np.uint8], tmp_pat
     assert evaluate_run(tmp_path / "run", images=image_data(images), **given)["images"] == 9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [tuple, list])
 def test_latents_come_first_in_what_a_model_of_ones_own_encodes(
     images: NDArray[np.uint8], tmp_path: Path, kind: Any
@@ -335,6 +348,7 @@ def local_loss() -> Any:
     return lambda output, batch: squares(output, batch)
 
 
+@pytest.mark.slow
 def test_what_is_fitted_is_what_the_command_line_trains(image_file: Path, tmp_path: Path) -> None:
     from runs import train
 

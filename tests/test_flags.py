@@ -93,6 +93,7 @@ CONVOLUTIONS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", [*PRESETS.values(), *CONVOLUTIONS])
 def test_the_flags_of_a_configuration_make_it(config: Config) -> None:
     for each in (config, dataclasses.replace(config, hidden=(8, 4), epochs=3, learning_rate=3e-5, seed=7)):

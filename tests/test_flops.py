@@ -43,6 +43,7 @@ CONVOLUTIONS: list[dict[str, Any]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", CONVOLUTIONS)
 @pytest.mark.parametrize("groups", [{}, {"feature_group_count": 2}, {"batch_group_count": 2}])
 def test_convolutions(options: dict[str, Any], groups: dict[str, int]) -> None:
@@ -119,6 +120,7 @@ NOTES_AE = 3 * 2 * sum(ENCODER) - 784 * 256
 NOTES_VAE = 3 * (2 * sum(ENCODER) - 20 * 64 + 10 * 64) - 784 * 256
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("preset", "products"), [("notes-ae", NOTES_AE), ("notes-vae", NOTES_VAE)])
 def test_flops_of_a_step_are_those_of_the_layers(preset: str, products: int) -> None:
     found, of_everything = step_flops(PRESETS[preset], (28, 28, 1))

@@ -26,6 +26,7 @@ def module_and_params(size: int, layers: int, moved: float = 0.5) -> tuple[FlowM
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("size", "layers"), [(2, 1), (5, 4), (6, 3)])
 def test_the_inverse_and_the_jacobian(size: int, layers: int) -> None:
     module, params = module_and_params(size, layers)
@@ -41,6 +42,7 @@ def test_the_inverse_and_the_jacobian(size: int, layers: int) -> None:
     np.testing.assert_allclose(density, stats.norm.logpdf(np.float64(base)).sum(-1) + expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_density_integrates_to_one() -> None:
     module, params = module_and_params(2, 3, 0.3)
     axis = np.linspace(-12, 12, 601)
@@ -50,6 +52,7 @@ def test_the_density_integrates_to_one() -> None:
     assert abs(np.trapezoid(np.trapezoid(density, axis), axis) - 1) < 0.01
 
 
+@pytest.mark.slow
 def test_draws_follow_the_density() -> None:
     """The mean of log p over draws is minus the entropy, which the flow's log-determinants give as well."""
     module, params = module_and_params(3, 4, 0.3)
@@ -61,6 +64,7 @@ def test_draws_follow_the_density() -> None:
     assert stats.kstest(np.float64(base).ravel(), "norm").pvalue > 1e-3
 
 
+@pytest.mark.slow
 def test_it_starts_as_a_standard_normal() -> None:
     module = FlowModule(4, 5, 8)
     latent = jax.random.normal(jax.random.key(3), (2, 3, 4))

@@ -57,6 +57,7 @@ def test_fused_steps_compute_what_plain_ones_do(config: Config, block: int, part
         np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=1e-6 * max(1e-3, np.abs(theirs).max()))
 
 
+@pytest.mark.slow
 def test_a_plan_names_all_layers() -> None:
     plan = plan_of(PRESETS["vae"], (28, 28, 1))
     assert plan.widths == (784, 512, 256, 40, 256, 512, 784)

@@ -20,6 +20,7 @@ def test_what_is_whole_is_taken(name: str, tmp_path: Path) -> None:
     assert run(TARGETS[name], TARGETS[name].seed, tmp_path) is (name != "record")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TARGETS)
 @FUZZ
 @given(edit=st.data())
@@ -40,6 +41,7 @@ def test_what_was_tampered_with_is_taken_or_refused(name: str, edit: st.DataObje
         run(TARGETS[name], bytes(content), Path(directory))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TARGETS)
 @FUZZ
 @given(content=st.binary(max_size=200))

@@ -27,6 +27,7 @@ def layers(params: dict, x: NDArray[np.float64]) -> NDArray[np.float64]:  # type
     return x @ np.float64(params["out"]["kernel"]) + np.float64(params["out"]["bias"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hidden", [(9, 4), (6,), ()])
 def test_encoder_and_decoder_match_numpy(hidden: tuple[int, ...]) -> None:
     x, z = (np.random.default_rng(0).normal(size=size).astype(np.float32) for size in ((3, 4, 5, 2), (3, 6)))

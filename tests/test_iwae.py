@@ -19,6 +19,7 @@ from jaxvae.objectives.iwae import iwae_bound
 pytestmark = pytest.mark.unoptimized
 
 
+@pytest.mark.slow
 def test_iwae_of_one_sample_is_the_elbo_in_expectation_and_grows_with_samples() -> None:
     model, params = model_and_params(config_of("iwae"), scale=3.0)
     x = images(4)
@@ -54,6 +55,7 @@ def gradients(config: Config, params: Any, model: Any, x: jax.Array, repeats: in
     return jax.jit(lambda keys: jax.lax.map(gradient, keys, batch_size=200))(keys)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("beta", [0.0, 0.5, 1.0, 2.0])
 def test_dreg_has_iwaes_value_and_expected_gradient(beta: float) -> None:
     """The means of both gradients agree, parameter by parameter and, within 6 %, along the gradient."""
@@ -87,6 +89,7 @@ def test_dreg_has_iwaes_value_and_expected_gradient(beta: float) -> None:
         assert flat.var(0).sum() < 0.8 * other.var(0).sum()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("beta", [0.0, 0.5, 1.0, 2.0])
 @pytest.mark.parametrize("objective", ["iwae", "dreg"])
 def test_gradients_match_central_differences(objective: str, beta: float) -> None:

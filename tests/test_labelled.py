@@ -55,6 +55,7 @@ def logistic_regression(x: np.ndarray, y: np.ndarray) -> Any:
     return found.x.reshape(design.shape[1], CLASSES)
 
 
+@pytest.mark.slow
 def test_the_probe_is_a_logistic_regression(subject: Subject) -> None:
     test = examples(1, 60)
     found = LinearProbe().measure(subject, test, KEY)["probe_accuracy"]

@@ -87,6 +87,7 @@ CHANGES: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("prior", "changes"),
     # A VampPrior refuses labels: see test_vamp.py.
@@ -121,6 +122,7 @@ def test_the_estimated_kl_term_is_that_of_the_closed_form() -> None:
     assert (np.abs(found.mean(axis=0) - expected) < 4 * error).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prior", PRIORS)
 def test_iwae_and_dreg_have_the_same_value(prior: str) -> None:
     bounds = []
@@ -133,6 +135,7 @@ def test_iwae_and_dreg_have_the_same_value(prior: str) -> None:
     np.testing.assert_allclose(*bounds, rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prior", ["mixture", "vamp"])
 def test_importance_sampling_finds_the_integral_over_the_prior(prior: str) -> None:
     """log p(x) of one latent dimension, on a grid, with the prior from SciPy."""

@@ -108,6 +108,7 @@ def test_the_likelihood_of_pixels_matches_scipy(likelihood: str, dequantize: boo
     np.testing.assert_allclose(got, -expected.sum(axis=(2, 3, 4)), rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian", "gaussian-global", "gaussian-pixel", "logistic"])
 def test_the_likelihood_of_many_draws_is_that_of_each(likelihood: str) -> None:
     config = config_of("elbo", likelihood=likelihood)
@@ -126,6 +127,7 @@ def test_the_likelihood_of_many_draws_is_that_of_each(likelihood: str) -> None:
     assert shown.shape == x.shape and float(shown.min()) >= 0 and float(shown.max()) <= 1
 
 
+@pytest.mark.slow
 def test_a_learned_variance_learns_the_variance() -> None:
     """On constant images with noise of a known standard deviation."""
     rng = np.random.default_rng(5)

@@ -29,6 +29,7 @@ def holder(run_dir: Path) -> "subprocess.Popen[str]":
     return process
 
 
+@pytest.mark.slow
 def test_the_holder_is_named_and_a_dead_one_is_no_holder(tmp_path: Path) -> None:
     with holder(tmp_path) as process:
         named = f"{tmp_path} is in use by process {process.pid} on {os.uname().nodename}"

@@ -73,6 +73,7 @@ def linear() -> tuple[Floats, Floats, NDArray[np.float32], Floats]:
     return weights, offset, np.float32(x.reshape(-1, *SHAPE)), stats.multivariate_normal(offset, covariance).logpdf(x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("samples", [1, 7, 1000])
 def test_with_the_exact_posterior_any_number_of_samples_gives_the_exact_likelihood(
     samples: int, linear: Any, monkeypatch: pytest.MonkeyPatch
@@ -86,6 +87,7 @@ def test_with_the_exact_posterior_any_number_of_samples_gives_the_exact_likeliho
         assert error.max() < 2e-3
 
 
+@pytest.mark.slow
 def test_with_another_posterior_it_is_right_within_its_standard_error(linear: Any) -> None:
     weights, offset, x, exact = linear
     model, params = linear_vae(weights, offset, wrong=0.3)

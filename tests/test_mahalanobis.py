@@ -12,6 +12,7 @@ from jaxvae.models.mahalanobis import _at_once, _by_dimension, squared_distances
 pytestmark = pytest.mark.unoptimized
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(6, 5, 3), (1, 1, 1), (3, 70, 40)])
 @pytest.mark.parametrize("deviation", [0.01, 1.0])
 @pytest.mark.parametrize("form", [_at_once, _by_dimension])

@@ -73,6 +73,7 @@ def test_compressed_and_plain_variables_in_one_file(tmp_path: Path) -> None:
         np.testing.assert_array_equal(found[name], array, strict=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compressed", [False, True])
 def test_a_file_that_is_cut_anywhere_gives_no_wrong_numbers(compressed: bool, tmp_path: Path) -> None:
     given = {"first": np.arange(40.0).reshape(5, 8), "second": np.arange(7, dtype=np.uint8)[None]}

@@ -139,6 +139,7 @@ def test_members_taken_together_equal_the_single_run_in_float64(preset: str) -> 
             )
 
 
+@pytest.mark.slow
 def test_evaluations_of_members_run_seldom_and_their_steps_do_not(
     images: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -157,6 +158,7 @@ def singles() -> dict[int, Any]:
     return {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("at_once", "devices"), [(1, 2), (1, 8), (2, 2), (5, 1)])
 def test_members_are_the_same_however_they_are_shared_out(
     at_once: int, devices: int, images: NDArray[np.uint8], singles: dict[int, Any]
@@ -209,6 +211,7 @@ def test_a_member_that_diverges_does_not_affect_the_others(images: NDArray[np.ui
         assert not any(leaf.any() for leaf in jax.tree.leaves(result.state.member(at).params))
 
 
+@pytest.mark.slow
 @pytest.mark.unoptimized
 def test_weight_decay_may_be_none_for_some(images: NDArray[np.uint8]) -> None:
     config = dataclasses.replace(PRESETS["vae"], hidden=(8,), latent_size=2, batch_size=16, epochs=2)
@@ -231,6 +234,7 @@ def test_bad_members_are_refused(seeds: list[int], numbers: Any, message: str, i
         train_members(PRESETS["vae"], ImageData("digits", "a test", images, images), seeds, numbers)
 
 
+@pytest.mark.slow
 def test_room_is_what_the_device_says(images: NDArray[np.uint8]) -> None:
     config = dataclasses.replace(PRESETS["vae"], hidden=(8,), latent_size=2, batch_size=16)
     images_ = ImageData("digits", "a test", images[:64], images[64:])
@@ -241,6 +245,7 @@ def test_room_is_what_the_device_says(images: NDArray[np.uint8]) -> None:
     assert found.members == 2 * (found.free_bytes // found.member_bytes) > 0
 
 
+@pytest.mark.slow
 def test_members_of_binarised_images_are_runs_on_them(images: NDArray[np.uint8]) -> None:
     config = dataclasses.replace(PRESETS["vae"], hidden=(8,), latent_size=2, batch_size=16, epochs=2, inputs="static")
     images_ = ImageData("digits", "a test", images[:64], images[64:])
@@ -254,6 +259,7 @@ def test_every_swept_number_is_known_to_the_config() -> None:
     assert set(TRACED) == expected | {"capacity", "capacity_weight", "code_l2", "decoder_l2"}
 
 
+@pytest.mark.slow
 @pytest.mark.unoptimized
 def test_evaluation_takes_no_more_memory_for_more_samples() -> None:
     def evaluation_bytes(samples: int) -> int:

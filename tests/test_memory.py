@@ -26,6 +26,7 @@ from jaxvae.train.step import init_state
 pytestmark = pytest.mark.unoptimized
 
 
+@pytest.mark.slow
 def test_the_state_takes_four_numbers_a_parameter() -> None:
     config = dataclasses.replace(PRESETS["vae"], hidden=(16,), latent_size=3)
     state = init_state(build_model(config, (6, 5, 1)), build_optimizer(config), jax.random.key(0))
@@ -155,6 +156,7 @@ def test_a_limit_of_the_process_counts(image_file: Path, tmp_path: Path) -> None
     assert "--hidden" in found.stderr and found.stderr.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_memory_in_use_leaves_less_room_for_members(images: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch) -> None:
     """The device is a CPU that is made to report the bytes of its live arrays."""
     kept = jnp.ones(1000)  # In use before.

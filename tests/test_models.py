@@ -36,6 +36,7 @@ def forward(params: dict, side: str, x: NDArray[np.float64], layers: int) -> NDA
     return x
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("head", ["relu", "linear"])
 @pytest.mark.parametrize(("shape", "hidden"), [((28, 28, 1), (256, 64)), ((7, 5, 3), (11,)), ((4, 4, 1), ())])
 def test_autoencoder_matches_an_mlp_in_numpy(head: Head, shape: tuple[int, int, int], hidden: tuple[int, ...]) -> None:
@@ -130,6 +131,7 @@ class TestReparameterize:
             reparameterize(jax.random.split(KEY, 3), jnp.zeros((2, 3)), jnp.ones((2, 3)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", PRESETS)
 def test_bfloat16_models_return_float32(preset: str) -> None:
     model = build_model(PRESETS[preset], (28, 28, 1))
@@ -145,6 +147,7 @@ def test_bfloat16_models_return_float32(preset: str) -> None:
     assert 0 < error < 0.02  # bfloat16 keeps 8 bits: different, but close.
 
 
+@pytest.mark.slow
 def test_reconstruct_and_sample() -> None:
     model = VAE((4, 5, 2), Mlp((9,)), latent_size=3)
     x = jax.random.uniform(KEY, (6, 4, 5, 2))
@@ -157,6 +160,7 @@ def test_reconstruct_and_sample() -> None:
     assert drawn.shape == (7, 4, 5, 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian-pixel"])
 @pytest.mark.parametrize("kind", [Conv, ResNet])
 @pytest.mark.parametrize(("shape", "channels"), [((28, 28, 1), (4, 6)), ((7, 5, 3), (4,)), ((9, 1, 2), (3, 4, 5))])
@@ -176,6 +180,7 @@ def test_convolutions_take_images_of_any_size(
     assert bias.shape == (shape[2] * (2 if likelihood == "gaussian-pixel" else 1),)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network", [Mlp((8,), init="glorot"), Conv((8,)), ResNet((8,))], ids=repr)
 @pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian", "logistic"])
 def test_an_untrained_decoder_draws_the_mean_image(network: Network, likelihood: str) -> None:
@@ -192,6 +197,7 @@ def test_an_untrained_decoder_draws_the_mean_image(network: Network, likelihood:
     np.testing.assert_allclose(drawn, np.clip(expected, 1e-3 if likelihood != "gaussian" else 1e-5, 1), rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_every_activation_is_applied_between_the_layers(activation: Activation) -> None:
     model = AutoEncoder((2, 2, 1), Mlp((5,), activation), latent_size=3)
@@ -203,6 +209,7 @@ def test_every_activation_is_applied_between_the_layers(activation: Activation) 
     np.testing.assert_allclose(code, np.maximum(hidden @ k1 + b1, 0), rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_bfloat16_keeps_losses_and_noise_in_float32() -> None:
     for model in (
         VAE((4, 4, 1), Mlp((8,)), 3, dtype=jnp.bfloat16),

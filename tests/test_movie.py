@@ -28,6 +28,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory / "run"
 
 
+@pytest.mark.slow
 def test_a_movie_has_a_frame_an_epoch_and_shows_the_pictures_of_the_run(run: Path, tmp_path: Path) -> None:
     out = tmp_path / "training.gif"
     assert cli.run(lambda: movie.main([str(run), "--out", str(out), "--seconds", "3"])) == 0
@@ -46,6 +47,7 @@ def test_a_movie_has_a_frame_an_epoch_and_shows_the_pictures_of_the_run(run: Pat
             left += width + movie.GAP
 
 
+@pytest.mark.slow
 def test_frames_hold_the_pictures_exactly(run: Path) -> None:
     frames = movie.frames_of(run)
     assert len(frames) == 3 and len({frame.shape for frame in frames}) == 1
@@ -54,6 +56,7 @@ def test_frames_hold_the_pictures_exactly(run: Path) -> None:
     np.testing.assert_array_equal(frames[1][: picture.shape[0], : picture.shape[1]], picture)
 
 
+@pytest.mark.slow
 def test_the_run_keeps_the_latents_of_held_out_images(run: Path) -> None:
     saved = np.load(run / "images" / "latents_epoch_0003.npz")
     loaded = jaxvae.load(run)

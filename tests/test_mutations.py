@@ -5,9 +5,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "experiments" / "mutations"))
 import mutations
+import pytest
 from mutations import MUTATIONS
 
 
+@pytest.mark.slow
 def test_every_mutation_applies_names_a_test_and_has_its_own_name() -> None:
     assert len({m.name for m in MUTATIONS}) == len(MUTATIONS)
     for mutation in MUTATIONS:

@@ -64,12 +64,14 @@ def test_a_dequantized_density_bounds_the_probability_of_the_levels(std: float, 
     assert exact < 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [{"inputs": "dynamic"}, {"likelihood": "gaussian-global", "dequantize": True}])
 @pytest.mark.parametrize("objective", ["elbo", "iwae", "dreg", "info", "beta-tc"])
 def test_training_and_evaluation_see_noisy_pixels(objective: str, changes: dict[str, Any]) -> None:
     _assert_sees_noisy_pixels(config_of(objective, **changes))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", ["notes-ae", "notes-vae"])
 def test_the_notes_models_see_binarized_pixels(preset: str) -> None:
     _assert_sees_noisy_pixels(dataclasses.replace(PRESETS[preset], hidden=(8,), latent_size=3, inputs="dynamic"))
@@ -117,6 +119,7 @@ def test_half_of_the_images_are_turned_keyed_by_example() -> None:
     np.testing.assert_array_equal(turned[5:9], flipped(x[5:9], keys_of(0, 4000)[5:9]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", ["notes-ae", "vae"])
 def test_training_alone_turns_images(preset: str) -> None:
     plain = dataclasses.replace(PRESETS[preset], hidden=(8,), latent_size=3)

@@ -22,6 +22,7 @@ def cells(path: Path) -> list[dict[str, Any]]:
     return notebook["cells"]
 
 
+@pytest.mark.slow
 def test_there_are_notebooks() -> None:
     assert len(NOTEBOOKS) == len(list(NOTEBOOKS[0].parent.glob("*.ipynb"))) == 2
 

@@ -31,6 +31,7 @@ def outputs(objective: Any) -> tuple[Any, jax.Array]:
     return (VAEOutput(logits, latent, mean, std) if objective.latent_model else AutoEncoderOutput(logits, latent)), x
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", [Mse(), NotesElbo()])
 def test_terms_are_per_example_and_add_up(objective: Any) -> None:
     output, x = outputs(objective)

@@ -99,6 +99,7 @@ def test_conflicting_options_are_refused(changes: dict[str, Any], words: str) ->
         dataclasses.replace(SMALL, **changes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_evaluation_of_an_example_does_not_depend_on_the_batch(name: str) -> None:
     latents = OBJECTIVES[name].latent_model

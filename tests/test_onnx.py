@@ -90,6 +90,7 @@ def run_onnx(function: Callable[..., Any], *forms: Any, given: Any) -> Any:
     return onnxruntime.InferenceSession(content).run(None, dict(zip(names, given, strict=True)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_each_operation_computes_what_jax_computes(name: str) -> None:
     form = jax.ShapeDtypeStruct((N, 5, 3, 4), jnp.float32)

@@ -137,6 +137,7 @@ def test_a_component_that_cannot_be_used_is_a_one_line_error(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.unoptimized
 @pytest.mark.parametrize(
     ("args", "said"),

@@ -56,6 +56,7 @@ def test_divisible() -> None:
         parallel.check_divisible(10, placement)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("flags", "message"), [
     (["--devices", "3"], "--batch-size 32 does not divide over 3 devices"),
     (["--devices", "9"], "--devices 9: this machine has 8"),
@@ -236,6 +237,7 @@ def assert_same_gradient(a: Any, b: Any) -> None:
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-9, atol=1e-12), a, b)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["pmap", "shard_map", "shard_map, tracked"])
 @pytest.mark.parametrize("objective", ["info", "beta-tc", "factor"])
 def test_the_gradient_of_a_term_of_the_batch_is_the_same_on_four_devices(
@@ -250,6 +252,7 @@ def test_the_gradient_of_a_term_of_the_batch_is_the_same_on_four_devices(
         assert_same_gradient(batch_gradient(objective, way), one)
 
 
+@pytest.mark.slow
 def test_the_users_own_mesh_and_shardings() -> None:
     """Batches are sharded over one axis of a mesh, the widest layer's weights and moments over the other."""
     config = dataclasses.replace(PRESETS["vae"], batch_size=16, hidden=(32,), latent_size=4)
@@ -285,6 +288,7 @@ def test_the_users_own_mesh_and_shardings() -> None:
     np.testing.assert_allclose(tests[1], tests[0], rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [180, 179, 3])
 def test_evaluation_takes_every_image_once_on_any_number_of_devices(count: int) -> None:
     config = dataclasses.replace(PRESETS["vae"], hidden=(16,), latent_size=3)
@@ -307,6 +311,7 @@ def test_evaluation_takes_every_image_once_on_any_number_of_devices(count: int) 
         np.testing.assert_allclose(got[0][place], loss[0], rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("devices", [1, 2, 4])
 def test_a_checkpoint_of_eight_devices_starts_on_fewer_bit_for_bit(devices: int, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
@@ -325,6 +330,7 @@ def test_a_checkpoint_of_eight_devices_starts_on_fewer_bit_for_bit(devices: int,
     assert state_of(run_dir).step == 2 * saved.step
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", ["notes-vae", "vae"])
 def test_a_step_has_one_collective_of_one_vector(preset: str) -> None:
     """It averages everything at once: between machines each collective costs its latency."""

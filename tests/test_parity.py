@@ -98,6 +98,7 @@ def values_and_gradients(loss: Callable[..., Any], *arguments: NDArray[Any]) -> 
     return values, gradients
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES)
 @PROPERTY
 @given(st.integers(1, 4), st.tuples(*[st.integers(1, 6)] * 3), st.integers(0, 2**32 - 1))
@@ -114,6 +115,7 @@ def test_mse(dtype: Dtype, batch: int, image_shape: tuple[int, int, int], seed: 
     assert_within(gradient, slope, np.abs(slope), dtype)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES)
 @PROPERTY
 @given(st.integers(1, 4), st.integers(1, 12), st.integers(1, 1000), st.integers(0, 2**32 - 1))
@@ -131,6 +133,7 @@ def test_kld(dtype: Dtype, batch: int, latent: int, pixels: int, seed: int) -> N
     assert_within(in_sigma, pull - push, pull + push, dtype)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_objectives_are_the_notes_losses(dtype: Dtype) -> None:
     rng = np.random.default_rng(0)
@@ -193,6 +196,7 @@ def sigmoid(x: Floats) -> Floats:
     return cast(Floats, 1 / (1 + np.exp(-x)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", NOTES)
 def test_reconstructions_and_samples_are_those_of_the_notes(preset: str) -> None:
     weights = reference.initial_weights(preset)
@@ -215,6 +219,7 @@ def test_reconstructions_and_samples_are_those_of_the_notes(preset: str) -> None
         np.testing.assert_allclose(sample(model, params, key, 8), drawn, **close)
 
 
+@pytest.mark.slow
 def test_noise_is_normal_scaled_by_sigma() -> None:
     mean, sigma = jnp.full((4, 10), 3.0), jnp.full((4, 10), 0.5)
     key = jax.random.key(0)
@@ -228,6 +233,7 @@ def test_noise_is_normal_scaled_by_sigma() -> None:
 # --- Initial weights ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", NOTES)
 def test_initial_weights_are_uniform_within_one_over_root_fan_in(preset: str) -> None:
     model, optimizer = notes_model(preset), build_optimizer(PRESETS[preset])
@@ -316,6 +322,7 @@ def test_the_inputs_are_those_of_the_reference(expected: dict[str, Any]) -> None
     assert reference.digests() == expected["sha256"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("preset", NOTES)
 def test_first_step(preset: str, dtype: Dtype, expected: dict[str, Any], batches: NDArray[np.uint8]) -> None:
@@ -337,6 +344,7 @@ def test_first_step(preset: str, dtype: Dtype, expected: dict[str, Any], batches
     assert worst < rtol
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("dtype", "rtol"), [("float32", 1e-4), ("float64", 1e-9)])
 @pytest.mark.parametrize("preset", NOTES)
 def test_training_curve(
@@ -371,6 +379,7 @@ def test_training_curve(
         assert worst[-1] < rtol, name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("preset", NOTES)
 def test_the_reference_is_what_pytorch_computes(preset: str, dtype: Dtype, expected: dict[str, Any]) -> None:

@@ -55,6 +55,7 @@ def test_png_holds_the_picture(channels: int, mode: str, tmp_path: Path) -> None
     np.testing.assert_array_equal(read[1::2, 1::2], picture)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("terms", [("loss",), ("loss", "recon", "kl")])
 @pytest.mark.parametrize("splits", [("train", "test"), ("train", "validation", "test")])
 def test_curves_are_drawn(
@@ -94,12 +95,14 @@ def sweep_rows() -> list[dict[str, Any]]:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("axis", "others"), [("beta", ["learning_rate"]), ("learning_rate", []), ("hidden", ["beta"])])
 def test_metrics_against_an_axis_are_drawn(axis: str, others: list[str], tmp_path: Path) -> None:
     plots.save_axis(tmp_path / "axis.png", sweep_rows(), "vae", axis, "test", others)
     assert_drawn(tmp_path / "axis.png", width=540 * 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [["beta"], ["beta", "learning_rate"], []])
 def test_rate_against_distortion_is_drawn(settings: list[str], tmp_path: Path) -> None:
     unusable = {**sweep_rows()[0], "test_kl": None, "test_recon": None}

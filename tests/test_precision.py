@@ -57,6 +57,7 @@ def abstract_step(config: Config) -> tuple[Any, Any]:
     return make_train_step(model, objective, optimizer), (abstract_state(model, optimizer), batch, key)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", CONFIGS, ids=name)
 @pytest.mark.parametrize("precision", ["default", "high", "highest"])
 def test_every_product_of_a_train_step_has_the_precision_asked_for(config: Config, precision: Any) -> None:
@@ -70,6 +71,7 @@ def test_every_product_of_a_train_step_has_the_precision_asked_for(config: Confi
     assert set(found) == {(asked, asked)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", CONFIGS, ids=name)
 def test_every_product_of_an_evaluation_is_float32(config: Config) -> None:
     config = dataclasses.replace(config, matmul_precision="default")
@@ -81,6 +83,7 @@ def test_every_product_of_an_evaluation_is_float32(config: Config) -> None:
     assert len(found) >= 6 and set(found) == {(jax.lax.Precision.HIGHEST,) * 2}
 
 
+@pytest.mark.slow
 def test_the_lowered_products_are_those_of_the_trace() -> None:
     """What XLA is told, for a device where it matters."""
     for precision in ("default", "highest"):
@@ -97,6 +100,7 @@ def stated(text: str) -> set[str]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.unoptimized
 def test_only_training_steps_follow_the_flag(image_file: Path, tmp_path: Path) -> None:
     """Every program that the commands compile, as they compile it."""
@@ -121,6 +125,7 @@ def test_only_training_steps_follow_the_flag(image_file: Path, tmp_path: Path) -
     assert all(found in ({"HIGHEST"}, set()) for found in after)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="other devices round otherwise, as they are told to")
 def test_a_cpu_computes_the_same_bits_at_any_precision() -> None:
     config = dataclasses.replace(PRESETS["vae"], **SMALL)

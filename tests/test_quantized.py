@@ -161,6 +161,7 @@ def prior() -> tuple[CodePrior, Any, Any]:
     return module, jax.tree.map(lambda a: jnp.float32(rng.normal(0, 0.5, a.shape)), variables), sequences
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("label", [0, 1])
 def test_the_probabilities_of_all_sequences_sum_to_one(label: int, prior: tuple[CodePrior, Any, Any]) -> None:
     module, variables, sequences = prior
@@ -169,6 +170,7 @@ def test_the_probabilities_of_all_sequences_sum_to_one(label: int, prior: tuple[
     assert float(log_p.max() - log_p.min()) > 0.5
 
 
+@pytest.mark.slow
 def test_a_place_sees_only_those_before_it(prior: tuple[CodePrior, Any, Any]) -> None:
     module, variables, sequences = prior
     logits = module.apply(variables, sequences, jnp.zeros(27, jnp.int32), method="logits")
@@ -179,6 +181,7 @@ def test_a_place_sees_only_those_before_it(prior: tuple[CodePrior, Any, Any]) ->
     assert np.ptp(np.asarray(logits)[:, 2], axis=0).max() > 0.1
 
 
+@pytest.mark.slow
 def test_samples_have_the_probabilities_of_their_sequences(prior: tuple[CodePrior, Any, Any]) -> None:
     module, variables, sequences = prior
     count = 20_000
@@ -201,6 +204,7 @@ def test_a_uniform_prior_has_no_parameters() -> None:
 # --- The models ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", ["vq", "fsq"])
 def test_the_bound_is_that_of_the_decoded_codes_and_their_prior(objective: str) -> None:
     config = config_of(objective)
@@ -220,6 +224,7 @@ def test_the_bound_is_that_of_the_decoded_codes_and_their_prior(objective: str) 
     assert "perplexity" not in terms  # It is the training images'.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("codebook", ["average", "gradient"])
 def test_the_loss_pulls_vectors_and_codes_together(codebook: str) -> None:
     """Equation 3, with the straight-through gradient, written out for one place."""
@@ -272,6 +277,7 @@ def test_gradients_pass_the_quantiser_and_meet_in_the_cost(codebook: str) -> Non
     np.testing.assert_allclose(by_vectors, (codebook == "gradient") * 2 * (vectors - features), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_codebook_is_the_same_on_all_devices_and_that_of_one() -> None:
     """Restarts included: many codes are dead after some steps."""
     config = config_of("vq", codes=40)
@@ -312,6 +318,7 @@ def flags_of(objective: str) -> list[str]:
     return ["--preset", objective, *own, *small, "--image-every", "0"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", ["vq-vae", "fsq"])
 def test_a_resumed_run_equals_an_uninterrupted_one(preset: str, image_file: Path, tmp_path: Path) -> None:
     flags = [*flags_of(preset), "--dataset", str(image_file)]
@@ -321,6 +328,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(preset: str, image_file: Path
     assert_same_run(tmp_path / "whole", tmp_path / "stopped")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", ["vq-vae", "fsq"])
 def test_it_trains_the_same_on_two_devices(preset: str, image_file: Path, tmp_path: Path) -> None:
     flags = [*flags_of(preset), "--log-every", "1", "--epochs", "1", "--dataset", str(image_file)]
@@ -329,6 +337,7 @@ def test_it_trains_the_same_on_two_devices(preset: str, image_file: Path, tmp_pa
     assert_same_curve(tmp_path / "1", tmp_path / "2", steps=4)
 
 
+@pytest.mark.slow
 def test_a_trained_model_encodes_to_codes_and_draws_images_of_a_class(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     label = np.int32(np.arange(64) % 2)
@@ -357,6 +366,7 @@ def test_a_trained_model_encodes_to_codes_and_draws_images_of_a_class(tmp_path: 
     assert not shown.has_temperature and shown.samples(0, label=1).mean() > 150
 
 
+@pytest.mark.slow
 def test_the_usage_of_codes_is_counted_over_all_images() -> None:
     config = config_of("vq")
     model, state = initial(config)

@@ -42,6 +42,7 @@ def test_the_loss_in_numpy() -> None:
     np.testing.assert_allclose(terms_of(config, model, params, None)["loss"], recon + 0.3 * half, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_decoders_weights_are_pulled_to_zero_and_the_encoders_are_not() -> None:
     """With the gradient of 2 decoder_l2 w, beside that of the rest."""
     config = config_of("rae", decoder_l2=0.5)
@@ -75,6 +76,7 @@ def trained(image_file: Path, tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
+@pytest.mark.slow
 def test_a_run_is_resumed_to_the_same_bytes(trained: Path, image_file: Path, tmp_path: Path) -> None:
     given = [*FLAGS, "--dataset", str(image_file), "--objective", "rae", "--learning-rate", "0.01"]
     assert train(*given, "--epochs", "2", "--run-dir", str(tmp_path / "cut")) == 0
@@ -89,6 +91,7 @@ def test_members_and_devices_compute_what_a_single_run_does(image_file: Path, tm
     assert_members_and_devices(given, ["--code-l2", "0.1", "0.01"], tmp_path)
 
 
+@pytest.mark.slow
 def test_images_are_drawn_from_a_mixture_fitted_to_the_codes(
     trained: Path, image_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -124,6 +127,7 @@ def test_images_are_drawn_from_a_mixture_fitted_to_the_codes(
     np.testing.assert_allclose(np.sort(drawn.ravel()), np.sort(expected.ravel()), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_mixture_stands_in_for_the_prior_of_a_vae(image_file: Path, tmp_path: Path) -> None:
     labels = {"y_train": np.arange(64) % 2, "y_test": np.arange(32) % 2}
     given = np.load(image_file)

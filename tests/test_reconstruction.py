@@ -34,6 +34,7 @@ def of_scikit_image(x: np.ndarray, y: np.ndarray) -> list[float]:
     return [metrics.structural_similarity(a, b, channel_axis=-1, **named) for a, b in zip(x, y, strict=True)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", SHAPES)
 def test_ssim_is_that_of_scikit_image(shape: tuple[int, ...]) -> None:
     x, y = pairs(shape)
@@ -57,6 +58,7 @@ def test_psnr_is_that_of_scikit_image() -> None:
     assert float(psnr(jnp.float32(0))) == MOST_PSNR
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("side", [10, 12])
 def test_each_image_counts_once(side: int) -> None:
     """Means and standard errors over the images, of the pixels that the model sees; no SSIM of small images."""

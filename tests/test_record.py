@@ -44,6 +44,7 @@ def test_rows_have_names_of_their_own_and_open_ones_a_reason() -> None:
     assert [row.name for row in CAN_RUN if row.published is None or not row.differs] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("row", CAN_RUN, ids=name)
 def test_the_flags_of_a_row_are_a_configuration(row: Row) -> None:
     config = row.config()
@@ -54,6 +55,7 @@ def test_the_flags_of_a_row_are_a_configuration(row: Row) -> None:
     assert sorted(set(row.seeds)) == list(row.seeds)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("row", [row for row in CAN_RUN if row.paper is rows.BURDA], ids=name)
 def test_a_row_of_burda_trains_what_its_name_says(row: Row) -> None:
     objective, k, *layers = row.name.removesuffix("-long").split("-", 2)
@@ -74,6 +76,7 @@ def test_an_unknown_flag_or_row_or_field_is_refused() -> None:
         dataclasses.replace(TINY, steps=5)  # type: ignore[call-arg]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", sorted(table.RESULTS.glob("*.json")), ids=lambda file: file.stem)
 def test_a_result_is_of_its_row_to_the_end(file: Path) -> None:
     result = json.loads(file.read_text())

@@ -161,6 +161,7 @@ def torch_decoder(p: Any, z: Any, shape: tuple[int, int, int], last: Any, blocks
     return x.permute(0, 2, 3, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("hidden", "spatial"), [((5, 16), False), ((16, 5), True)])
 def test_outputs_and_gradients_match_pytorch(hidden: tuple[int, ...], spatial: bool) -> None:
     """For images with an even number of rows and an odd number of columns; the last level is 2 x 2; float64."""
@@ -201,6 +202,7 @@ def test_outputs_and_gradients_match_pytorch(hidden: tuple[int, ...], spatial: b
 # --- Latents ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_spatial_latent_belongs_to_its_pixel() -> None:
     """With 2 latents for each of 4 x 3 pixels, changing one of them changes the image most around its pixel."""
     model = VAE((32, 24, 1), ResNet((8, 8, 8), blocks=1, latents="spatial"), latent_size=24)
@@ -225,6 +227,7 @@ def test_mean_and_deviation_are_halves_of_the_channels() -> None:
     np.testing.assert_allclose(std[0], np.repeat([3, 5], 4), rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("shape", "hidden", "size", "said"),
     [
@@ -293,6 +296,7 @@ MODEL = ["--preset", "vae", "--architecture", "resnet", "--hidden", "8", "--bloc
 SMALL = [*MODEL, "--latent-size", "9", "--batch-size", "16", "--validation", "0", "--image-every", "0"]
 
 
+@pytest.mark.slow
 def test_a_resumed_run_equals_an_uninterrupted_one(image_file: Path, tmp_path: Path) -> None:
     flags = [*SMALL, "--dataset", str(image_file)]
     assert train(*flags, "--epochs", "2", "--run-dir", str(tmp_path / "whole")) == 0
@@ -301,6 +305,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(image_file: Path, tmp_path: P
     assert_same_run(tmp_path / "whole", tmp_path / "stopped")
 
 
+@pytest.mark.slow
 def test_it_trains_the_same_on_two_devices(image_file: Path, tmp_path: Path) -> None:
     flags = [*SMALL, "--log-every", "1", "--epochs", "1", "--dataset", str(image_file)]
     for count in ("1", "2"):

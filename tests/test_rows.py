@@ -22,6 +22,7 @@ def path(tmp_path: Path) -> Path:
     return file
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chunk", [1, 700, 2**24])
 def test_splits_of_a_streamed_file_are_those_of_the_file_read_whole(
     path: Path, chunk: int, monkeypatch: pytest.MonkeyPatch

@@ -181,6 +181,7 @@ def test_too_few_images_have_no_fid() -> None:
     assert len(found) == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("binary", [False, True])
 def test_samples_have_the_labels_of_the_test_images(binary: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []

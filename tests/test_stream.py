@@ -95,6 +95,7 @@ def metrics(run: Path) -> bytes:
     return (run / "metrics.jsonl").read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("own", "devices"),
     [({}, 2), ({"architecture": "conv", "hidden": (4,)}, 1), ({"inputs": "dynamic", "ema": 0.5}, 1)],
@@ -109,6 +110,7 @@ def test_a_streamed_run_writes_the_bytes_of_a_resident_one(
     assert json.loads(metrics(tmp_path / "never").splitlines()[-1])["split"] == "test"
 
 
+@pytest.mark.slow
 def test_a_run_begun_on_the_device_goes_on_streamed_and_back(config: Config, tmp_path: Path) -> None:
     loop.train(dataclasses.replace(config, stream="never"), tmp_path / "whole", devices=1)
     mixed = tmp_path / "mixed"
@@ -119,6 +121,7 @@ def test_a_run_begun_on_the_device_goes_on_streamed_and_back(config: Config, tmp
     assert train[0] == train[1] and finals[0][-1] == finals[1][-1]
 
 
+@pytest.mark.slow
 def test_streamed_steps_from_the_middle_of_a_block_are_those_of_a_whole_run(config: Config) -> None:
     images = np.random.default_rng(1).integers(0, 256, (57, 8, 8, 1), np.uint8)
     data = ImageData("noise", "a test", images, images[:9])

@@ -93,6 +93,7 @@ def test_kills_at_random_moments_some_during_a_save(base: list[str], tmp_path: P
     assert_same_run(whole, cut)
 
 
+@pytest.mark.slow
 def test_resume_at_every_position(images: NDArray[np.uint8], tmp_path: Path) -> None:
     """From each step of three epochs: through a checkpoint, all remaining losses and the end, bit for bit."""
     config = dataclasses.replace(PRESETS["vae"], hidden=(8,), latent_size=2, batch_size=16)
@@ -143,6 +144,7 @@ def at_nth_call(monkeypatch: pytest.MonkeyPatch, phase: str, count: int, action:
     monkeypatch.setattr(owner, name, wrapped)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("phase", PHASES)
 def test_a_signal_in_any_phase_saves_and_stops(
@@ -240,6 +242,7 @@ def test_two_signals_of_different_kinds_do_not_end_the_run_at_once() -> None:
 # --- Damaged -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_damaged_newest_checkpoint_costs_the_steps_since_the_one_before(
     base: list[str], finished: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -260,6 +263,7 @@ def test_a_damaged_newest_checkpoint_costs_the_steps_since_the_one_before(
     assert_same_run(whole, cut)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["cut short", "half a line", "lost"])
 def test_a_log_that_lost_its_end_is_mended_or_the_run_goes_on_without(
     damage: str, finished: Callable[..., Path], tmp_path: Path
@@ -323,6 +327,7 @@ def test_a_run_directory_that_cannot_be_written_is_refused_before_anything_compi
         assert done.stderr.startswith(f"error: --run-dir {run_dir} cannot be written: "), done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "what", ["lock", "config.json.tmp", "metrics.jsonl.tmp", "checkpoints", "images", "tensorboard"]
 )
@@ -342,6 +347,7 @@ def test_a_run_to_resume_that_cannot_be_written_is_refused_in_one_line(
     assert (run / "config.json").read_bytes() == before or what not in ("lock", "config.json.tmp", "images")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [b"\xff", b"run"])
 def test_a_run_directory_name_that_is_not_utf8_is_refused_at_once(
     name: bytes, base: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -366,6 +372,7 @@ def test_object_storage_is_refused_at_once(
     assert error.count("\n") == 1 and not list(tmp_path.glob("gs*"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["config.json", "lock", "metrics.jsonl", "timing.jsonl"])
 def test_a_pipe_in_place_of_a_file_does_not_hang(
     what: str, finished: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -390,6 +397,7 @@ def test_a_pipe_in_place_of_a_file_does_not_hang(
     assert error.startswith("error: ") and what in error and error.count("\n") == 1, error
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_when_its_output_has_no_reader(
     base: list[str], finished: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -404,6 +412,7 @@ def test_a_run_goes_on_when_its_output_has_no_reader(
     assert_same_run(whole, run)
 
 
+@pytest.mark.slow
 def test_a_run_without_stderr_is_like_any_other(base: list[str], finished: Callable[..., Path], tmp_path: Path) -> None:
     """Descriptor 2 is free for the first file that is opened, and must not become a file of the run."""
     run = tmp_path / "run"
@@ -449,6 +458,7 @@ def test_a_disk_that_fills_up_with_pictures(tmp_path: Path) -> None:
     assert error.startswith(f"error: --run-dir {disk / 'run'} cannot be written: ") and "space" in error.lower(), error
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at", [1, 2, 3])
 def test_a_save_that_fails_ends_the_run_with_its_own_code(
     at: int,
@@ -502,6 +512,7 @@ def test_a_second_run_is_refused_and_a_dead_one_is_no_obstacle(
 # --- Diverged ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_nan_stops_the_run_with_the_last_finite_checkpoint_left(
     base: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -527,6 +538,7 @@ def test_a_nan_stops_the_run_with_the_last_finite_checkpoint_left(
     assert max(record["step"] for record in records.read_records(run / "metrics.jsonl")) == 16
 
 
+@pytest.mark.slow
 def test_the_best_checkpoint_is_kept_and_used(base: list[str], tmp_path: Path) -> None:
     """By the validation images, with a learning rate so high that their bound goes down again."""
     run = tmp_path / "run"
@@ -540,6 +552,7 @@ def test_the_best_checkpoint_is_kept_and_used(base: list[str], tmp_path: Path) -
     assert evaluate.evaluate_run(run, best=True)["step"] == best["step"]
 
 
+@pytest.mark.slow
 def test_a_better_epoch_that_was_not_saved_is_told(
     base: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -561,6 +574,7 @@ def test_a_better_epoch_that_was_not_saved_is_told(
     assert "was better" not in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_stop_during_the_evaluation_of_the_best_checkpoint(
     base: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -589,6 +603,7 @@ def test_a_stop_during_the_evaluation_of_the_best_checkpoint(
     assert evaluate.evaluate_run(cut, best=True)["step"] == best
 
 
+@pytest.mark.slow
 def test_a_run_that_holds_no_images_out_has_no_best_checkpoint(
     base: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -608,6 +623,7 @@ def test_a_run_that_holds_no_images_out_has_no_best_checkpoint(
 # --- Time and place ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_clock_that_jumps(
     base: list[str], finished: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -628,6 +644,7 @@ def test_a_clock_that_jumps(
     assert timing and not any("-" in line.partition("seconds")[2][:6] for line in timing)
 
 
+@pytest.mark.slow
 def test_a_run_that_was_moved_elsewhere(base: list[str], finished: Callable[..., Path], tmp_path: Path) -> None:
     run = tmp_path / "run"
     whole = finished(*SMALL, "--epochs", "4")
@@ -639,6 +656,7 @@ def test_a_run_that_was_moved_elsewhere(base: list[str], finished: Callable[...,
     assert_same_run(whole, moved)
 
 
+@pytest.mark.slow
 def test_a_run_of_an_older_version(
     finished: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

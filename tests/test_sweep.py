@@ -99,6 +99,7 @@ def test_a_sweep_is_its_runs(base: list[str], tmp_path: Path, capsys: pytest.Cap
         np.testing.assert_allclose(evaluate_run(run)["loss"], float(row["test_loss"]), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_best_member_is_extracted_as_a_run(
     base: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -120,6 +121,7 @@ def test_the_best_member_is_extracted_as_a_run(
     assert_same_run(run, one)
 
 
+@pytest.mark.slow
 @pytest.mark.unoptimized
 def test_a_member_is_extracted_in_the_middle_of_an_epoch(
     base: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -168,6 +170,7 @@ def test_a_sweep_goes_on_bit_for_bit(base: list[str], tmp_path: Path) -> None:
         extract(whole, next(int(r["member"]) for r in rows if r["status"] != "done"), tmp_path / "x")
 
 
+@pytest.mark.slow
 @pytest.mark.unoptimized
 def test_all_members_may_diverge(base: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "sweep"
@@ -232,6 +235,7 @@ def test_the_grid() -> None:
     assert programs_of(decays) == [[0, 2], [1, 3]]
 
 
+@pytest.mark.slow
 @pytest.mark.unoptimized
 @pytest.mark.parametrize(("flags", "message"), [
     (["--beta", "1", "x"], "--beta: x"),
@@ -263,6 +267,7 @@ def test_bad_input_is_refused(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.unoptimized
 def test_directories_are_guarded(base: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "sweep"
@@ -363,6 +368,7 @@ def test_members_are_ranked_by_a_metric_that_means_the_same_for_all(tmp_path: Pa
     assert "beta 1.0" in last and "-104.5" in last and "-109" in last
 
 
+@pytest.mark.slow
 def test_panels_show_the_validation_images_if_there_are_any(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     titles: list[str] = []
     for of in ("validation", "test"):
@@ -415,6 +421,7 @@ def test_no_member_is_best_before_one_was_evaluated(tmp_path: Path) -> None:
         best(grid, table(written(tmp_path, grid, lines)))
 
 
+@pytest.mark.slow
 def test_one_device_for_each_core() -> None:
     """Where the user has not said otherwise, and on the command line only."""
     code = "import jax; from jaxvae.sweep.__main__ import use_every_core; use_every_core(); print(jax.device_count())"
@@ -424,6 +431,7 @@ def test_one_device_for_each_core() -> None:
         assert int(out.stdout) == expected
 
 
+@pytest.mark.slow
 @pytest.mark.unoptimized
 def test_a_refused_resume_leaves_all_as_it_was(
     base: list[str], tmp_path: Path, images: NDArray[np.uint8], capsys: pytest.CaptureFixture[str]
@@ -455,6 +463,7 @@ def test_a_refused_resume_leaves_all_as_it_was(
     assert sweep("--resume", "--run-dir", str(out), "--epochs", "3") == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", [
     {"axes": {"learning_rate": [None]}}, {"axes": {"learning_rate": ["a", "b"]}}, {"axes": {"hidden": [[1.5], [2]]}},
     {"axes": {"beta": []}, "programs": []}, {"axes": {"beta": [True, 2]}}, {"axes": {"batch_size": [8.0, 4.0]}},
@@ -474,6 +483,7 @@ def test_a_damaged_sweep_is_refused_in_one_line(change: dict[str, Any], tmp_path
                 load_sweep(tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.unoptimized
 @pytest.mark.parametrize(
     ("flags", "name"), [("--likelihood own_parts:Cauchy", "cauchy_scale"), ("--prior own_parts:Wide", "prior_width")]

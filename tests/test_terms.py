@@ -21,6 +21,7 @@ from jaxvae.train.step import init_state, make_train_step
 pytestmark = pytest.mark.unoptimized
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("objective", "samples", "changes"),
     [
@@ -66,6 +67,7 @@ def test_terms_are_those_written_out(training: bool, objective: str, samples: in
         np.testing.assert_allclose(got[name], values, rtol=1e-4, atol=1e-5, err_msg=name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [
@@ -106,6 +108,7 @@ def test_the_bound_is_the_same_for_all_weights(changes: dict[str, Any]) -> None:
     np.testing.assert_allclose(terms[name], -same["loss"], rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", ["info", "beta-tc", "factor"])
 def test_terms_of_a_batch_are_of_the_global_batch(objective: str) -> None:
     config = config_of(objective, beta=3.0, mmd_weight=2.0 if objective == "info" else 0.0)

@@ -73,6 +73,7 @@ def compared(model: Any, params: Any, names: dict[str, Any], posterior: str, pix
         np.testing.assert_allclose(values, found, rtol=rtol, atol=rtol)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("preset", "shape", "changes"),
     [
@@ -106,6 +107,7 @@ def test_the_printed_modules_compute_what_jaxvae_computes(
     jax.tree.map(np.testing.assert_array_equal, back, params)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [GATED, CONV, {**RESNET, "latents": "spatial", "latent_size": 4}], ids=str)
 def test_a_module_initialised_by_pytorch_computes_the_same_in_jaxvae(changes: dict[str, Any]) -> None:
     model = build_model(config_of("vae", likelihood="gaussian-global", **changes), (7, 5, 2))
@@ -119,6 +121,7 @@ def test_a_module_initialised_by_pytorch_computes_the_same_in_jaxvae(changes: di
     jax.tree.map(np.testing.assert_array_equal, back, weights)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [GATED, CONV, {**RESNET, "latents": "spatial", "latent_size": 4}], ids=str)
 def test_gradients_match_pytorch(changes: dict[str, Any]) -> None:
     """Gradients of the reconstructions' squared error with respect to every parameter; float64."""

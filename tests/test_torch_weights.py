@@ -75,6 +75,7 @@ def refuses(*fragments: object) -> Any:
 # --- Names and shapes ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_names_and_layout_are_pytorchs(states: dict[str, TrainState], preset: str) -> None:
     code = {"notes-ae": 20, "notes-vae": 10}[preset]
     widths = {"encoder": (784, 256, 64, 20), "decoder": (code, 64, 256, 784)}
@@ -89,6 +90,7 @@ def test_names_and_layout_are_pytorchs(states: dict[str, TrainState], preset: st
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_a_round_trip_is_exact(states: dict[str, TrainState], preset: str, suffix: str, tmp_path: Path) -> None:
     params, path = states[preset].params, tmp_path / f"weights{suffix}"
@@ -114,6 +116,7 @@ def numpy_reconstruct(weights: StateDict, x: NDArray[Any], eps: NDArray[Any]) ->
     return 1 / (1 + np.exp(-stack("decoder", code))).reshape(x.shape)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_exported_weights_compute_the_same_in_numpy(
     states: dict[str, TrainState], images: NDArray[np.float32], preset: str, suffix: str, tmp_path: Path
@@ -164,6 +167,7 @@ def test_what_pytorch_saved_is_read(suffix: str, dtype: str, tmp_path: Path, mon
         np.testing.assert_array_equal(back[name], values.float().numpy())
 
 
+@pytest.mark.slow
 def test_layers_of_other_widths_travel_too() -> None:
     model = VAE((2, 3, 1), Mlp((5, 4, 3, 2)), latent_size=2)
     params = init_state(model, build_optimizer(PRESETS["vae"]), jax.random.key(0)).params
@@ -208,6 +212,7 @@ IN_PYTORCH = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", IN_PYTORCH)
 def test_an_imported_model_computes_what_pytorch_computes(
     images: NDArray[np.float32], preset: str, tmp_path: Path
@@ -236,6 +241,7 @@ def test_an_imported_model_computes_what_pytorch_computes(
     np.testing.assert_allclose(jax.nn.sigmoid(logits), x_hat.numpy(), atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("preset", "changes"),
     [
@@ -341,6 +347,7 @@ def run(*args: object) -> int:
     return cli.run(lambda: torch_weights.main([str(a) for a in args]))
 
 
+@pytest.mark.slow
 def test_import_then_export(
     weights: StateDict, tmp_path: Path, capsys: pytest.CaptureFixture[str], mnist_dir: Path
 ) -> None:
@@ -364,6 +371,7 @@ def test_import_then_export(
     assert generate.generate(run_dir, 3).shape == (3, 28, 28, 1)
 
 
+@pytest.mark.slow
 def test_import_refuses_in_one_line_and_leaves_nothing(
     weights: StateDict, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -400,6 +408,7 @@ def test_names_of_other_layers_are_refused_and_the_help_says_which_are_expected(
     assert all(word in said for word in ("encoder.0", "nn.Sequential", "fc21", "log-variance"))
 
 
+@pytest.mark.slow
 def test_export_says_what_pytorch_must_compute(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = ["--hidden", "4", "--latent-size", "2", "--batch-size", "8", "--epochs", "1", "--dataset", "digits"]
     assert train("--preset", "vae", *flags, "--run-dir", str(tmp_path / "run")) == 0
@@ -414,6 +423,7 @@ CONV = ["--architecture", "conv", "--hidden", "3", "4", "--latent-size", "2", "-
 RESNET = ["--architecture", "resnet", "--hidden", "3", "4", "--latents", "spatial", "--latent-size", "8"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flags", [CONV, RESNET, [*CONV, "--head", "linear", "--activation", "elu"]], ids=" ".join)
 def test_flags_say_which_model_is_imported(flags: list[str], tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
@@ -448,6 +458,7 @@ def numbered(model: Any) -> Any:
     return jax.tree.map(lambda a: np.arange(a.size, dtype=np.float32).reshape(a.shape), shapes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("shape", "flags", "said"),
     [
@@ -512,6 +523,7 @@ def test_usage(capsys: pytest.CaptureFixture[str]) -> None:
     assert "--preset" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_what_has_no_form_in_pytorch_is_refused(tmp_path: Path) -> None:
     run = tmp_path / "run"
     small = ["--hidden", "8", "4", "--latent-size", "2", "--batch-size", "8", "--epochs", "1"]

@@ -62,6 +62,7 @@ def kept(monkeypatch: pytest.MonkeyPatch) -> list[Kept]:
     return Kept.made
 
 
+@pytest.mark.slow
 def test_a_run_and_its_resumption_report_everything_to_one_tracker_run(
     image_file: Path, tmp_path: Path, kept: list[Kept]
 ) -> None:
@@ -88,6 +89,7 @@ def test_a_run_and_its_resumption_report_everything_to_one_tracker_run(
     assert len(kept) == 2
 
 
+@pytest.mark.slow
 def test_a_tracker_that_fails_is_one_warning_and_changes_nothing(
     image_file: Path,
     tmp_path: Path,

@@ -33,6 +33,7 @@ def base(image_file: Path) -> list[str]:
     return ["--dataset", str(image_file), *SMALL]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", PRESETS)
 def test_a_run_writes_what_it_promises(preset: str, base: list[str], tmp_path: Path) -> None:
     run = tmp_path / "run"
@@ -74,12 +75,14 @@ def test_a_run_writes_what_it_promises(preset: str, base: list[str], tmp_path: P
     assert state_of(run).step == 3 * steps
 
 
+@pytest.mark.slow
 def test_two_runs_of_one_configuration_write_the_same_bytes(base: list[str], tmp_path: Path) -> None:
     for name in ("a", "b"):
         assert train(*base, "--epochs", "2", "--run-dir", str(tmp_path / name)) == 0
     assert_same_run(tmp_path / "a", tmp_path / "b")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("setting", "value"), [("default_prng_impl", "rbg"), ("threefry_partitionable", False)])
 def test_the_environments_random_generator_changes_nothing(
     setting: str, value: Any, base: list[str], tmp_path: Path
@@ -96,6 +99,7 @@ def test_the_environments_random_generator_changes_nothing(
     assert_same_run(tmp_path / "a", tmp_path / "b")
 
 
+@pytest.mark.slow
 def test_a_changed_preset_is_announced_as_one(
     base: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -105,12 +109,14 @@ def test_a_changed_preset_is_announced_as_one(
     assert capsys.readouterr().err.startswith(f"{changed} on ")
 
 
+@pytest.mark.slow
 def test_another_seed_is_another_run(base: list[str], tmp_path: Path) -> None:
     for seed in ("0", "1"):
         assert train(*base, "--epochs", "1", "--seed", seed, "--run-dir", str(tmp_path / seed)) == 0
     assert (tmp_path / "0" / "metrics.jsonl").read_text() != (tmp_path / "1" / "metrics.jsonl").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", ["notes-vae", "vae"])
 @pytest.mark.parametrize("log_every", ["0", "3"])
 def test_a_resumed_run_is_the_uninterrupted_run(preset: str, log_every: str, base: list[str], tmp_path: Path) -> None:
@@ -124,6 +130,7 @@ def test_a_resumed_run_is_the_uninterrupted_run(preset: str, log_every: str, bas
     assert_same_run(whole, parts)
 
 
+@pytest.mark.slow
 def test_fewer_epochs_than_are_done_are_refused(
     finished: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -136,6 +143,7 @@ def test_fewer_epochs_than_are_done_are_refused(
     assert (run / "config.json").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_a_run_that_is_extended_and_taken_back_has_its_test_metrics(base: list[str], tmp_path: Path) -> None:
     whole, run = tmp_path / "whole", tmp_path / "run"
     base = ["--preset", "vae", *base]
@@ -148,6 +156,7 @@ def test_a_run_that_is_extended_and_taken_back_has_its_test_metrics(base: list[s
     assert_same_run(whole, run)
 
 
+@pytest.mark.slow
 def test_a_finished_run_has_nothing_to_resume(
     finished: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -159,6 +168,7 @@ def test_a_finished_run_has_nothing_to_resume(
     assert (run / "metrics.jsonl").read_bytes() == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_saves_and_stops_and_the_run_goes_on(
     number: signal.Signals,
@@ -188,6 +198,7 @@ def test_a_signal_saves_and_stops_and_the_run_goes_on(
     assert_same_run(whole, cut)
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_stops_the_run(
     base: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -199,6 +210,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(
     assert all(np.isfinite(line["loss"]) for line in records.read_records(run / "metrics.jsonl"))
 
 
+@pytest.mark.slow
 def test_parameters_that_are_not_finite_after_the_last_step_stop_the_run(
     base: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -210,6 +222,7 @@ def test_parameters_that_are_not_finite_after_the_last_step_stop_the_run(
     assert not list((run / "checkpoints").glob("[0-9]*"))
 
 
+@pytest.mark.slow
 def test_evaluate_gives_the_last_test_line(
     finished: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -227,6 +240,7 @@ def test_evaluate_gives_the_last_test_line(
     assert "(per pixel)" in shown and f"{figures['loss']:.6g}" in shown
 
 
+@pytest.mark.slow
 def test_generate_draws_a_grid(finished: Callable[..., Path], tmp_path: Path) -> None:
     run, out = finished(*SMALL, "--epochs", "1"), tmp_path / "grid.png"
     assert cli.run(lambda: generate.main([str(run), "-n", "11", "--out", str(out)])) == 0
@@ -237,6 +251,7 @@ def test_generate_draws_a_grid(finished: Callable[..., Path], tmp_path: Path) ->
     assert not np.array_equal(again, other)
 
 
+@pytest.mark.slow
 def test_generate_refuses_an_autoencoder(
     finished: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -245,6 +260,7 @@ def test_generate_refuses_an_autoencoder(
     assert "has no prior to draw from" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_idx_directory_trains_under_its_name(mnist_dir: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     args = ["--data-dir", str(mnist_dir), "--batch-size", "8", "--epochs", "1"]
@@ -366,6 +382,7 @@ def test_a_directory_for_runs_that_leads_nowhere(
     assert "error: --run-dir runs cannot be written: File exists" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_run_of_a_relative_path_goes_on_from_elsewhere(
     image_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -381,6 +398,7 @@ def test_a_run_of_a_relative_path_goes_on_from_elsewhere(
     assert evaluate.evaluate_run(Path("../run"))["step"] == 24
 
 
+@pytest.mark.slow
 def test_evaluate_counts_epochs_as_training_does(base: list[str], tmp_path: Path) -> None:
     run = tmp_path / "run"
     assert train(*base, "--batch-size", "13", "--epochs", "9", "--run-dir", str(run)) == 0
@@ -388,6 +406,7 @@ def test_evaluate_counts_epochs_as_training_does(base: list[str], tmp_path: Path
     assert (evaluate.evaluate_run(run)["epoch"], last["epoch"]) == (9, 9)
 
 
+@pytest.mark.slow
 def test_evaluate_refuses_other_test_images(base: list[str], image_file: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     assert train(*base, "--epochs", "1", "--run-dir", str(run)) == 0
@@ -398,6 +417,7 @@ def test_evaluate_refuses_other_test_images(base: list[str], image_file: Path, t
         evaluate.evaluate_run(run)
 
 
+@pytest.mark.slow
 def test_a_run_traces_each_of_its_programs_once(
     base: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

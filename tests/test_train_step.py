@@ -85,6 +85,7 @@ def test_intensities() -> None:
         intensities(jnp.arange(3))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", PRESETS)
 def test_step_is_the_gradient_step_written_out(preset: str, images: NDArray[np.uint8]) -> None:
     model, objective, optimizer, state = parts(preset)
@@ -118,6 +119,7 @@ def test_step_is_the_gradient_step_written_out(preset: str, images: NDArray[np.u
     assert int(new.step) == 1
 
 
+@pytest.mark.slow
 def test_each_step_and_each_example_has_noise_of_its_own(images: NDArray[np.uint8]) -> None:
     state, train_step = parts("notes-vae")[-1], train_step_of("notes-vae")
     batch = jnp.asarray(np.repeat(images[:1], BATCH, axis=0))
@@ -130,6 +132,7 @@ def test_each_step_and_each_example_has_noise_of_its_own(images: NDArray[np.uint
     assert float(alone) != float(metrics["recon"])  # The other copies of the image drew other latents.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("axis_name", [None, "data"])
 @pytest.mark.parametrize("objective", [name for name, kind in OBJECTIVES.items() if kind.separate])
 def test_a_batch_in_parts_has_the_same_gradients(
@@ -164,6 +167,7 @@ def test_an_objective_that_gathers_cannot_be_computed_in_parts(images: NDArray[n
         jax.eval_shape(step, state, jnp.asarray(images[:12]), NOISE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("preset", "way", "devices"),
     [(preset, way, devices) for preset in PRESETS for way, devices in (("shard_map", 8), ("varying tracked", 4))]
@@ -228,6 +232,7 @@ def test_an_epoch_takes_every_image_once_in_a_new_order(images: NDArray[np.uint8
     assert not np.array_equal(epochs[0], images.reshape(96, -1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("preset", "capacity"),
     [(preset, STEPS) for preset in PRESETS] + [(preset, None) for preset in STATELESS_AND_STATEFUL],
@@ -249,6 +254,7 @@ def test_a_call_equals_its_steps_one_by_one(preset: str, capacity: int | None, i
     assert int(state.step) == int(one_by_one.step) == 12
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", PRESETS)
 def test_how_an_epoch_is_cut_into_calls_does_not_change_a_bit(preset: str, images: NDArray[np.uint8]) -> None:
     run, results = run_steps(preset, STEPS), []
@@ -264,6 +270,7 @@ def test_how_an_epoch_is_cut_into_calls_does_not_change_a_bit(preset: str, image
         assert_trees_equal(results[0], other)
 
 
+@pytest.mark.slow
 def test_a_run_traces_its_step_once(images: NDArray[np.uint8]) -> None:
     """Whatever the number of steps of its calls. (Twice: the first time only for the shapes of its values.)"""
     model, objective, optimizer, state = parts("notes-vae")
@@ -281,6 +288,7 @@ def test_a_run_traces_its_step_once(images: NDArray[np.uint8]) -> None:
     assert traces == 2
 
 
+@pytest.mark.slow
 def test_vmap_over_seeds_is_each_seed_alone(images: NDArray[np.uint8]) -> None:
     model, objective, optimizer, _ = parts("notes-vae")
     train_step, batch = make_train_step(model, objective, optimizer), jnp.asarray(images[:8])
@@ -301,6 +309,7 @@ def test_state_is_donated(images: NDArray[np.uint8]) -> None:
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", PRESETS)
 def test_training_lowers_the_loss(preset: str, images: NDArray[np.uint8]) -> None:
     state, run = parts(preset)[-1], run_steps(preset, STEPS)
@@ -322,6 +331,7 @@ def terms_of(preset: str) -> Any:
     return jax.jit(lambda *given: terms(*given)[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("preset", "size"),
     [(preset, 7) for preset in PRESETS]
@@ -348,6 +358,7 @@ def test_init_state_is_a_function_of_its_key() -> None:
     assert not np.array_equal(*kernels)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", ["elbo", "iwae", "dreg"])
 def test_evaluation_takes_no_more_memory_for_more_samples(objective: str) -> None:
     """Measured on compiled programs. (One image with all its samples is always taken at once.)"""

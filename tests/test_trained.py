@@ -38,6 +38,7 @@ def loaded(runs: Path, name: str) -> trained.TrainedRun:
     return jaxvae.load(runs / name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_images_go_in_and_images_come_out(name: str, runs: Path, images: NDArray[np.uint8]) -> None:
     run = loaded(runs, name)
@@ -63,6 +64,7 @@ def test_images_go_in_and_images_come_out(name: str, runs: Path, images: NDArray
         assert np.abs(run.sample(3, seed=4) - run.sample(3, seed=5)).max() > 0
 
 
+@pytest.mark.slow
 def test_what_is_computed_is_what_the_module_computes(runs: Path, images: NDArray[np.uint8]) -> None:
     run = loaded(runs, "vae")
     x = images[:7] / np.float32(255)
@@ -72,6 +74,7 @@ def test_what_is_computed_is_what_the_module_computes(runs: Path, images: NDArra
     np.testing.assert_allclose(run.decode(mean), jax.nn.sigmoid(logits), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_chunks_change_nothing(runs: Path, images: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch) -> None:
     run = loaded(runs, "vae")
     whole = run.encode(images), run.reconstruct(images)
@@ -101,6 +104,7 @@ def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
         jaxvae.load(str(tmp_path))
 
 
+@pytest.mark.slow
 def test_a_model_of_binary_pixels_sees_binary_pixels(runs: Path, images: NDArray[np.uint8]) -> None:
     """Binary images are encoded as they are; of grey images, binary pixels are drawn first."""
     run = loaded(runs, "two-layer")

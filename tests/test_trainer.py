@@ -86,6 +86,7 @@ def test_a_subclass_does_not_inherit_that_it_treats_images_separately(monkeypatc
     assert programs.part_size(config, (28, 28, 1), 1, "cpu") is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("devices", [1, 2])
 def test_a_run_computes_batches_in_parts(
     devices: int, images: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
@@ -105,6 +106,7 @@ def test_a_run_computes_batches_in_parts(
     assert loops == before + 1
 
 
+@pytest.mark.slow
 def test_calls_take_the_steps_of_the_epoch(images: NDArray[np.uint8]) -> None:
     trainer = trainer_of(images)
     state = trainer.start(None)
@@ -132,6 +134,7 @@ def test_no_part_of_an_evaluation_takes_longer_than_some_steps(images: NDArray[n
     assert trainer.joined("test", parts)["loss"].shape == (96,)
 
 
+@pytest.mark.slow
 def test_blocks_of_steps_compute_the_same_bits(images: NDArray[np.uint8]) -> None:
     """As an accelerator takes them, here on the CPU: an epoch of 4 steps is a block of 3 and a single step."""
     results = []
@@ -143,6 +146,7 @@ def test_blocks_of_steps_compute_the_same_bits(images: NDArray[np.uint8]) -> Non
     jax.tree.map(np.testing.assert_array_equal, *results)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("option", [("xla_gpu_no_such_option", "1"), ("xla_gpu_enable_command_buffer", "NO_SUCH")])
 def test_an_option_or_a_value_that_xla_does_not_have_is_left_out(
     option: tuple[str, str], images: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
@@ -201,6 +205,7 @@ def test_kernels_are_tried_where_that_saves_more_time_than_it_takes(
     assert programs.worth_trials(config, parameters, steps) is expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("platform", "epochs", "tried"), [("gpu", 2, False), ("gpu", 10**6, True), ("cpu", 2, True)])
 def test_a_run_of_few_steps_on_a_gpu_is_compiled_without_trials(
     platform: str, epochs: int, tried: bool, images: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
@@ -236,6 +241,7 @@ def test_test_images_are_evaluated_only_at_the_end_if_there_are_validation_image
     assert splits(validation=False, last=False) == splits(validation=False, last=True) == ("test",)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("devices", [2, 4, 8])
 def test_several_devices_compute_what_one_does(devices: int, images: NDArray[np.uint8]) -> None:
     def run(count: int) -> tuple[Any, list[Any]]:
@@ -251,6 +257,7 @@ def test_several_devices_compute_what_one_does(devices: int, images: NDArray[np.
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), several[0], one[0])
 
 
+@pytest.mark.slow
 def test_each_device_works_on_its_share(images: NDArray[np.uint8]) -> None:
     trainer = trainer_of(images, 8)
     state = trainer.start(None)
@@ -261,6 +268,7 @@ def test_each_device_works_on_its_share(images: NDArray[np.uint8]) -> None:
     assert "f32[2,30]" in program and "f32[16,30]" not in program
 
 
+@pytest.mark.slow
 def test_a_mesh_of_one_device_adds_nothing_to_the_program(images: NDArray[np.uint8]) -> None:
     """Instruction by instruction, it is what `jax.jit` makes of the same function on its own."""
     trainer = trainer_of(images)

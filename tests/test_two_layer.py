@@ -10,6 +10,7 @@ from small import config_of, images, keys_of, model_and_params
 pytestmark = pytest.mark.unoptimized
 
 
+@pytest.mark.slow
 def test_two_layers_weights_are_the_densities_written_out() -> None:
     config = config_of("iwae", architecture="two-layer", hidden=(8, 6), samples=3)
     model, params = model_and_params(config)

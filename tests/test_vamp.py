@@ -36,6 +36,7 @@ def model_and_params(**changes: Any) -> tuple[Config, Any, Any]:
     return config, model, params
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["mlp", "conv"])
 def test_the_density_is_the_mean_of_the_posteriors_of_the_pseudo_inputs(architecture: str) -> None:
     _, model, params = model_and_params(architecture=architecture)
@@ -69,6 +70,7 @@ def test_pseudo_inputs_start_at_images_of_a_file_that_is_streamed(tmp_path: Path
     np.testing.assert_array_equal(start.images, (train / 255)[[0, 38]].astype(np.float32))  # Every tenth is for tests.
 
 
+@pytest.mark.slow
 def test_pseudo_inputs_lie_half_way_from_the_mean_to_an_image_but_for_little_noise() -> None:
     config = config_of(prior="vamp", pseudo_inputs=400)
     seen = np.random.default_rng(0).integers(0, 2, (400, *SHAPE)).astype(np.float32)
@@ -120,6 +122,7 @@ def test_a_batch_is_not_computed_in_parts_that_would_each_encode_them() -> None:
         assert (part_size(config, (28, 28, 1), 1, "cpu") is not None) == parts
 
 
+@pytest.mark.slow
 def test_the_gradient_reaches_the_pseudo_inputs_and_the_encoder() -> None:
     _, model, params = model_and_params()
     latent = jnp.float32(np.random.default_rng(0).normal(size=(4, 1, 3)))
