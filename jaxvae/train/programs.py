@@ -125,8 +125,8 @@ def program_bytes(memory: Any) -> int:
 
 # What XLA records in CUDA graphs by default, and loops.
 RECORDED = "FUSION,CUBLAS,CUBLASLT,CUSTOM_CALL,CUDNN,DYNAMIC_SLICE_FUSION,CONDITIONAL,WHILE"
-# On a GPU, XLA takes the first kernel that gives the same bits every time. Otherwise it tries several for each product
-# when it compiles, for seconds, and takes the fastest of that moment.
+# With this, XLA takes the first kernel on a GPU that gives the same bits every time. Without it, XLA tries several for
+# each product when it compiles, for seconds, and takes the fastest of that moment.
 UNTRIED: dict[str, Any] = {"xla_gpu_exclude_nondeterministic_ops": True}
 
 
@@ -181,6 +181,8 @@ def seldom_options(backend: str) -> dict[str, Any]:
     On a GPU these are `UNTRIED`. What XLA_FLAGS says holds.
     """
     options = _unless_said(UNTRIED) if backend == "gpu" else {}
+    if not options:
+        return {}
     try:
         jax.jit(lambda: 0).lower().compile(compiler_options=options)
     except jax.errors.JaxRuntimeError:  # The options of XLA come and go.
