@@ -16,7 +16,8 @@ PIECES = Path(__file__).parent / "pieces.py"
 STEPS = 1875  # An epoch.
 
 # "options" replace those of `jaxvae.train.programs.compiler_options`; "block": steps without asking the host; "turn":
-# steps in a turn of that loop; "flat": Adam on one vector of all parameters.
+# steps in a turn of that loop; "flat": Adam on one vector of all parameters. XLA tries kernels where EXACT is not among
+# the options; a way without options does as `programs.worth_trials` says.
 CONCURRENT = {"xla_gpu_command_buffer_scheduling_mode": "CONCURRENT"}
 EXACT = {"xla_gpu_exclude_nondeterministic_ops": True}
 RECORDED = {"xla_gpu_enable_command_buffer": programs.RECORDED}

@@ -135,14 +135,14 @@ def compiler_options(backend: str, recorded: bool = False, tried: bool = True) -
 
     On a GPU, the kernels of a step that do not need each other run at the same time: of some fifty small ones, many do
     not fill it. With `recorded`, a CUDA graph holds the loop over the steps itself, not only each step. Without
-    `tried`, `UNTRIED` holds.
+    `tried`, `UNTRIED` holds, where XLA knows it.
     """
     if backend != "gpu":
         return {}
     options = {"xla_gpu_command_buffer_scheduling_mode": "CONCURRENT"}
     if recorded:
         options["xla_gpu_enable_command_buffer"] = RECORDED
-    return _unless_said(options if tried else options | UNTRIED)
+    return _unless_said(options if tried else options | seldom_options(backend))
 
 
 def _unless_said(options: dict[str, Any]) -> dict[str, Any]:
@@ -168,7 +168,7 @@ def worth_trials(config: Config, parameters: int, steps: int) -> bool:
       steps: how many the run takes.
     """
     parts, precision = config.parts, (config.compute_dtype, config.matmul_precision)
-    if parts.model is not None or not isinstance(parts.network, Mlp) or precision != ("float32", "highest"):
+    if parts.model is not None or type(parts.network) is not Mlp or precision != ("float32", "highest"):
         return True
     flops = 6 * parameters * config.batch_size * parts.objective.latents  # A product forward, two backward.
     return bool(steps * max(SAVED, flops / SAVED_FLOPS) > TRIALS)

@@ -110,7 +110,8 @@ class Trainer:
         )
         # Fused steps are slower in a recorded loop; several devices' steps were not tried in one.
         recorded = fused is None and placement.batch.mesh.devices.size == 1
-        self._program = StepProgram(jitted, capacity, recorded, self._tries_kernels())
+        # Fused steps have not been measured without trials of what surrounds them.
+        self._program = StepProgram(jitted, capacity, recorded, fused is not None or self._tries_kernels())
         latents = self.objective.objective.latents
         most = PART_BATCHES * config.batch_size
         if (cached := cached_at_once(config, images.image_shape, latents)) is not None:
