@@ -19,13 +19,13 @@ from ways import WAYS, compile_as
 PIECES = Path(__file__).parent / "pieces.py"
 PALLAS = "pallas"
 TOGETHER = 10  # Processes side by side.
-DETERMINISTIC = "--xla_gpu_exclude_nondeterministic_ops=true"
+DETERMINISTIC, TRIED = (f"--xla_gpu_exclude_nondeterministic_ops={value}" for value in ("true", "false"))
 # What is run twice, and killed and resumed: a model, more flags of `jaxvae.train`, XLA's flags, and whether what one
 # process compiled is kept for the next. Where it is not, each chooses its algorithms anew.
 RESUMED: Sequence[tuple[str, Sequence[str], str, bool]] = [
     *[(name, (), "", True) for name in ("notes-vae", "conv", "resnet")],
     ("notes-vae", ("--step-kernels", "pallas"), "", False),
-    *[(name, (), flags, False) for name in ("notes-vae", "conv") for flags in ("", DETERMINISTIC)],
+    *[(name, (), flags, False) for name in ("notes-vae", "conv") for flags in (TRIED, DETERMINISTIC)],
 ]
 
 
