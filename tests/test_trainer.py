@@ -171,6 +171,8 @@ def test_on_a_gpu_no_kernels_are_tried_for_what_runs_seldom(monkeypatch: pytest.
     seldom, repeatable = programs.seldom_options.__wrapped__, "xla_gpu_exclude_nondeterministic_ops"
     assert seldom("cpu") == seldom("tpu") == {}
     assert seldom("gpu") == {repeatable: True}
+    assert programs.compiler_options("gpu", tried=False)[repeatable] is True
+    assert repeatable not in programs.compiler_options("gpu")
     with monkeypatch.context() as patch:
         patch.setenv("XLA_FLAGS", f"--{repeatable}=false")
         assert seldom("gpu") == {}
