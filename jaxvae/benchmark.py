@@ -4,7 +4,6 @@ import argparse
 import dataclasses
 import datetime
 import importlib.metadata
-import json
 import os
 import platform
 import shlex
@@ -312,7 +311,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     sized = [data.for_run(each, images) for each in sized]
     if arguments.compile_for is not None:
         content = compile_only(arguments.compile_for, sized, images)
-        write(arguments.json, {"command": _command(argv), **content})
+        cli.save_json(arguments.json, {"command": _command(argv), **content})
         return cli.EXIT_OK
     todo = [(each, devices) for each in sized for devices in arguments.devices]
     for each, devices in todo:  # Refuse what cannot be measured before anything is measured.
@@ -348,18 +347,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     for missed in results[-1]["flops_not_counted"]:
         print(f"note: FLOP: {missed}")
     content = {"machine": here, "command": _command(argv), "model": model, "notes": notes}
-    write(arguments.json, {**content, "first_step": started, "results": results})
+    cli.save_json(arguments.json, {**content, "first_step": started, "results": results})
     return cli.EXIT_OK
 
 
 def _command(argv: Sequence[str]) -> str:
     return shlex.join(["python", "-m", "jaxvae.benchmark", *argv])
-
-
-def write(path: Path | None, content: Mapping[str, Any]) -> None:
-    """Write `content` as JSON, if there is a path."""
-    if path is not None:
-        path.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

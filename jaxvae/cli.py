@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import io
 import itertools
+import json
 import math
 import os
 import re
@@ -16,7 +17,7 @@ import signal
 import sys
 import threading
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TextIO, TypeVar, cast
 
@@ -165,6 +166,22 @@ def check_writable(flag: str, path: Path) -> None:
         raise InputError(f"{flag} {path} cannot be written: {error.strerror}") from None
     if not existed:
         path.unlink()
+
+
+@contextlib.contextmanager
+def saving(flag: str, path: Path) -> Iterator[None]:
+    """Make a file that cannot be written after all a `SaveError`."""
+    try:
+        yield
+    except OSError as error:
+        raise SaveError(f"{flag} {path} cannot be written: {error.strerror or error}") from None
+
+
+def save_json(path: Path | None, content: Mapping[str, Any]) -> None:
+    """Write `content` to the file of ``--json``, if there is one. Raises `SaveError`."""
+    if path is not None:
+        with saving("--json", path):
+            path.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
 class _Lost(Exception):

@@ -13,7 +13,7 @@ import tyro
 
 from jaxvae import cli, config_file
 from jaxvae.config import Config, options_of, values_of
-from jaxvae.errors import InputError, SaveError, warn
+from jaxvae.errors import InputError, warn
 from jaxvae.options import options, words
 from jaxvae.protocols import Component
 from jaxvae.run import plots
@@ -244,14 +244,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     curves = curves_of(runs) if arguments.out is not None else None
     print(table(runs))
     content = {"runs": [run.name for run in runs], "warnings": said, "rows": rows_of(runs)}
-    try:
-        if arguments.json is not None:
-            arguments.json.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-        if arguments.out is not None and curves is not None:
+    cli.save_json(arguments.json, content)
+    if arguments.out is not None and curves is not None:
+        with cli.saving("--out", arguments.out):
             plots.save_comparison(arguments.out, *curves)
-            print(f"curves -> {arguments.out}")
-    except OSError as error:
-        raise SaveError(f"{error.filename} cannot be written: {error.strerror or error}") from None
+        print(f"curves -> {arguments.out}")
     return cli.EXIT_OK
 
 

@@ -15,7 +15,7 @@ from jaxvae.config import describe
 from jaxvae.data.images import SPLITS, ImageData, as_seen, reading_of
 from jaxvae.data.pictures import pictures_of
 from jaxvae.data.reading import shape_words
-from jaxvae.errors import InputError, SaveError
+from jaxvae.errors import InputError
 from jaxvae.models.quantized import QuantizedVAE
 from jaxvae.models.vae import LatentModel
 from jaxvae.plane import plane_of
@@ -150,20 +150,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     run = load_run(arguments.run_dir, arguments.best)
     found = encode(run, arguments.dataset, arguments.data_dir)
     count = f"{len(found['mean']):,} images"
-    try:
-        if arguments.out is not None:
-            arrays: dict[str, Any] = found
-            with arguments.out.open("wb") as file:
-                np.savez(file, **arrays)
-            held = ", ".join(f"{name} {list(values.shape)}" for name, values in found.items())
-            print(f"{count}: {held} -> {arguments.out}")
-        if arguments.map is not None:
-            draw_map(
-                arguments.map, found, f"{describe(run.config)}: latents of {count} of {Path(arguments.dataset).name}"
-            )
-            print(f"map of {count} -> {arguments.map}")
-    except OSError as error:
-        raise SaveError(f"{error.filename or arguments.out} cannot be written: {error.strerror or error}") from None
+    if arguments.out is not None:
+        arrays: dict[str, Any] = found
+        with cli.saving("--out", arguments.out), arguments.out.open("wb") as file:
+            np.savez(file, **arrays)
+        held = ", ".join(f"{name} {list(values.shape)}" for name, values in found.items())
+        print(f"{count}: {held} -> {arguments.out}")
+    if arguments.map is not None:
+        title = f"{describe(run.config)}: latents of {count} of {Path(arguments.dataset).name}"
+        with cli.saving("--map", arguments.map):
+            draw_map(arguments.map, found, title)
+        print(f"map of {count} -> {arguments.map}")
     return cli.EXIT_OK
 
 

@@ -1,10 +1,9 @@
 """Evaluate a run on its test split: ``python -m jaxvae.evaluate RUN_DIR``."""
 
 import dataclasses
-import json
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -14,7 +13,7 @@ import tyro
 from jaxvae import cli, compilation_cache, data
 from jaxvae.chunks import cached_at_once
 from jaxvae.config import describe
-from jaxvae.errors import InputError, SaveError, say, suggestion
+from jaxvae.errors import InputError, say, suggestion
 from jaxvae.keys import purpose_key
 from jaxvae.metrics import METRICS, ON_REQUEST, LogLikelihood, SampleQuality, Subject
 from jaxvae.metrics.outliers import Outliers
@@ -195,7 +194,7 @@ def _draw_outliers(path: Path, evaluation: _Evaluation) -> None:
     title = (
         f"{evaluation.result['model']}: test images of {evaluation.result['dataset']}, each above its reconstruction"
     )
-    with _saved("--outliers", path):
+    with cli.saving("--outliers", path):
         plots.save_outliers(path, groups, title)
 
 
@@ -206,7 +205,7 @@ def _write_events(run_dir: Path, evaluation: _Evaluation, picture: Path | None) 
     result = evaluation.result
     directory = run_dir / "tensorboard" / "evaluation"
     # A directory of its own: TensorBoard would drop the lines of training past the step of --best.
-    with _saved("--tensorboard", directory), closing(Board(directory, result["step"])) as board:
+    with cli.saving("--tensorboard", directory), closing(Board(directory, result["step"])) as board:
         for name in (*evaluation.terms, *evaluation.found):
             value = result[name]
             if isinstance(value, list):
@@ -216,14 +215,6 @@ def _write_events(run_dir: Path, evaluation: _Evaluation, picture: Path | None) 
                 board.scalar(f"evaluation/{name}", value, result["step"])
         if picture is not None:
             board.picture("evaluation/outliers", np.asarray(Image.open(picture).convert("RGB")), result["step"])
-
-
-@contextmanager
-def _saved(flag: str, path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise SaveError(f"{flag} {path} cannot be written: {error.strerror or error}") from None
 
 
 def _rounded(value: Any, digits: int) -> Any:
@@ -275,9 +266,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"outliers -> {drawn}")
     if arguments.tensorboard:
         _write_events(arguments.run_dir, evaluation, drawn)
-    if arguments.json is not None:
-        with _saved("--json", arguments.json):
-            arguments.json.write_text(json.dumps(evaluation.result, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    cli.save_json(arguments.json, evaluation.result)
     return cli.EXIT_OK
 
 

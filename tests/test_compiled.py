@@ -37,7 +37,7 @@ def trainer_on(devices: int, images: NDArray[np.uint8]) -> Trainer:
 @pytest.mark.parametrize("devices", [1, 4])
 def test_one_collective_a_step_of_all_gradients_and_terms(devices: int, images: NDArray[np.uint8]) -> None:
     trainer = trainer_on(devices, images)
-    found = report(trainer.lower().compile(), flops=0)
+    found = report(trainer.trace().lower().compile(), flops=0)
     state = trainer.abstract_state()
     numbers = sum(leaf.size for leaf in jax.tree.leaves(state.params)) + len(("loss", "reconstruction", "kl"))
     assert [each.written for each in found.collectives] == ([4 * numbers] if devices > 1 else [])
@@ -52,9 +52,9 @@ def test_one_collective_a_step_of_all_gradients_and_terms(devices: int, images: 
 def test_what_is_lowered_without_data_is_what_runs(images: NDArray[np.uint8]) -> None:
     """The program lowered from shapes alone is the one that `compile` compiles for the data."""
     trainer = trainer_on(4, images)
-    alone = trainer.lower().as_text()
+    alone = trainer.trace().lower().as_text()
     state = trainer.start(None)
-    assert trainer._program.lower(*trainer._arguments(state, 0)).as_text() == alone
+    assert trainer._program.trace(*trainer._arguments(state, 0)).lower().as_text() == alone
 
 
 @pytest.mark.slow
@@ -64,9 +64,9 @@ def test_what_is_lowered_of_a_sweep_without_data_is_what_runs(images: NDArray[np
     numbers = {name: [value] * 3 for name, value in config.traced().items()}
     split = data.ImageData("blobs", "a test", images[:64], images[64:])
     trainer = MembersTrainer(config, split, range(3), numbers, jax.devices()[:2], block=4)
-    alone = trainer.lower().as_text()
+    alone = trainer.trace().lower().as_text()
     state = trainer.start(None)
-    assert trainer._program.lower(*trainer._arguments(state, 0)).as_text() == alone
+    assert trainer._program.trace(*trainer._arguments(state, 0)).lower().as_text() == alone
 
 
 def test_products_that_triton_has_no_tiles_for_are_compiled_without_it() -> None:

@@ -4,13 +4,14 @@ In order, in one directory per page. A block below a line ``<!-- not run: REASON
 take long are made small: see `small`.
 """
 
+import functools
 import importlib
 import itertools
 import re
 import runpy
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,8 +22,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from runs import keep_classifiers
 
-from jaxvae import benchmark, cli
+from jaxvae import benchmark, cli, data
 from jaxvae.__main__ import COMMANDS
+from jaxvae.data import sources
+from jaxvae.data.arrays import paired
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -92,6 +95,13 @@ def run(words: list[str]) -> int:
     return cli.run(lambda: main(args))
 
 
+def fewer(read: Callable[[bool], data.ImageData], labels: bool) -> data.ImageData:
+    """400 of the images that `read` returns: programs that compile fast run slowly."""
+    whole = read(labels)
+    train, test = ({key: values[:200] for key, values in whole.split(name).items()} for name in ("train", "test"))
+    return paired(whole.name, whole.source, train, test)
+
+
 @pytest.fixture
 def directory(images: NDArray[np.uint8], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The directory of a reader, with a folder of small photographs and an array of grey images."""
@@ -99,6 +109,7 @@ def directory(images: NDArray[np.uint8], tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setattr(benchmark, "ROUND_SECONDS", 0.01)
     monkeypatch.setattr(benchmark, "IMAGES", 300)
+    monkeypatch.setattr(sources, "_digits", functools.partial(fewer, sources._digits))
     keep_classifiers(tmp_path, monkeypatch, steps=20)
     photos = tmp_path / "path" / "to" / "photos"
     photos.mkdir(parents=True)

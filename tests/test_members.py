@@ -238,11 +238,36 @@ def test_bad_members_are_refused(seeds: list[int], numbers: Any, message: str, i
 def test_room_is_what_the_device_says(images: NDArray[np.uint8]) -> None:
     config = dataclasses.replace(PRESETS["vae"], hidden=(8,), latent_size=2, batch_size=16)
     images_ = ImageData("digits", "a test", images[:64], images[64:])
-    found = room(config, images_, jax.devices()[:2])
+    found = room(config, images_, jax.devices()[:2], wanted=10**9)
     state = init_state(build_model(config, (6, 5, 1)), build_optimizer(config), purpose_key(0, "init"))
     floor = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
     assert 2 * floor < found.member_bytes < 100 * floor
     assert found.members == 2 * (found.free_bytes // found.member_bytes) > 0
+
+
+CHANGED: list[dict[str, Any]] = [
+    {"hidden": (300, 100), "latent_size": 5},
+    {"architecture": "conv", "hidden": (4, 8)},
+    {"architecture": "resnet", "hidden": (4,), "blocks": 1},
+    {"hidden": (8,), "prior": "vamp", "pseudo_inputs": 40},
+]
+
+
+@pytest.mark.slow
+@pytest.mark.unoptimized
+@pytest.mark.parametrize("changed", CHANGED, ids=["dense", "conv", "resnet", "vamp"])
+def test_members_that_surely_fit_are_not_compiled_to_see_it(
+    changed: dict[str, Any], images: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a member takes at most is more than XLA says that it takes."""
+    config = dataclasses.replace(PRESETS["vae"], batch_size=16, **changed)
+    images_ = ImageData("digits", "a test", images[:64], images[64:])
+    measured = room(config, images_, jax.devices()[:1], wanted=10**9)
+    monkeypatch.setattr(MembersTrainer, "memory", lambda *_: pytest.fail("compiled"))
+    most = room(config, images_, jax.devices()[:1], wanted=2)
+    assert (measured.compiled, most.compiled) == (True, False)
+    assert measured.member_bytes < most.member_bytes
+    assert 2 <= most.members <= measured.members
 
 
 @pytest.mark.slow

@@ -171,7 +171,7 @@ def test_memory_in_use_leaves_less_room_for_members(images: NDArray[np.uint8], m
     monkeypatch.setattr(memory, "device_stats", lambda _: {"bytes_limit": 10**8, "bytes_in_use": in_use()})
     config = dataclasses.replace(PRESETS["vae"], hidden=(16,), latent_size=3, batch_size=8)
     all_images = data.ImageData("test", "test", np.repeat(images[:64], 100, axis=0), images[64:])
-    room = members.room(config, all_images, [device])
+    room = members.room(config, all_images, [device], wanted=10**9)
     expected = members.MEMORY_FRACTION * (10**8 - before) - all_images.nbytes
     assert room.free_bytes == pytest.approx(expected, abs=2)
     assert room.members == int(room.free_bytes // room.member_bytes)

@@ -74,7 +74,7 @@ def test_a_sweep_is_its_runs(base: list[str], tmp_path: Path, capsys: pytest.Cap
     grid = ["--seeds", "2", "--learning-rate", "1e-3", "1e-2", "--beta", "1", "4", "--latent-size", "4", "3"]
     assert sweep(*base, *grid, "--run-dir", str(out)) == 0
     said = capsys.readouterr().err
-    assert re.search(r"8 members could share a program; [1-9]\d* fit: \d+ MiB each \(compiled for one\)", said)
+    assert re.search(r"8 members could share a program; [1-9]\d* fit: \d+ MiB each \(at most\)", said)
     assert "program 2/2" in said
     assert "learning_rate 0.001  beta 1.0  latent_size 4: test loss" in said
     rows = rows_of(out / "members.csv")

@@ -98,7 +98,7 @@ def test_a_run_computes_batches_in_parts(
     def run(most: int) -> tuple[list[float], int]:
         monkeypatch.setattr("jaxvae.models.networks.Conv.cached_images", lambda self, shape: most)
         trainer = Trainer(config, data, parallel.data_parallel(parallel.select_devices(devices)))
-        loops = trainer.lower().as_text().count("stablehlo.while")
+        loops = trainer.trace().lower().as_text().count("stablehlo.while")
         return losses_of(advance(trainer, trainer.start(None), 0, 4)[1]), loops
 
     (losses, loops), (expected, before) = run(4), run(1024)
@@ -205,6 +205,9 @@ def test_kernels_are_tried_where_that_saves_more_time_than_it_takes(
 ) -> None:
     config = dataclasses.replace(PRESETS["vae"], **changed)
     assert programs.worth_trials(config, parameters, steps) is expected
+    # Two devices, each with half of twice the batch.
+    double = dataclasses.replace(config, batch_size=2 * config.batch_size)
+    assert programs.worth_trials(double, parameters, steps, devices=2) is expected
 
 
 @pytest.mark.slow

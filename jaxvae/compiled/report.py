@@ -99,9 +99,9 @@ def compile_for(name: str, config: Config, images: ImageData, flops: float) -> t
 def compiled(trainer: Any, accelerator: Accelerator) -> Any:
     """The compiled program of a `Trainer` or `MembersTrainer` that was made for devices of `accelerator`."""
     if accelerator.platform == "tpu":
-        return trainer.lower().compile(compiler_options=compiler_options("tpu"))
+        return trainer.trace().lower().compile(compiler_options=compiler_options("tpu"))
     # XLA would time kernels on the GPU itself.
-    lowered, options = trainer.lower(), compiler_options("gpu") | {"xla_gpu_autotune_level": 0}
+    lowered, options = trainer.trace().lower(), compiler_options("gpu") | {"xla_gpu_autotune_level": 0}
     try:
         return lowered.compile(compiler_options=options)
     except jax.errors.JaxRuntimeError as error:

@@ -187,10 +187,11 @@ def _check_programs(
 
 def _room_for(member: Config, count: int, images: data.ImageData, devices: Sequence[jax.Device]) -> int:
     """How many members fit in a program; also printed on stderr."""
-    fits: Room = room(common_config([member]), images, devices)
+    fits: Room = room(common_config([member]), images, devices, count)
+    how = "compiled for one" if fits.compiled else "at most"
     say(
         f"{count} members could share a program; {fits.members} fit: {fits.member_bytes / 2**20:,.0f} MiB each "
-        f"(compiled for one), of {fits.free_bytes / 2**30:,.1f} GiB to use on each of {len(devices)} "
+        f"({how}), of {fits.free_bytes / 2**30:,.1f} GiB to use on each of {len(devices)} "
         f"{devices[0].device_kind} devices"
     )
     return fits.members

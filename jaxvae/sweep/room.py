@@ -1,13 +1,14 @@
 """How many members fit in the memory of the devices."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 
 from jaxvae import memory
 from jaxvae.config import Config
 from jaxvae.data.images import ImageData
+from jaxvae.flops import inner_jaxprs
 from jaxvae.sweep.trainer import MembersTrainer, abstract_members
 from jaxvae.train.programs import part_size
 from jaxvae.train.step import example_of
@@ -23,18 +24,21 @@ class Room(NamedTuple):
       members: in one program, over all devices.
       member_bytes: what each takes of a device's memory.
       free_bytes: what they may take together of a device's memory.
+      compiled: whether `member_bytes` is what XLA says of a compiled program. Else it is the most that a member takes.
     """
 
     members: int
     member_bytes: int
     free_bytes: int
+    compiled: bool
 
 
-def room(config: Config, images: ImageData, devices: Sequence[jax.Device]) -> Room:
+def room(config: Config, images: ImageData, devices: Sequence[jax.Device], wanted: int) -> Room:
     """How many members fit in the memory of the devices.
 
-    A member takes the memory of a compiled program of one member, without the images. The free memory is
-    `MEMORY_FRACTION` of what the device reports; on a CPU, an equal share of `HOST_MEMORY_FRACTION` of the machine's.
+    The free memory is `MEMORY_FRACTION` of what the device reports; on a CPU, an equal share of `HOST_MEMORY_FRACTION`
+    of the machine's. A member takes at most the bytes of all values that its program ever computes. If `wanted` members
+    do not surely fit by that, a program of one member is compiled, and what it takes counts, without the images.
     """
     required = memory.required_bytes(
         abstract_members(config, images.image_shape, 1, example_of(images.split("train"))),
@@ -51,10 +55,26 @@ def room(config: Config, images: ImageData, devices: Sequence[jax.Device]) -> Ro
     free -= images.nbytes
     hyperparameters = {name: [value] for name, value in config.traced().items()}
     trainer = MembersTrainer(config, images, [0], hyperparameters, devices[:1])
-    state = trainer.start(None)
-    trainer.compile(state)
-    program = trainer._program.memory()
+    traced = trainer.trace()
+    most = _bytes_of(traced.jaxpr.jaxpr.invars) + _computed_bytes(traced.jaxpr.jaxpr)
+    train = sum(values.nbytes for values in images.split("train").values())
+    if max(1, free // (most - train)) * len(devices) >= wanted:
+        return _room(free, most - train, len(devices), compiled=False)
+    program = trainer.memory(traced)
     # The new state overwrites the old one, but a device that maps over members holds both.
     member_bytes = program.argument_size_in_bytes + program.output_size_in_bytes + program.temp_size_in_bytes
-    member_bytes -= sum(values.nbytes for values in images.split("train").values())
-    return Room(max(1, free // member_bytes) * len(devices), member_bytes, max(free, 0))
+    return _room(free, member_bytes - train, len(devices), compiled=True)
+
+
+def _room(free: int, member_bytes: int, devices: int, compiled: bool) -> Room:
+    return Room(max(1, free // member_bytes) * devices, member_bytes, max(free, 0), compiled)
+
+
+def _computed_bytes(jaxpr: Any) -> int:
+    """Bytes of all values that a program computes, those of a loop's turn once: it needs no more at any time."""
+    own = sum(_bytes_of(equation.outvars) for equation in jaxpr.eqns)
+    return own + sum(_computed_bytes(inner) for equation in jaxpr.eqns for inner in inner_jaxprs(equation))
+
+
+def _bytes_of(variables: Sequence[Any]) -> int:
+    return sum(each.aval.size * each.aval.dtype.itemsize for each in variables)

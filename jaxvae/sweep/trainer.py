@@ -267,17 +267,21 @@ class MembersTrainer:
         """See `Computer`."""
         return self._program.compile(*self._arguments(state, 0))
 
-    def lower(self) -> Any:
-        """The program of the steps for the devices given, which need not be here: lowered, not compiled."""
+    def trace(self) -> Any:
+        """The program of the steps for the devices given, which need not be here: traced, not compiled."""
         each, one, members = self._spread, self._everywhere, len(self._seeds)
         keys = jax.eval_shape(lambda: jax.random.split(key_of(0), members))
         state = abstract_members(self.config, self.images.image_shape, members, self._example)
         orders = np.zeros((members, len(self.images.train)), np.int32)
-        return self._program.lower(
+        return self._program.trace(
             parallel.placed_shapes(state, MembersState(one, each, each, each, each)),  # type: ignore[arg-type]
             parallel.placed_shapes(self.images.split("train"), one),
             *parallel.placed_shapes((orders, keys, self._hyperparameters), each),
         )
+
+    def memory(self, traced: Any) -> Any:
+        """XLA's memory analysis of what `trace` returned; compiles it."""
+        return self._program.compiled(traced).memory_analysis()
 
     def run_steps(self, state: MembersState, step: int, count: int) -> tuple[MembersState, Mapping[str, Array]]:
         """See `Computer`: the values of the steps are [M, capacity], and "diverged" is that of the state, [M, 1]."""

@@ -87,25 +87,29 @@ class StepProgram:
         """The largest number of steps, at most `wanted` (>= 1), that a call can take."""
         return min(wanted, self._capacity)
 
-    def lower(self, *arguments: Any) -> Any:
-        """The program, lowered but not compiled."""
-        return self._jitted.lower(*arguments, np.int32(1))
+    def trace(self, *arguments: Any) -> Any:
+        """The program, as JAX traces it: it has a jaxpr, and can be lowered."""
+        return self._jitted.trace(*arguments, np.int32(1))
 
     def compile(self, *arguments: Any) -> float:
         """Compile the program; the seconds it took, 0 if it was compiled before."""
         if self._compiled is not None:
             return 0.0
         start = time.perf_counter()
-        lowered = self.lower(*arguments)
+        self._compiled = self.compiled(self.trace(*arguments))
+        return time.perf_counter() - start
+
+    def compiled(self, traced: Any) -> Any:
+        """What `trace` returned, compiled for this machine."""
+        lowered = traced.lower()
+        options = compiler_options(jax.default_backend(), self._recorded, self._tried)
         try:
-            options = compiler_options(jax.default_backend(), self._recorded, self._tried)
-            self._compiled = lowered.compile(compiler_options=options)
+            return lowered.compile(compiler_options=options)
         except jax.errors.JaxRuntimeError as error:
             # The options of XLA come and go, and so do their values.
             if not any(words in str(error) for words in ("No such compile option", "While setting option")):
                 raise
-            self._compiled = lowered.compile()
-        return time.perf_counter() - start
+            return lowered.compile()
 
     def __call__(self, count: int, *arguments: Any) -> Any:
         """Dispatch a call of `count` steps. Waits only for a compilation, if one is needed."""
@@ -157,7 +161,7 @@ SAVED = 33e-6  # Seconds that they save of a step, at most, where it is bound by
 SAVED_FLOPS = 250e12  # Where a step is bound by its products: the FLOP for which they save a second.
 
 
-def worth_trials(config: Config, parameters: int, steps: int) -> bool:
+def worth_trials(config: Config, parameters: int, steps: int, devices: int = 1) -> bool:
     """Whether a run on a GPU takes less time if XLA tries several kernels for its steps before the first.
 
     Only dense models in float32 have been measured without trials, so others are worth them.
@@ -166,11 +170,13 @@ def worth_trials(config: Config, parameters: int, steps: int) -> bool:
       config: of the run.
       parameters: how many numbers its model has.
       steps: how many the run takes.
+      devices: how many share each batch.
     """
     parts, precision = config.parts, (config.compute_dtype, config.matmul_precision)
     if parts.model is not None or type(parts.network) is not Mlp or precision != ("float32", "highest"):
         return True
-    flops = 6 * parameters * config.batch_size * parts.objective.latents  # A product forward, two backward.
+    share = config.batch_size / devices
+    flops = 6 * parameters * share * parts.objective.latents  # A product forward, two backward.
     return bool(steps * max(SAVED, flops / SAVED_FLOPS) > TRIALS)
 
 

@@ -155,10 +155,11 @@ class Trainer:
 
     def _tries_kernels(self) -> bool:
         """Whether the steps are worth XLA's trials of kernels, if they run on a GPU: see `worth_trials`."""
-        if self._devices()[0].platform != "gpu":
+        devices = self._devices()
+        if devices[0].platform != "gpu":
             return True
         parameters = sum(leaf.size for leaf in jax.tree.leaves(self.abstract_state().params))
-        return worth_trials(self.config, parameters, self.config.epochs * self.steps_per_epoch)
+        return worth_trials(self.config, parameters, self.config.epochs * self.steps_per_epoch, len(devices))
 
     def _devices(self) -> list[jax.Device]:
         return list(self.placement.batch.mesh.devices.flat)
@@ -241,13 +242,13 @@ class Trainer:
         rest = self._places, self._keys["train-noise"], self._hyperparameters
         return self._program.compile(state, parallel.placed_shapes(self._blocks.forms, self.placement.images), *rest)
 
-    def lower(self) -> Any:
-        """The program of the steps for the placement's devices, which need not be here: lowered, not compiled."""
+    def trace(self) -> Any:
+        """The program of the steps for the placement's devices, which need not be here: traced, not compiled."""
         placement, count = self.placement, len(self.images.train)
         keys = jax.eval_shape(self._make_keys)
         hyperparameters = {name: np.float32(value) for name, value in self.config.traced().items()}
         rest = np.zeros(count, np.int32), keys["train-noise"], hyperparameters
-        return self._program.lower(
+        return self._program.trace(
             parallel.placed_shapes(self.abstract_state(), placement.state),
             parallel.placed_shapes(
                 self.images.split("train") if self._blocks is None else self._blocks.forms, placement.images
