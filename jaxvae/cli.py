@@ -132,6 +132,12 @@ def _reworded(sentence: str) -> str:
     if found := re.match(r"Error parsing (\S+): .*(int|float).*: '?(.*?)'?$", sentence):
         name, kind, value = found.groups()
         return f"{name} must be a {'whole ' if kind == 'int' else ''}number, not {value}"
+    if found := re.match(r"Error parsing (\S+): Could not find valid parse for arguments: \[(.*)\]", sentence):
+        name, listed = found.groups()
+        return f"{name} must be numbers with spaces between them, not {listed.replace(',', '')}"
+    if found := re.match(r"Missing from .*?: (\S+) (.*) \(required\)$", sentence):
+        name, told = found.groups()
+        return f"{name} is missing: {told[:1].lower()}{told[1:].rstrip('.')}"
     return sentence
 
 

@@ -16,13 +16,15 @@ from jaxvae.config import Config, options_of, values_of
 from jaxvae.errors import InputError, warn
 from jaxvae.options import options, words
 from jaxvae.protocols import Component
+from jaxvae.run import directory as run_dirs
 from jaxvae.run import plots
 from jaxvae.run.records import ordered, read_records, rounded, terms_of
 from jaxvae.run.step_files import DamagedError, read_record
 
 DESCRIPTION = """Show runs side by side: in what they differ, the metrics of their last evaluation, parameters and time.
 
-Only what the runs recorded is read, so they may still be training. What does not compare is said on stderr."""
+Only what the runs recorded is read, so they may still be training. Components of your own must be where Python finds
+them. What does not compare is said on stderr."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,8 +74,7 @@ class Run(NamedTuple):
 
 def read(run_dir: Path) -> Run:
     """What a run recorded. Raises `InputError` if it is no run of `jaxvae.train`, or its records cannot be read."""
-    if not (run_dir / "config.json").is_file():
-        raise InputError(f"{run_dir} is not a run directory: it has no config.json")
+    run_dirs.require(run_dir)
     config = config_file.load(run_dir / "config.json", to_use=True)
     lines = read_records(run_dir / "metrics.jsonl")
     if not lines:

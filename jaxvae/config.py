@@ -53,6 +53,9 @@ class _Made(type):
     """A `Config` that names user-defined components gets a class that has their options as well."""
 
     def __call__(cls, preset: str = Fields.preset, **values: Any) -> Any:
+        match values.get("image_size"):
+            case (height, width) if height == width:
+                values["image_size"] = (height,)  # A square has one form, so that configurations compare.
         kind: Any = config_type({**overrides(preset), **values})
         # If a component is replaced by one of another kind, its options are dropped.
         for gone in cls.__dict__.get("__dataclass_fields__", {}).keys() - kind.__dataclass_fields__.keys():

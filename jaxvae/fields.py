@@ -97,7 +97,7 @@ class Fields:
     """Distribution of a pixel, for the objectives in nats/image."""
     prior: str = option("normal")
     """Distribution of the latents, for the objectives in nats/image. normal: N(0, I); label: one Gaussian for each
-    label, learnt; mixture: of Gaussians, learnt; vamp: of the posteriors of learnt images; realnvp: a flow."""
+    label, learned; mixture: of Gaussians, learned; vamp: of the posteriors of learned images; realnvp: a flow."""
 
     # Training.
     optimizer: str = option("adam")

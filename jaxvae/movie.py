@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from jaxvae import cli, config_file, data
 from jaxvae.errors import InputError
 from jaxvae.plane import plane_of
+from jaxvae.run import directory as run_dirs
 
 DESCRIPTION = """Make a GIF of the pictures that a run wrote while it trained: samples, reconstructions, and a map of
 the latents of held-out images, with a frame for each time that it drew. A run that is still training will do."""
@@ -168,8 +169,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise InputError(f"--out {out}: must end in .gif")
     if not 0 < given.seconds <= 600:
         raise InputError(f"--seconds must be above 0, and 600 at most, not {given.seconds:g}")
-    if not (given.run_dir / "config.json").is_file():
-        raise InputError(f"{given.run_dir} is not a run directory: it has no config.json")
+    run_dirs.require(given.run_dir)
     frames = frames_of(given.run_dir)
     cli.check_writable("--out", out)
     save_gif(out, frames, given.seconds)

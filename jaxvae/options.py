@@ -58,8 +58,14 @@ class Option(NamedTuple):
 
     def check(self, value: Any) -> None:
         """Raise `InputError` for a value out of range."""
-        if self.must is not None and not self.must.holds(value):
-            raise InputError(f"{flag(self.name)} must be {self.must.words}, not {words(value)}")
+        if self.must is None:
+            return
+        try:
+            held, shown = self.must.holds(value), words(value)
+        except TypeError:  # From Python, a value may be of any type.
+            held, shown = False, repr(value)
+        if not held:
+            raise InputError(f"{flag(self.name)} must be {self.must.words}, not {shown}")
 
 
 def options(kind: Any) -> tuple[Option, ...]:

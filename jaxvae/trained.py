@@ -23,9 +23,10 @@ from jaxvae.keys import purpose_key
 from jaxvae.models.autoencoder import AutoEncoder
 from jaxvae.models.build import Examples, Model, build_model, can_sample, class_rows, reconstruct, sample
 from jaxvae.models.quantized import QuantizedVAE
-from jaxvae.models.vae import LatentModel, label_of
+from jaxvae.models.vae import VAE, LatentModel, label_of
 from jaxvae.objectives.build import selection_term
-from jaxvae.own import give
+from jaxvae.own import give, is_own
+from jaxvae.run import directory as run_dirs
 from jaxvae.run.checkpoint import Checkpoints
 from jaxvae.run.records import read_records
 from jaxvae.train.programs import jit_seldom
@@ -109,10 +110,12 @@ class TrainedRun:
     def decode(self, latents: ArrayLike, **others: ArrayLike) -> NDArray[np.float32]:
         """The mean images [N, H, W, C] of latents [N, L]. (For a model of two layers, latents next to the image.)
 
-        `others`: see `encode`.
+        `others`: see `encode`. Raises `ValueError` for latents of another size.
         """
         self._needs("decode")
         given = np.asarray(latents, np.float32)
+        if isinstance(self.model, AutoEncoder | VAE) and given.shape[1:] != (self.model.latent_size,):
+            raise ValueError(f"latents must be [N, {self.model.latent_size}], not {list(given.shape)}")
         images: NDArray[np.float32] = self._map(self._decode, {"latent": given, **self._others(others, len(given))})
         return images
 
@@ -130,11 +133,17 @@ class TrainedRun:
 
         Raises:
           TypeError: it is an autoencoder, and there is no `mixture`.
+          ValueError: `count` is less than 1, or the model knows no labels.
         """
         if mixture is None and not can_sample(self.model):
-            own = f"the model {type(self.model).__name__} has no method sample(count)"
+            missing = f"the model {type(self.model).__name__} has no method sample(count)"
             none = "the model has no prior to draw from: it is an autoencoder, so fit a mixture (fit_mixture)"
-            raise TypeError(own if self.config.model else none)
+            raise TypeError(missing if self.config.model else none)
+        if count < 1:
+            raise ValueError(f"count must be at least 1, not {count}")
+        own = is_own(self.config.model) or is_own(self.config.prior) or is_own(self.config.architecture)
+        if "label" in others and not self.config.reads_labels and not own:
+            raise ValueError("label: the model was trained without --condition label, so it draws images of any class")
         if self.config.reads_labels and "label" not in others:
             others["label"] = class_rows(count, self.config.classes)
         if mixture is not None:
@@ -279,8 +288,7 @@ def load_run(run_dir: Path, best: bool = False) -> TrainedRun:
       InputError: it is not a run directory, none of its checkpoints can be read, or `best` is set and it had no
         validation images.
     """
-    if not (run_dir / "config.json").is_file():
-        raise InputError(f"{run_dir} is not a run directory: it has no config.json")
+    run_dirs.require(run_dir)
     config = config_file.load(run_dir / "config.json", to_use=True)
     if not (run_dir / "checkpoints").is_dir():
         raise InputError(f"{run_dir} holds no checkpoint yet")

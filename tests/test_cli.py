@@ -28,6 +28,8 @@ class Inner:
     """How fast."""
     colour: Literal["red", "green"] = "red"
     """Which."""
+    sides: tuple[int, ...] = ()
+    """How long."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +61,8 @@ def test_fields_of_inner_dataclasses_are_flags_without_prefix() -> None:
         (["here", "--xyz", "5"], ["--xyz"]),
         (["here", "--colour", "rde"], ["--colour rde", "red", "green", "did you mean red?"]),
         (["here", "--learning-rate", "fast"], ["--learning-rate", "fast"]),
-        ([], ["Missing", "A place."]),
+        (["here", "--sides", "3x4"], ["--sides must be numbers with spaces between them, not '3x4'"]),
+        ([], ["STR is missing: a place (see"]),
         (["here", "x" * 300], ["x" * 60]),
     ],
 )

@@ -80,6 +80,10 @@ def test_a_presets_name_stands_for_its_values(name: str) -> None:
     assert Config(**dataclasses.asdict(named)) == pickle.loads(pickle.dumps(named)) == copy.copy(named) == named
 
 
+def test_a_square_has_one_form() -> None:
+    assert Config(image_size=(8, 8)) == Config(image_size=(8,)) != Config(image_size=(8, 9))
+
+
 def test_given_values_override_the_preset() -> None:
     back = {name: getattr(PRESETS["notes-vae"], name) for name in presets.OVERRIDES["vae"]}
     assert Config(preset="vae", **back) == dataclasses.replace(PRESETS["notes-vae"], preset="vae")

@@ -266,7 +266,7 @@ def filled(value: Any, dtype: Any) -> Any:
 BAD_ARRAYS: dict[str, tuple[Any, ...]] = {
     "float above 1": (filled(1.01, "f4"), "[0, 1]"),
     "float below 0": (filled(-0.01, "f8"), "[0, 1]"),
-    "0..255 as float": (filled(255, "f4"), "[0, 1]"),
+    "0..255 as float": (filled(255, "f4"), "[0, 1], so divide by 255"),
     "NaN": (filled(np.nan, "f2"), "[0, 1]"),
     "infinity": (filled(np.inf, "f4"), "[0, 1]"),
     "256": (filled(256, "i4"), "0..255"),

@@ -50,6 +50,7 @@ def test_what_it_says_of_a_folder(photos: Path, tmp_path: Path, capsys: pytest.C
     assert (config.dataset, config.image_size, config.skip_bad) == (str(photos), (32,), True)
     assert (config.architecture, config.likelihood, config.latent_size) == ("conv", "logistic", 64)
     assert config.batch_size == 8 and config.epochs * (33 // 8) >= 3000  # Few images: many epochs.
+    assert 50 <= config.epochs // config.image_every < 55  # But not as many pictures.
     with Image.open(picture) as image:
         assert image.mode == "RGB" and image.size == (2 * (8 * 34 + 2), 2 * (5 * 34 + 2))
 

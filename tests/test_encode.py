@@ -146,7 +146,7 @@ def test_the_nearest_training_image(runs: Path, images: NDArray[np.uint8], tmp_p
     [
         (["RUNS/vae", "RUNS/whole.npy"], "name a file to write: --out latents.npz, or --map map.png"),
         (["RUNS/vae", "RUNS/whole.npy", "--out", "latents.png"], "--out latents.png: must end in .npz"),
-        (["RUNS/vae", "nothing", "--out", "TMP/l.npz"], "'nothing' is neither one of"),
+        (["RUNS/vae", "nothing", "--out", "TMP/l.npz"], "'nothing': there is no such folder, file or name"),
     ],
 )
 def test_what_encode_refuses(

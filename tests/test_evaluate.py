@@ -111,6 +111,17 @@ def test_every_kind_of_model_is_evaluated(
 
 
 @pytest.mark.slow
+def test_one_latent_an_image_has_no_sampling_error(
+    base: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    assert train("--preset", "vae", *base, "--likelihood", "logistic", "--run-dir", str(run)) == 0
+    figures = evaluated(run, tmp_path / "figures.json", "--samples", "1")
+    assert figures["log_likelihood_sampling_error"] is None
+    assert "; from 1 latent an image" in capsys.readouterr().out
+
+
+@pytest.mark.slow
 def test_the_notes_scale_has_no_likelihood(base: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = tmp_path / "run"
     assert train(*base, "--run-dir", str(run)) == 0

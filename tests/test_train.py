@@ -169,6 +169,26 @@ def test_a_finished_run_has_nothing_to_resume(
 
 
 @pytest.mark.slow
+def test_a_run_that_overfits_says_which_epoch_was_best(
+    images: NDArray[np.uint8], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Eight noisy images are learned by heart."""
+    noise = np.random.default_rng(0).integers(0, 256, (24, 6, 5, 1), np.uint8)
+    np.savez(tmp_path / "few.npz", train=noise[:16], test=noise[16:])
+    few = ["--preset", "vae", "--dataset", str(tmp_path / "few.npz"), "--validation", "8", "--batch-size", "8"]
+    flags = ["--hidden", "64", "--latent-size", "8", "--learning-rate", "0.02", "--image-every", "0"]
+    assert train(*few, *flags, "--epochs", "60", "--run-dir", str(tmp_path / "run")) == 0
+    said = capsys.readouterr().err
+    lines = [line for line in records.read_records(tmp_path / "run" / "metrics.jsonl") if line["split"] == "validation"]
+    best = max(lines, key=lambda line: line["unnormalised_elbo"])
+    assert best["epoch"] < 60
+    assert f"unnormalised_elbo of the validation images the model was best at epoch {best['epoch']}: " in said
+    # A finished run has nothing more to say; one that is best at its end neither.
+    assert train(*few, *flags, "--epochs", "1", "--run-dir", str(tmp_path / "short")) == 0
+    assert "was best at epoch" not in capsys.readouterr().err
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_saves_and_stops_and_the_run_goes_on(
     number: signal.Signals,

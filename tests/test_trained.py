@@ -1,6 +1,8 @@
 """`jaxvae.load`: a trained model on images as people have them."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -99,9 +101,31 @@ def test_images_of_another_shape_or_scale_are_refused(wrong: NDArray[np.float64]
         loaded(runs, "vae").encode(wrong)
 
 
-def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=str(tmp_path)):
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda run: run.sample(0), "count must be at least 1, not 0"),
+        (lambda run: run.sample(2, label=[1, 1]), "label: the model was trained without --condition label"),
+        (lambda run: run.decode(np.zeros((2, 3))), r"latents must be \[N, 2\], not \[2, 3\]"),
+        (lambda run: run.decode(np.zeros(2)), r"latents must be \[N, 2\], not \[2\]"),
+    ],
+)
+def test_what_a_model_cannot_draw_is_refused(call: Callable[[Any], Any], said: str, runs: Path) -> None:
+    with pytest.raises(ValueError, match=said):
+        call(loaded(runs, "vae"))
+
+
+@pytest.mark.slow
+def test_what_is_no_run_is_refused(runs: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=f"{tmp_path} is not a run directory: it has no config.json$"):
         jaxvae.load(str(tmp_path))
+    with pytest.raises(InputError, match="nothing is not a run directory: it does not exist"):
+        jaxvae.load(tmp_path / "nothing")
+    loaded(runs, "vae")
+    within = ", ".join(sorted(path.parent.name for path in runs.glob("*/config.json"))[:5])
+    with pytest.raises(InputError, match=f"it has no config.json; these in it are: {within}"):
+        jaxvae.load(runs)
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@
 # %% [markdown]
 # # A VAE in five minutes
 #
-# Train a variational autoencoder (VAE) on MNIST, look at what it makes, and see what it has learnt. On two CPU cores the
+# Train a variational autoencoder (VAE) on MNIST, look at what it makes, and see what it has learned. On two CPU cores the
 # training takes about a minute; a GPU needs seconds.
 
 # %%

@@ -29,6 +29,7 @@ BAR = 40  # Its longest line.
 LISTED = 10  # Files that were left out.
 SMALL_SIDE = 28  # Up to this size, dense layers do well.
 PHOTO_LATENTS = 64  # Larger images need more latents.
+PICTURES = 50  # Epochs after which the proposed command writes pictures, if there are many.
 LEAST_STEPS = 3000  # Of the command that it proposes: an epoch of a small set has few.
 
 
@@ -113,6 +114,8 @@ def command(images: ImageData, config: Config, binary: bool) -> list[str]:
     epochs = -(-LEAST_STEPS // (count // batch_size))
     if epochs > config.epochs:
         words += ["--epochs", str(epochs)]
+    if epochs > 2 * PICTURES:
+        words += ["--image-every", str(epochs // PICTURES)]
     return words
 
 

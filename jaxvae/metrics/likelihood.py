@@ -117,13 +117,16 @@ class LogLikelihood(Metric):
         if self.samples:
             estimates, errors = log_likelihood(subject, images, key, self.samples)
             log_p, standard_error = mean_and_error(estimates)
-            sampling, name = error_of_mean(errors), loss.likelihood_name
+            # One latent says nothing about the error.
+            sampling = error_of_mean(errors) if self.samples > 1 else None
+            error = "" if sampling is None else f"; +- {sampling:.2g}"
+            name = loss.likelihood_name
             found[name] = Measured(
                 log_p,
                 "nats/image",
                 standard_error,
-                f"; +- {sampling:.2g} from {self.samples:,} latents an image",
-                {"samples": self.samples, f"{name}_sampling_error": rounded(sampling, 3)},
+                f"{error or ';'} from {self.samples:,} latent{'s' if self.samples > 1 else ''} an image",
+                {"samples": self.samples, f"{name}_sampling_error": None if sampling is None else rounded(sampling, 3)},
                 estimates,
             )
         if loss.measure == "probability":

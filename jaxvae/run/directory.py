@@ -23,6 +23,17 @@ def told(run_dir: Path, error: type[InputError] | type[SaveError]) -> Iterator[N
         raise error(f"--run-dir {run_dir} cannot be written: {reason.strerror or reason}") from reason
 
 
+def require(run_dir: Path) -> None:
+    """Raise `InputError` if there is no run in a directory: if it has no ``config.json``."""
+    if (run_dir / "config.json").is_file():
+        return
+    if not run_dir.exists():
+        raise InputError(f"{run_dir} is not a run directory: it does not exist")
+    runs = sorted(path.parent.name for path in run_dir.glob("*/config.json"))
+    within = f"; these in it are: {', '.join(runs[:5])}{', ...' if len(runs) > 5 else ''}" if runs else ""
+    raise InputError(f"{run_dir} is not a run directory: it has no config.json{within}")
+
+
 def check(run_dir: Path, resume: bool, files: Sequence[str]) -> None:
     """Refuse an unsuitable run directory before anything is read; it stays as it is.
 

@@ -17,7 +17,7 @@ from jaxvae import config as configs
 from jaxvae import config_file
 from jaxvae.data.images import contradicted, in_words
 from jaxvae.errors import Diverged, InputError, SaveError
-from jaxvae.objectives.build import measure_warning, selection_cost
+from jaxvae.objectives.build import measure_warning, selection_cost, selection_term
 from jaxvae.run import console, plots, records
 from jaxvae.run import directory as run_dirs
 from jaxvae.run.checkpoint import Checkpoints
@@ -30,6 +30,7 @@ from jaxvae.train.step import TrainState
 from jaxvae.train.trainer import Trainer
 from jaxvae.versions import run_versions, version_warnings
 
+NOTABLE = 0.01  # Of a metric: noise between epochs is less.
 RUN_FILES = (
     "config.json",
     "metrics.jsonl",
@@ -253,6 +254,20 @@ class RunFiles:
                 self._save(state, None if validation is None else selection_cost(self._config, validation))
             self.draw_curves()
             self._checkpoints.wait()
+
+    def past_the_best(self) -> str | None:
+        """A sentence about a model that became worse on the validation images before its end; None if it did not."""
+        term, higher = selection_term(self._config)
+        lines = [line for line in self.log.records if line["split"] == "validation" and term in line]
+        if not lines or not self._config.keep_best_checkpoints:
+            return None
+        best, last = (max if higher else min)(lines, key=lambda line: line[term]), lines[-1]
+        if abs(best[term] - last[term]) <= NOTABLE * abs(best[term]):
+            return None
+        return (
+            f"by the {term} of the validation images the model was best at epoch {best['epoch']}: {best[term]:.6g}, "
+            f"not {last[term]:.6g} as at the end; --best takes the best checkpoint"
+        )
 
 
 def _hardware(devices: int) -> str:

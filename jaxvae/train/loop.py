@@ -169,6 +169,8 @@ def _train(trainer: Trainer, files: "RunFiles | None") -> int | None:
             files.say(f"saved at step {step:,}; go on with --resume --run-dir {files.run_dir}")
         return pipeline.stopped_by
     if files is not None:
+        if (note := files.past_the_best()) is not None:
+            files.say(note)
         files.say(f"done: {files.run_dir}")
     return None
 
