@@ -63,6 +63,16 @@ def test_a_file_without_splits_stays_in_order(runs: Path, images: NDArray[np.uin
         assert len(image.getcolors(2**24) or ()) > 20
 
 
+def test_the_dataset_of_a_run_is_read_from_the_files_of_its_training(mnist_dir: Path, tmp_path: Path) -> None:
+    flags = ["--dataset", "mnist", "--data-dir", str(mnist_dir), "--validation", "0", "--epochs", "1"]
+    assert train("--preset", "vae", *SMALL, *flags, "--run-dir", str(tmp_path / "run")) == 0
+    assert run_encode(tmp_path / "run", "mnist", "--out", tmp_path / "latents.npz") == 0
+    expected, _ = moments(load_run(tmp_path / "run"), data.load("mnist", mnist_dir).test)
+    with np.load(tmp_path / "latents.npz") as found:
+        assert found["split"].tolist() == ["train"] * 40 + ["test"] * 20
+        np.testing.assert_allclose(found["mean"][40:], expected, rtol=1e-4, atol=1e-6)
+
+
 def test_splits_are_named(runs: Path, images: NDArray[np.uint8], tmp_path: Path) -> None:
     assert run_encode(runs / "ae", runs / "images.npz", "--out", tmp_path / "codes.npz") == 0
     run = load_run(runs / "ae")
