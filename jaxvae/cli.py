@@ -17,7 +17,7 @@ import signal
 import sys
 import threading
 import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TextIO, TypeVar, cast
 
@@ -64,7 +64,7 @@ def parse(kind: type[T], args: Sequence[str], *, prog: str, description: str, de
     except SystemExit as stop:
         if not stop.code:
             raise
-        said = _unknown_flag(kind, args) or _reworded(_first_paragraph(refusal.getvalue()))
+        said = _unknown_flag(kind, args) or _reworded(_first_paragraph(refusal.getvalue()), _whole(kind))
         raise InputError(f"{said} (see {prog} --help)") from None
 
 
@@ -102,7 +102,7 @@ ALIASES = {"lr": "learning-rate", "wd": "weight-decay", "bs": "batch-size"}
 
 def _unknown_flag(kind: type, args: Sequence[str]) -> str | None:
     """A sentence about the first flag in `args` that the dataclass `kind` does not have, or None."""
-    known = {"help", *_flags(kind)}
+    known = {"help", *(name for name, _ in _flags(kind))}
     for arg in args:
         name = arg[2:].partition("=")[0].replace("_", "-")
         if arg.startswith("--") and name and name not in known:
@@ -112,19 +112,27 @@ def _unknown_flag(kind: type, args: Sequence[str]) -> str | None:
     return None
 
 
-def _flags(kind: type) -> list[str]:
-    """The flags of a dataclass and of the dataclasses in it, without their dashes."""
-    found = []
+def _whole(kind: type) -> set[str]:
+    """The flags that take several whole numbers."""
+    return {name for name, hint in _flags(kind) if tuple[int, ...] in (hint, *typing.get_args(hint))}
+
+
+def _flags(kind: type) -> list[tuple[str, Any]]:
+    """The flags of a dataclass and of the dataclasses in it, without their dashes, and their types."""
+    found: list[tuple[str, Any]] = []
     for name, hint in typing.get_type_hints(kind, include_extras=True).items():
         if dataclasses.is_dataclass(hint):
             found += _flags(cast(type, hint))
         elif tyro.conf.Positional not in typing.get_args(hint):
-            found.append(name.replace("_", "-"))
+            found.append((name.replace("_", "-"), hint))
     return found
 
 
-def _reworded(sentence: str) -> str:
-    """tyro's sentence about a wrong value, reworded; for a flag with choices, with the nearest one."""
+def _reworded(sentence: str, whole: Collection[str]) -> str:
+    """tyro's sentence about a wrong value, reworded; for a flag with choices, with the nearest one.
+
+    `whole` are the flags that take several whole numbers.
+    """
     if found := re.match(r"invalid choice '(.*)' for argument '(.*)'\. Expected one of \((.*)\)", sentence):
         value, name, listed = found.groups()
         choices = [choice.strip(" '") for choice in listed.split(",") if choice]
@@ -134,10 +142,14 @@ def _reworded(sentence: str) -> str:
         return f"{name} must be a {'whole ' if kind == 'int' else ''}number, not {value}"
     if found := re.match(r"Error parsing (\S+): Could not find valid parse for arguments: \[(.*)\]", sentence):
         name, listed = found.groups()
-        return f"{name} must be numbers with spaces between them, not {listed.replace(',', '')}"
-    if found := re.match(r"Missing from .*?: (\S+) (.*) \(required\)$", sentence):
+        # The box around the sentence may have been wrapped after a comma.
+        given = " ".join(re.sub(r", +", ",", each) for each in re.findall(r"'([^']*)'", listed))
+        numbers = "whole numbers" if name.removeprefix("--") in whole else "numbers"
+        return f"{name} must be {numbers} with spaces between them, not {given}"
+    if found := re.match(r"Missing from .*?: ([A-Z_]+) (.*?) \(required\)", sentence):
         name, told = found.groups()
-        return f"{name} is missing: {told[:1].lower()}{told[1:].rstrip('.')}"
+        first = told[:1].lower() if told[1:2].islower() or told[1:2] == " " else told[:1]
+        return f"{name} is missing: {first}{told[1:].rstrip('.')}"
     return sentence
 
 

@@ -54,8 +54,8 @@ class _Made(type):
 
     def __call__(cls, preset: str = Fields.preset, **values: Any) -> Any:
         match values.get("image_size"):
-            case (height, width) if height == width:
-                values["image_size"] = (height,)  # A square has one form, so that configurations compare.
+            case (height, width):  # One form for each size, so that configurations compare.
+                values["image_size"] = (height,) if height == width else (height, width)
         kind: Any = config_type({**overrides(preset), **values})
         # If a component is replaced by one of another kind, its options are dropped.
         for gone in cls.__dict__.get("__dataclass_fields__", {}).keys() - kind.__dataclass_fields__.keys():

@@ -17,7 +17,6 @@ from jaxvae.errors import InputError, suggestion
 from jaxvae.models.build import can_sample
 from jaxvae.models.priors import StandardNormal
 from jaxvae.models.quantized import QuantizedVAE
-from jaxvae.models.two_layer import TwoLayerVAE
 from jaxvae.models.vae import VAE
 from jaxvae.options import flag
 from jaxvae.run import plots
@@ -154,8 +153,6 @@ def decode_file(run: trained.TrainedRun, path: Path, n: int) -> NDArray[np.float
         raise InputError(
             f"--latents {path}: must hold finite latents [N, L], not {latents.dtype} {list(latents.shape)}"
         )
-    if run.config.parts.model is None and (size := _size(run)) != latents.shape[1]:
-        raise InputError(f"--latents {path}: holds {latents.shape[1]} latents an image, and the model has {size}")
     told = {}
     if run.config.reads_labels:
         if "label" not in arrays:
@@ -165,12 +162,6 @@ def decode_file(run: trained.TrainedRun, path: Path, n: int) -> NDArray[np.float
         return run.decode(latents, **told)
     except ValueError as error:
         raise InputError(f"--latents {path}: {error}") from None
-
-
-def _size(run: trained.TrainedRun) -> int:
-    """How many latents the decoder takes."""
-    latents: int = run.model.latent_size
-    return 2 * latents if isinstance(run.model, TwoLayerVAE) else latents
 
 
 def traversal(run: trained.TrainedRun, n: int, label: str | None) -> NDArray[np.float32]:

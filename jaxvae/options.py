@@ -63,7 +63,7 @@ class Option(NamedTuple):
         try:
             held, shown = self.must.holds(value), words(value)
         except TypeError:  # From Python, a value may be of any type.
-            held, shown = False, repr(value)
+            held, shown = False, f"{value!r} ({type(value).__name__})"
         if not held:
             raise InputError(f"{flag(self.name)} must be {self.must.words}, not {shown}")
 

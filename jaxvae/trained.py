@@ -23,7 +23,8 @@ from jaxvae.keys import purpose_key
 from jaxvae.models.autoencoder import AutoEncoder
 from jaxvae.models.build import Examples, Model, build_model, can_sample, class_rows, reconstruct, sample
 from jaxvae.models.quantized import QuantizedVAE
-from jaxvae.models.vae import VAE, LatentModel, label_of
+from jaxvae.models.two_layer import TwoLayerVAE
+from jaxvae.models.vae import LatentModel, label_of
 from jaxvae.objectives.build import selection_term
 from jaxvae.own import give, is_own
 from jaxvae.run import directory as run_dirs
@@ -114,8 +115,10 @@ class TrainedRun:
         """
         self._needs("decode")
         given = np.asarray(latents, np.float32)
-        if isinstance(self.model, AutoEncoder | VAE) and given.shape[1:] != (self.model.latent_size,):
-            raise ValueError(f"latents must be [N, {self.model.latent_size}], not {list(given.shape)}")
+        if isinstance(self.model, LatentModel | AutoEncoder):
+            size = self.model.latent_size * (2 if isinstance(self.model, TwoLayerVAE) else 1)
+            if given.shape[1:] != (size,):
+                raise ValueError(f"latents must be [N, {size}], not {list(given.shape)}")
         images: NDArray[np.float32] = self._map(self._decode, {"latent": given, **self._others(others, len(given))})
         return images
 
@@ -141,7 +144,7 @@ class TrainedRun:
             raise TypeError(missing if self.config.model else none)
         if count < 1:
             raise ValueError(f"count must be at least 1, not {count}")
-        own = is_own(self.config.model) or is_own(self.config.prior) or is_own(self.config.architecture)
+        own = any(is_own(getattr(self.config, name)) for name in ("model", "prior", "architecture", "objective"))
         if "label" in others and not self.config.reads_labels and not own:
             raise ValueError("label: the model was trained without --condition label, so it draws images of any class")
         if self.config.reads_labels and "label" not in others:

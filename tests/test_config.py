@@ -82,6 +82,7 @@ def test_a_presets_name_stands_for_its_values(name: str) -> None:
 
 def test_a_square_has_one_form() -> None:
     assert Config(image_size=(8, 8)) == Config(image_size=(8,)) != Config(image_size=(8, 9))
+    assert Config(image_size=[8, 9]) == Config(image_size=(8, 9))
 
 
 def test_given_values_override_the_preset() -> None:

@@ -264,9 +264,9 @@ def filled(value: Any, dtype: Any) -> Any:
 
 
 BAD_ARRAYS: dict[str, tuple[Any, ...]] = {
-    "float above 1": (filled(1.01, "f4"), "[0, 1]"),
+    "float above 1": (filled(1.01, "f4"), "1.01: floats must be finite and in [0, 1]\n"),
     "float below 0": (filled(-0.01, "f8"), "[0, 1]"),
-    "0..255 as float": (filled(255, "f4"), "[0, 1], so divide by 255"),
+    "0..255 as float": (filled(255, "f4"), "[0, 1]; if they are levels from 0 to 255, divide them by 255"),
     "NaN": (filled(np.nan, "f2"), "[0, 1]"),
     "infinity": (filled(np.inf, "f4"), "[0, 1]"),
     "256": (filled(256, "i4"), "0..255"),

@@ -178,7 +178,7 @@ def test_what_encode_refuses(
         (["vae", "--nearest", "--dataset", "digits"], "not the test images of"),
         (["vae", "--latents", "RUNS/images.npz"], "holds no array mean: train, test"),
         (["vae", "--latents", "RUNS/whole.npy"], "must hold finite latents [N, L], not uint8"),
-        (["vae", "--latents", "RUNS/wide.npy"], "holds 3 latents an image, and the model has 2"),
+        (["vae", "--latents", "RUNS/wide.npy"], "wide.npy: latents must be [N, 2], not ["),
         (["vae", "--latents", "RUNS/missing.npz"], "missing.npz: cannot be read"),
     ],
 )

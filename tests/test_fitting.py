@@ -182,7 +182,7 @@ def test_errors_name_arguments(images: NDArray[np.uint8], tmp_path: Path) -> Non
     assert "--" not in str(told.value)
     with pytest.raises(InputError, match="latent_size 3 has no effect with model, which has its own"):
         fit(data=images, model=own_parts.Net(), objective=own_parts.loss, latent_size=3)
-    with pytest.raises(InputError, match="^epochs must be at least 1, not '5'$"):
+    with pytest.raises(InputError, match=r"^epochs must be at least 1, not '5' \(str\)$"):
         fit(data=images, epochs="5")
     with pytest.raises(InputError, match="hiden: there is no such option; did you mean hidden"):
         fit(data=images, hiden=(3,))

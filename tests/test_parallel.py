@@ -337,7 +337,7 @@ def test_a_step_has_one_collective_of_one_vector(preset: str) -> None:
     config = dataclasses.replace(PRESETS[preset], hidden=(16, 8), latent_size=4)
     trainer = Trainer(config, data.load("digits"), parallel.data_parallel(jax.devices()[:2]))
     state = trainer.start(None)
-    text = trainer._program.lower(*trainer._arguments(state, 0)).compile().as_text()
+    text = trainer._program.trace(*trainer._arguments(state, 0)).lower().compile().as_text()
     kinds = "all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter"
     collectives = re.findall(rf"= (\S+) (?:{kinds})\(|= (\(.*?\)) (?:{kinds})\(", text)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))

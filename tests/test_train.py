@@ -172,20 +172,30 @@ def test_a_finished_run_has_nothing_to_resume(
 def test_a_run_that_overfits_says_which_epoch_was_best(
     images: NDArray[np.uint8], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Eight noisy images are learned by heart."""
+    """Eight images of noise are learned by heart. Blobs are not, in the same time."""
     noise = np.random.default_rng(0).integers(0, 256, (24, 6, 5, 1), np.uint8)
     np.savez(tmp_path / "few.npz", train=noise[:16], test=noise[16:])
-    few = ["--preset", "vae", "--dataset", str(tmp_path / "few.npz"), "--validation", "8", "--batch-size", "8"]
-    flags = ["--hidden", "64", "--latent-size", "8", "--learning-rate", "0.02", "--image-every", "0"]
-    assert train(*few, *flags, "--epochs", "60", "--run-dir", str(tmp_path / "run")) == 0
-    said = capsys.readouterr().err
-    lines = [line for line in records.read_records(tmp_path / "run" / "metrics.jsonl") if line["split"] == "validation"]
-    best = max(lines, key=lambda line: line["unnormalised_elbo"])
+    np.savez(tmp_path / "blobs.npz", train=images[:72], test=images[72:])
+    flags = ["--preset", "vae", "--validation", "8", "--batch-size", "8", "--latent-size", "8", "--image-every", "0"]
+
+    def said_by(name: str, *changed: str) -> str:
+        args = ["--dataset", str(tmp_path / f"{name}.npz"), *changed, "--run-dir", str(tmp_path / changed[-1])]
+        assert train(*flags, *args) == 0
+        return capsys.readouterr().err
+
+    fast = ["--hidden", "64", "--learning-rate", "0.02", "--epochs", "60"]
+    said = said_by("few", *fast, "--checkpoint-every", "1")
+    lines = [line for line in records.read_records(tmp_path / "1" / "metrics.jsonl") if line["split"] == "validation"]
+    best, last = max(lines, key=lambda line: line["unnormalised_elbo"]), lines[-1]
     assert best["epoch"] < 60
-    assert f"unnormalised_elbo of the validation images the model was best at epoch {best['epoch']}: " in said
-    # A finished run has nothing more to say; one that is best at its end neither.
-    assert train(*few, *flags, "--epochs", "1", "--run-dir", str(tmp_path / "short")) == 0
-    assert "was best at epoch" not in capsys.readouterr().err
+    told = f"was best at epoch {best['epoch']}: {best['unnormalised_elbo']:.6g}, not {last['unnormalised_elbo']:.6g}"
+    assert told in said and "as at the end; --best takes that checkpoint" in said
+    saved = lines[24]["unnormalised_elbo"]
+    assert f"--best takes epoch 25, the best that was saved: {saved:.6g}" in said_by(
+        "few", *fast, "--checkpoint-every", "25"
+    )
+    assert "no better checkpoint was saved" in said_by("few", *fast, "--checkpoint-every", "0")
+    assert "was best at epoch" not in said_by("blobs", "--hidden", "16", "--epochs", "8")
 
 
 @pytest.mark.slow
@@ -334,6 +344,7 @@ class TestBadInput:
             (["--run-dir", "r" * 300], "--run-dir rrr"),
             (["--inputs", "static", "--preset", "vae", "--static-seed", "-1"], "--static-seed "),
             (["--architecture", "conv", "--hidden"], "--hidden"),
+            (["--hidden", "512,256"], "--hidden must be whole numbers with spaces between them, not 512,256 (see"),
             (["--preset", "vae", "--objective", "info"], "--mmd-weight"),
             (["--preset", "iwae", "--free-bits", "1"], "--free-bits 1 "),
             (["--preset", "vae", "--likelihood-std", "1"], "--likelihood-std 1 "),

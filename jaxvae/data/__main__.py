@@ -37,7 +37,7 @@ LEAST_STEPS = 3000  # Of the command that it proposes: an epoch of a small set h
 class Arguments:
     """Which images."""
 
-    dataset: Annotated[str, tyro.conf.Positional]
+    dataset: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")]
     """A name, such as mnist, a .npy/.npz file, or a picture folder."""
     data_dir: str | None = None
     """Directory of the files of a dataset with a name."""

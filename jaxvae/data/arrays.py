@@ -91,8 +91,8 @@ def to_uint8(array: np.ndarray[Any, Any], label: object) -> Images:
             low, top = array.min(), array.max()
         if not (low >= 0 and top <= high):  # false for NaN too
             kind = "floats must be finite and in [0, 1]" if floating else "integers must be in 0..255"
-            if floating and low >= 0 and 1 < top <= 255:
-                kind += ", so divide by 255"
+            if floating and low >= 0 and 2 <= top <= 255:
+                kind += "; if they are levels from 0 to 255, divide them by 255"
             raise InputError(f"{label}: {array.dtype} values from {low:g} to {top:g}: {kind}")
         array = np.rint(array.astype(np.float32) * 255) if floating else array
     return np.ascontiguousarray(array, dtype=np.uint8)

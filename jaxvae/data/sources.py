@@ -133,7 +133,9 @@ def _found(
     if is_file and path.suffix.lower() == ".npz":
         return npz_file(dataset, path)
     names = dict.fromkeys("emnist/SPLIT" if name.startswith("emnist/") else name for name in DATASETS)
-    what = "is a file, but no .npy or .npz" if is_file else "there is no such folder, file or name"
+    what = "there is no such folder, file or name"
+    if path.exists() and dataset != "":
+        what = "it is neither a folder nor a .npy or .npz file"
     raise InputError(
         f"--dataset {dataset!r}: {what}{suggestion(dataset, DATASETS)} (it takes a folder of pictures, a .npy or .npz "
         f"file, hf:NAME for Hugging Face's hub, or one of {', '.join(names)})"

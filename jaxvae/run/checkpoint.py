@@ -109,6 +109,10 @@ class Checkpoints:
         """The newest step saved or being saved, or None."""
         return self._newest
 
+    def best_step(self) -> int | None:
+        """The saved step with the lowest validation cost, or None."""
+        return next(iter(self._ranked()), None)
+
     def check(self) -> None:
         """Raise `SaveError` if the save under way has failed by now. Waits for nothing."""
         if self._saving is not None and self._saving.done():

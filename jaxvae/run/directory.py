@@ -30,7 +30,7 @@ def require(run_dir: Path) -> None:
     if not run_dir.exists():
         raise InputError(f"{run_dir} is not a run directory: it does not exist")
     runs = sorted(path.parent.name for path in run_dir.glob("*/config.json"))
-    within = f"; these in it are: {', '.join(runs[:5])}{', ...' if len(runs) > 5 else ''}" if runs else ""
+    within = f"; it holds the runs {', '.join(runs[:5])}{', ...' if len(runs) > 5 else ''}" if runs else ""
     raise InputError(f"{run_dir} is not a run directory: it has no config.json{within}")
 
 

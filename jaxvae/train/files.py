@@ -30,7 +30,7 @@ from jaxvae.train.step import TrainState
 from jaxvae.train.trainer import Trainer
 from jaxvae.versions import run_versions, version_warnings
 
-NOTABLE = 0.01  # Of a metric: noise between epochs is less.
+NOTABLE = 5  # A loss since the best epoch that is told, in the usual change of the metric from epoch to epoch.
 RUN_FILES = (
     "config.json",
     "metrics.jsonl",
@@ -256,17 +256,28 @@ class RunFiles:
             self._checkpoints.wait()
 
     def past_the_best(self) -> str | None:
-        """A sentence about a model that became worse on the validation images before its end; None if it did not."""
+        """A sentence about a model that became worse on the validation images before its end; None if it did not.
+
+        What is within the noise between epochs does not count.
+        """
         term, higher = selection_term(self._config)
         lines = [line for line in self.log.records if line["split"] == "validation" and term in line]
-        if not lines or not self._config.keep_best_checkpoints:
+        if len(lines) < 4:
             return None
-        best, last = (max if higher else min)(lines, key=lambda line: line[term]), lines[-1]
-        if abs(best[term] - last[term]) <= NOTABLE * abs(best[term]):
+        values = np.array([line[term] for line in lines])
+        best = int((np.argmax if higher else np.argmin)(values))
+        if abs(values[best] - values[-1]) <= NOTABLE * np.median(np.abs(np.diff(values))):
             return None
+        saved = self._checkpoints.best_step()
+        place = next((place for place, line in enumerate(lines) if line["step"] == saved), len(lines) - 1)
+        if place == len(lines) - 1:
+            advice = "no better checkpoint was saved (--checkpoint-every 1 saves every epoch)"
+        else:
+            kept = f"epoch {lines[place]['epoch']}, the best that was saved: {values[place]:.6g}"
+            advice = "--best takes " + ("that checkpoint" if place == best else kept)
         return (
-            f"by the {term} of the validation images the model was best at epoch {best['epoch']}: {best[term]:.6g}, "
-            f"not {last[term]:.6g} as at the end; --best takes the best checkpoint"
+            f"by the {term} of the validation images the model was best at epoch {lines[best]['epoch']}: "
+            f"{values[best]:.6g}, not {values[-1]:.6g} as at the end; {advice}"
         )
 
 
