@@ -79,7 +79,7 @@ def test_products_that_triton_has_no_tiles_for_are_compiled_without_it() -> None
                 raise jax.errors.JaxRuntimeError(said)
             return "compiled"
 
-    trainer: Any = type("Lowers", (), {"lower": lambda self: Lowered()})()
+    trainer: Any = type("Traced", (), {"trace": lambda self: self, "lower": lambda self: Lowered()})()
     said = "INTERNAL: Couldn't find output tile sizes that satisfy hlo"
     assert compiled(trainer, accelerators.ACCELERATORS["h100"]) == "compiled"
     assert tried[1] == tried[0] | {"xla_gpu_enable_triton_gemm": False}
