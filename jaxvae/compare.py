@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import tyro
+from flax import linen as nn
 
 from jaxvae import cli, config_file
 from jaxvae.config import Config, options_of, values_of
 from jaxvae.errors import InputError, warn
 from jaxvae.options import options, words
+from jaxvae.own import is_own, standing_in
 from jaxvae.protocols import Component
 from jaxvae.run import directory as run_dirs
 from jaxvae.run import plots
@@ -23,8 +25,7 @@ from jaxvae.run.step_files import DamagedError, read_record
 
 DESCRIPTION = """Show runs side by side: in what they differ, the metrics of their last evaluation, parameters and time.
 
-Only what the runs recorded is read, so they may still be training. Components of your own must be where Python finds
-them. What does not compare is said on stderr."""
+Only what the runs recorded is read, so they may still be training. What does not compare is said on stderr."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,12 +76,32 @@ class Run(NamedTuple):
 def read(run_dir: Path) -> Run:
     """What a run recorded. Raises `InputError` if it is no run of `jaxvae.train`, or its records cannot be read."""
     run_dirs.require(run_dir)
-    config = config_file.load(run_dir / "config.json", to_use=True)
+    config = _config(run_dir / "config.json")
     lines = read_records(run_dir / "metrics.jsonl")
     if not lines:
         raise InputError(f"{run_dir}: has recorded nothing yet")
     identity, parameters = _newest(run_dir / "checkpoints")
     return Run(str(run_dir), config, lines, identity, parameters, _timing(run_dir / "timing.jsonl"))
+
+
+class _NoModel(nn.Module):
+    """Stands in for a model that was given in Python."""
+
+
+def _no_loss(output: Any, batch: Any) -> dict[str, Any]:
+    """Stands in for a loss that was given in Python."""
+    raise NotImplementedError
+
+
+def _config(path: Path) -> Config:
+    """The configuration of a run, also if its model or its loss cannot be imported here: nothing is computed."""
+    try:
+        return config_file.load(path, to_use=True)
+    except InputError:
+        values = config_file.names(path)
+        things = {str(values.get("objective")): _no_loss, str(values.get("model")): _NoModel}
+        with standing_in({name: thing for name, thing in things.items() if is_own(name)}):
+            return config_file.load(path, to_use=True)
 
 
 def _newest(checkpoints: Path) -> tuple[Mapping[str, Any], int | None]:

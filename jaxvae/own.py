@@ -1,7 +1,9 @@
 """User-defined components: imported by name, or passed from Python."""
 
+import contextlib
 import importlib
 import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,18 @@ def give(thing: Any, name: str | None = None) -> str:
     name = name or name_of(thing)
     _given[name] = thing
     return name
+
+
+@contextlib.contextmanager
+def standing_in(things: Mapping[str, Any]) -> Iterator[None]:
+    """Within it, objects stand in for those that these names name, but for what was passed from Python itself."""
+    new = {name: thing for name, thing in things.items() if name not in _given}
+    _given.update(new)
+    try:
+        yield
+    finally:
+        for name in new:
+            del _given[name]
 
 
 def resolve(name: str, flag: str) -> Any:

@@ -1,17 +1,20 @@
 """Runs side by side, from their records alone."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import own_parts
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
 from runs import SMALL, train
 
-from jaxvae import cli, compare
+from jaxvae import cli, compare, own
+from jaxvae.fitting import fit
 from jaxvae.run import plots
 from jaxvae.trained import load_run
 
@@ -118,6 +121,27 @@ def test_steps_that_were_taken_again_count_once(runs: Path, tmp_path: Path) -> N
     (copy / "timing.jsonl").write_text("\n".join([*lines, '{"event": "st']))
     run = compare.read(copy)
     assert [run.seconds(step) for step in (5, 8, 14)] == [1, 5, 13]
+
+
+def test_runs_of_a_model_and_a_loss_given_in_python(
+    images: NDArray[np.uint8], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process does not have them: only what was recorded is needed."""
+
+    class Local(own_parts.Net):
+        pass
+
+    def loss(output: Any, batch: Any) -> Any:
+        return own_parts.loss(output, batch)
+
+    for name, seed in (("one", 0), ("two", 1)):
+        fit(data=images, model=Local(), objective=loss, batch_size=16, epochs=1, seed=seed, run_dir=tmp_path / name)
+    monkeypatch.setattr("jaxvae.own._given", {})
+    capsys.readouterr()
+    assert cli.run(lambda: compare.main([str(tmp_path / "one"), str(tmp_path / "two")])) == 0
+    shown, said = capsys.readouterr()
+    assert said == "" and "sparsity" in shown and re.search(r"seed +0 +1\n", shown)
+    assert not own._given  # Nothing stands in for them afterwards.
 
 
 @pytest.mark.parametrize(
