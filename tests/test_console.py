@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from jaxvae.run import console as console_module
 from jaxvae.run.console import Console
 from jaxvae.run.records import record
 
@@ -31,17 +32,21 @@ def test_console_prints_plain_lines_without_a_terminal(monkeypatch: pytest.Monke
     ]
 
 
-def test_the_time_left_does_not_count_the_compilation(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is told by the measured speed first, then by the average since the first steps, evaluations included."""
+def test_the_time_left_does_not_count_what_is_compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is told by the measured speed first, then by the average since the first evaluation, later ones included."""
     err, now = io.StringIO(), 0.0
     monkeypatch.setattr("sys.stderr", err)
     monkeypatch.setattr("time.perf_counter", lambda: now)
+    monkeypatch.setattr(console_module, "QUIET_SECONDS", 0.0)
     with Console(epochs=3, steps=300, step=0, unit="per pixel") as console:
-        now = 1000.0  # It compiled.
+        now = 1000.0  # The steps were compiled.
+        console.progress(line(50), 10.0)
+        now = 2000.0  # The evaluation was compiled.
         console.epoch([line(100)], steps_per_second=10.0)
-        now = 1025.0
+        now = 2025.0
         console.epoch([line(200)], steps_per_second=10.0)
-    assert [said.rpartition("  ")[2] for said in err.getvalue().splitlines()] == ["0:00:20 left", "0:00:25 left"]
+    told = ["0:00:25 left", "0:00:20 left", "0:00:25 left"]
+    assert [re.findall(r"\S+ left", said)[-1] for said in err.getvalue().splitlines()] == told
 
 
 @pytest.mark.parametrize(

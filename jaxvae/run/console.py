@@ -28,7 +28,8 @@ class Console:
         from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
         self._epochs, self._steps, self._unit = epochs, steps, unit
-        self._first: tuple[float, int] | None = None  # When the first steps were done, and how many.
+        self._first: tuple[float, int] | None = None  # When the steps that count began, and how many were done.
+        self._warm = False  # Whether an epoch was evaluated, so that nothing more is compiled.
         self._said = time.perf_counter()
         terminal = sys.stderr.isatty()
         self._rich = RichConsole(file=sys.stderr, force_terminal=terminal, highlight=False, soft_wrap=True)
@@ -57,9 +58,9 @@ class Console:
         self._rich.print(one_line(text), markup=False)
 
     def _left(self, step: int, steps_per_second: float) -> str:
-        """The time left: at the average speed since the first steps, which also counts evaluations; at first, as given.
+        """The time left: at the average speed so far, which also counts evaluations; at first, at the speed given.
 
-        What came before the first steps, such as the compilation, does not come again.
+        The first steps and the first evaluation do not count: what they compile does not come again.
         """
         now = time.perf_counter()
         self._first = self._first or (now, step)
@@ -81,6 +82,8 @@ class Console:
 
     def epoch(self, lines: Sequence[Record], steps_per_second: float | None) -> None:
         """Print the line of a finished epoch, with the records of each split and the speed, if one was measured."""
+        if not self._warm:
+            self._warm, self._first = True, None
         step, said = lines[0]["step"], "  ".join(f"{line['split']} {words(line)}" for line in lines)
         speed = steps_per_second or 0.0
         self.say(
