@@ -264,7 +264,7 @@ def filled(value: Any, dtype: Any) -> Any:
 
 
 BAD_ARRAYS: dict[str, tuple[Any, ...]] = {
-    "float above 1": (filled(1.01, "f4"), "1.01: floats must be finite and in [0, 1]\n"),
+    "float above 1": (filled(1.01, "f4"), "1.01: floats must be finite and in [0, 1]"),
     "float below 0": (filled(-0.01, "f8"), "[0, 1]"),
     "0..255 as float": (filled(255, "f4"), "[0, 1]; if they are levels from 0 to 255, divide them by 255"),
     "NaN": (filled(np.nan, "f2"), "[0, 1]"),
@@ -293,6 +293,11 @@ def test_bad_arrays(case: str, tmp_path: Path) -> None:
     refuses(path, *fragments, dataset=path)
     np.savez_compressed(tmp_path / "x.npz", train=noise(10, 5, 4), test=array)
     refuses(tmp_path / "x.npz", "test", *fragments, dataset=str(tmp_path / "x.npz"))
+
+
+def test_values_slightly_above_1_are_not_taken_for_levels(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"floats must be finite and in \[0, 1\]$"):
+        data.load(save(tmp_path / "x.npy", np.full((20, 5, 4), 1.01)))
 
 
 class Payload:
