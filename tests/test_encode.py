@@ -10,7 +10,7 @@ from PIL import Image
 from runs import SMALL, train
 
 from jaxvae import cli, data, encode, generate, walks
-from jaxvae.data.rows import Rows
+from jaxvae.data.rows import Rows, StoredArray
 from jaxvae.run import plots
 from jaxvae.trained import TrainedRun, load_run
 
@@ -147,7 +147,7 @@ def test_the_nearest_training_image(runs: Path, images: NDArray[np.uint8], tmp_p
     # Of images in a file, a chunk at a time.
     np.save(tmp_path / "rows.npy", images)
     offset = (tmp_path / "rows.npy").stat().st_size - images.nbytes
-    rows = Rows(tmp_path / "rows.npy", offset, images.shape)
+    rows = Rows([StoredArray(tmp_path / "rows.npy", offset, images.shape)])
     np.testing.assert_array_equal(walks.nearest(samples, rows), walks.nearest(samples, images))
 
 

@@ -17,7 +17,7 @@ from typing import IO, Any
 
 from jaxvae import compilation_cache, memory
 from jaxvae.data.reading import Images, Reading
-from jaxvae.data.rows import Rows
+from jaxvae.data.rows import Rows, StoredArray
 from jaxvae.errors import InputError
 
 _SPARE = 2**28  # Bytes of the disk that stay free.
@@ -68,7 +68,7 @@ def decoded_once(
                 found = {"shape": shape, "bad": faults}
                 with _replacing(facts) as opened:
                     opened.write(json.dumps(found).encode())
-        rows = Rows(file, 0, tuple(found["shape"]))
+        rows = Rows([StoredArray(file, 0, tuple(found["shape"]))])
     return rows, {folder / path: fault for path, fault in found["bad"].items()}
 
 

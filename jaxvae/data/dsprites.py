@@ -55,7 +55,7 @@ def dsprites(name: str, source: str, paths: Sequence[Path], labels: bool, readin
     if reading.stream == "always" or (reading.stream == "auto" and too_many):
         pictures = (image for images in _unpacked(path, reading) for image in images)
         rows, _ = decoded_once(path.parent, paths, reading, lambda _: pictures, count)
-        source = f"{source}, unpacked in {rows.path}"
+        source = f"{source}, unpacked in {rows.files[0].path}"
         whole["image"] = cast(Images, rows)
     else:
         whole["image"], start = np.empty(shape, np.uint8), 0

@@ -10,7 +10,7 @@ import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any, NamedTuple, cast
 
 import numpy as np
 
@@ -25,8 +25,8 @@ from jaxvae.data.arrays import (
     with_own_validation,
 )
 from jaxvae.data.images import ImageData
-from jaxvae.data.reading import AS_THEY_ARE, Images, Reading
-from jaxvae.data.rows import Rows
+from jaxvae.data.reading import AS_THEY_ARE, Images, Reading, shape_words
+from jaxvae.data.rows import Rows, StoredArray
 from jaxvae.errors import InputError
 
 _IDX_MAGIC = 0x00000803  # unsigned bytes, three dimensions
@@ -113,20 +113,68 @@ def idx_labels(file: IO[bytes], count: int, label: object) -> np.ndarray[Any, np
 
 def npy_file(name: str, path: Path, reading: Reading = AS_THEY_ARE) -> ImageData:
     """The images of a .npy file, which stay there if `reading` says so. Raises `InputError`."""
-    source = f"NumPy file {path}"
-    with blaming(path), path.open("rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        shape, fortran, dtype = _npy_header(file, size, path)
-        wanted = reading.stream == "always" or (reading.stream == "auto" and size > memory.host_free_bytes() // 2)
-        if wanted and dtype == np.uint8 and not fortran:
-            rows = Rows(path, file.tell(), shape if len(shape) == 4 else (*shape, 1))
-            # It has as much of an array's interface as images need.
-            return split_off_test(name, source, {"image": cast(Images, rows)})
+    return split_off_test(name, f"NumPy file {path}", {"image": npy_images([path], reading)})
+
+
+def npy_images(paths: Sequence[Path], reading: Reading = AS_THEY_ARE) -> Images:
+    """The images of .npy files, one file after the other: uint8 [N, H, W, C]. They stay there if `reading` says so.
+
+    Raises:
+      InputError: a file cannot be read, or is damaged; the images of two files differ in shape; or they are to stay in
+        files that do not hold uint8 in C's order.
+    """
+    forms = [npy_form(path) for path in paths]
+    shape = forms[0].shape[1:]
+    for path, form in zip(paths, forms, strict=True):
+        if form.shape[1:] != shape:
+            here, there = shape_words(form.shape[1:]), shape_words(shape)
+            raise InputError(f"{path}: images of {here}, but those of {paths[0].name} are {there}")
+    total = sum(math.prod(form.shape) * form.dtype.itemsize for form in forms)
+    wanted = reading.stream == "always" or (reading.stream == "auto" and total > memory.host_free_bytes() // 2)
+    if wanted:
+        held = [(path, f.held) for path, f in zip(paths, forms, strict=True) if f.held != "uint8"]
+        if not held:
+            stored = [StoredArray(path, form.offset, form.shape) for path, form in zip(paths, forms, strict=True)]
+            return cast(Images, Rows(stored))  # They have as much of an array's interface as images need.
         if reading.stream == "always":
-            kind = "an array in Fortran's order" if fortran else str(dtype)
+            path, kind = held[0]
             raise InputError(f"--stream always: {path}: holds {kind}; only uint8 in C's order can be streamed")
-        array = _content(file, shape, fortran, dtype, path)
-    return split_off_test(name, source, {"image": to_uint8(array, path)})
+    images, start = np.empty((sum(form.shape[0] for form in forms), *shape), np.uint8), 0
+    for path, form in zip(paths, forms, strict=True):
+        stop = start + form.shape[0]
+        images[start:stop] = to_uint8(read_npy(path, require_image_shape), path)
+        start = stop
+    return images
+
+
+class NpyForm(NamedTuple):
+    """What a .npy file holds, by its header.
+
+    Attributes:
+      shape: [n, H, W, C].
+      dtype: of its values.
+      held: the name of the dtype, or that the array is in Fortran's order.
+      offset: where the values begin, in bytes.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    held: str
+    offset: int
+
+
+def npy_form(path: Path) -> NpyForm:
+    """The form of a .npy file of images. Raises `InputError`."""
+    with blaming(path), path.open("rb") as file:
+        shape, fortran, dtype = _npy_header(file, os.fstat(file.fileno()).st_size, path)
+        held = "an array in Fortran's order" if fortran else str(dtype)
+        return NpyForm(shape if len(shape) == 4 else (*shape, 1), dtype, held, file.tell())
+
+
+def read_npy(path: Path, check: Callable[[Sequence[int], object], None]) -> np.ndarray[Any, Any]:
+    """The array of a .npy file. `check` refuses wrong shapes. Raises `InputError`."""
+    with blaming(path), path.open("rb") as file:
+        return _content(file, *_npy_header(file, os.fstat(file.fileno()).st_size, path, check), path)
 
 
 # What the arrays of a .npz file are called: images for training and testing, and their labels. Keras', MedMNIST's.

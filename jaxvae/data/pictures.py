@@ -181,7 +181,7 @@ def _decoded(folder: Path, paths: Sequence[Path], reading: Reading) -> tuple[Ima
             grey = all(found for found in _in_threads(_grey_or_none, paths) if found is not None)
         reading = dataclasses.replace(reading, channels=1 if grey else 3)
     rows, bad = decoded_once(folder, paths, reading, lambda bad: _pictures(folder, paths, reading, bad))
-    return cast(Images, rows), bad, rows.path
+    return cast(Images, rows), bad, rows.files[0].path
 
 
 @contextlib.contextmanager

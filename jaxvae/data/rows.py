@@ -1,8 +1,8 @@
-"""Images that stay in a file: some rows of an array that is mapped into memory, and read as they are needed."""
+"""Images that stay in files: some rows of arrays that are mapped into memory, and read as they are needed."""
 
 import mmap
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,80 +16,46 @@ PIECE_BYTES = 2**21  # Read before pages are given back: the system maps more of
 V = TypeVar("V")
 
 
-class Rows:
-    """Rows of an array in a file, uint8 [N, ...], with as much of NumPy's interface as runs need.
+class StoredArray:
+    """An array in a file, uint8 [n, ...].
 
-    Indexing reads, and gives an array. This process gives the pages that it read back to the system at once, so its
-    memory stays small. The system keeps them while it has room.
+    This process gives the pages that it read back to the system at once, so its memory stays small. The system keeps
+    them while it has room.
 
     Args:
       path: the file.
       offset: where the array begins in it, in bytes.
-      shape: of the whole array, [N, ...].
-      places: which rows, ascending. Default: all.
+      shape: of the array, [n, ...].
     """
 
-    def __init__(self, path: Path, offset: int, shape: tuple[int, ...], places: NDArray[np.int64] | None = None):
-        self.path, self._offset, self._whole = path, offset, shape
-        self._places = np.arange(shape[0]) if places is None else places
+    def __init__(self, path: Path, offset: int, shape: tuple[int, ...]):
+        self.path, self.shape, self._offset = path, shape, offset
         self._array = np.memmap(path, np.uint8, "r", offset, shape)
         self._mapped: mmap.mmap = self._array._mmap  # type: ignore[attr-defined]
         self._state = self._file_state()
-        self.dtype = np.dtype(np.uint8)
-        self.shape = (len(self._places), *shape[1:])
-        self.ndim = len(shape)
-        self.nbytes = len(self._places) * self._array[:1].nbytes
+        self.row_bytes = self._array[:1].nbytes
         self._advise("MADV_RANDOM")  # Or the system would read what lies behind each row, too.
 
-    def __len__(self) -> int:
-        return len(self._places)
-
-    def __getitem__(self, key: Any) -> NDArray[np.uint8]:
-        """Read some rows: an array.
-
-        Raises:
-          InputError: the file has changed, or is gone.
-        """
+    def check(self) -> None:
+        """Raise `InputError` if the file has changed, or is gone."""
         if self._file_state() != self._state:
-            raise InputError(f"{self.path}: the file has changed since training began")
-        places = self._places[key]
-        if not places.ndim:
-            return np.array(self._array[places])
-        found = np.empty((len(places), *self.shape[1:]), np.uint8)
-        piece = max(1, PIECE_BYTES // max(1, self._array[:1].nbytes))
-        for start in range(0, len(places), piece):
-            part = slice(start, start + piece)
-            np.take(self._array, places[part], axis=0, out=found[part], mode="clip")  # "raise" would copy once more.
-            self._advise("MADV_DONTNEED")
-        return found
+            raise self._changed()
 
-    def __iter__(self) -> Iterator[NDArray[np.uint8]]:
-        for chunk in self.chunks():
-            yield from chunk
+    def take(self, places: NDArray[np.int64], out: NDArray[np.uint8]) -> None:
+        """Read the rows at `places` into `out`."""
+        np.take(self._array, places, axis=0, out=out, mode="clip")  # "raise" would copy once more.
+        self._advise("MADV_DONTNEED")
 
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
-        whole = self[:]
-        return whole if dtype is None else whole.astype(dtype)
+    def span(self, first: int, count: int) -> NDArray[np.uint8]:
+        """Read rows that follow one another at once: much faster than a fault for every page."""
+        size = count * self.row_bytes
+        found = np.fromfile(self.path, np.uint8, size, offset=self._offset + first * self.row_bytes)
+        if found.size != size:
+            raise self._changed()
+        return found.reshape(count, *self.shape[1:])
 
-    def chunks(self) -> Iterator[NDArray[np.uint8]]:
-        """All rows in their order, in arrays of some megabytes."""
-        row = max(1, self._array[:1].nbytes)
-        count = max(1, CHUNK_BYTES // row)
-        for start in range(0, len(self), count):
-            places = self._places[start : start + count]
-            first, last = int(places[0]), int(places[-1])
-            if last - first >= 2 * count:
-                yield self[start : start + count]
-                continue
-            # A single read is much faster than a fault for every page.
-            span = np.fromfile(self.path, np.uint8, (last - first + 1) * row, offset=self._offset + first * row)
-            if span.size != (last - first + 1) * row:
-                raise InputError(f"{self.path}: the file has changed since training began")
-            yield span.reshape(-1, *self.shape[1:])[places - first]
-
-    def pick(self, places: NDArray[Any]) -> "Rows":
-        """Some of these rows, ascending; nothing is read."""
-        return Rows(self.path, self._offset, self._whole, self._places[places])
+    def _changed(self) -> InputError:
+        return InputError(f"{self.path}: the file has changed since training began")
 
     def _file_state(self) -> tuple[int, int]:
         try:
@@ -103,8 +69,84 @@ class Rows:
             self._mapped.madvise(getattr(mmap, advice))
 
 
+class Rows:
+    """Rows of the arrays of files, one file after the other: uint8 [N, ...], with as much of NumPy as runs need.
+
+    Indexing reads, and gives an array.
+
+    Args:
+      files: arrays of at least one row, with the same shape but for the first axis.
+      places: which rows of all of them, ascending. Default: all.
+    """
+
+    def __init__(self, files: Sequence[StoredArray], places: NDArray[np.int64] | None = None):
+        self.files = tuple(files)
+        self._starts = np.cumsum([0, *(file.shape[0] for file in files)])
+        self._places = np.arange(self._starts[-1]) if places is None else places
+        self._row_bytes = max(1, files[0].row_bytes)
+        self.dtype = np.dtype(np.uint8)
+        self.shape = (len(self._places), *files[0].shape[1:])
+        self.ndim = len(self.shape)
+        self.nbytes = len(self._places) * files[0].row_bytes
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, key: Any) -> NDArray[np.uint8]:
+        """Read some rows: an array.
+
+        Raises:
+          InputError: a file has changed, or is gone.
+        """
+        places = np.atleast_1d(self._places[key])
+        found = np.empty((len(places), *self.shape[1:]), np.uint8)
+        for file in self.files:
+            file.check()
+        piece = max(1, PIECE_BYTES // self._row_bytes)
+        for start in range(0, len(places), piece):
+            self._read(places[start : start + piece], found[start : start + piece])
+        return found if np.ndim(self._places[key]) else found[0]
+
+    def __iter__(self) -> Iterator[NDArray[np.uint8]]:
+        for chunk in self.chunks():
+            yield from chunk
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        whole = self[:]
+        return whole if dtype is None else whole.astype(dtype)
+
+    def chunks(self) -> Iterator[NDArray[np.uint8]]:
+        """All rows in their order, in arrays of some megabytes."""
+        count = max(1, CHUNK_BYTES // self._row_bytes)
+        bounds = np.searchsorted(self._places, self._starts)
+        for number, file in enumerate(self.files):
+            own = self._places[bounds[number] : bounds[number + 1]] - self._starts[number]
+            for start in range(0, len(own), count):
+                places = own[start : start + count]
+                first, size = int(places[0]), int(places[-1] - places[0]) + 1
+                if size > 2 * count:
+                    yield self[bounds[number] + start : bounds[number] + start + len(places)]
+                else:
+                    yield file.span(first, size)[places - first]
+
+    def pick(self, places: NDArray[Any]) -> "Rows":
+        """Some of these rows, ascending; nothing is read."""
+        return Rows(self.files, self._places[places])
+
+    def _read(self, places: NDArray[np.int64], out: NDArray[np.uint8]) -> None:
+        numbers = np.searchsorted(self._starts, places, side="right") - 1
+        for number in np.unique(numbers):
+            own = numbers == number
+            if own.all():
+                self.files[number].take(places - self._starts[number], out)
+            else:
+                part = np.empty((int(own.sum()), *self.shape[1:]), np.uint8)
+                self.files[number].take(places[own] - self._starts[number], part)
+                out[own] = part
+
+
 def picked(values: V, places: NDArray[Any]) -> V:
-    """Some rows of an array, or of `Rows`, which then stay in their file; `places` ascend."""
+    """Some rows of an array, or of `Rows`, which then stay in their files; `places` ascend."""
     return values.pick(places) if isinstance(values, Rows) else values[places]  # type: ignore[index,return-value]
 
 

@@ -18,6 +18,7 @@ from jaxvae.data.formats import blaming, npy_file, npz_file, read_idx, read_idx_
 from jaxvae.data.images import ImageData, Split, reading_of
 from jaxvae.data.pictures import folder_of_pictures
 from jaxvae.data.reading import AS_THEY_ARE, Reading
+from jaxvae.data.shards import folder_of_shards, holds_shards
 from jaxvae.errors import InputError, suggestion
 
 FILE_DATASETS = (*download.IDX_DATASETS, *originals.ORIGINALS)
@@ -54,6 +55,7 @@ def load(
     - ``hf:NAME``, ``hf:NAME:CONFIGURATION``: a dataset of Hugging Face's hub. Needs the package `datasets`.
     - a folder: the picture files (PNG, JPEG, WebP, BMP, TIFF, GIF) in and below its ``train/`` and ``test/``
       if it has both, else all in and below the folder, split.
+    - a folder of ``.npy`` files without pictures: see `jaxvae.data.shards.folder_of_shards`.
 
     *Split* means that every tenth image (index 9, 19, ...) is held out for the test set. This needs at least
     10 images.
@@ -127,7 +129,8 @@ def _found(
     with blaming(f"--dataset {dataset!r}"):
         is_folder, is_file = path.is_dir() and dataset != "", path.is_file()
     if is_folder:
-        return folder_of_pictures(dataset, path, reading)
+        read = folder_of_shards if holds_shards(path) else folder_of_pictures
+        return read(dataset, path, reading)
     if is_file and path.suffix.lower() == ".npy":
         return npy_file(dataset, path, reading)
     if is_file and path.suffix.lower() == ".npz":
@@ -137,8 +140,8 @@ def _found(
     if path.exists() and dataset != "":
         what = "it is neither a folder nor a .npy or .npz file"
     raise InputError(
-        f"--dataset {dataset!r}: {what}{suggestion(dataset, DATASETS)} (it takes a folder of pictures, a .npy or .npz "
-        f"file, hf:NAME for Hugging Face's hub, or one of {', '.join(names)})"
+        f"--dataset {dataset!r}: {what}{suggestion(dataset, DATASETS)} (it takes a folder of pictures or .npy files, "
+        f"a .npy or .npz file, hf:NAME for Hugging Face's hub, or one of {', '.join(names)})"
     )
 
 
