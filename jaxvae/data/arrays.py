@@ -1,7 +1,7 @@
 """Convert arrays of images, of any accepted shape and scale, to splits of uint8 [N, H, W, C]."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from jaxvae.data.rows import picked
 from jaxvae.errors import InputError
 
 GIVEN = "given"  # The name of a dataset that was given in Python.
+VALIDATION = ("validation", "valid", "val")  # What people call that split.
 _HOLD_OUT = 10  # Every tenth image is held out if there is no test set.
 
 
@@ -39,6 +40,34 @@ def paired(name: str, source: str, train: Split, test: Split) -> ImageData:
     splits = {"train": train, "test": test}
     others = {split: {key: v for key, v in values.items() if key != "image"} for split, values in splits.items()}
     return ImageData(name, source, first, second, others=others if any(others.values()) else {})
+
+
+def require_train(splits: Iterable[str], told: str) -> None:
+    """Raise `InputError` if no split is called ``train``."""
+    if "train" not in splits:
+        raise InputError(f"{told}: has no split train, but {', '.join(splits)}")
+
+
+def of_splits(name: str, source: str, splits: Mapping[str, Split], classes: tuple[str, ...] = ()) -> ImageData:
+    """The examples of splits by name: ``train``, and perhaps ``test`` and one of `VALIDATION`; others are left out.
+
+    Every tenth example is held out if there is no split called ``test``. Labels that some split lacks are left out, and
+    so are names of classes that are fewer than the labels.
+
+    Raises:
+      InputError: the images of splits differ in shape, or there are too few to hold out every tenth.
+    """
+    kept = [key for key in ("train", "test", *VALIDATION) if key in splits]
+    labelled = all("label" in splits[key] for key in kept)
+    examples = {key: {n: v for n, v in splits[key].items() if labelled or n != "label"} for key in kept}
+    if "test" in kept:
+        whole = paired(name, source, examples["train"], examples["test"])
+    else:
+        whole = split_off_test(name, source, examples["train"])
+    for key in [key for key in kept if key in VALIDATION][:1]:
+        whole = with_own_validation(whole, examples[key])
+    most = max((int(examples[key]["label"].max()) for key in kept), default=0) if labelled else len(classes)
+    return dataclasses.replace(whole, classes=classes if most < len(classes) else ())
 
 
 def with_own_validation(images: ImageData, validation: Split) -> ImageData:

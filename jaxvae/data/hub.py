@@ -4,21 +4,19 @@ The package `datasets` reads them, from the hub or from its cache. All input is 
 """
 
 import io
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from jaxvae.data.arrays import paired, split_off_test, to_labels, with_own_validation
+from jaxvae.data.arrays import VALIDATION, of_splits, require_train, to_labels
 from jaxvae.data.formats import blaming
 from jaxvae.data.images import ImageData, Split
-from jaxvae.data.pictures import checked, opened_stream, picture_of, stacked
-from jaxvae.data.reading import Images, Reading, shape_words
+from jaxvae.data.pictures import of_one_size, opened_stream, picture_of
+from jaxvae.data.reading import Images, Reading
 from jaxvae.errors import InputError
 
 PREFIX = "hf:"
-_VALIDATION = ("validation", "valid", "val")  # What people call that split.
 
 
 def hub_dataset(name: str, reading: Reading) -> ImageData:
@@ -38,14 +36,13 @@ def hub_dataset(name: str, reading: Reading) -> ImageData:
     path, _, configuration = name.removeprefix(PREFIX).partition(":")
     with blaming(told):
         found: Any = datasets.load_dataset(path, configuration or None)
-    if "train" not in found:
-        raise InputError(f"{told}: has no split train, but {', '.join(found)}")
+    require_train(found, told)
     features = found["train"].features
     images = [key for key, feature in features.items() if isinstance(feature, datasets.Image)]
     labels = [key for key, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
     if not images:
         raise InputError(f"{told}: has no column of images, but {', '.join(features)}")
-    splits = [key for key in ("train", "test", *_VALIDATION) if key in found]
+    splits = [key for key in ("train", "test", *VALIDATION) if key in found]
     with blaming(told):
         # Those of a competition's test set are -1 or missing.
         values = [value for key in labels[:1] for split in splits for value in found[split][key]]
@@ -58,24 +55,8 @@ def hub_dataset(name: str, reading: Reading) -> ImageData:
             examples["label"] = to_labels(np.array(rows[labels[0]]), len(rows), f"{told}: {key}")
         return examples
 
-    source = f"Hugging Face dataset {path}"
-    if "test" in found:
-        whole = paired(name, source, split("train"), split("test"))
-    else:
-        whole = split_off_test(name, source, split("train"))
-    for key in [key for key in splits if key in _VALIDATION][:1]:
-        whole = with_own_validation(whole, split(key))
     names = tuple(features[labels[0]].names) if labels else ()
-    classes = names if labels and max(values) < len(names) else ()
-    return ImageData(whole.name, source, whole.train, whole.test, whole.validation, whole.others, classes=classes)
-
-
-def _images(rows: Any, column: str, reading: Reading, told: str) -> Images:
-    """The images of a split, uint8 [N, H, W, C]."""
-    images = list(_decoded(rows, column, reading, told))
-    if not images:
-        raise InputError(f"{told}: holds no images")
-    return stacked(images)
+    return of_splits(name, f"Hugging Face dataset {path}", {key: split(key) for key in splits}, names)
 
 
 def _picture(found: dict[str, Any], reading: Reading, told: str) -> Images:
@@ -88,16 +69,11 @@ def _picture(found: dict[str, Any], reading: Reading, told: str) -> Images:
         return picture_of(image, reading, told)
 
 
-def _decoded(rows: Any, column: str, reading: Reading, told: str) -> Iterator[Images]:
+def _images(rows: Any, column: str, reading: Reading, told: str) -> Images:
+    """The images of a split, uint8 [N, H, W, C]."""
     import datasets
 
-    first: tuple[int, ...] | None = None
-    with blaming(told), checked(reading):
-        # As bytes: the package would open any format that Pillow knows, and any path or address.
-        for number, row in enumerate(rows.cast_column(column, datasets.Image(decode=False))):
-            image = _picture(row[column], reading, f"{told}: image {number}")
-            first = first or image.shape[:2]
-            if image.shape[:2] != first:
-                sizes = f"{shape_words(first)} and {shape_words(image.shape[:2])}"
-                raise InputError(f"{told}: images of several sizes, such as {sizes}: give them one with --image-size")
-            yield image
+    # As bytes: the package would open any format that Pillow knows, and any path or address.
+    encoded = rows.cast_column(column, datasets.Image(decode=False))
+    pictures = (_picture(row[column], reading, f"{told}: image {number}") for number, row in enumerate(encoded))
+    return of_one_size(pictures, reading, told)

@@ -7,7 +7,7 @@ import math
 import os
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, NamedTuple, NoReturn, TypeVar, cast
@@ -140,6 +140,29 @@ def stacked(pictures: Sequence[Images]) -> Images:
     """Pictures of one size as uint8 ``[N, H, W, C]``; C is 1 if all are grey, else 3."""
     channels = max(picture.shape[2] for picture in pictures)
     return np.stack([np.broadcast_to(picture, (*picture.shape[:2], channels)) for picture in pictures])
+
+
+def of_one_size(pictures: Iterable[Images], reading: Reading, told: str) -> Images:
+    """Pictures as uint8 ``[N, H, W, C]``.
+
+    Args:
+      pictures: each uint8 [H, W, C], read as `reading` says.
+      reading: how they are read.
+      told: where they are, in messages.
+
+    Raises:
+      InputError: there are none, or they have several sizes; or reading them fails.
+    """
+    found = list[Images]()
+    with blaming(told), checked(reading):
+        for picture in pictures:
+            found.append(picture)
+            if picture.shape[:2] != found[0].shape[:2]:
+                sizes = f"{shape_words(found[0].shape[:2])} and {shape_words(picture.shape[:2])}"
+                raise InputError(f"{told}: images of several sizes, such as {sizes}: give them one with --image-size")
+    if not found:
+        raise InputError(f"{told}: holds no images")
+    return stacked(found)
 
 
 def _pictures(folder: Path, paths: Sequence[Path], reading: Reading, bad: dict[Path, str]) -> Iterator[Images]:

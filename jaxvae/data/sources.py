@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxvae import errors
 from jaxvae.config import Config
-from jaxvae.data import download, hub, originals
+from jaxvae.data import download, hub, originals, tfds
 from jaxvae.data.arrays import GIVEN, paired
 from jaxvae.data.formats import blaming, npy_file, npz_file, read_idx, read_idx_labels
 from jaxvae.data.images import ImageData, Split, reading_of
@@ -55,6 +55,7 @@ def load(
     - ``hf:NAME``, ``hf:NAME:CONFIGURATION``: a dataset of Hugging Face's hub. Needs the package `datasets`.
     - a folder: the picture files (PNG, JPEG, WebP, BMP, TIFF, GIF) in and below its ``train/`` and ``test/``
       if it has both, else all in and below the folder, split.
+    - a folder that TensorFlow Datasets prepared: see `jaxvae.data.tfds.prepared_folder`.
     - a folder of ``.npy`` files without pictures: see `jaxvae.data.shards.folder_of_shards`.
 
     *Split* means that every tenth image (index 9, 19, ...) is held out for the test set. This needs at least
@@ -129,6 +130,8 @@ def _found(
     with blaming(f"--dataset {dataset!r}"):
         is_folder, is_file = path.is_dir() and dataset != "", path.is_file()
     if is_folder:
+        if tfds.is_prepared(path):
+            return tfds.prepared_folder(dataset, path, reading)
         read = folder_of_shards if holds_shards(path) else folder_of_pictures
         return read(dataset, path, reading)
     if is_file and path.suffix.lower() == ".npy":

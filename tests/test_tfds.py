@@ -1,0 +1,156 @@
+"""Folders that TensorFlow Datasets prepared, written by that package itself. No test needs TensorFlow or a network."""
+
+import io
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from numpy.typing import NDArray
+from PIL import Image
+from tensorboard.summary.writer.record_writer import RecordWriter
+
+from jaxvae import data
+from jaxvae.data.reading import Reading
+from jaxvae.errors import InputError
+
+tfds.disable_progress_bar()
+
+
+def noise(*shape: int, seed: int = 0) -> NDArray[np.uint8]:
+    return np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
+
+
+def encoded(image: NDArray[np.uint8]) -> io.BytesIO:
+    file = io.BytesIO()
+    Image.fromarray(image.squeeze()).save(file, "PNG")
+    file.seek(0)
+    return file
+
+
+def prepare(folder: Path, splits: Mapping[str, Sequence[NDArray[np.uint8]]], **labels: Sequence[int]) -> Path:
+    """Prepare a dataset of images, with labels and features of other kinds. Where it is."""
+    channels = next(iter(splits.values()))[0].shape[2]
+
+    class Noise(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[misc, call-arg]
+        VERSION = tfds.core.Version("1.0.0")
+
+        def _info(self) -> Any:
+            features: dict[str, Any] = {
+                "caption": tfds.features.Text(),
+                "picture": tfds.features.Image(shape=(None, None, channels)),
+                "box": {"corners": tfds.features.Tensor(shape=(2,), dtype=np.float32)},
+            }
+            if labels:
+                features["kind"] = tfds.features.ClassLabel(names=["cat", "dog"])
+            return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+        def _split_generators(self, manager: Any) -> Any:
+            return {split: self._generate_examples(split) for split in splits}
+
+        def _generate_examples(self, split: str) -> Iterator[tuple[str, Any]]:
+            for number, image in enumerate(splits[split]):
+                example: dict[str, Any] = {"caption": "a text", "box": {"corners": [0.0, 1.0]}}
+                example["picture"] = encoded(image)
+                if labels:
+                    example["kind"] = labels[split][number]
+                yield f"{number:04}", example
+
+    builder = Noise(data_dir=folder, file_format="array_record")
+    builder.download_and_prepare()
+    return Path(builder.data_dir)
+
+
+def as_tfrecords(folder: Path) -> Path:
+    """The same folder with TFRecord files, TFDS's default, as TensorBoard's package writes them."""
+    builder: Any = tfds.builder_from_directory(folder)
+    for split in builder.info.splits:
+        (old,) = builder.info.splits[split].filepaths
+        records = builder.as_data_source(split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
+        with Path(str(old).replace("array_record", "tfrecord")).open("wb") as file:
+            writer = RecordWriter(file)
+            for number in range(len(records)):
+                writer.write(records[number])
+        Path(old).unlink()
+    info = folder / "dataset_info.json"
+    info.write_text(info.read_text().replace("array_record", "tfrecord"))
+    assert json.loads(info.read_text())["fileFormat"] == "tfrecord"
+    return folder
+
+
+def by_bytes(images: NDArray[np.uint8], labels: NDArray[np.int32]) -> list[tuple[bytes, int]]:
+    """Pairs of images and labels, sorted: TFDS shuffles what it writes."""
+    return sorted((image.tobytes(), int(label)) for image, label in zip(images, labels, strict=True))
+
+
+@pytest.mark.parametrize("tfrecord", [False, True])
+def test_images_labels_and_classes(tfrecord: bool, tmp_path: Path) -> None:
+    splits = {"train": noise(12, 6, 5, 3), "test": noise(4, 6, 5, 3, seed=1), "validation": noise(3, 6, 5, 3, seed=2)}
+    labels = {split: np.arange(len(images)) % 2 for split, images in splits.items()}
+    folder = prepare(tmp_path, {split: list(images) for split, images in splits.items()}, **labels)
+    found = data.load(str(as_tfrecords(folder) if tfrecord else folder))
+    for split, images in splits.items():
+        read = found.split(split)
+        assert by_bytes(read["image"], read["label"]) == by_bytes(images, labels[split])
+        assert read["image"].shape == images.shape and read["label"].dtype == np.int32
+    assert found.classes == ("cat", "dog") and str(folder) in found.source
+    assert "tensorflow" not in sys.modules
+
+
+def test_one_split_of_grey_images_without_labels(tmp_path: Path) -> None:
+    images = noise(20, 6, 5, 1)
+    found = data.load(str(prepare(tmp_path, {"train": list(images)})))
+    assert (found.train.shape, found.test.shape, found.others) == ((18, 6, 5, 1), (2, 6, 5, 1), {})
+    whole = [image.tobytes() for part in (found.train, found.test) for image in part]
+    assert sorted(whole) == sorted(image.tobytes() for image in images)
+
+
+def test_labels_that_are_secret_are_left_out(tmp_path: Path) -> None:
+    images = list(noise(10, 6, 5, 3))
+    found = data.load(str(prepare(tmp_path, {"train": images, "test": images}, train=[0, 1] * 5, test=[-1] * 10)))
+    assert list(found.split("train")) == list(found.split("test")) == ["image"] and found.classes == ()
+
+
+def test_images_of_several_sizes_need_one(tmp_path: Path) -> None:
+    folder = prepare(tmp_path, {"train": [noise(6 + i % 2, 5, 3) for i in range(10)]})
+    with pytest.raises(InputError, match="train: images of several sizes, such as . x 5 and . x 5: give them one with"):
+        data.load(str(folder))
+    assert data.load(str(folder), reading=Reading((4, 3), channels=1)).train.shape == (9, 4, 3, 1)
+
+
+def test_what_cannot_be_used(tmp_path: Path) -> None:
+    def refused(message: str, folder: Path) -> None:
+        with pytest.raises(InputError, match=message) as caught:
+            data.load(str(folder))
+        assert "\n" not in str(caught.value)
+
+    images = list(noise(12, 6, 5, 3))
+    refused("has no split train, but test", prepare(tmp_path / "test", {"test": images}))
+    folder = as_tfrecords(prepare(tmp_path / "cut", {"train": images}))
+    (record,) = folder.glob("*.tfrecord*")
+    whole = record.read_bytes()
+    for cut in (whole[:-1], whole[:5], whole[: len(whole) // 2 + 9]):
+        record.write_bytes(cut)
+        refused(rf"{record.name}: truncated", folder)
+    record.write_bytes(whole[: len(whole) // 12 * 6])  # Half of the records: all are alike.
+    refused("train: 6 images, but dataset_info.json says 12: files are cut off", folder)
+    info = folder / "dataset_info.json"
+    info.write_text(info.read_text().replace('"tfrecord"', '"riegeli"'))
+    refused("holds riegeli files: prepare it with file_format='array_record'", folder)
+    info.write_text("{")
+    refused(f"{folder}: cannot be read", folder)
+
+
+def test_features_of_other_packages_are_not_imported(tmp_path: Path) -> None:
+    """TFDS imports the modules that a folder's features.json names."""
+    folder = prepare(tmp_path, {"train": list(noise(12, 6, 5, 3))})
+    features = folder / "features.json"
+    written = features.read_text().replace("tensorflow_datasets.core.features.text_feature.Text", "antigravity.Text")
+    features.write_text(written)
+    with pytest.raises(InputError, match=r"has a feature of another package: antigravity\.Text"):
+        data.load(str(folder))
+    assert "antigravity" not in sys.modules
