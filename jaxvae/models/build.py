@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from jaxvae.errors import InputError
 from jaxvae.models.autoencoder import AutoEncoder
 from jaxvae.models.flow import RealNvp
+from jaxvae.models.joint_draws import with_joint_draws
 from jaxvae.models.layers import float32_products
 from jaxvae.models.likelihoods import Bernoulli
 from jaxvae.models.mixture import Mixture
@@ -125,11 +126,15 @@ def _is_required(parameter: inspect.Parameter) -> bool:
 def init_variables(model: Model, key: Array, example: Mapping[str, Any]) -> dict[str, Any]:
     """The initial variables of a model, by collection, from a batch of one example."""
     batch = Examples({name: jnp.asarray(value) for name, value in example.items()})
-    if isinstance(model, LatentModel):
-        # `draw`, because `__call__` does not use the prior. The latents drawn do not affect the variables.
-        return dict(model.init(key, batch, jax.random.split(key, 1), 1, method="draw"))
-    arguments, named = call_arguments(model, batch, jax.random.fold_in(key, 0), train=False)
-    variables: dict[str, Any] = dict(model.init(key, *arguments, **named))
+
+    def init(key: Array) -> dict[str, Any]:
+        if isinstance(model, LatentModel):
+            # `draw`, because `__call__` does not use the prior. The latents drawn do not affect the variables.
+            return dict(model.init(key, batch, jax.random.split(key, 1), 1, method="draw"))
+        arguments, named = call_arguments(model, batch, jax.random.fold_in(key, 0), train=False)
+        return dict(model.init(key, *arguments, **named))
+
+    variables: dict[str, Any] = with_joint_draws(init)(key)
     return variables
 
 
