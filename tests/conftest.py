@@ -34,8 +34,14 @@ settings.register_profile("untimed", deadline=None, suppress_health_check=[Healt
 settings.load_profile("untimed")
 
 
-# `jax_disable_most_optimizations` leaves this option of XLA's CPU compiler on; compiling takes half the time without
-# it. XLA reads XLA_FLAGS once, so in this process the option is added where JAX makes those of a program.
+# Compiling is most of the suite's time. Marks say how the programs of a test are compiled:
+#   exact        the default: with `jax_disable_most_optimizations`, without LLVM's optimisations, in half the time. Two
+#                programs that compute the same bits for a user still do
+#   unoptimized  also without the option `QUICK` of XLA's CPU compiler, in a quarter of the time. What two programs
+#                compute may differ in the last bit
+#   optimized    as users compile
+COMPILED = ("unoptimized", "exact", "optimized")
+# XLA reads XLA_FLAGS once, so in this process the option is added where JAX makes those of a program.
 QUICK = "xla_cpu_use_fusion_emitters"
 XLA_FLAGS = os.environ["XLA_FLAGS"]
 _whole_options = compiler.get_compile_options
@@ -64,23 +70,23 @@ def _has_quick() -> bool:
 QUICK_FLAG = f" --{QUICK}=false" if _has_quick() else ""
 
 
-def _is_unoptimized(item: pytest.Item) -> bool:
-    """Whether its programs compile fast. The mark `optimized` of a test is stronger than `unoptimized` of its file."""
-    return item.get_closest_marker("unoptimized") is not None and item.get_closest_marker("optimized") is None
+def _optimizations(item: pytest.Item) -> int:
+    """How its programs are compiled: a place in `COMPILED`. The closest mark holds; without one, `exact`."""
+    marks = [mark.name for mark in item.iter_markers() if mark.name in COMPILED]
+    return COMPILED.index(marks[0] if marks else "exact")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Skips what comes too late. Programs of tests marked `unoptimized` compile fast, in children too."""
+    """Skips what comes too late. Sets how programs are compiled, in children too."""
     until = item.config.getoption("--until")
     if until is not None and time.time() > until:
         pytest.skip("not run: the time is up (--until)")
-    unoptimized = _is_unoptimized(item)
-    variable = str(int(unoptimized))
-    if os.environ.get("JAX_DISABLE_MOST_OPTIMIZATIONS") != variable:
-        os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = variable
-        os.environ["XLA_FLAGS"] = XLA_FLAGS + QUICK_FLAG * unoptimized
-        jax.config.update("jax_disable_most_optimizations", unoptimized)
-        jax.clear_caches()  # JAX finds compiled programs without looking at this setting.
+    optimizations = _optimizations(item)
+    settings = str(int(optimizations < 2)), XLA_FLAGS + QUICK_FLAG * (optimizations == 0)
+    if (os.environ.get("JAX_DISABLE_MOST_OPTIMIZATIONS"), os.environ["XLA_FLAGS"]) != settings:
+        os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"], os.environ["XLA_FLAGS"] = settings
+        jax.config.update("jax_disable_most_optimizations", optimizations < 2)
+        jax.clear_caches()  # JAX finds compiled programs without looking at these settings.
 
 
 # These files take longest. They come last, the longest of them first: a fault in a quick test is seen early, and no
@@ -95,9 +101,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     order = {f"test_{name}": number for number, name in enumerate(LONGEST)}
     files = {path: number for number, path in enumerate(dict.fromkeys(item.path for item in items))}
 
-    def place(item: pytest.Item) -> tuple[int, int, bool]:
+    def place(item: pytest.Item) -> tuple[int, int, int]:
         # Within a file, what is compiled alike is together: what one test compiled is at hand for the next.
-        return order.get(item.path.stem, -1), files[item.path], _is_unoptimized(item)
+        return order.get(item.path.stem, -1), files[item.path], _optimizations(item)
 
     items.sort(key=place)
 

@@ -55,7 +55,7 @@ def test_training_holds_the_kl_term_at_the_capacity_and_resumes_to_the_same_byte
     assert jaxvae.load(tmp_path / "whole").sample(2).shape == (2, 6, 5, 1)
 
 
-@pytest.mark.optimized
+@pytest.mark.exact
 @pytest.mark.slow
 def test_members_and_devices_compute_what_a_single_run_does(image_file: Path, tmp_path: Path) -> None:
     given = ["--preset", "vae", "--dataset", str(image_file), "--hidden", "16", "--latent-size", "4"]

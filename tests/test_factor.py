@@ -157,7 +157,7 @@ def test_a_run_trains_both_and_resumes_to_the_same_bytes(image_file: Path, tmp_p
         params_from_torch(exported, run.model)
 
 
-@pytest.mark.optimized
+@pytest.mark.exact
 @pytest.mark.slow
 def test_members_and_devices_compute_what_a_single_run_does(image_file: Path, tmp_path: Path) -> None:
     given = [*FLAGS, "--dataset", str(image_file), "--epochs", "2"]

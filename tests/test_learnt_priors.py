@@ -71,7 +71,7 @@ def test_a_run_is_resumed_evaluated_drawn_from_and_exported(prior: str, image_fi
         formats.export_run(whole, "html", tmp_path / "page.html")
 
 
-@pytest.mark.optimized
+@pytest.mark.exact
 @pytest.mark.slow
 @pytest.mark.parametrize("prior", PRIORS)
 def test_members_and_devices_compute_what_a_single_run_does(prior: str, image_file: Path, tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ def alone(config: Config, images: ImageData) -> tuple[NDArray[Any], Any, Any]:
     [
         ("notes-ae", {}),
         ("notes-vae", {}),
-        ("vae", {}),
+        pytest.param("vae", {}, marks=pytest.mark.optimized),
         # Its batches are computed in parts.
         ("vae", {"architecture": "conv", "hidden": (4, 8), "batch_size": 64, "epochs": 5}),
     ],

@@ -41,6 +41,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "experiments" / "parity"))
 import reference
 from reference import Dtype
 
+pytestmark = pytest.mark.optimized
 Floats = NDArray[np.float64]
 
 NOTES = ("notes-ae", "notes-vae")

@@ -84,7 +84,7 @@ def test_a_run_is_resumed_to_the_same_bytes(trained: Path, image_file: Path, tmp
     assert_same_run(trained, tmp_path / "cut")
 
 
-@pytest.mark.optimized
+@pytest.mark.exact
 @pytest.mark.slow
 def test_members_and_devices_compute_what_a_single_run_does(image_file: Path, tmp_path: Path) -> None:
     given = [*FLAGS, "--dataset", str(image_file), "--objective", "rae", "--architecture", "gated", "--epochs", "2"]
