@@ -6,10 +6,12 @@ under `vmap`. With them, an example's noise would depend on the rest of its batc
 """
 
 import zlib
+from collections.abc import Sequence
 from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 Array = jax.Array
 Purpose = Literal["init", "shuffle", "train-noise", "test-noise", "reconstructions", "samples", "generate"]
@@ -25,6 +27,13 @@ def key_of(seed: int | Array) -> Array:
 def purpose_key(seed: int, purpose: Purpose) -> Array:
     """The key of one purpose of a run: a typed PRNG key, shape []."""
     return jax.random.fold_in(key_of(seed), zlib.crc32(purpose.encode()))
+
+
+def purpose_keys(seed: int | Array, purposes: Sequence[Purpose] = PURPOSES) -> dict[Purpose, Array]:
+    """The `purpose_key` of each purpose, made at once: that compiles much faster."""
+    numbers = np.array([zlib.crc32(purpose.encode()) for purpose in purposes], np.uint32)
+    keys = jax.vmap(lambda number: jax.random.fold_in(key_of(seed), number))(numbers)
+    return dict(zip(purposes, keys, strict=True))
 
 
 def example_keys(key: Array, first: int | Array, count: int) -> Array:

@@ -39,7 +39,7 @@ settings.load_profile("untimed")
 #                programs that compute the same bits for a user still do
 #   unoptimized  also without the option `QUICK` of XLA's CPU compiler, in a quarter of the time. What two programs
 #                compute may differ in the last bit
-#   optimized    as users compile
+#   optimized    as users compile: with `--optimized`, all tests
 COMPILED = ("unoptimized", "exact", "optimized")
 # XLA reads XLA_FLAGS once, so in this process the option is added where JAX makes those of a program.
 QUICK = "xla_cpu_use_fusion_emitters"
@@ -72,6 +72,8 @@ QUICK_FLAG = f" --{QUICK}=false" if _has_quick() else ""
 
 def _optimizations(item: pytest.Item) -> int:
     """How its programs are compiled: a place in `COMPILED`. The closest mark holds; without one, `exact`."""
+    if item.config.getoption("--optimized"):
+        return COMPILED.index("optimized")
     marks = [mark.name for mark in item.iter_markers() if mark.name in COMPILED]
     return COMPILED.index(marks[0] if marks else "exact")
 
@@ -109,6 +111,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--optimized", action="store_true", help="compile the programs of all tests as users do")
     parser.addoption("--until", type=float, help="skip tests that would start after this time, in s since 1970")
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -20,7 +21,7 @@ from jaxvae import config, config_file, own, presets
 from jaxvae.config import PRESETS, Config
 from jaxvae.errors import InputError
 from jaxvae.keys import purpose_key
-from jaxvae.models.build import build_model
+from jaxvae.models.build import build_model, init_variables
 from jaxvae.models.networks import Conv, Mlp
 from jaxvae.models.priors import StandardNormalModule, log_normal
 from jaxvae.models.vae import VAE
@@ -29,7 +30,7 @@ from jaxvae.optimizer import build_optimizer
 from jaxvae.protocols import Prior
 from jaxvae.sweep import grid
 from jaxvae.train.__main__ import parse
-from jaxvae.train.step import init_state, make_train_step
+from jaxvae.train.step import TrainState, make_train_step
 
 configs = st.builds(
     Config,
@@ -535,11 +536,23 @@ def _traced(config: Config) -> str:
     step = make_train_step(model, objective, optimizer)
     image, label = ((config.batch_size, *SHAPE), np.uint8), ((config.batch_size,), np.int32)
     batch = {"image": jax.ShapeDtypeStruct(*image), "label": jax.ShapeDtypeStruct(*label)}
-    init, state = jax.make_jaxpr(
-        lambda: init_state(model, optimizer, purpose_key(config.seed, "init")), return_shape=True
-    )()
+    init, params, others = _initial(model, config.seed)
+
+    def fresh(params: Any, others: Any) -> TrainState:
+        return TrainState(jnp.int32(0), params, optimizer.init(params), others)
+
+    init_optimizer, state = jax.make_jaxpr(fresh, return_shape=True)(params, others)
     one = jax.make_jaxpr(lambda *args: step(*args, purpose_key(config.seed, "train-noise")))(state, batch)
-    return re.sub("0x[0-9a-f]+", "", f"{init}\n{one}")
+    return re.sub("0x[0-9a-f]+", "", f"{init}\n{init_optimizer}\n{one}")
+
+
+@functools.cache
+def _initial(model: Any, seed: int) -> tuple[str, Any, Any]:
+    """What computes the first variables, as text, the forms of the parameters, and of the others."""
+    example = {"image": np.zeros((1, *SHAPE), np.float32), "label": np.zeros(1, np.int32)}
+    made = jax.make_jaxpr(lambda: init_variables(model, purpose_key(seed, "init"), example), return_shape=True)()
+    others = {**made[1]}
+    return str(made[0]), {"params": others.pop("params", {})}, others
 
 
 @pytest.mark.slow

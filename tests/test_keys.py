@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxvae.keys import PURPOSES, example_keys, purpose_key
+from jaxvae.keys import PURPOSES, example_keys, purpose_key, purpose_keys
 
 
 def test_purposes_and_seeds_give_different_keys() -> None:
@@ -12,6 +12,13 @@ def test_purposes_and_seeds_give_different_keys() -> None:
     assert purposes == PURPOSES
     keys = [jax.random.key_data(purpose_key(seed, p)).tolist() for seed in (0, 1, 2**32 - 1) for p in purposes]
     assert len({tuple(k) for k in keys}) == len(keys)
+
+
+def test_keys_that_are_made_at_once_are_those_of_one_purpose_each() -> None:
+    for keys in (purpose_keys(7), jax.jit(lambda seed: purpose_keys(seed))(np.uint32(7))):
+        assert tuple(keys) == PURPOSES
+        for purpose, key in keys.items():
+            assert key == purpose_key(7, purpose)
 
 
 def test_example_keys_depend_on_the_place_alone() -> None:

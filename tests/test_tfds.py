@@ -13,12 +13,16 @@ import tensorflow_datasets as tfds
 from numpy.typing import NDArray
 from PIL import Image
 from tensorboard.summary.writer.record_writer import RecordWriter
+from tensorflow_datasets.core.utils import tqdm_utils
 
 from jaxvae import data
 from jaxvae.data.reading import Reading
 from jaxvae.errors import InputError
 
-tfds.disable_progress_bar()
+
+@pytest.fixture(autouse=True)
+def no_bars(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tqdm_utils, "_active", False)
 
 
 def noise(*shape: int, seed: int = 0) -> NDArray[np.uint8]:

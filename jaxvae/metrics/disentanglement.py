@@ -19,8 +19,8 @@ from jaxvae.protocols import Measured, Metric
 BINS = 20  # Of each latent, of equal width from its least to its highest value: Locatello et al. (arXiv 1811.12359).
 MOST_TEST = 5_000  # Test images on which classifiers are scored, as there.
 
-Latents = Float[NDArray[np.floating[Any]], "N L"]
-Factors = Int[NDArray[np.integer[Any]], "N F"]
+Latents = Float[np.ndarray, "N L"]
+Factors = Int[np.ndarray, "N F"]
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def mutual_information_gap(latents: Latents, factors: Factors) -> float:
 
 def forests(
     latents: Latents, factors: Factors, latents_test: Latents, factors_test: Factors
-) -> tuple[Float[NDArray[np.float64], "L F"], float]:
+) -> tuple[Float[np.ndarray, "L F"], float]:
     """How important each latent is to a random forest that reads a factor; the mean accuracy on the test images.
 
     Eastwood and Williams, "A framework for the quantitative evaluation of disentangled representations" (2018).
@@ -106,7 +106,7 @@ def forests(
     return np.stack(importance, axis=1), float(np.mean(right))
 
 
-def disentanglement(importance: Float[NDArray[np.float64], "L F"]) -> float:
+def disentanglement(importance: Float[np.ndarray, "L F"]) -> float:
     """The disentanglement of a matrix of importances; of its transpose, the completeness (same source).
 
     1 - H(p) for each row, with p its shares and the entropy in units of log F; the mean over rows, weighted by their

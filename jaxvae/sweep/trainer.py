@@ -24,7 +24,7 @@ from jaxvae.config import Config
 from jaxvae.data.images import ImageData
 from jaxvae.distributed import devices as parallel
 from jaxvae.errors import InputError
-from jaxvae.keys import Purpose, key_of, purpose_key
+from jaxvae.keys import Purpose, key_of, purpose_key, purpose_keys
 from jaxvae.models.build import Model, Start, build_model, with_traced_parts
 from jaxvae.objectives.build import build_objective
 from jaxvae.optimizer import build_optimizer
@@ -239,10 +239,7 @@ class MembersTrainer:
         self._held_out = {split: parallel.place(found, one) for split, found in self._held_out.items()}
         hyperparameters = {name: jnp.asarray(values) for name, values in self._hyperparameters.items()}
         self._hyperparameters_placed = jax.device_put(hyperparameters, each)
-        make_keys = jax.jit(
-            lambda seeds: {p: jax.vmap(lambda seed, p=p: purpose_key(seed, p))(seeds) for p in _PURPOSES},
-            out_shardings=each,
-        )
+        make_keys = jax.jit(jax.vmap(lambda seed: purpose_keys(seed, _PURPOSES)), out_shardings=each)
         self._keys: Mapping[Purpose, Array] = make_keys(self._seeds)
         placed = MembersState(one, each, each, each, each)  # type: ignore[arg-type]
         if state is None:

@@ -15,7 +15,7 @@ from jaxvae.config import Config
 from jaxvae.data.images import ImageData, Split
 from jaxvae.data.rows import Rows, mean
 from jaxvae.distributed import devices as parallel
-from jaxvae.keys import PURPOSES, Purpose, example_keys, purpose_key
+from jaxvae.keys import Purpose, example_keys, purpose_keys
 from jaxvae.models.autoencoder import AutoEncoder
 from jaxvae.models.build import Start, build_model, can_sample, class_rows, reconstruct, sample
 from jaxvae.models.layers import float32_products
@@ -215,7 +215,7 @@ class Trainer:
         return first
 
     def _make_keys(self) -> dict[Purpose, Array]:
-        return {purpose: purpose_key(self.config.seed, purpose) for purpose in PURPOSES}
+        return purpose_keys(self.config.seed)
 
     def _arguments(self, state: TrainState, step: int) -> tuple[Any, ...]:
         rest = self._keys["train-noise"], self._hyperparameters
