@@ -15,6 +15,7 @@ from jaxvae.config import describe
 from jaxvae.data.images import SPLITS, ImageData, as_seen, reading_of
 from jaxvae.data.pictures import pictures_of
 from jaxvae.data.reading import shape_words
+from jaxvae.data.sources import is_picture_folder
 from jaxvae.errors import InputError
 from jaxvae.models.quantized import QuantizedVAE
 from jaxvae.models.vae import LatentModel
@@ -36,7 +37,7 @@ class Arguments:
     run_dir: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN_DIR")]
     """Directory of a run of jaxvae.train."""
     dataset: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")]
-    """A name, such as mnist, a .npy or .npz file, or a picture folder."""
+    """A name, such as mnist, a .npy or .npz file, or a folder of pictures or arrays."""
     data_dir: str | None = None
     """Directory of the files of a dataset with a name. Default: that of training, if it is the same dataset."""
     out: Path | None = None
@@ -83,7 +84,7 @@ def _read(run: TrainedRun, dataset: str, data_dir: str | None) -> tuple[ImageDat
     reading = dataclasses.replace(
         reading_of(run.config), image_size=(height, width), channels=channels if channels in (1, 3) else None
     )
-    if Path(dataset).is_dir() and dataset not in data.DATASETS:
+    if dataset not in data.DATASETS and is_picture_folder(Path(dataset)):
         reading.check(dataset)
         found = pictures_of(Path(dataset), reading)
         others = {} if found.labels is None else {"train": {"label": found.labels}}

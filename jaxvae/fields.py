@@ -42,7 +42,7 @@ class Fields:
     dataset: str = option("auto", Range("a name or a path, not empty", bool))
     """auto (mnist, or digits if offline), mnist, fashion_mnist, kmnist, emnist/SPLIT, binarized_mnist, omniglot,
     caltech101_silhouettes, dsprites, cifar10, cifar100, svhn_cropped, digits, hf:NAME (Hugging Face), a .npy/.npz file,
-    a folder of pictures or of .npy files."""
+    a folder of pictures, of .npy files, or prepared by TensorFlow Datasets."""
     data_dir: str | None = option(None)
     """Directory of the files of a dataset with a name. Without it, they are downloaded once and verified."""
     image_size: tuple[int, ...] = option((), _IMAGE_SIZE)

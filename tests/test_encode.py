@@ -102,6 +102,30 @@ def test_a_folder_has_names_and_labels(runs: Path, images: NDArray[np.uint8], tm
         np.testing.assert_allclose(found["mean"], moments(load_run(runs / "vae"), once)[0], rtol=1e-4, atol=1e-6)
 
 
+def test_a_folder_of_arrays_stays_in_order(runs: Path, images: NDArray[np.uint8], tmp_path: Path) -> None:
+    (tmp_path / "shards").mkdir()
+    for number, part in enumerate(np.split(images, [30, 70])):
+        np.save(tmp_path / "shards" / f"{number}.npy", part)
+    assert run_encode(runs / "vae", tmp_path / "shards", "--out", tmp_path / "latents.npz") == 0
+    with np.load(tmp_path / "latents.npz") as found:
+        np.testing.assert_allclose(found["mean"], moments(load_run(runs / "vae"), images)[0], rtol=1e-4, atol=1e-6)
+
+
+def test_splits_without_a_test_set_are_named(runs: Path, images: NDArray[np.uint8], tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    for split, part in (("train", images[:20]), ("validation", images[20:25])):
+        pictures = [Image.fromarray(image[..., 0]) for image in part]
+        datasets.Dataset.from_dict({"image": pictures}, datasets.Features(image=datasets.Image())).to_parquet(
+            tmp_path / "set" / f"{split}.parquet"
+        )
+    assert run_encode(runs / "vae", f"hf:{tmp_path / 'set'}", "--out", tmp_path / "latents.npz") == 0
+    order = [*(n for n in range(20) if n % 10 != 9), *range(20, 25), 9, 19]
+    with np.load(tmp_path / "latents.npz") as found:
+        assert found["split"].tolist() == ["train"] * 18 + ["validation"] * 5 + ["test"] * 2
+        expected = moments(load_run(runs / "vae"), images[order])[0]
+        np.testing.assert_allclose(found["mean"], expected, rtol=1e-4, atol=1e-6)
+
+
 def test_latents_become_images_again(runs: Path, images: NDArray[np.uint8], tmp_path: Path) -> None:
     out, drawn = tmp_path / "latents.npz", tmp_path / "decoded.png"
     assert run_encode(runs / "vae", runs / "whole.npy", "--out", out) == 0

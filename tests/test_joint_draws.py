@@ -72,17 +72,16 @@ def test_random_numbers_stay_the_same_for_many_keys_at_once() -> None:
 
 
 @pytest.mark.slow
-def test_large_draws_stay_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_joint_draw_has_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     def some(key: Any) -> list[Any]:
         return [jax.random.bits(jax.random.fold_in(key, n), (size,)) for n, size in enumerate((10, 11, 12, 13))]
 
     expected = jax.jit(some)(key_of(0))
-    counts = {}
-    for most in (9, 11, 13):
+    for most, draws in ((9, 4), (21, 3), (33, 2), (46, 1)):
         monkeypatch.setattr(joint_draws, "MOST_NUMBERS", most)
         assert_same_bits(jax.jit(with_joint_draws(some))(key_of(0)), expected)
-        counts[most] = str(jax.jit(with_joint_draws(some)).lower(key_of(0)).as_text()).count("call @threefry2x32")
-    assert counts[9] > counts[11] > counts[13]
+        jaxpr = jax.make_jaxpr(with_joint_draws(some))(key_of(0)).jaxpr
+        assert [str(equation.primitive) for equation in jaxpr.eqns].count("threefry2x32") == draws
 
 
 def test_keys_of_other_generators_are_left_alone() -> None:
@@ -91,6 +90,35 @@ def test_keys_of_other_generators_are_left_alone() -> None:
 
     key = jax.random.key(0, impl="rbg")
     assert_same_bits(jax.jit(with_joint_draws(some))(key), jax.jit(some)(key))
+
+
+def test_draws_of_a_part_with_another_setting_stay_as_they_are() -> None:
+    def some(key: Any) -> list[Any]:
+        with jax.threefry_partitionable(False):
+            old = [jax.random.bits(jax.random.fold_in(key, n), (4,)) for n in range(2)]
+        return [*old, jax.random.bits(key, (4,))]
+
+    assert_same_bits(jax.jit(with_joint_draws(some))(key_of(2)), jax.jit(some)(key_of(2)))
+
+
+@pytest.mark.parametrize("checked", [False, True])
+def test_each_device_may_have_its_own_key(checked: bool) -> None:
+    def some(keys: Any) -> list[Any]:
+        return [jax.random.bits(jax.random.fold_in(keys[0], n), (1, n + 1)) for n in range(3)]
+
+    mesh = jax.make_mesh((2,), ("d",), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:2])
+    keys = jax.random.split(key_of(4), 2)
+    jointly, alone = (
+        jax.shard_map(function, mesh=mesh, in_specs=jax.P("d"), out_specs=jax.P("d"), check_vma=checked)(keys)
+        for function in (with_joint_draws(some), some)
+    )
+    assert_same_bits(jointly, alone)
+
+
+def test_without_jit_the_results_are_arrays() -> None:
+    found = with_joint_draws(lambda key: {"one": 1.0, "two": np.float32(2), "key": key})(key_of(0))
+    assert all(isinstance(value, jax.Array) for value in found.values())
+    assert (float(found["one"]), float(found["two"])) == (1, 2)
 
 
 def test_a_function_with_side_effects_stays_as_it_is(capfd: pytest.CaptureFixture[str]) -> None:

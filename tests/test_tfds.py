@@ -141,7 +141,7 @@ def test_what_cannot_be_used(tmp_path: Path) -> None:
         record.write_bytes(cut)
         refused(rf"{record.name}: truncated", folder)
     record.write_bytes(whole[: len(whole) // 12 * 6])  # Half of the records: all are alike.
-    refused("train: 6 images, but dataset_info.json says 12: files are cut off", folder)
+    refused(rf"{record.name}: holds 6 records, where dataset_info\.json says 12", folder)
     info = folder / "dataset_info.json"
     info.write_text(info.read_text().replace('"tfrecord"', '"riegeli"'))
     refused("holds riegeli files: prepare it with file_format='array_record'", folder)
@@ -149,12 +149,52 @@ def test_what_cannot_be_used(tmp_path: Path) -> None:
     refused(f"{folder}: cannot be read", folder)
 
 
-def test_features_of_other_packages_are_not_imported(tmp_path: Path) -> None:
-    """TFDS imports the modules that a folder's features.json names."""
+def test_an_array_record_file_that_is_cut_off_is_refused(tmp_path: Path) -> None:
     folder = prepare(tmp_path, {"train": list(noise(12, 6, 5, 3))})
-    features = folder / "features.json"
-    written = features.read_text().replace("tensorflow_datasets.core.features.text_feature.Text", "antigravity.Text")
-    features.write_text(written)
-    with pytest.raises(InputError, match=r"has a feature of another package: antigravity\.Text"):
-        data.load(str(folder))
+    (record,) = folder.glob("*.array_record*")
+    whole = record.read_bytes()
+    for part in (whole[: len(whole) // 2], b"", b"x" * len(whole)):
+        record.write_bytes(part)
+        with pytest.raises(InputError, match=record.name):
+            data.load(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new"),
+    [
+        ("features.json", "tensorflow_datasets.core.features.text_feature.Text", "antigravity.Text"),
+        ("features.json", '"text": {}', '"python_class_name": "antigravity.Text"'),
+        ("dataset_info.json", '"moduleName"', '"features": {"pythonClassName": "antigravity.Text"}, "moduleName"'),
+    ],
+)
+def test_what_a_folder_names_is_not_imported(file: str, old: str, new: str, tmp_path: Path) -> None:
+    folder = prepare(tmp_path, {"train": list(noise(20, 6, 5, 3))})
+    written = (folder / file).read_text()
+    assert written.count(old) == 1
+    (folder / file).write_text(written.replace(old, new))
+    assert len(data.load(str(folder)).test) == 2
     assert "antigravity" not in sys.modules
+
+
+def test_only_one_picture_of_an_example_is_decoded(tmp_path: Path) -> None:
+    """The one called image, whatever else there is; here the other is not even a picture."""
+    folder = prepare(tmp_path, {"train": list(noise(20, 6, 5, 3))})
+    features = folder / "features.json"
+    written = json.loads(features.read_text())
+    inner = written["featuresDict"]["features"]
+    inner["caption"] = inner["picture"]  # Before it, by name.
+    features.write_text(json.dumps(written))
+    with pytest.raises(InputError, match="image 0: not a PNG"):
+        data.load(str(folder))
+    inner["image"] = inner.pop("picture")
+    features.write_text(json.dumps(written))
+    with pytest.raises(InputError, match="image 0: the record holds no image"):
+        data.load(str(folder))
+
+
+def test_files_outside_the_folder_are_refused(tmp_path: Path) -> None:
+    folder = prepare(tmp_path, {"train": list(noise(12, 6, 5, 3))})
+    info = folder / "dataset_info.json"
+    info.write_text(info.read_text().replace("{DATASET}-", "../{DATASET}-"))
+    with pytest.raises(InputError, match=r"dataset_info\.json names a file outside of it: \.\./noise-train"):
+        data.load(str(folder))

@@ -38,7 +38,7 @@ class Arguments:
     """Which images."""
 
     dataset: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")]
-    """A name, such as mnist, a .npy/.npz file, or a folder of pictures or of .npy files."""
+    """A name, such as mnist, a .npy/.npz file, or a folder of pictures or arrays."""
     data_dir: str | None = None
     """Directory of the files of a dataset with a name."""
     image_size: tuple[int, ...] = ()

@@ -42,32 +42,38 @@ def paired(name: str, source: str, train: Split, test: Split) -> ImageData:
     return ImageData(name, source, first, second, others=others if any(others.values()) else {})
 
 
-def require_train(splits: Iterable[str], told: str) -> None:
-    """Raise `InputError` if no split is called ``train``."""
-    if "train" not in splits:
-        raise InputError(f"{told}: has no split train, but {', '.join(splits)}")
+def used_splits(names: Iterable[str], told: str) -> list[str]:
+    """Of the splits of a dataset, those that are used: train, and if there are, test and the first of `VALIDATION`.
+
+    Raises `InputError` if there is no split called train.
+    """
+    every = [*names]
+    if "train" not in every:
+        raise InputError(f"{told}: has no split train, but {', '.join(every)}")
+    return ["train", *(["test"] if "test" in every else []), *[name for name in VALIDATION if name in every][:1]]
 
 
 def of_splits(name: str, source: str, splits: Mapping[str, Split], classes: tuple[str, ...] = ()) -> ImageData:
-    """The examples of splits by name: ``train``, and perhaps ``test`` and one of `VALIDATION`; others are left out.
+    """The examples of `used_splits`. Every tenth is held out if there is no split called test.
 
-    Every tenth example is held out if there is no split called ``test``. Labels that some split lacks are left out, and
-    so are names of classes that are fewer than the labels.
+    Labels that some split lacks are left out, and so are names of classes that are fewer than the labels.
 
     Raises:
       InputError: the images of splits differ in shape, or there are too few to hold out every tenth.
     """
-    kept = [key for key in ("train", "test", *VALIDATION) if key in splits]
-    labelled = all("label" in splits[key] for key in kept)
-    examples = {key: {n: v for n, v in splits[key].items() if labelled or n != "label"} for key in kept}
-    if "test" in kept:
-        whole = paired(name, source, examples["train"], examples["test"])
+    labelled = all("label" in split for split in splits.values())
+    examples = {
+        key: {n: values for n, values in split.items() if labelled or n != "label"} for key, split in splits.items()
+    }
+    if "test" in splits:
+        found = paired(name, source, examples["train"], examples["test"])
     else:
-        whole = split_off_test(name, source, examples["train"])
-    for key in [key for key in kept if key in VALIDATION][:1]:
-        whole = with_own_validation(whole, examples[key])
-    most = max((int(examples[key]["label"].max()) for key in kept), default=0) if labelled else len(classes)
-    return dataclasses.replace(whole, classes=classes if most < len(classes) else ())
+        found = split_off_test(name, source, examples["train"])
+    for key in splits.keys() - {"train", "test"}:
+        found = with_own_validation(found, examples[key])
+    most = max(int(split["label"].max()) for split in splits.values()) if labelled else len(classes)
+    # The order of its parts is that of a set with splits.
+    return dataclasses.replace(found, whole=False, classes=classes if most < len(classes) else ())
 
 
 def with_own_validation(images: ImageData, validation: Split) -> ImageData:

@@ -134,12 +134,16 @@ def npy_images(paths: Sequence[Path], reading: Reading = AS_THEY_ARE) -> Images:
     if wanted:
         held = [(path, f.held) for path, f in zip(paths, forms, strict=True) if f.held != "uint8"]
         if not held:
-            stored = [StoredArray(path, form.offset, form.shape) for path, form in zip(paths, forms, strict=True)]
+            stored = []
+            for path, form in zip(paths, forms, strict=True):
+                with blaming(path):
+                    stored.append(StoredArray(path, form.offset, form.shape))
             return cast(Images, Rows(stored))  # They have as much of an array's interface as images need.
         if reading.stream == "always":
             path, kind = held[0]
             raise InputError(f"--stream always: {path}: holds {kind}; only uint8 in C's order can be streamed")
-    images, start = np.empty((sum(form.shape[0] for form in forms), *shape), np.uint8), 0
+    with blaming(paths[0]):
+        images, start = np.empty((sum(form.shape[0] for form in forms), *shape), np.uint8), 0
     for path, form in zip(paths, forms, strict=True):
         stop = start + form.shape[0]
         images[start:stop] = to_uint8(read_npy(path, require_image_shape), path)

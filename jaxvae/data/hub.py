@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxvae.data.arrays import VALIDATION, of_splits, require_train, to_labels
+from jaxvae.data.arrays import of_splits, to_labels, used_splits
 from jaxvae.data.formats import blaming
 from jaxvae.data.images import ImageData, Split
 from jaxvae.data.pictures import of_one_size, opened_stream, picture_of
@@ -36,13 +36,12 @@ def hub_dataset(name: str, reading: Reading) -> ImageData:
     path, _, configuration = name.removeprefix(PREFIX).partition(":")
     with blaming(told):
         found: Any = datasets.load_dataset(path, configuration or None)
-    require_train(found, told)
+    splits = used_splits(found, told)
     features = found["train"].features
     images = [key for key, feature in features.items() if isinstance(feature, datasets.Image)]
     labels = [key for key, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
     if not images:
         raise InputError(f"{told}: has no column of images, but {', '.join(features)}")
-    splits = [key for key in ("train", "test", *VALIDATION) if key in found]
     with blaming(told):
         # Those of a competition's test set are -1 or missing.
         values = [value for key in labels[:1] for split in splits for value in found[split][key]]

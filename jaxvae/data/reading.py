@@ -39,7 +39,12 @@ class Reading:
 
     def check(self, dataset: str) -> None:
         """Raise `InputError` if it asks for what has no effect on images of `dataset`."""
-        if self.skip_bad and not Path(dataset).is_dir():
+        if not Path(dataset).is_dir():
+            self.without_skip_bad(dataset)
+
+    def without_skip_bad(self, dataset: str) -> None:
+        """Raise `InputError` if files are to be left out: `dataset` is not a folder of pictures."""
+        if self.skip_bad:
             raise InputError(f"--skip-bad has no effect: --dataset {dataset} is not a picture folder")
 
     @property

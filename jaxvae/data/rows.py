@@ -36,13 +36,10 @@ class StoredArray:
         self.row_bytes = self._array[:1].nbytes
         self._advise("MADV_RANDOM")  # Or the system would read what lies behind each row, too.
 
-    def check(self) -> None:
-        """Raise `InputError` if the file has changed, or is gone."""
+    def take(self, places: NDArray[np.int64], out: NDArray[np.uint8]) -> None:
+        """Read the rows at `places` into `out`. Raises `InputError` if the file has changed, or is gone."""
         if self._file_state() != self._state:
             raise self._changed()
-
-    def take(self, places: NDArray[np.int64], out: NDArray[np.uint8]) -> None:
-        """Read the rows at `places` into `out`."""
         np.take(self._array, places, axis=0, out=out, mode="clip")  # "raise" would copy once more.
         self._advise("MADV_DONTNEED")
 
@@ -100,8 +97,6 @@ class Rows:
         """
         places = np.atleast_1d(self._places[key])
         found = np.empty((len(places), *self.shape[1:]), np.uint8)
-        for file in self.files:
-            file.check()
         piece = max(1, PIECE_BYTES // self._row_bytes)
         for start in range(0, len(places), piece):
             self._read(places[start : start + piece], found[start : start + piece])

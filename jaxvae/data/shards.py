@@ -12,12 +12,12 @@ from jaxvae.data.pictures import SUFFIXES
 from jaxvae.data.reading import Reading
 from jaxvae.errors import InputError
 
-MOST_FILES = 500  # A streamed one stays open, and systems allow a process some thousand open files.
+MOST_FILES = 500  # A streamed one stays open, and many systems allow a process 1,024 open files.
 _IMAGES, _LABELS = "images", "labels"
 
 
 def holds_shards(folder: Path) -> bool:
-    """Whether a folder, or its ``train/``, holds .npy files, and no pictures lie in or below it."""
+    """Whether a folder, or its ``train/`` and ``test/``, hold .npy files, and no pictures lie in or below it."""
     if not any(_arrays(part) for part in _parts(folder)):
         return False
     return not any(file.lower().endswith(SUFFIXES) for _, _, files in os.walk(folder) for file in files)
@@ -33,6 +33,8 @@ def folder_of_shards(name: str, folder: Path, reading: Reading) -> ImageData:
       InputError: a file cannot be read, is damaged, or has other images than the first; there are too many files; or
         there are labels for some of them only.
     """
+    if (count := sum(len(_arrays(part)) for part in _parts(folder))) > MOST_FILES:
+        raise InputError(f"{folder}: {count:,} .npy files: the most are {MOST_FILES}; join some of them")
     splits = [_split(part, reading) for part in _parts(folder)]
     source = f"NumPy files in {folder}"
     if len(splits) == 1:
@@ -49,19 +51,18 @@ def _parts(folder: Path) -> list[Path]:
 
 
 def _arrays(folder: Path) -> list[Path]:
-    """The .npy files of a folder, sorted by name."""
+    """The .npy files of a folder, sorted by name, without hidden ones: macOS leaves such."""
     with blaming(folder):
-        return sorted(path for path in folder.iterdir() if path.suffix.lower() == ".npy")
+        found = (path for path in folder.iterdir() if path.suffix.lower() == ".npy" and path.name[0] != ".")
+        return sorted(path for path in found if path.is_file())
 
 
 def _split(folder: Path, reading: Reading) -> Split:
     paths = _arrays(folder)
     labels = [path for path in paths if path.name.startswith(_LABELS)]
-    images = [path for path in paths if path not in labels]
+    images = [path for path in paths if not path.name.startswith(_LABELS)]
     if not images:
         raise InputError(f"{folder}: no .npy files of images in this folder")
-    if len(images) > MOST_FILES:
-        raise InputError(f"{folder}: {len(images):,} .npy files: the most are {MOST_FILES}; join some of them")
     if not labels:
         return {"image": npy_images(images, reading)}
     expected = [path.with_name(path.name.replace(_IMAGES, _LABELS, 1)) for path in images]

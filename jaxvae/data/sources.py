@@ -111,6 +111,11 @@ def is_named(dataset: str) -> bool:
     return dataset in (*DATASETS, GIVEN) or dataset.startswith(hub.PREFIX)
 
 
+def is_picture_folder(path: Path) -> bool:
+    """Whether a folder is read as one of pictures: not as one of arrays, or one that TensorFlow Datasets prepared."""
+    return path.is_dir() and not tfds.is_prepared(path) and not holds_shards(path)
+
+
 def _found(
     dataset: str, data_dir: str | os.PathLike[str] | None, reading: Reading, labels: bool, warn: Callable[[str], None]
 ) -> ImageData:
@@ -129,10 +134,11 @@ def _found(
     path = Path(dataset)
     with blaming(f"--dataset {dataset!r}"):
         is_folder, is_file = path.is_dir() and dataset != "", path.is_file()
+    if is_folder and is_picture_folder(path):
+        return folder_of_pictures(dataset, path, reading)
     if is_folder:
-        if tfds.is_prepared(path):
-            return tfds.prepared_folder(dataset, path, reading)
-        read = folder_of_shards if holds_shards(path) else folder_of_pictures
+        reading.without_skip_bad(dataset)
+        read = tfds.prepared_folder if tfds.is_prepared(path) else folder_of_shards
         return read(dataset, path, reading)
     if is_file and path.suffix.lower() == ".npy":
         return npy_file(dataset, path, reading)
@@ -143,7 +149,7 @@ def _found(
     if path.exists() and dataset != "":
         what = "it is neither a folder nor a .npy or .npz file"
     raise InputError(
-        f"--dataset {dataset!r}: {what}{suggestion(dataset, DATASETS)} (it takes a folder of pictures or .npy files, "
+        f"--dataset {dataset!r}: {what}{suggestion(dataset, DATASETS)} (it takes a folder of pictures or arrays, "
         f"a .npy or .npz file, hf:NAME for Hugging Face's hub, or one of {', '.join(names)})"
     )
 

@@ -17,7 +17,7 @@ from jax.extend.random import threefry2x32_p
 
 from jaxvae.keys import GENERATOR, Array
 
-MOST_NUMBERS = 2**20  # A draw of more is a loop of its own: a joint one keeps the keys of all numbers in memory.
+MOST_NUMBERS = 2**20  # Of a joint draw, which keeps the keys of all of them in memory: some 20 MiB at a time.
 
 
 class _Variable:
@@ -45,11 +45,15 @@ def with_joint_draws(function: Callable[..., Any]) -> Callable[..., Any]:
 
     def drawing_jointly(*args: Any) -> Any:
         closed, shapes = jax.make_jaxpr(function, return_shape=True)(*args)
-        if closed.effects or not jax.config.jax_threefry_partitionable:  # type: ignore[attr-defined]
+        if closed.effects:
             return function(*args)
         steps = list[_Step]()
         results = _flattened(closed, jax.tree.leaves(args), steps)
-        return jax.tree.unflatten(jax.tree.structure(shapes), _evaluated(_needed(steps, results), results))
+        forms, structure = jax.tree.flatten(shapes)
+        found = zip(_evaluated(_needed(steps, results), results), forms, strict=True)
+        # Numbers of the jaxpr itself are not arrays yet.
+        arrays = [value if isinstance(value, jax.Array) else jnp.asarray(value, form.dtype) for value, form in found]
+        return jax.tree.unflatten(structure, arrays)
 
     return drawing_jointly
 
@@ -93,38 +97,45 @@ def _evaluated(steps: Sequence[_Step], results: Sequence[Any]) -> list[Any]:
     while steps:
         waiting, keys, draws = list[_Step](), list[_Step](), list[_Step]()
         for step in steps:
-            primitive, params = step.equation.primitive, step.equation.params
+            primitive = step.equation.primitive
             if any(isinstance(value, _Variable) and value not in values for value in step.inputs):
                 waiting.append(step)
-            elif primitive is primitives.random_fold_in_p and _is_scalar_key(read(step.inputs[0])):
+            elif primitive is primitives.random_fold_in_p and _is_usual(step.equation, read(step.inputs[0])):
                 keys.append(step)
-            elif primitive is primitives.random_bits_p and _is_scalar_key(read(step.inputs[0])) and _is_small(params):
+            elif primitive is primitives.random_bits_p and _is_usual(step.equation, read(step.inputs[0])):
                 draws.append(step)
             else:
                 values.update(zip(step.outputs, _applied(step.equation, map(read, step.inputs)), strict=True))
         # First the keys: more draws may be possible then.
-        together = keys or draws
+        together = keys or _within_limit(draws)
         if together:
             given = [[read(value) for value in step.inputs] for step in together]
-            new = _folded(given) if keys else _drawn(given, [step.equation.params["shape"] for step in draws])
+            new = _folded(given) if keys else _drawn(given, [step.equation.params["shape"] for step in together])
             values.update(zip((step.outputs[0] for step in together), new, strict=True))
-        steps = [*(draws if keys else []), *waiting]
+        steps = [*(draws if keys else draws[len(together) :]), *waiting]
     return [read(value) for value in results]
+
+
+def _within_limit(draws: Sequence[_Step]) -> Sequence[_Step]:
+    """The first of the draws, as many as have `MOST_NUMBERS` in all, but at least one."""
+    sizes = np.cumsum([math.prod(step.equation.params["shape"]) for step in draws])
+    return draws[: max(1, int(np.searchsorted(sizes, MOST_NUMBERS, side="right")))]
 
 
 def _applied(equation: Any, inputs: Iterable[Any]) -> list[Any]:
     """The outputs of an equation, computed as JAX does (`jax.core.eval_jaxpr`)."""
     primitive = equation.primitive
-    found = primitive.bind(*inputs, **primitive.get_bind_params(equation.params))
+    with equation.ctx.manager:
+        found = primitive.bind(*inputs, **primitive.get_bind_params(equation.params))
     return [*found] if primitive.multiple_results else [found]
 
 
-def _is_scalar_key(key: Array) -> bool:
-    return not key.shape and str(jax.random.key_impl(key)) == GENERATOR
-
-
-def _is_small(params: Any) -> bool:
-    return bool(params["bit_width"] == 32) and math.prod(params["shape"]) <= MOST_NUMBERS
+def _is_usual(equation: Any, key: Array) -> bool:
+    """Whether a draw, or a key folded from another, can be joined with others."""
+    with equation.ctx.manager:
+        partitionable = jax.config.jax_threefry_partitionable  # type: ignore[attr-defined]
+    usual = partitionable and not key.shape and str(jax.random.key_impl(key)) == GENERATOR
+    return bool(usual and equation.params.get("bit_width", 32) == 32)
 
 
 def _folded(given: Sequence[Sequence[Any]]) -> list[Array]:
@@ -146,7 +157,8 @@ def _drawn(given: Sequence[Sequence[Any]], shapes: Sequence[tuple[int, ...]]) ->
         parts = zip(words, sizes, strict=True)
         return jnp.concatenate([jnp.broadcast_to(data[word], (size,)) for data, size in parts])
 
-    places = jnp.concatenate([jnp.arange(size, dtype=jnp.uint32) for size in sizes])
-    high, low = threefry2x32_p.bind(spread(0), spread(1), jnp.zeros_like(places), places)
+    keys, places = (spread(0), spread(1)), jnp.concatenate([jnp.arange(size, dtype=jnp.uint32) for size in sizes])
+    zeros = keys[0] ^ keys[0]  # Under shard_map, all must vary over the devices as the keys do.
+    high, low = threefry2x32_p.bind(*keys, zeros, places ^ zeros)
     parts = jnp.split(high ^ low, np.cumsum(sizes)[:-1])
     return [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
