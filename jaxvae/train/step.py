@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.extend.core import jaxpr_as_fun
 from jax.flatten_util import ravel_pytree
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Float, Int, Key, Num
@@ -99,6 +100,17 @@ def intensities(images: Num[Array, "*shape"]) -> Float[Array, "*shape"]:
     return images
 
 
+def traced_once(function: Callable[..., Any], *args: Any) -> tuple[Any, Callable[..., Any]]:
+    """The form of a function's result for arguments of these forms, and the function, which is not traced again.
+
+    To trace a deep network and its gradient takes seconds. A loop needs the form of what it carries before it traces
+    its body.
+    """
+    closed, form = jax.make_jaxpr(function, return_shape=True)(*args)
+    structure, applied = jax.tree.structure(form), jaxpr_as_fun(closed)
+    return form, lambda *given: jax.tree.unflatten(structure, applied(*jax.tree.leaves(given)))
+
+
 def as_batch(batch: Batch | Array) -> dict[str, Array]:
     """`batch` as a mapping, with images as intensities; images alone are a batch, too."""
     named = dict(batch) if isinstance(batch, Mapping) else {"image": batch}
@@ -181,11 +193,11 @@ def _mean_of_parts(
     """The mean of what `function` finds for parts of `arrays`, trees of [B, ...], one after the other."""
 
     def add(total: Any, given: Any) -> tuple[Any, None]:
-        return jax.tree.map(jnp.add, total, function(*given)), None
+        return jax.tree.map(jnp.add, total, traced(*given)), None
 
     parts = jax.tree.map(lambda values: values.reshape(-1, part, *values.shape[1:]), arrays)
     count = len(jax.tree.leaves(parts)[0])
-    form = jax.eval_shape(function, *jax.tree.map(lambda values: values[0], parts))
+    form, traced = traced_once(function, *jax.tree.map(lambda values: values[0], parts))
     nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), form)
     if axis_name is not None:
         nothing = jax.lax.pcast(nothing, axis_name, to="varying")
@@ -271,11 +283,11 @@ def make_run_steps(
 
         def body(i: Array, carry: tuple[TrainState, Metrics]) -> tuple[TrainState, Metrics]:
             state, metrics = carry
-            state, values = take(i, state)
+            state, values = taken_once(i, state)
             return state, {name: metrics[name].at[i].set(value) for name, value in values.items()}
 
         length = count if capacity is None else capacity
-        forms = jax.eval_shape(take, jnp.zeros((), jnp.int32), state)[1]
+        (_, forms), taken_once = traced_once(take, jnp.zeros((), jnp.int32), state)
         metrics = {name: jnp.zeros((length, *form.shape), form.dtype) for name, form in forms.items()}
         carry = state, metrics
         whole: int | Array = 0  # Steps in blocks.
