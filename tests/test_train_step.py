@@ -271,21 +271,25 @@ def test_how_an_epoch_is_cut_into_calls_does_not_change_a_bit(preset: str, image
 
 
 @pytest.mark.slow
-def test_a_run_traces_its_step_once(images: NDArray[np.uint8]) -> None:
-    """Whatever the number of steps of its calls. (Twice: the first time only for the shapes of its values.)"""
-    model, objective, optimizer, state = parts("notes-vae")
-    step = make_train_step(model, objective, optimizer)
+@pytest.mark.parametrize(("part", "block"), [(None, 1), (4, 1), (4, 3)])
+def test_a_run_traces_its_loss_once(part: int | None, block: int, images: NDArray[np.uint8]) -> None:
+    """Whatever the number of steps of its calls, the parts of its batches, and the loops around it."""
+    model, objective, optimizer, state = parts("vae")
     traces = 0
 
-    def counted(*args: Any) -> Any:
-        nonlocal traces
-        traces += 1
-        return step(*args)
+    class Counted:
+        precision = objective.precision
 
-    run = jax.jit(make_run_steps(counted, 8, steps_per_epoch=12, capacity=12), donate_argnums=0)
+        def of(self, *args: Any) -> Any:
+            nonlocal traces
+            traces += 1
+            return objective.of(*args)
+
+    step = make_train_step(model, Counted(), optimizer, part=part)  # type: ignore[arg-type]
+    run = jax.jit(make_run_steps(step, 8, steps_per_epoch=12, capacity=12, block=block), donate_argnums=0)
     for count in (1, 5, 2, 3, 1):
         state, _ = run(state, jnp.asarray(images), order_of(0), NOISE, count)
-    assert traces == 2
+    assert traces == 1
 
 
 @pytest.mark.slow

@@ -169,6 +169,9 @@ def _transposed_by_products(x: Array, kernel: Array, images: Callable[..., Array
     return images(_moved(product.reshape(features, -1, batch), windows.transposed), 2 * height, 2 * width)
 
 
+# `jit`, because it keeps what it traced, and the derivatives of that, for layers of the same form. Of a residual network
+# they take most of the time until a step is traced. `inline`, because the program is that without it.
+@functools.partial(jax.jit, static_argnames="stride", inline=True)
 def convolve(x: Array, kernel: Array, stride: int = 1) -> Array:
     """A convolution with padding SAME.
 
@@ -191,6 +194,7 @@ def convolve(x: Array, kernel: Array, stride: int = 1) -> Array:
     return result
 
 
+@functools.partial(jax.jit, inline=True)
 def convolve_transposed(x: Array, kernel: Array) -> Array:
     """A transposed convolution with stride 2 and padding SAME, which doubles the size of images.
 
