@@ -169,8 +169,8 @@ def _transposed_by_products(x: Array, kernel: Array, images: Callable[..., Array
     return images(_moved(product.reshape(features, -1, batch), windows.transposed), 2 * height, 2 * width)
 
 
-# `jit`, because it keeps what it traced, and the derivatives of that, for layers of the same form. Of a residual network
-# they take most of the time until a step is traced. `inline`, because the program is that without it.
+# `jit` keeps what it traced, and the derivatives of that, for all layers of one form. Without it, those of a residual
+# network take most of the time until a step is traced. `inline` leaves the program as it would be.
 @functools.partial(jax.jit, static_argnames="stride", inline=True)
 def convolve(x: Array, kernel: Array, stride: int = 1) -> Array:
     """A convolution with padding SAME.
