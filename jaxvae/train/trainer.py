@@ -1,5 +1,6 @@
 """The device's side of a run: its programs, each compiled once, and their data."""
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
@@ -177,7 +178,11 @@ class Trainer:
 
     def abstract_state(self) -> TrainState:
         """The shapes and dtypes of a state; nothing is computed."""
-        return abstract_state(self.model, self.optimizer, self._example)
+        return self._abstract_state
+
+    @functools.cached_property
+    def _abstract_state(self) -> TrainState:
+        return abstract_state(self.model, self.optimizer, self._example)  # It traces the model, which takes long.
 
     def check_fits(self) -> None:
         """Raise `InputError` if the devices' memory is certainly not enough; nothing is compiled."""
