@@ -81,10 +81,14 @@ def encode(run: TrainedRun, dataset: str, data_dir: str | None = None) -> dict[s
 def _read(run: TrainedRun, dataset: str, data_dir: str | None) -> tuple[ImageData, list[str]]:
     """The images, as the model sees them, and the paths of pictures."""
     height, width, channels = run.image_shape
+    pictures = dataset not in data.DATASETS and is_picture_folder(Path(dataset))
     reading = dataclasses.replace(
-        reading_of(run.config), image_size=(height, width), channels=channels if channels in (1, 3) else None
+        reading_of(run.config),
+        image_size=(height, width),
+        channels=channels if channels in (1, 3) else None,
+        skip_bad=run.config.skip_bad and pictures,
     )
-    if dataset not in data.DATASETS and is_picture_folder(Path(dataset)):
+    if pictures:
         reading.check(dataset)
         found = pictures_of(Path(dataset), reading)
         others = {} if found.labels is None else {"train": {"label": found.labels}}

@@ -77,11 +77,13 @@ def test_a_joint_draw_has_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
         return [jax.random.bits(jax.random.fold_in(key, n), (size,)) for n, size in enumerate((10, 11, 12, 13))]
 
     expected = jax.jit(some)(key_of(0))
-    for most, draws in ((9, 4), (21, 3), (33, 2), (46, 1)):
+    for most, of_one, joint, alone in ((46, 13, 1, 0), (33, 13, 2, 0), (21, 13, 3, 0), (46, 11, 1, 2), (46, 9, 0, 4)):
         monkeypatch.setattr(joint_draws, "MOST_NUMBERS", most)
+        monkeypatch.setattr(joint_draws, "MOST_OF_A_DRAW", of_one)
         assert_same_bits(jax.jit(with_joint_draws(some))(key_of(0)), expected)
         jaxpr = jax.make_jaxpr(with_joint_draws(some))(key_of(0)).jaxpr
-        assert [str(equation.primitive) for equation in jaxpr.eqns].count("threefry2x32") == draws
+        drawn = [str(equation.primitive) for equation in jaxpr.eqns]
+        assert (drawn.count("threefry2x32"), drawn.count("random_bits")) == (joint, alone)
 
 
 def test_keys_of_other_generators_are_left_alone() -> None:

@@ -63,6 +63,8 @@ def test_a_file_that_changes_is_refused(path: Path) -> None:
     np.save(path, np.zeros((58, 5, 4, 3), np.uint8))
     with pytest.raises(InputError, match=r"images\.npy: the file has changed since training began"):
         train[:2]
+    with pytest.raises(InputError, match=r"images\.npy: the file has changed since training began"):
+        mean(train)
     path.unlink()
     with pytest.raises(InputError, match=r"images\.npy: cannot be read any more"):
         train[:2]

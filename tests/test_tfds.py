@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -192,9 +193,39 @@ def test_only_one_picture_of_an_example_is_decoded(tmp_path: Path) -> None:
         data.load(str(folder))
 
 
+def test_odd_but_harmless_folders(tmp_path: Path) -> None:
+    folder = prepare(tmp_path, {"train": list(noise(20, 6, 5, 3))})
+    info, features = folder / "dataset_info.json", folder / "features.json"
+    written = json.loads(info.read_text())
+    written["splits"].append({"name": "unsupervised"})  # One that is not used may lack its files.
+    info.write_text(json.dumps(written))
+    assert len(data.load(str(folder)).test) == 2
+    features.write_text("{}")
+    with pytest.raises(InputError, match="has no feature that is an image, but none"):
+        data.load(str(folder))
+
+
+def test_a_file_of_a_prepared_folder_must_be_one(tmp_path: Path) -> None:
+    folder = as_tfrecords(prepare(tmp_path, {"train": list(noise(20, 6, 5, 3))}))
+    (record,) = folder.glob("*.tfrecord*")
+    record.unlink()
+    os.mkfifo(record)
+    with pytest.raises(InputError, match=f"{record.name}: there is no such file"):
+        data.load(str(folder))
+
+
 def test_files_outside_the_folder_are_refused(tmp_path: Path) -> None:
     folder = prepare(tmp_path, {"train": list(noise(12, 6, 5, 3))})
     info = folder / "dataset_info.json"
     info.write_text(info.read_text().replace("{DATASET}-", "../{DATASET}-"))
     with pytest.raises(InputError, match=r"dataset_info\.json names a file outside of it: \.\./noise-train"):
+        data.load(str(folder))
+
+
+def test_names_of_classes_outside_the_folder_are_not_read(tmp_path: Path) -> None:
+    images = list(noise(12, 6, 5, 3))
+    folder = prepare(tmp_path, {"train": images}, train=[0] * 12)
+    features = folder / "features.json"
+    features.write_text(features.read_text().replace('"kind"', '"../kind"'))
+    with pytest.raises(InputError, match=r"features\.json names a file outside of it: \.\./kind\.labels\.txt"):
         data.load(str(folder))

@@ -293,6 +293,37 @@ def test_a_run_traces_its_loss_once(part: int | None, block: int, images: NDArra
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("block", [1, 2])
+@pytest.mark.parametrize("capacity", [None, 6])
+def test_the_number_of_steps_has_any_integer_type(capacity: int | None, block: int, images: NDArray[np.uint8]) -> None:
+    model, objective, optimizer, state = parts("notes-ae")
+    step = make_train_step(model, objective, optimizer)
+    run = make_run_steps(step, 8, steps_per_epoch=12, capacity=capacity, block=block)
+    expected = run(state, jnp.asarray(images), order_of(0), NOISE, 5)[1]["loss"]
+    counts: list[Any] = [5] if capacity is None else [np.int16(5), jnp.int32(5)]
+    for count in counts:
+        found = run(state, jnp.asarray(images), order_of(0), NOISE, count)[1]["loss"]
+        np.testing.assert_array_equal(found, expected)
+    with jax.enable_x64(True):
+        found = run(state, jnp.asarray(images), order_of(0), NOISE, 5)[1]["loss"]
+        np.testing.assert_allclose(found, expected, rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_without_jit_a_loss_sees_values(images: NDArray[np.uint8]) -> None:
+    model, objective, optimizer, state = parts("notes-ae")
+    step, seen = make_train_step(model, objective, optimizer), list[bool]()
+
+    def looking(state: TrainState, batch: Any, key: Any) -> Any:
+        seen.append(not isinstance(batch["image"], jax.core.Tracer))
+        return step(state, batch, key)
+
+    with jax.disable_jit():
+        make_run_steps(looking, 8, steps_per_epoch=12)(state, jnp.asarray(images), order_of(0), NOISE, 2)
+    assert seen.count(True) == 2
+
+
+@pytest.mark.slow
 def test_vmap_over_seeds_is_each_seed_alone(images: NDArray[np.uint8]) -> None:
     model, objective, optimizer, _ = parts("notes-vae")
     train_step, batch = make_train_step(model, objective, optimizer), jnp.asarray(images[:8])

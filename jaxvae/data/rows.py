@@ -38,18 +38,22 @@ class StoredArray:
 
     def take(self, places: NDArray[np.int64], out: NDArray[np.uint8]) -> None:
         """Read the rows at `places` into `out`. Raises `InputError` if the file has changed, or is gone."""
-        if self._file_state() != self._state:
-            raise self._changed()
+        self._check()
         np.take(self._array, places, axis=0, out=out, mode="clip")  # "raise" would copy once more.
         self._advise("MADV_DONTNEED")
 
     def span(self, first: int, count: int) -> NDArray[np.uint8]:
-        """Read rows that follow one another at once: much faster than a fault for every page."""
+        """Read rows that follow one another at once: much faster than a fault for every page. Raises as `take`."""
+        self._check()
         size = count * self.row_bytes
         found = np.fromfile(self.path, np.uint8, size, offset=self._offset + first * self.row_bytes)
         if found.size != size:
             raise self._changed()
         return found.reshape(count, *self.shape[1:])
+
+    def _check(self) -> None:
+        if self._file_state() != self._state:
+            raise self._changed()
 
     def _changed(self) -> InputError:
         return InputError(f"{self.path}: the file has changed since training began")

@@ -43,15 +43,17 @@ def prepared_folder(name: str, folder: Path, reading: Reading) -> ImageData:
     """
     with blaming(folder):
         info, written = (json.loads((folder / file).read_text(encoding="utf-8")) for file in (_INFO, _FEATURES))
-        features: Mapping[str, Any] = written["featuresDict"]["features"]
+        features: Mapping[str, Any] = written.get("featuresDict", {}).get("features", {})
         image, label = _chosen(features, "Image", "image"), _chosen(features, "ClassLabel", "label")
-        files = {split["name"]: _files(folder, info, split) for split in info["splits"]}
+        splits = {str(split["name"]): split for split in info["splits"]}
         dtype = None if image is None else features[image]["image"].get("dtype", "uint8")
-    used = used_splits(files, str(folder))
+    used = used_splits(splits, str(folder))
     if image is None:
-        raise InputError(f"{folder}: has no feature that is an image, but {', '.join(features)}")
+        raise InputError(f"{folder}: has no feature that is an image, but {', '.join(features) or 'none'}")
     if dtype != "uint8":
         raise InputError(f"{folder}: the images hold {dtype}, not 8 bits per channel")
+    with blaming(folder):
+        files = {split: _files(folder, info, splits[split]) for split in used}
     found = {split: _split(files[split], image, label, reading, f"{folder}: {split}") for split in used}
     return of_splits(name, f"TensorFlow Datasets' folder {folder}", found, _classes(folder, label))
 
@@ -66,7 +68,9 @@ class _File(NamedTuple):
 
 def _chosen(features: Mapping[str, Any], kind: str, usual: str) -> str | None:
     """The feature of a kind that counts: the one with the usual name, or else the first."""
-    found = sorted(name for name, each in features.items() if each["pythonClassName"].rpartition(".")[2] == kind)
+    found = sorted(
+        name for name, each in features.items() if str(each.get("pythonClassName")).rpartition(".")[2] == kind
+    )
     return usual if usual in found else next(iter(found), None)
 
 
@@ -87,17 +91,22 @@ def _files(folder: Path, info: Mapping[str, Any], split: Mapping[str, Any]) -> l
         name = split.get("filepathTemplate") or _TEMPLATE
         for part, value in parts.items():
             name = name.replace(f"{{{part}}}", value)
-        if Path(name).name != name:
-            raise InputError(f"{folder}: {_INFO} names a file outside of it: {name}")
-        files.append(_File(folder / name, kind, count))
+        files.append(_File(_inside(folder, name, _INFO), kind, count))
     return files
 
 
 def _classes(folder: Path, label: str | None) -> tuple[str, ...]:
     """The names of the labels; empty if they have none."""
-    path = folder / f"{label}.labels.txt"
+    path = _inside(folder, f"{label}.labels.txt", _FEATURES)
     with blaming(path):
         return tuple(path.read_text(encoding="utf-8").splitlines()) if label is not None and path.is_file() else ()
+
+
+def _inside(folder: Path, name: str, told: str) -> Path:
+    """A file of the folder, by a name that its file `told` gives."""
+    if Path(name).name != name:
+        raise InputError(f"{folder}: {told} names a file outside of it: {name}")
+    return folder / name
 
 
 def _split(files: list[_File], image: str, label: str | None, reading: Reading, told: str) -> Split:
@@ -125,6 +134,8 @@ def _split(files: list[_File], image: str, label: str | None, reading: Reading, 
 
 def _records(file: _File) -> Iterator[bytes]:
     """The serialised examples of a file, in order."""
+    if not file.path.is_file():
+        raise InputError(f"{file.path}: there is no such file")
     found = 0
     for record in _tfrecords(file.path) if file.kind == "tfrecord" else _array_records(file.path):
         found += 1

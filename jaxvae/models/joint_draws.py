@@ -17,7 +17,9 @@ from jax.extend.random import threefry2x32_p
 
 from jaxvae.keys import GENERATOR, Array
 
-MOST_NUMBERS = 2**20  # Of a joint draw, which keeps the keys of all of them in memory: some 20 MiB at a time.
+# The most that are drawn jointly, and of one draw among them. Joint draws take some four times the memory of what they
+# draw, and XLA does not make one after the other.
+MOST_NUMBERS, MOST_OF_A_DRAW = 2**20, 2**19
 
 
 class _Variable:
@@ -117,9 +119,14 @@ def _evaluated(steps: Sequence[_Step], results: Sequence[Any]) -> list[Any]:
 
 
 def _within_limit(draws: Sequence[_Step]) -> Sequence[_Step]:
-    """The first of the draws, as many as have `MOST_NUMBERS` in all, but at least one."""
-    sizes = np.cumsum([math.prod(step.equation.params["shape"]) for step in draws])
-    return draws[: max(1, int(np.searchsorted(sizes, MOST_NUMBERS, side="right")))]
+    """The first of the draws, as many as have `MOST_NUMBERS` in all."""
+    sizes = np.cumsum([_size(step.equation) for step in draws])
+    return draws[: int(np.searchsorted(sizes, MOST_NUMBERS, side="right"))]
+
+
+def _size(equation: Any) -> int:
+    """How many numbers a draw has; 0: it is none."""
+    return math.prod(equation.params["shape"]) if equation.primitive is primitives.random_bits_p else 0
 
 
 def _applied(equation: Any, inputs: Iterable[Any]) -> list[Any]:
@@ -135,7 +142,7 @@ def _is_usual(equation: Any, key: Array) -> bool:
     with equation.ctx.manager:
         partitionable = jax.config.jax_threefry_partitionable  # type: ignore[attr-defined]
     usual = partitionable and not key.shape and str(jax.random.key_impl(key)) == GENERATOR
-    return bool(usual and equation.params.get("bit_width", 32) == 32)
+    return bool(usual and equation.params.get("bit_width", 32) == 32 and _size(equation) <= MOST_OF_A_DRAW)
 
 
 def _folded(given: Sequence[Sequence[Any]]) -> list[Array]:

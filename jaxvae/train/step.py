@@ -106,6 +106,8 @@ def traced_once(function: Callable[..., Any], *args: Any) -> tuple[Any, Callable
     To trace a deep network and its gradient takes seconds. A loop needs the form of what it carries before it traces
     its body.
     """
+    if jax.config.jax_disable_jit:  # type: ignore[attr-defined]
+        return jax.eval_shape(function, *args), function  # Somebody wants to see values.
     closed, form = jax.make_jaxpr(function, return_shape=True)(*args)
     structure, applied = jax.tree.structure(form), jaxpr_as_fun(closed)
     return form, lambda *given: jax.tree.unflatten(structure, applied(*jax.tree.leaves(given)))
@@ -283,7 +285,7 @@ def make_run_steps(
 
         def body(i: Array, carry: tuple[TrainState, Metrics]) -> tuple[TrainState, Metrics]:
             state, metrics = carry
-            state, values = taken_once(i, state)
+            state, values = taken_once(jnp.asarray(i, jnp.int32), state)  # The loop's has the type of `count`.
             return state, {name: metrics[name].at[i].set(value) for name, value in values.items()}
 
         length = count if capacity is None else capacity
