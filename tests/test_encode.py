@@ -1,5 +1,6 @@
 """Latents on the command line: encode, and what generate makes of them."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -109,6 +110,15 @@ def test_a_folder_of_arrays_stays_in_order(runs: Path, images: NDArray[np.uint8]
     assert run_encode(runs / "vae", tmp_path / "shards", "--out", tmp_path / "latents.npz") == 0
     with np.load(tmp_path / "latents.npz") as found:
         np.testing.assert_allclose(found["mean"], moments(load_run(runs / "vae"), images)[0], rtol=1e-4, atol=1e-6)
+
+
+def test_a_run_that_left_out_bad_pictures_encodes_arrays(runs: Path, images: NDArray[np.uint8], tmp_path: Path) -> None:
+    (tmp_path / "shards").mkdir()
+    np.save(tmp_path / "shards" / "0.npy", images[:10])
+    run = load_run(runs / "vae")
+    lenient = dataclasses.replace(run, config=dataclasses.replace(run.config, skip_bad=True))
+    found = encode.encode(lenient, str(tmp_path / "shards"))
+    np.testing.assert_array_equal(found["mean"], encode.encode(run, str(tmp_path / "shards"))["mean"])
 
 
 def test_splits_without_a_test_set_are_named(runs: Path, images: NDArray[np.uint8], tmp_path: Path) -> None:
