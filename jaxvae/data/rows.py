@@ -101,9 +101,11 @@ class Rows:
         """
         places = np.atleast_1d(self._places[key])
         found = np.empty((len(places), *self.shape[1:]), np.uint8)
-        piece = max(1, PIECE_BYTES // self._row_bytes)
-        for start in range(0, len(places), piece):
-            self._read(places[start : start + piece], found[start : start + piece])
+        numbers = np.searchsorted(self._starts, places, side="right") - 1  # Of their files.
+        by_file = np.argsort(numbers, kind="stable")
+        bounds = np.searchsorted(numbers[by_file], np.arange(len(self.files) + 1))
+        for number in np.flatnonzero(np.diff(bounds)).tolist():
+            self._read(number, places, by_file[bounds[number] : bounds[number + 1]], found)
         return found if np.ndim(self._places[key]) else found[0]
 
     def __iter__(self) -> Iterator[NDArray[np.uint8]]:
@@ -132,16 +134,18 @@ class Rows:
         """Some of these rows, ascending; nothing is read."""
         return Rows(self.files, self._places[places])
 
-    def _read(self, places: NDArray[np.int64], out: NDArray[np.uint8]) -> None:
-        numbers = np.searchsorted(self._starts, places, side="right") - 1
-        for number in np.unique(numbers):
-            own = numbers == number
-            if own.all():
-                self.files[number].take(places - self._starts[number], out)
+    def _read(self, number: int, places: NDArray[Any], own: NDArray[Any], out: NDArray[np.uint8]) -> None:
+        """Read those of the rows at `places` that lie in a file, `own`, into `out`."""
+        piece = max(1, PIECE_BYTES // self._row_bytes)
+        for start in range(0, len(own), piece):
+            part = own[start : start + piece]
+            rows = places[part] - self._starts[number]
+            if len(own) == len(places):  # In order: no copy.
+                self.files[number].take(rows, out[start : start + piece])
             else:
-                part = np.empty((int(own.sum()), *self.shape[1:]), np.uint8)
-                self.files[number].take(places[own] - self._starts[number], part)
-                out[own] = part
+                read = np.empty((len(part), *self.shape[1:]), np.uint8)
+                self.files[number].take(rows, read)
+                out[part] = read
 
 
 def picked(values: V, places: NDArray[Any]) -> V:
