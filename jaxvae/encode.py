@@ -89,7 +89,6 @@ def _read(run: TrainedRun, dataset: str, data_dir: str | None) -> tuple[ImageDat
         skip_bad=run.config.skip_bad and pictures,
     )
     if pictures:
-        reading.check(dataset)
         found = pictures_of(Path(dataset), reading)
         others = {} if found.labels is None else {"train": {"label": found.labels}}
         images = ImageData(
