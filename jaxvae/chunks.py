@@ -17,6 +17,9 @@ from jaxvae.typing import Array, Params
 
 PIXELS_AT_ONCE = 2**22  # Of all images and draws that are in memory.
 
+# Compiled: one call after another, its operations take ten times as long as decoding an image.
+_keys = jax.jit(example_keys, static_argnums=2)
+
 
 def chunk_size(examples: Mapping[str, NDArray[Any]], config: Config | None = None, draws: int = 1) -> int:
     """How many examples to take at once, if each makes `draws` images: `PIXELS_AT_ONCE` pixels in all.
@@ -71,6 +74,6 @@ def in_chunks(
     for first in range(0, count, size):
         places = np.minimum(np.arange(first, first + size), count - 1)  # Pads the last chunk with its last example.
         batch = {name: jnp.asarray(values[places]) for name, values in examples.items()}
-        result = compiled(variables, batch, example_keys(key, first, size))
+        result = compiled(variables, batch, _keys(key, first, size))
         parts.append(jax.tree.map(lambda a: np.asarray(a, dtype), result))
     return jax.tree.map(lambda *arrays: np.concatenate(arrays)[:count], *parts)

@@ -19,7 +19,7 @@ from jaxvae.chunks import PIXELS_AT_ONCE, cached_at_once, in_chunks
 from jaxvae.config import Config, describe
 from jaxvae.data.sources import is_named
 from jaxvae.errors import InputError, say, suggestion
-from jaxvae.keys import purpose_key
+from jaxvae.keys import Purpose, purpose_key
 from jaxvae.models.autoencoder import AutoEncoder
 from jaxvae.models.build import Examples, Model, build_model, can_sample, class_rows, reconstruct, sample
 from jaxvae.models.quantized import QuantizedVAE
@@ -153,8 +153,9 @@ class TrainedRun:
             drawn, _ = copy.copy(mixture).set_params(random_state=seed).sample(count)
             # scikit-learn sorts its draws by component.
             return self.decode(np.random.default_rng(seed).permutation(drawn), **others)
-        key, batch = purpose_key(seed, "generate"), self._others(others, count)
-        return np.asarray(sample(self.model, self.variables, key, count, Examples(batch)), np.float32)
+        batch = {"place": np.arange(count), **self._others(others, count)}
+        images: NDArray[np.float32] = self._map(self._sample, batch, seed, "generate")
+        return images
 
     def fit_mixture(
         self, images: ArrayLike, components: int = 10, seed: int = 0, **others: ArrayLike
@@ -257,6 +258,14 @@ class TrainedRun:
         return jit_seldom(run)
 
     @functools.cached_property
+    def _sample(self) -> Any:
+        def drawn(variables: Params, batch: Batch, keys: Array) -> Array:
+            told = Examples({name: values for name, values in batch.items() if name != "place"})
+            return sample(self.model, variables, keys[0], len(keys), told)
+
+        return jit_seldom(drawn)
+
+    @functools.cached_property
     def _decode(self) -> Any:
         def decode(variables: Params, batch: Batch, keys: Array) -> Array:
             told = label_of(self.model, batch)
@@ -271,12 +280,14 @@ class TrainedRun:
         seen = as_batch(batch)
         return {**seen, "image": self.config.parts.inputs.observe(seen["image"], keys)}
 
-    def _map(self, run: Any, batch: Mapping[str, NDArray[Any]], seed: int = 0) -> Any:
+    def _map(
+        self, run: Any, batch: Mapping[str, NDArray[Any]], seed: int = 0, purpose: Purpose = "reconstructions"
+    ) -> Any:
         count = len(next(iter(batch.values())))
         # A power of two, so that few sizes are compiled for any numbers of images.
         size = min(2 ** math.ceil(math.log2(max(count, 1))), max(1, PIXELS_AT_ONCE // math.prod(self.image_shape)))
         size = min(size, cached_at_once(self.config, self.image_shape) or size)
-        return in_chunks(run, self.variables, batch, purpose_key(seed, "reconstructions"), size, np.float32)
+        return in_chunks(run, self.variables, batch, purpose_key(seed, purpose), size, np.float32)
 
     def _like(self, images: ArrayLike, found: NDArray[np.float32]) -> NDArray[Any]:
         return np.round(255 * found).astype(np.uint8) if np.asarray(images).dtype == np.uint8 else found

@@ -192,6 +192,25 @@ def test_samples_have_the_probabilities_of_their_sequences(prior: tuple[CodePrio
     assert chi_squared < 54.1  # Of 26 degrees of freedom, one in a thousand is above.
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [8, 64])
+def test_codes_are_drawn_from_the_logits_of_whole_sequences(width: int) -> None:
+    """Drawing keeps what each place has computed; here all places are computed again for each."""
+    module = CodePrior(codes=5, places=7, layers=2, width=width, classes=3)
+    count, label = 40, jnp.arange(40) % 3
+    variables = module.init(KEY, jnp.zeros((1, 7), jnp.int32), label[:1], method="logits")
+    rng = np.random.default_rng(8)
+    variables = jax.tree.map(lambda a: jnp.float32(rng.normal(0, 0.4, a.shape)), variables)
+    drawn = module.apply(variables, KEY, count, label, method="sample")
+    whole = jax.jit(lambda codes: module.apply(variables, codes, label, method="logits"))
+    codes = np.zeros((count, 7), np.int32)
+    for place in range(7):
+        logits = whole(codes)[:, place]
+        codes[:, place] = jax.random.categorical(jax.random.fold_in(KEY, place), logits)
+    np.testing.assert_array_equal(codes, drawn)
+    assert len(np.unique(codes, axis=0)) > 30
+
+
 def test_a_uniform_prior_has_no_parameters() -> None:
     module = CodePrior(codes=5, places=4, layers=0)
     log_p, variables = module.init_with_output(KEY, jnp.zeros((2, 4), jnp.int32), method="log_probability")

@@ -186,10 +186,9 @@ class Explored:
             drawn = np.clip(np.nan_to_num(self.run.sample(SAMPLES, seed)), 0, 1)
             return np.round(255 * drawn).astype(np.uint8)
         labels = {"label": np.full(SAMPLES, label, np.int32)} if self.conditional else {}
-        factor = np.float32(temperature)
-        return self.decode(
-            np.asarray(self._drawn(self.run.variables, purpose_key(seed, "generate"), factor, labels)), label
-        )
+        # The key of `TrainedRun.sample`: at a temperature of 1 its images.
+        key = jax.random.fold_in(purpose_key(seed, "generate"), 0)
+        return self.decode(np.asarray(self._drawn(self.run.variables, key, np.float32(temperature), labels)), label)
 
     @functools.cached_property
     def _drawn(self) -> Any:
