@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import operator
 import re
 import signal
 import types
@@ -14,9 +15,10 @@ import optax
 from flax import linen as nn
 from numpy.typing import NDArray
 
-from jaxvae import config_file, data
+from jaxvae import config_file, data, memory
 from jaxvae.components import SLOTS
 from jaxvae.config import Config, config_type, own_widths, values_of
+from jaxvae.data.arrays import CHANNELS
 from jaxvae.errors import InputError, suggestion
 from jaxvae.models.build import build_model
 from jaxvae.optimizer import build_optimizer
@@ -28,6 +30,7 @@ from jaxvae.train.step import TrainState, abstract_state
 from jaxvae.trained import TrainedRun, example_of_run
 
 PRESET = "vae"  # If no configuration is given.
+ARRAY_BYTES = 400  # What an array takes besides its values.
 
 
 class Fit(NamedTuple):
@@ -73,8 +76,9 @@ def fit(
       data: what to train on, in place of the dataset of `config`: a name or path that ``--dataset`` takes; images
         [N, H, W, C] or [N, H, W], integers from 0 to 255 or floats in [0, 1]; a mapping with "image" and anything else
         that the model or the loss reads, arrays with the same first axis; a pair of any of these, for training and
-        testing; an iterable of batches of images or of such mappings, which is read once, to its end; or a
-        `jaxvae.ImageData`. Without test images, every tenth example is held out.
+        testing; an iterable, which is read once, to its end, of batches of images, of pictures [H, W, C], of pairs of
+        images and labels, or of such mappings; or a `jaxvae.ImageData`. Of an iterable's elements, an image array of
+        three axes, the last 1, 3 or 4 long, is one picture. Without test images, every tenth example is held out.
       model: a Flax module. Its ``__call__`` gets the images of a batch, float32 [B, H, W, C] in [0, 1], or the whole
         batch if its first parameter is called `batch`; and, by their names, `train` (or `deterministic`) and `key`.
         Mutable collections and random streams work. Default: that of `config`.
@@ -184,16 +188,44 @@ def _columns(given: Any) -> dict[str, NDArray[Any]]:
         return {"image": np.asarray(given)}
     if not isinstance(given, Iterable):
         raise InputError(f"data must be images, a mapping, a pair of these, or an iterable, not {type(given).__name__}")
-    batches = []
-    for batch in given:
-        if isinstance(batch, tuple) or (not isinstance(batch, Mapping) and np.ndim(batch) < 3):
-            raise InputError(
-                'data: a batch must be images [N, H, W] or [N, H, W, C], or a mapping such as {"image": x, "label": y}'
-                f", not {type(batch).__name__}"
-            )
-        batches.append(_columns(batch) if isinstance(batch, Mapping) else {"image": np.asarray(batch)})
-    if not batches:
+    room = memory.host_free_bytes() // 2  # Joining what was read takes as much again.
+    too_much = InputError(
+        f"data: the iterable gives more than {memory.in_words(room)}, half of the free memory, or has no end; "
+        "images in .npy files are streamed, however many there are"
+    )
+    if operator.length_hint(given) > room // ARRAY_BYTES:
+        raise too_much
+    parts = list[dict[str, NDArray[Any]]]()
+    for part in map(_part, given):
+        if parts and part.keys() != parts[0].keys():
+            raise InputError(f"data: an element does not hold what the first does: {', '.join(parts[0])}")
+        for name, values in part.items():
+            if parts and values.shape[1:] != parts[0][name].shape[1:]:
+                shapes = f"{list(parts[0][name].shape[1:])} and {list(values.shape[1:])}"
+                raise InputError(f"data: each {name} must have the same shape, not {shapes}")
+        parts.append(part)
+        room -= sum(values.nbytes + ARRAY_BYTES for values in part.values())
+        if room < 0:
+            raise too_much
+    if not parts:
         raise InputError("data is an iterable of no batches")
-    if any(batch.keys() != batches[0].keys() for batch in batches):
-        raise InputError(f"data: a batch does not hold what the first does: {', '.join(batches[0])}")
-    return {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def _part(given: Any) -> dict[str, NDArray[Any]]:
+    """An element of an iterable, a batch or a picture, as arrays by name with the same first axis."""
+    if isinstance(given, tuple) and len(given) == 2:
+        given = {"image": given[0], "label": given[1]}
+    try:
+        part = _columns(given if isinstance(given, Mapping) else {"image": given})
+    except ValueError:  # Of lists of several lengths.
+        part = {}
+    image = part.get("image", np.empty(0))
+    if image.ndim == 3 and image.shape[2] in CHANNELS:
+        part, image = {name: values[None] for name, values in part.items()}, image[None]
+    if image.ndim < 3 or min(values.ndim for values in part.values()) == 0:
+        raise InputError(
+            "data: an element must be a batch [N, H, W] or [N, H, W, C], a picture [H, W, C], a pair of images and "
+            f'labels, or a mapping such as {{"image": x, "label": y}}, not {type(given).__name__}'
+        )
+    return part

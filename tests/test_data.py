@@ -403,7 +403,47 @@ def test_npz_with_one_array_is_split(tmp_path: Path) -> None:
     np.testing.assert_array_equal(whole(data.load(str(tmp_path / "x.npz")))[..., 0], C)
 
 
-@pytest.mark.parametrize("names", [(), ("a", "b"), ("x_train", "test"), ("x_train", "y_train")])
+@pytest.mark.parametrize("end", [{}, {"y_val": np.arange(3), "x_val": B}])
+@pytest.mark.parametrize("names", [("x_train", "y_train"), ("train", "train_labels"), ("train_images", "train_labels")])
+def test_npz_without_test_images_is_split(
+    names: tuple[str, str], end: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arrays = {names[0]: C, names[1]: np.arange(20)}
+    ends = {name.replace("train", "val"): end[key] for name, key in zip(names, ("x_val", "y_val"), strict=True) if end}
+    np.savez(tmp_path / "x.npz", **arrays, **ends)
+    loaded = data.load(str(tmp_path / "x.npz"))
+    assert capsys.readouterr().err == ""
+    np.testing.assert_array_equal(whole(loaded)[..., 0], C)
+    assert loaded.split("test")["label"].tolist() == [9, 19]
+    np.testing.assert_array_equal(loaded.validation[..., 0], B if end else C[:0])
+    assert not end or loaded.split("validation")["label"].tolist() == [0, 1, 2]
+    assert loaded.whole == (not end)  # Then encode returns the order of the file.
+
+
+@pytest.mark.parametrize(
+    ("names", "unfit", "fault"),
+    [
+        (("x_train", "y_train", "x_test"), {}, "there is no y_test"),
+        (("x_train", "x_test", "y_test"), {}, "there is no y_train"),
+        (("x_train", "y_train", "x_test", "y_test", "x_val"), {}, "there is no y_val"),
+        (("x_train", "y_train", "x_test"), {"y_test": np.ones((20, 14), int)}, "y_test is [20, 14], not one label"),
+        (("x_train",), {"y_train": np.ones((20, 14), int)}, "y_train is [20, 14], not one label for each image"),
+    ],
+)
+def test_npz_labels_that_do_not_fit_are_left_out(
+    names: tuple[str, ...], unfit: dict[str, Any], fault: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "x.npz"
+    np.savez(path, **{name: C if name[0] == "x" else np.arange(20) for name in names}, **unfit)
+    loaded = data.load(str(path))
+    assert loaded.split("train").keys() == loaded.split("test").keys() == {"image"}
+    said = capsys.readouterr().err
+    assert said.startswith(f"warning: {path}: labels are left out: {fault}") and said.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "names", [(), ("a", "b"), ("x_train", "test"), ("x_train", "y_test"), ("x_test", "y_test"), ("x_val", "y_val")]
+)
 def test_npz_with_unknown_keys(names: tuple[str, ...], tmp_path: Path) -> None:
     path = tmp_path / "x.npz"
     arrays: dict[str, Any] = dict.fromkeys(names, C)

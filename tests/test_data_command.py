@@ -43,7 +43,8 @@ def test_what_it_says_of_a_folder(photos: Path, tmp_path: Path, capsys: pytest.C
     out = capsys.readouterr().out
     # Of 39 pictures, 3 are held out for testing, and a twelfth of the others by the preset.
     assert "train 33 + validation 3 + test 3 images, 32 x 32 x 3" in out
-    assert "117.0 KiB" in out and "left out: " in out and "07.png: empty" in out
+    assert "\n117.0 KiB on every device while it trains; if that does not fit, they are streamed" in out
+    assert "left out: " in out and "07.png: empty" in out
     words = proposed(out)
     assert words[:3] == ["python", "-m", "jaxvae.train"]
     config = train.parse(words[3:]).config
@@ -53,6 +54,48 @@ def test_what_it_says_of_a_folder(photos: Path, tmp_path: Path, capsys: pytest.C
     assert 50 <= config.epochs // config.image_every < 55  # But not as many pictures.
     with Image.open(picture) as image:
         assert image.mode == "RGB" and image.size == (2 * (8 * 34 + 2), 2 * (5 * 34 + 2))
+
+
+def test_modes_and_sizes_are_those_of_the_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Sizes are those of upright pictures. What is not read is not counted: hidden files, and those beside train/."""
+    for number in range(15):
+        picture = Image.fromarray(np.full((8, 6 + number % 2), number, np.uint8)).convert("L" if number < 4 else "RGB")
+        exif = picture.getexif()
+        exif[0x0112] = 6 if number == 14 else 1
+        place = tmp_path / ("train" if number < 12 else "test") / "a"
+        place.mkdir(parents=True, exist_ok=True)
+        picture.save(place / f"{number}.jpg", exif=exif)
+    for other in ("train/._1.jpg", "train/a/.thumbs/1.jpg", "b/1.jpg"):
+        (tmp_path / other).parent.mkdir(exist_ok=True)
+        (tmp_path / other).write_bytes((tmp_path / "train" / "a" / "1.jpg").read_bytes())
+    assert run(tmp_path, "--image-size", 4) == 0
+    out = capsys.readouterr().out
+    assert "\nmodes of the files (Pillow's): RGB (11), L (4)\n" in out
+    assert "\nsizes of the files, height x width: 8 x 6 (7), 8 x 7 (7), 6 x 8 (1)\n" in out
+
+
+@pytest.mark.parametrize(
+    ("suffix", "stream", "said"),
+    [
+        (
+            ".npy",
+            "auto",
+            "600 on every device while it trains; if that does not fit, they are streamed from main memory",
+        ),
+        (".npy", "never", "600 on every device while it trains"),
+        (".npy", "always", "600 on the disk; training streams them from there"),
+        (".npz", "always", "600 in main memory; training streams them from there"),
+    ],
+)
+def test_where_the_images_are_while_it_trains(
+    suffix: str, stream: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, images = tmp_path / f"x{suffix}", np.zeros((1024, 6, 5), np.uint8)
+    np.savez(file, images) if suffix == ".npz" else np.save(file, images)
+    assert run(file, "--stream", stream) == 0
+    out = capsys.readouterr().out
+    assert f"\n{said.replace('600', '30.0 KiB')}\n" in out
+    assert train.parse(proposed(out)[3:]).config.stream == stream
 
 
 def test_the_histogram_counts_the_values(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

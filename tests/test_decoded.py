@@ -46,7 +46,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def assert_same(streamed: data.ImageData, resident: data.ImageData) -> None:
-    for split in ("train", "test"):
+    for split in ("train", "test", *(["validation"] if len(resident.validation) else [])):
         assert isinstance(getattr(streamed, split), Rows)
         for name, values in resident.split(split).items():
             np.testing.assert_array_equal(np.asarray(streamed.split(split)[name]), values)
@@ -63,11 +63,11 @@ def test_the_pictures_labels_and_faults_are_those_of_the_folder(how: dict[str, A
 
 
 def test_a_folder_of_grey_pictures_split_already(tmp_path: Path) -> None:
-    for n in range(9):
-        save(tmp_path / "d" / ("test" if n % 4 == 0 else "train") / f"{n}.png", 7, 6, seed=n)
+    for n in range(12):
+        save(tmp_path / "d" / ("train", "val", "test")[n % 3] / f"{n}.png", 7, 6, seed=n)
     streamed = data.load(str(tmp_path / "d"), reading=STREAMED)
     assert_same(streamed, data.load(str(tmp_path / "d")))
-    assert streamed.image_shape == (7, 6, 1)
+    assert streamed.image_shape == (7, 6, 1) and len(streamed.validation) == 4
 
 
 def test_pictures_are_decoded_once(folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,10 +15,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import dataset_files
 import numpy as np
 import pytest
 from runs import PATIENCE
+from test_originals import WRITERS
 
 from jaxvae import data
 from jaxvae.data import download, originals
@@ -374,30 +374,37 @@ class TestLoad:
         with pytest.raises(InputError, match=r"--data-dir .* has no file train-images-idx3-ubyte"):
             data.load("auto", tmp_path, warn=lambda message: pytest.fail(message))
 
-    @pytest.mark.parametrize("name", ["auto", "mnist"])
+    @pytest.mark.parametrize("name", ["auto", *download.IDX_DATASETS])
     def test_downloads(self, name: str, small: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
         real = download.cached_files
         monkeypatch.setattr(download, "cached_files", lambda name, *files: real(name, *files, **small))
         loaded = data.load(name, warn=lambda message: pytest.fail(message))
-        assert loaded.name == "mnist"
+        assert loaded.name == ("mnist" if name == "auto" else name)
         assert loaded.train.shape == (12, 5, 4, 1)
         assert loaded.test.shape == (3, 5, 4, 1)
         assert "cache" in loaded.source
 
-    @pytest.mark.parametrize("name", ["omniglot", "caltech101_silhouettes", "dsprites"])
-    def test_downloads_a_dataset_that_tfds_does_not_know(
+    @pytest.mark.parametrize("name", WRITERS)
+    def test_downloads_the_files_of_the_authors(
         self, name: str, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        train, test = getattr(dataset_files, name)(tmp_path)
-        [file] = originals.ORIGINALS[name].files
-        server.files[file] = (tmp_path / file).read_bytes()
-        digest = download.Digest("MD5", hashlib.md5(server.files[file]).hexdigest())
-        monkeypatch.setattr(download, "DIGESTS", {name: {file: digest}})
-        monkeypatch.setitem(download.BASE_URLS, name, server.url)
-        loaded = data.load(name, labels=True)
+        train, test = WRITERS[name](tmp_path)
+        family, files = name.partition("/")[0], originals.ORIGINALS[name].files
+        server.files = {file: (tmp_path / file).read_bytes() for file in files}
+        monkeypatch.setitem(download.BASE_URLS, family, server.url)
+        if family in download.DIGESTS:  # TFDS does not know these.
+            digests = {
+                f: download.Digest("MD5", hashlib.md5(content).hexdigest()) for f, content in server.files.items()
+            }
+            monkeypatch.setattr(download, "DIGESTS", {family: digests})
+        else:
+            infos = {server.url + file: url_info(content, file) for file, content in server.files.items()}
+            monkeypatch.setattr(download, "known_urls", lambda _: infos)
+        loaded = data.load(name, labels=name != "binarized_mnist")
         np.testing.assert_array_equal(loaded.train, train)
         np.testing.assert_array_equal(loaded.test, test)
-        assert server.requests == [f"HEAD /{file}", f"GET /{file}"] and "cache" in loaded.source
+        assert server.requests == [f"HEAD /{files[0]}", *(f"GET /{file}" for file in files)]
+        assert "cache" in loaded.source
 
     def test_labels_are_downloaded_if_they_are_wanted(
         self, server: Server, small: dict[str, Any], monkeypatch: pytest.MonkeyPatch

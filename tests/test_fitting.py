@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +153,72 @@ def test_data_of_any_kind_is_the_same(images: NDArray[np.uint8]) -> None:
     assert image_data(pair) is pair
 
 
+COLOUR, LABELS = np.random.default_rng(0).integers(0, 256, (30, 6, 5, 3), np.uint8), np.arange(30) % 4
+PAIRS = list(zip(COLOUR, LABELS, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("given", "labelled"),
+    [
+        (list(COLOUR), False),
+        ((*COLOUR[..., :1],), False),
+        (({"image": image} for image in COLOUR), False),
+        ([{"image": image, "label": label} for image, label in PAIRS], True),
+        (PAIRS, True),
+        (iter([(COLOUR[:20], LABELS[:20]), (COLOUR[20:], LABELS[20:])]), True),
+        ([(COLOUR[:20, ..., 0], LABELS[:20]), (COLOUR[20:, ..., 0], LABELS[20:])], True),
+    ],
+    ids=["pictures", "grey", "mappings", "labelled", "pairs", "batches", "batches without an axis of channels"],
+)
+def test_elements_are_pictures_or_batches(given: Any, labelled: bool) -> None:
+    found = image_data(given)
+    for split, places in (("train", np.arange(30) % 10 != 9), ("test", np.arange(30) % 10 == 9)):
+        examples = found.split(split)
+        image = examples.pop("image")
+        np.testing.assert_array_equal(image, COLOUR[places][..., : image.shape[-1]])
+        assert [*examples] == ["label"] * labelled
+        assert not labelled or examples["label"].tolist() == LABELS[places].tolist()
+
+
+def test_an_iterable_without_an_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jaxvae.memory.host_free_bytes", lambda: 200_000)
+    asked = []
+
+    def endless() -> Any:
+        while len(asked) < 1000:
+            asked.append(1)
+            yield COLOUR
+
+    class Endless(list[Any]):
+        def __len__(self) -> int:
+            return sys.maxsize
+
+    image_data(iter([COLOUR] * 30))
+    for given in (endless(), Endless(COLOUR)):
+        with pytest.raises(
+            InputError, match=r"^data: the iterable gives more than 97\.7 KiB, half of the free memory, or"
+        ):
+            image_data(given)
+    assert len(asked) == 100_000 // (COLOUR.nbytes + 400) + 1
+
+
+@pytest.mark.parametrize("batched", [False, True])
+@pytest.mark.parametrize("end", [True, False])
+def test_datasets_of_grain(batched: bool, end: bool) -> None:
+    grain = pytest.importorskip("grain")
+    dataset = grain.MapDataset.source([{"image": image, "label": label} for image, label in PAIRS])
+    dataset = dataset if end else dataset.repeat()
+    dataset = dataset.batch(8) if batched else dataset
+    if not end:
+        with pytest.raises(InputError, match="or has no end"):
+            image_data(dataset)
+        return
+    for each in (dataset, dataset.to_iter_dataset()):
+        found = image_data(each)
+        np.testing.assert_array_equal(found.test, COLOUR[9::10])
+        assert found.split("test")["label"].tolist() == LABELS[9::10].tolist()
+
+
 @pytest.mark.parametrize(
     ("data", "said"),
     [
@@ -165,8 +232,12 @@ def test_data_of_any_kind_is_the_same(images: NDArray[np.uint8]) -> None:
         (7, "int"),
         ([], "no batches"),
         ([1, 2, 3], "batch"),
-        ([(np.zeros((4, 5, 5)), np.zeros(4))], "tuple"),
-        ([{"image": np.zeros((4, 5, 5))}, {"image": np.zeros((4, 5, 5)), "label": np.zeros(4)}], "batch"),
+        ([np.zeros((5, 5))], r"a picture \[H, W, C\].*, not ndarray"),
+        ([(np.zeros((4, 5, 5)), np.zeros(4), np.zeros(4))], "tuple"),
+        ([[np.zeros((4, 5, 5)), np.zeros(4)]], "a pair of images and labels.*, not list"),
+        ([{"image": np.zeros((4, 5, 5)), "label": 3}], "not dict"),
+        ([{"image": np.zeros((4, 5, 5))}, {"image": np.zeros((4, 5, 5)), "label": np.zeros(4)}], "the first does"),
+        ([np.zeros((5, 4, 3)), np.zeros((4, 5, 3))], r"each image must have the same shape, not \[5, 4, 3\] and \[4"),
         (np.zeros((4, 5, 5), np.uint8), "10"),
     ],
 )

@@ -58,15 +58,62 @@ def test_folders_of_splits_hold_folders_of_classes(tmp_path: Path) -> None:
         [f"{i}.png" for i in range(12)],
         [*(f"cats/{i}.png" for i in range(11)), "alone.png"],
         [f"cats/{i}.png" for i in range(12)],
-        [*(f"train/{i}.png" for i in range(8)), *(f"val/{i}.png" for i in range(4))],
+        [f"train/{i}.png" for i in range(12)],
+        [*(f"train/{name}" for name in CLASSES), *(f"val/{i}.png" for i in range(4))],
     ],
-    ids=["flat", "one beside the folders", "one folder", "folders of splits"],
+    ids=["flat", "one beside the folders", "one folder", "a split", "a split without classes"],
 )
 def test_other_folders_have_no_labels(names: list[str], tmp_path: Path) -> None:
     pictures(tmp_path, *names)
     images = data.load(str(tmp_path))
     assert images.classes == () and images.split("train").keys() == {"image"}
-    assert data.digests(images).keys() == {"train_images_sha256", "test_images_sha256"}
+    assert not [name for name in data.digests(images) if "label" in name]
+
+
+@pytest.mark.parametrize("stream", ["never", "always"])
+@pytest.mark.parametrize("validation", ["val", "valid", "validation"])
+def test_a_folder_of_validation_pictures(
+    validation: str, stream: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a folder for testing, as ImageNet has it: every tenth picture for training is held out."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    pictures(tmp_path / "d" / "train", *CLASSES)
+    pictures(tmp_path / "d" / validation, "dogs/a.png", "bats/b.png")
+    images = data.load(str(tmp_path / "d"), reading=data.Reading(stream=stream))
+    assert images.classes == ("ants", "bats", "cats", "dogs")
+    tenth = sorted(CLASSES)[9]
+    names = {"train": [name for name in sorted(CLASSES) if name != tenth], "test": [tenth]}
+    for split, expected in names.items():
+        assert [image.max() for image in getattr(images, split)] == [3 * CLASSES.index(name) for name in expected]
+        labels = [images.classes[label] for label in images.split(split)["label"]]
+        assert labels == [name.split("/")[0] for name in expected]
+    assert [image.max() for image in images.validation] == [3, 0]
+    assert images.split("validation")["label"].tolist() == [1, 3]
+    held_out = data.prepared(images, Config(validation=0.5))
+    assert (len(held_out.train), len(held_out.validation), len(held_out.test)) == (13, 2, 1)
+
+
+def test_a_folder_of_training_pictures_alone_is_like_its_content(tmp_path: Path) -> None:
+    pictures(tmp_path / "train", *CLASSES)
+    whole, content = data.load(str(tmp_path)), data.load(str(tmp_path / "train"))
+    assert data.identity(whole) == data.identity(content)
+    assert whole.classes == ("ants", "cats", "dogs") and "train_label_sha256" in data.identity(whole)
+
+
+def test_three_splits_are_three_splits(tmp_path: Path) -> None:
+    for split, count in (("train", 4), ("val", 3), ("test", 2), ("extra", 5)):
+        pictures(tmp_path / split, *(f"{'ab'[i % 2]}/{i}.png" for i in range(count)))
+    images = data.load(str(tmp_path))
+    assert (len(images.train), len(images.validation), len(images.test)) == (4, 3, 2)
+    assert images.split("validation")["label"].tolist() == [0, 0, 1]
+
+
+def test_splits_that_would_leave_out_pictures_are_refused(tmp_path: Path) -> None:
+    """CIFAR-100 has a class called train."""
+    pictures(tmp_path / "classes", *(f"{name}/{i}.png" for name in ("train", "whale") for i in range(6)))
+    refuses("pictures lie in train/ and beside it, such as whale/", dataset=str(tmp_path / "classes"))
+    pictures(tmp_path / "tests", *(f"{name}/{i}.png" for name in ("test", "whale") for i in range(6)))
+    refuses("has no split train, but test", dataset=str(tmp_path / "tests"))
 
 
 FLAT = [f"{i}.png" for i in range(12)]
@@ -104,12 +151,22 @@ def test_a_file_of_labels_comes_before_folders(tmp_path: Path) -> None:
 
 
 def test_each_split_may_have_its_file_of_labels(tmp_path: Path) -> None:
-    for split, label in (("train", "up"), ("test", "down")):
+    for split, label in (("train", "up"), ("test", "down"), ("val", "even")):
         pictures(tmp_path / split, "a.png", "b.png")
         (tmp_path / split / "metadata.csv").write_text(csv_of(["a.png", "b.png"], [label, "up"]))
     images = data.load(str(tmp_path))
-    assert images.classes == ("down", "up")
-    assert images.split("train")["label"].tolist() == [1, 1] and images.split("test")["label"].tolist() == [0, 1]
+    assert images.classes == ("down", "even", "up")
+    labels = {split: images.split(split)["label"].tolist() for split in ("train", "test", "validation")}
+    assert labels == {"train": [2, 2], "test": [0, 2], "validation": [1, 2]}
+
+
+def test_splits_may_share_a_file_of_labels(tmp_path: Path) -> None:
+    names = [*(f"train/x/{i}.png" for i in range(12)), "val/0.png", "val/1.png"]
+    pictures(tmp_path, *names)
+    (tmp_path / "metadata.csv").write_text(csv_of([*names[:-1], "./val//1.png"], list(range(14))))
+    images = data.load(str(tmp_path))
+    assert images.split("validation")["label"].tolist() == [12, 13]
+    assert by_pixel(images) == {3 * i: i for i in range(12)}
 
 
 def test_a_file_without_labels_says_nothing_of_them(tmp_path: Path) -> None:
@@ -217,7 +274,6 @@ def test_images_and_labels_without_a_test_set(tmp_path: Path) -> None:
     ("labels", "said"),
     [
         (np.arange(24), "24 labels for 25 images"),
-        (np.zeros((25, 14), np.uint8), "shape [25, 14] is not [N] or [N, 1]"),
         (np.linspace(0, 1, 25), "labels must be whole numbers"),
         (np.arange(25) - 1, "values from -1 to 23"),
         (np.full(25, 2**40), "labels must be from 0 to 2^31 - 1"),
@@ -226,11 +282,6 @@ def test_images_and_labels_without_a_test_set(tmp_path: Path) -> None:
 def test_labels_that_are_none_are_refused(labels: Any, said: str, tmp_path: Path) -> None:
     np.savez(tmp_path / "x.npz", images=noise(25, 5, 4), labels=labels)
     refuses(said, dataset=str(tmp_path / "x.npz"))
-
-
-def test_labels_of_one_split_alone_are_refused(tmp_path: Path) -> None:
-    np.savez(tmp_path / "x.npz", x_train=ARRAYS["x"], y_train=ARRAYS["y"], x_test=ARRAYS["a"])
-    refuses("needs both y_train and y_test, or neither", dataset=str(tmp_path / "x.npz"))
 
 
 def test_what_the_data_command_says_of_classes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

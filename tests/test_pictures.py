@@ -28,6 +28,41 @@ def picture(path: Path, pixels: Any, **options: Any) -> None:
     Image.fromarray(pixels).save(path, **options)
 
 
+def png_file(width: int, height: int, bits: int, kind: int, rows: bytes) -> bytes:
+    """A PNG file of a colour type, whose rows are as the format has them."""
+
+    def chunk(name: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+
+    header = struct.pack(">IIBBBBB", width, height, bits, kind, 0, 0, 0)
+    chunks = {b"IHDR": header, b"IDAT": zlib.compress(rows), b"IEND": b""}
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(name, body) for name, body in chunks.items())
+
+
+def tiff_file(pixels: Any, colours: int, planes: bool) -> bytes:
+    """A TIFF file of pixels [H, W, C], uncompressed; `planes`: channel by channel."""
+    height, width, channels = pixels.shape
+    parts = [pixels[..., i] for i in range(channels)] if planes else [pixels]
+    size, count = pixels.nbytes // len(parts), len(parts)
+    values: dict[int, tuple[str, list[int]]] = {
+        **{256: ("H", [width]), 257: ("H", [height]), 258: ("H", [8 * pixels.itemsize] * channels), 259: ("H", [1])},
+        **{262: ("H", [colours]), 273: ("I", [0] * count), 277: ("H", [channels]), 278: ("H", [height])},
+        **{279: ("I", [size] * count), 284: ("H", [2 if planes else 1])},
+        **({338: ("H", [2])} if colours == 2 and channels == 4 else {}),  # The fourth channel is an opacity.
+    }
+    end = 8 + 2 + 12 * len(values) + 4
+    start = end + 4 * 8 * len(values)  # More than the values take that do not fit into their entries.
+    values[273] = ("I", [start + i * size for i in range(count)])
+    entries, further = b"", b""
+    for tag, (kind, numbers) in values.items():
+        body = struct.pack(f"<{len(numbers)}{kind}", *numbers)
+        entries += struct.pack("<HHI", tag, {"H": 3, "I": 4}[kind], len(numbers))
+        entries += body.ljust(4, b"\0") if len(body) <= 4 else struct.pack("<I", end + len(further))
+        further += body if len(body) > 4 else b""
+    head = b"II*\0" + struct.pack("<IH", 8, len(values)) + entries + bytes(4) + further
+    return head.ljust(start, b"\0") + b"".join(part.tobytes() for part in parts)
+
+
 def test_grey_folder_in_order_of_relative_paths(tmp_path: Path) -> None:
     names = ["b/0.png", "a.png", "b.PNG", "c/d/e.png", *(f"n{i}.png" for i in range(8))]
     pixels = {name: noise(5, 4, seed=i) for i, name in enumerate(names)}
@@ -133,9 +168,55 @@ def test_odd_metadata_gives_no_warning(suffix: str, tmp_path: Path, recwarn: pyt
     assert not recwarn.list
 
 
-def test_sixteen_bits_are_refused_not_clipped(tmp_path: Path) -> None:
-    Image.fromarray(np.full((5, 4), 40000, np.uint16)).save(tmp_path / "deep.png")
-    refuses(tmp_path / "deep.png", dataset=str(tmp_path))
+@pytest.mark.parametrize("stream", ["never", "always"])
+@pytest.mark.parametrize("kind", ["grey", "colour", "grey and opacity", "colour and opacity"])
+def test_sixteen_bits_are_refused_not_cut(
+    kind: str, stream: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same file with 8 bits is read."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    folder, reading = tmp_path / "d", Reading(stream=stream)
+    number, channels = {"grey": (0, 1), "colour": (2, 3), "grey and opacity": (4, 2), "colour and opacity": (6, 4)}[
+        kind
+    ]
+    for i in range(10):
+        picture(folder / f"{i}.png", noise(5, 4))
+    (folder / "3.png").write_bytes(png_file(4, 5, 8, number, 5 * (b"\0" + 4 * channels * b"\xff")))
+    images = whole(data.load(str(folder), reading=reading))
+    assert images.shape == (10, 5, 4, 3 if "colour" in kind else 1) and (images[3] == 255).all()
+    (folder / "3.png").write_bytes(png_file(4, 5, 16, number, 5 * (b"\0" + 4 * channels * b"\x9c\x40")))
+    refuses(folder / "3.png", "more than 8 bits", dataset=str(folder), reading=reading)
+    picture(folder / "x.png", noise(5, 4))
+    left = data.load(str(folder), reading=dataclasses.replace(reading, skip_bad=True), warn=lambda _: None)
+    assert left.image_shape == (5, 4, 1)  # The deep picture does not decide the channels.
+
+
+@pytest.mark.parametrize("planes", [False, True])
+@pytest.mark.parametrize(("channels", "colours"), [(1, 1), (3, 2), (4, 2), (4, 5)], ids=["grey", "RGB", "RGBA", "CMYK"])
+def test_sixteen_bits_of_a_tiff_file_are_refused(channels: int, colours: int, planes: bool, tmp_path: Path) -> None:
+    """The same file with 8 bits is read."""
+    for i in range(10):
+        picture(tmp_path / f"{i}.tif", noise(5, 4))
+    ones = np.full((5, 4, channels), 255)
+    (tmp_path / "3.tif").write_bytes(tiff_file(ones.astype(np.uint8), colours, planes))
+    images = whole(data.load(str(tmp_path)))
+    assert (images[3] == (0 if colours == 5 else 255)).all()  # Full inks are black.
+    (tmp_path / "3.tif").write_bytes(tiff_file((ones * 157).astype(np.uint16), colours, planes))
+    refuses(tmp_path / "3.tif", "more than 8 bits", dataset=str(tmp_path))
+
+
+def test_hidden_files_and_folders_are_left_alone(tmp_path: Path) -> None:
+    """macOS writes ._x.png beside x.png where it cannot store what it knows of the file."""
+    folder = tmp_path / ".pictures"
+    for i in range(10):
+        picture(folder / "deep" / f"{i}.png", noise(5, 4, seed=i))
+    expected = whole(data.load(str(folder)))
+    (folder / "deep" / "._3.png").write_bytes(b"\0\5\x16\7")
+    picture(folder / ".ipynb_checkpoints" / "3-checkpoint.png", noise(5, 4))
+    np.testing.assert_array_equal(whole(data.load(str(folder))), expected)
+    (tmp_path / "alone").mkdir()
+    (tmp_path / "alone" / "._x.png").write_bytes(b"")
+    refuses("no PNG", dataset=str(tmp_path / "alone"))
 
 
 def test_folder_with_train_and_test(tmp_path: Path) -> None:
@@ -203,16 +284,8 @@ def test_pictures_that_cannot_be_decoded(suffix: str, damage: str, tmp_path: Pat
 @pytest.mark.filterwarnings("default")
 @pytest.mark.parametrize("side", [10_000, 20_000, 2**31 - 1], ids=["warning", "error", "absurd"])
 def test_decompression_bombs(side: int, tmp_path: Path) -> None:
-    def chunk(kind: bytes, body: bytes) -> bytes:
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-
     path = tmp_path / "bomb.png"
-    path.write_bytes(
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0))
-        + chunk(b"IDAT", zlib.compress(bytes(1000)))
-        + chunk(b"IEND", b"")
-    )
+    path.write_bytes(png_file(side, side, 8, 0, bytes(1000)))
     refuses(path, side * side, dataset=str(tmp_path))
 
 

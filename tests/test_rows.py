@@ -1,7 +1,9 @@
 """Images that stay in a file, against the same file read whole."""
 
 import hashlib
+import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -68,6 +70,22 @@ def test_a_file_that_changes_is_refused(path: Path) -> None:
     path.unlink()
     with pytest.raises(InputError, match=r"images\.npy: cannot be read any more"):
         train[:2]
+
+
+@pytest.mark.parametrize("reader", ["take", "fromfile"])
+def test_a_file_that_changes_while_it_is_read_is_refused(
+    reader: str, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train, read = data.load(str(path), None, STREAMED).train, getattr(np, reader)
+
+    def changed(*args: Any, **options: Any) -> Any:
+        found = read(*args, **options)
+        os.utime(path, ns=(0, 0))  # As if it was written to.
+        return found
+
+    monkeypatch.setattr(np, reader, changed)
+    with pytest.raises(InputError, match=r"images\.npy: the file has changed since training began"):
+        train[:2] if reader == "take" else mean(train)
 
 
 @pytest.mark.parametrize(

@@ -70,6 +70,35 @@ def test_splits_and_labels_come_from_the_names_of_files(
     np.testing.assert_array_equal(found.split("test")["label"], labels[::-1])
 
 
+@pytest.mark.parametrize("reading", [Reading(), STREAMED])
+@pytest.mark.parametrize("tested", [False, True])
+def test_a_folder_of_validation_shards(
+    tested: bool, reading: Reading, whole: NDArray[np.uint8], tmp_path: Path
+) -> None:
+    """Without a folder for testing, every tenth image for training is held out."""
+    splits = {"train": whole, "val": whole[:9], **({"test": whole[::-1]} if tested else {})}
+    for split, images in splits.items():
+        (tmp_path / split).mkdir()
+        np.save(tmp_path / split / "images-0.npy", images)
+        np.save(tmp_path / split / "labels-0.npy", np.arange(len(images)))
+    found = data.load(str(tmp_path), None, reading)
+    np.testing.assert_array_equal(np.asarray(found.validation), whole[:9])
+    assert found.split("validation")["label"].tolist() == [*range(9)]
+    np.testing.assert_array_equal(np.asarray(found.test), whole[::-1] if tested else whole[9::10])
+    np.testing.assert_array_equal(found.train, whole if tested else np.delete(whole, np.s_[9::10], 0))
+    (tmp_path / "val" / "labels-0.npy").unlink()
+    with pytest.raises(InputError, match="only some of train, .*val have files of labels"):
+        data.load(str(tmp_path))
+
+
+def test_training_shards_alone_are_like_their_folder(whole: NDArray[np.uint8], tmp_path: Path) -> None:
+    write(tmp_path / "train", whole)
+    assert digests(data.load(str(tmp_path))) == digests(data.load(str(tmp_path / "train")))
+    np.save(tmp_path / "other.npy", whole)
+    with pytest.raises(InputError, match=r"arrays lie in train/ and beside it, such as other\.npy"):
+        data.load(str(tmp_path))
+
+
 def test_shards_are_converted_one_by_one(tmp_path: Path) -> None:
     """Files of several dtypes, as 8 bits."""
     rng = np.random.default_rng(0)
@@ -115,6 +144,7 @@ def test_shards_that_do_not_fit_together_are_refused(whole: NDArray[np.uint8], t
 def test_what_is_not_an_array_is_left_alone(whole: NDArray[np.uint8], tmp_path: Path) -> None:
     write(tmp_path, whole)
     (tmp_path / "._images-000.npy").write_bytes(b"of macOS")
+    (tmp_path / "._seen.png").write_bytes(b"of macOS")
     os.mkfifo(tmp_path / "queue.npy")
     assert len(data.load(str(tmp_path)).train) == len(whole) - len(whole) // 10
     with pytest.raises(InputError, match="--skip-bad has no effect: --dataset .* is not a picture folder"):

@@ -2,20 +2,25 @@
 
 import dataclasses
 import json
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import pytest
+from runs import PATIENCE
 
 from jaxvae import memory
 from jaxvae.config import Config
 from jaxvae.data.images import ImageData
 from jaxvae.errors import InputError
+from jaxvae.fitting import result_of
 from jaxvae.sweep.grid import Grid
 from jaxvae.sweep.loop import sweep
-from jaxvae.train import loop, stream
+from jaxvae.train import loop, pipeline, stream
 from jaxvae.train.trainer import Trainer
 from tests.small import SMALL
 
@@ -77,6 +82,54 @@ def test_a_file_that_cannot_be_read_any_more_is_told_where_the_block_is_needed()
 
 def test_a_part_of_a_split_repeats_its_last_example() -> None:
     np.testing.assert_array_equal(stream.part_of({"image": np.arange(7)}, 4, 5)["image"], [4, 5, 6, 6, 6])
+
+
+# Reads a file for its digest and its mean, then an epoch in blocks. Prints how much its memory grew at most.
+READER = """
+import sys
+from pathlib import Path
+import numpy as np
+from jaxvae import data
+from jaxvae.data import rows
+from jaxvae.train import stream
+
+train = data.load(sys.argv[1], None, data.Reading(stream="always")).train
+most, advise = 0, rows.StoredArray._advise
+
+def resident():
+    fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return 1024 * sum(int(fields[name].split()[0]) for name in ("RssAnon", "RssFile"))
+
+def noted(self, advice):
+    global most
+    most = max(most, resident())  # Before pages are given back.
+    advise(self, advice)
+
+rows.StoredArray._advise = noted
+stream.BLOCK_BYTES = 2**22
+order = np.random.default_rng(0).permutation(len(train))
+before = resident()
+data.digest(train)
+rows.mean(train)
+most = resident()
+blocks, place = stream.Blocks({"image": train}, 64, len(train) // 64, lambda _: order), stream.Place(0, 0)
+while place.epoch == 0:
+    assert blocks.read(place)["image"].nbytes <= 2**22
+    place = blocks._after(place)
+blocks.close()
+print(train.nbytes, max(most, resident()) - before)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_the_memory_of_a_streamed_file_does_not_grow_with_it(tmp_path: Path) -> None:
+    file = tmp_path / "images.npy"
+    np.lib.format.open_memmap(file, "w+", np.uint8, (17_000, 64, 64, 3))
+    ran = subprocess.run([sys.executable, "-c", READER, str(file)], capture_output=True, text=True, timeout=PATIENCE)
+    assert ran.returncode == 0, ran.stderr
+    size, grown = map(int, ran.stdout.split())
+    assert size > 180e6 and grown < 90e6
 
 
 @pytest.fixture
@@ -143,6 +196,39 @@ def test_streamed_steps_from_the_middle_of_a_block_are_those_of_a_whole_run(conf
         streamed, streamed_params = losses("always", cuts)
         assert streamed == alone
         jax.tree.map(np.testing.assert_array_equal, streamed_params, params)
+
+
+@pytest.mark.slow
+def test_a_streamed_run_that_is_stopped_in_an_epoch_goes_on_from_its_step(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It writes the metrics of a run never stopped, and reads no block before that of the step."""
+    monkeypatch.setattr(pipeline, "CALL_SECONDS", 1e-3)  # Few steps a call, as if each took long.
+    config = dataclasses.replace(config, stream="always")
+    loop.train(config, tmp_path / "whole", devices=1)
+    run_steps = Trainer.run_steps
+
+    def stopped(self: Trainer, state: Any, step: int, count: int) -> Any:
+        if step >= 19:
+            signal.raise_signal(signal.SIGTERM)
+        return run_steps(self, state, step, count)
+
+    monkeypatch.setattr(Trainer, "run_steps", stopped)
+    outcome = loop.train(config, tmp_path / "parts", devices=1)
+    monkeypatch.setattr(Trainer, "run_steps", run_steps)
+    assert outcome.stopped_by == signal.SIGTERM
+    step = int(result_of(tmp_path / "parts").state.step)
+    assert 19 < step < 26  # In the second of three epochs of 13 steps.
+    begin, begun = stream.Blocks._begin, list[stream.Place]()
+
+    def noted(self: stream.Blocks, place: stream.Place) -> Any:
+        begun.append(place)
+        return begin(self, place)
+
+    monkeypatch.setattr(stream.Blocks, "_begin", noted)
+    loop.train(config, tmp_path / "parts", resume=True, devices=1)
+    assert metrics(tmp_path / "parts") == metrics(tmp_path / "whole")
+    assert min(begun) == (1, (step - 13) // 3) and len(begun) == len(set(begun))
 
 
 def test_images_that_do_not_fit_the_device_are_streamed(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:

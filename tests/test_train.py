@@ -299,6 +299,61 @@ def test_idx_directory_trains_under_its_name(mnist_dir: Path, tmp_path: Path) ->
     assert (config["dataset"], config["data_dir"]) == ("mnist", str(mnist_dir))
 
 
+def save_pictures(folder: Path, images: NDArray[np.uint8]) -> Path:
+    """Grey PNG files in two folders of classes."""
+    for number, image in enumerate(images):
+        file = folder / ("cats", "dogs")[number % 2] / f"{number:02}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image[..., 0]).save(file)
+    return folder
+
+
+PARAMETERS = 30 * 16 + 16 + 16 * 8 + 8 + 2 * (8 * 4 + 4) + 4 * 8 + 8 + 8 * 16 + 16 + 16 * 30 + 30
+"""Of the layers 30-16-8, twice 8-4, and 4-8-16-30."""
+
+
+def test_what_a_run_says_before_it_trains(
+    images: NDArray[np.uint8], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: Any) -> None:
+        raise InputError("far enough")
+
+    monkeypatch.setattr(trainer.Trainer, "start", stop)
+    photos, file, run = save_pictures(tmp_path / "photos", images[:40]), tmp_path / "x.npz", tmp_path / "run"
+    np.savez(file, train=images[:64], test=images[64:], train_labels=np.arange(64), test_labels=np.arange(32))
+    flags = ["--preset", "vae", *SMALL, "--run-dir", str(run), "--dataset"]
+    assert train(*flags, str(photos)) == train(*flags, str(file), "--stream", "always") == 2
+    what = "vae, changed: hidden 16,8, latent_size 4, batch_size 8"
+    assert capsys.readouterr().err.splitlines() == [
+        f"{what} on {photos} (pictures in {photos})",
+        "train 33 + validation 3 + test 4 images, 6 x 5 x 1, 2 classes, resident on the device; "
+        f"{PARAMETERS:,} parameters",
+        f"cpu, 4 steps an epoch -> {run}",
+        "error: far enough",
+        f"{what} on {file} (NumPy file {file})",
+        "train 59 + validation 5 + test 32 images, 6 x 5 x 1, with label, streamed in blocks of 7 steps (1.9 KiB); "
+        f"{PARAMETERS:,} parameters",
+        f"cpu, 7 steps an epoch -> {run}",
+        "error: far enough",
+    ]
+
+
+@pytest.mark.slow
+def test_a_run_lists_the_files_that_it_leaves_out(
+    images: NDArray[np.uint8], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos = save_pictures(tmp_path / "photos", images[:20])
+    (photos / "cats" / "02.png").write_bytes(b"")
+    (photos / "dogs" / "17.png").write_bytes(b"GIF?")
+    run = tmp_path / "run"
+    assert train("--dataset", str(photos), "--skip-bad", *SMALL, "--epochs", "1", "--run-dir", str(run)) == 0
+    first, second = (run / "images" / "skipped.txt").read_text().splitlines()
+    assert first == f"{photos}/cats/02.png: empty" and second.startswith(f"{photos}/dogs/17.png: not a PNG, ")
+    said = capsys.readouterr().err
+    assert f"warning: picture files that cannot be read are left out: 2, such as {first}\n" in said
+    assert "train 17 + test 1 images" in said
+
+
 class TestBadInput:
     """In each case: exit code 2, one line that names the cause, nothing compiled, nothing lost."""
 
@@ -379,6 +434,15 @@ class TestBadInput:
         np.save(path, array, allow_pickle=True)
         err = self.refused(capsys, "--dataset", str(path), "--run-dir", str(tmp_path / "run"))
         assert "bad.npy" in err and words.lower() in err.lower()
+
+    def test_a_folder_with_a_bad_file(
+        self, images: NDArray[np.uint8], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        photos = save_pictures(tmp_path / "photos", images[:20])
+        (photos / "cats" / "02.png").write_bytes(b"")
+        err = self.refused(capsys, "--dataset", str(photos), "--run-dir", str(tmp_path / "run"))
+        assert f"1 of 20 picture files cannot be read: {photos}/cats/02.png: empty; --skip-bad leaves them out" in err
+        assert not (tmp_path / "run").exists()
 
     def test_a_truncated_idx_file(self, mnist_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         path = mnist_dir / "t10k-images-idx3-ubyte"

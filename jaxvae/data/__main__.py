@@ -1,8 +1,10 @@
 """Say what a dataset holds, before anyone trains on it: ``python -m jaxvae.data PATH_OR_NAME``."""
 
+import contextlib
 import dataclasses
 import shlex
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated
@@ -12,11 +14,14 @@ import tyro
 
 from jaxvae import cli, memory
 from jaxvae.config import Config
-from jaxvae.data.images import ImageData, in_words, prepared, usual_batch_size
+from jaxvae.data.formats import blaming
+from jaxvae.data.images import ImageData, in_words, prepared, reading_of, usual_batch_size
+from jaxvae.data.pictures import checked, is_picture, opened_stream, split_folders
+from jaxvae.data.reading import Reading, shape_words
 from jaxvae.data.rows import Rows
-from jaxvae.data.sources import load_for
+from jaxvae.data.sources import is_named, is_picture_folder, load_for
 from jaxvae.errors import InputError, one_line
-from jaxvae.fields import Resize
+from jaxvae.fields import Resize, Stream
 from jaxvae.options import flag
 from jaxvae.run import plots
 
@@ -49,6 +54,8 @@ class Arguments:
     """1: grey, 3: colour."""
     skip_bad: bool = False
     """Leave out picture files that cannot be read."""
+    stream: Stream = "auto"
+    """Whether training brings images to the device block by block: always, never, or auto: if they do not fit."""
     out: Path | None = None
     """PNG file to write: some images, as training sees them."""
 
@@ -57,7 +64,9 @@ def lines(images: ImageData, config: Config) -> Iterator[str]:
     """What there is to say about the images of a run of `config`."""
     yield f"{images.name} ({images.source})"
     yield in_words(prepared(images, config))
-    yield f"{memory.in_words(images.nbytes)} on every device"
+    yield place(images, config)
+    if not is_named(images.name) and is_picture_folder(Path(images.name)):
+        yield from kinds(Path(images.name), reading_of(config))
     yield from classes(images)
     for reason in images.skipped[:LISTED]:
         yield f"left out: {reason}"
@@ -78,6 +87,46 @@ def lines(images: ImageData, config: Config) -> Iterator[str]:
     yield f"to train: {shlex.join(command(images, config, binary))}"
 
 
+def place(images: ImageData, config: Config) -> str:
+    """The memory that the images take while a run of `config` trains, and where."""
+    size = memory.in_words(images.nbytes)
+    if isinstance(images.train, Rows):
+        return f"{size} on the disk; training streams them from there"
+    if config.stream == "always":
+        return f"{size} in main memory; training streams them from there"
+    return f"{size} on every device while it trains" + (
+        "; if that does not fit, they are streamed from main memory" if config.stream == "auto" else ""
+    )
+
+
+def kinds(folder: Path, reading: Reading) -> Iterator[str]:
+    """How many picture files of a folder have which mode and size, by their headers."""
+    from PIL import ExifTags
+
+    modes, sizes = Counter[str](), Counter[str]()
+    files = sorted(file for part in split_folders(folder).values() for file in part.rglob("*"))
+    for file in files:
+        if not is_picture(file.name) or any(name[0] == "." for name in file.relative_to(folder).parts):
+            continue
+        with (
+            contextlib.suppress(InputError),  # Other lines tell of files that cannot be read.
+            checked(reading),
+            blaming(file),
+            file.open("rb") as opened,
+            opened_stream(opened, file) as image,
+        ):
+            turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5  # By a quarter.
+            sizes[shape_words(image.size if turned else image.size[::-1])] += 1
+            modes[image.mode] += 1
+    yield f"modes of the files (Pillow's): {_most_common(modes)}"
+    yield f"sizes of the files, height x width: {_most_common(sizes)}"
+
+
+def _most_common(counts: Counter[str]) -> str:
+    named = [f"{name} ({count:,})" for name, count in counts.most_common(LISTED)]
+    return ", ".join(named) + (f", ... ({len(counts):,} in all)" if len(counts) > LISTED else "")
+
+
 def classes(images: ImageData) -> Iterator[str]:
     """How many training and test images each class has."""
     splits = [images.split(name).get("label") for name in ("train", "validation", "test")]
@@ -96,7 +145,7 @@ def classes(images: ImageData) -> Iterator[str]:
 def command(images: ImageData, config: Config, binary: bool) -> list[str]:
     """A command that trains on the images, to begin with."""
     words = ["python", "-m", "jaxvae.train", "--preset", "vae", "--dataset", images.name]
-    for name in ("data_dir", "image_size", "resize", "channels"):
+    for name in ("data_dir", "image_size", "resize", "channels", "stream"):
         value = getattr(config, name)
         if value != getattr(Config("vae"), name):
             words += [flag(name), *map(str, value if isinstance(value, tuple) else (value,))]

@@ -13,6 +13,7 @@ from jaxvae.errors import InputError
 
 GIVEN = "given"  # The name of a dataset that was given in Python.
 VALIDATION = ("validation", "valid", "val")  # What people call that split.
+CHANNELS = (1, 3, 4)  # What images may have.
 _HOLD_OUT = 10  # Every tenth image is held out if there is no test set.
 
 
@@ -42,7 +43,7 @@ def paired(name: str, source: str, train: Split, test: Split) -> ImageData:
     return ImageData(name, source, first, second, others=others if any(others.values()) else {})
 
 
-def used_splits(names: Iterable[str], told: str) -> list[str]:
+def used_splits(names: Iterable[str], told: object) -> list[str]:
     """Of the splits of a dataset, those that are used: train, and if there are, test and the first of `VALIDATION`.
 
     Raises `InputError` if there is no split called train.
@@ -87,17 +88,22 @@ def with_own_validation(images: ImageData, validation: Split) -> ImageData:
 
 def require_image_shape(shape: Sequence[int], label: object) -> None:
     """Raise `InputError` if an array of this shape cannot be images."""
-    if len(shape) == 3 or (len(shape) == 4 and shape[3] in (1, 3, 4)):
+    if len(shape) == 3 or (len(shape) == 4 and shape[3] in CHANNELS):
         return
     hint = ""
-    if len(shape) == 4 and shape[1] in (1, 3, 4):
+    if len(shape) == 4 and shape[1] in CHANNELS:
         hint = "; this looks like [N, C, H, W]: channels go last, so transpose to (0, 2, 3, 1)"
     raise InputError(f"{label}: shape {list(shape)[:8]} is not [N, H, W] or [N, H, W, C] with C one of 1, 3, 4{hint}")
 
 
+def is_label_shape(shape: Sequence[int]) -> bool:
+    """Whether an array of this shape can be labels: one for each image."""
+    return len(shape) == 1 or (len(shape) == 2 and shape[1] == 1)
+
+
 def require_label_shape(shape: Sequence[int], label: object) -> None:
     """Raise `InputError` if an array of this shape cannot be labels."""
-    if not (len(shape) == 1 or (len(shape) == 2 and shape[1] == 1)):
+    if not is_label_shape(shape):
         raise InputError(f"{label}: shape {list(shape)[:8]} is not [N] or [N, 1]: one label for each image")
 
 

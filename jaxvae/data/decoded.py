@@ -25,11 +25,11 @@ _SPARE = 2**28  # Bytes of the disk that stay free.
 
 def decoded_once(
     folder: Path,
-    paths: Sequence[Path],
+    names: Sequence[str],
     reading: Reading,
-    decode: Callable[[dict[Path, str]], Iterator[Images]],
+    decode: Callable[[dict[str, str]], Iterator[Images]],
     most: int | None = None,
-) -> tuple[Rows, dict[Path, str]]:
+) -> tuple[Rows, dict[str, str]]:
     """The pictures of files, in one file that holds them one after the other.
 
     The file is found again as long as the folder holds the same files, with the same sizes and times, and they are to
@@ -37,13 +37,13 @@ def decoded_once(
 
     Args:
       folder: of the pictures.
-      paths: of all of them.
+      names: of their files, as paths relative to `folder`.
       reading: how they are read; its channels are known.
       decode: gives the pictures, uint8 [H, W, C], in order, and notes which cannot be read, and why.
       most: how many pictures there are at most. Default: one in each file.
 
     Returns:
-      The pictures, and which could not be read, and why.
+      The pictures, and which files could not be read, and why.
 
     Raises:
       InputError: there is not enough room, or the file cannot be written; and as `decode` does.
@@ -52,7 +52,7 @@ def decoded_once(
         cache = compilation_cache.root(os.environ).with_name("jaxvae-pictures")
     except RuntimeError:
         raise InputError("--stream: there is no home directory for the decoded pictures: set XDG_CACHE_HOME") from None
-    stem = cache / _key(folder, paths, reading)
+    stem = cache / _key(folder, names, reading)
     file, facts = stem.with_suffix(".uint8"), stem.with_suffix(".json")
     with _told(cache):
         cache.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -60,29 +60,27 @@ def decoded_once(
             fcntl.flock(lock, fcntl.LOCK_EX)  # Another process may be decoding the same pictures.
             found = _facts(facts, file)
             if found is None:
-                bad: dict[Path, str] = {}
+                bad: dict[str, str] = {}
                 with _replacing(file) as opened:
-                    shape = _written(opened, decode(bad), len(paths) if most is None else most, cache)
+                    shape = _written(opened, decode(bad), len(names) if most is None else most, cache)
                 # The facts are written last: without them, the file is not whole.
-                faults = {os.path.relpath(path, folder): fault for path, fault in bad.items()}
-                found = {"shape": shape, "bad": faults}
+                found = {"shape": shape, "bad": bad}
                 with _replacing(facts) as opened:
                     opened.write(json.dumps(found).encode())
         rows = Rows([StoredArray(file, 0, tuple(found["shape"]))])
-    return rows, {folder / path: fault for path, fault in found["bad"].items()}
+    return rows, found["bad"]
 
 
-def _key(folder: Path, paths: Sequence[Path], reading: Reading) -> str:
+def _key(folder: Path, names: Sequence[str], reading: Reading) -> str:
     """A name for pictures and how they are read."""
     from PIL import __version__
 
     how = [os.path.abspath(folder), reading.size, reading.resize, reading.channels, reading.skip_bad, __version__]
     digest = hashlib.sha256(json.dumps(how).encode("utf-8", "surrogateescape"))
-    for path in paths:
+    for name in names:
         with contextlib.suppress(OSError):  # Reading it says what is wrong.
-            state = os.stat(path)
-            place = os.path.relpath(path, folder)
-            digest.update(os.fsencode(f"{place}\0{state.st_size}\0{state.st_mtime_ns}\0"))
+            state = os.stat(os.path.join(folder, name))
+            digest.update(os.fsencode(f"{name}\0{state.st_size}\0{state.st_mtime_ns}\0"))
     return digest.hexdigest()[:32]
 
 

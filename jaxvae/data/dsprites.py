@@ -54,7 +54,7 @@ def dsprites(name: str, source: str, paths: Sequence[Path], labels: bool, readin
     too_many = math.prod(shape) > memory.host_free_bytes() // 2  # A split is a copy.
     if reading.stream == "always" or (reading.stream == "auto" and too_many):
         pictures = (image for images in _unpacked(path, reading) for image in images)
-        rows, _ = decoded_once(path.parent, paths, reading, lambda _: pictures, count)
+        rows, _ = decoded_once(path.parent, [path.name], reading, lambda _: pictures, count)
         source = f"{source}, unpacked in {rows.files[0].path}"
         whole["image"] = cast(Images, rows)
     else:

@@ -1,8 +1,8 @@
 """Read files of arrays: IDX files and NumPy files. All input is untrusted."""
 
 import contextlib
+import dataclasses
 import io
-import itertools
 import math
 import os
 import struct
@@ -14,15 +14,16 @@ from typing import IO, Any, NamedTuple, cast
 
 import numpy as np
 
-from jaxvae import memory
+from jaxvae import errors, memory
 from jaxvae.data.arrays import (
-    paired,
+    VALIDATION,
+    is_label_shape,
+    of_splits,
     require_image_shape,
-    require_label_shape,
     split_off_test,
     to_labels,
     to_uint8,
-    with_own_validation,
+    used_splits,
 )
 from jaxvae.data.images import ImageData
 from jaxvae.data.reading import AS_THEY_ARE, Images, Reading, shape_words
@@ -181,49 +182,63 @@ def read_npy(path: Path, check: Callable[[Sequence[int], object], None]) -> np.n
         return _content(file, *_npy_header(file, os.fstat(file.fileno()).st_size, path, check), path)
 
 
-# What the arrays of a .npz file are called: images for training and testing, and their labels. Keras', MedMNIST's.
-_PAIRS = (
-    ("x_train", "x_test", "y_train", "y_test"),
-    ("train", "test", "train_labels", "test_labels"),
-    ("train_images", "test_images", "train_labels", "test_labels"),
-)
-_NAMES = frozenset(("images", "val_images", *itertools.chain(*_PAIRS)))
+# What the arrays of a .npz file are called, by split: images and labels. Keras' names, plain ones, MedMNIST's.
+_LAYOUTS = (("x_{}", "y_{}"), ("{}", "{}_labels"), ("{}_images", "{}_labels"))
 
 
-def npz_file(name: str, path: Path) -> ImageData:
-    """The images of a .npz file, and their labels if it holds them. Raises `InputError`."""
-    source = f"NumPy file {path}"
+def npz_file(name: str, path: Path, warn: Callable[[str], None] = errors.warn) -> ImageData:
+    """The images of a .npz file, and their labels if it holds one for each image of every split.
+
+    Args:
+      name: of the dataset.
+      path: the file.
+      warn: called with one line if the file holds labels that are left out.
+
+    Raises:
+      InputError: the file cannot be read, or its arrays have other names.
+    """
     with blaming(path), zipfile.ZipFile(path) as archive:
         arrays = [info for info in archive.infolist() if info.filename.endswith(".npy")]
         members = {info.filename.removesuffix(".npy"): info for info in arrays}
-
-        def examples(images: str, labels: str | None = None) -> dict[str, np.ndarray[Any, Any]]:
-            told = f"{path}: {images if images in _NAMES else repr(images)}"
-            found: dict[str, np.ndarray[Any, Any]] = {}
-            found["image"] = to_uint8(read_member(archive, members[images], told, require_image_shape), told)
-            if labels is not None and labels in members:
+        names = _npz_names([*members], path)
+        splits: dict[str, dict[str, np.ndarray[Any, Any]]] = {}
+        unfit = [f"there is no {labels}" for _, labels in names.values() if labels not in members]
+        for split, (images, labels) in names.items():
+            told = f"{path}: {images if labels else repr(images)}"
+            array = read_member(archive, members[images], told, require_image_shape)
+            found = splits[split] = {"image": to_uint8(array, told)}
+            if labels in members:
                 told = f"{path}: {labels}"
-                array = read_member(archive, members[labels], told, require_label_shape)
-                found["label"] = to_labels(array, len(found["image"]), told)
-            return found
+                array = read_member(archive, members[labels], told, lambda *_: None)
+                if is_label_shape(array.shape):
+                    found["label"] = to_labels(array, len(found["image"]), told)
+                else:
+                    unfit.append(f"{labels} is {list(array.shape)}, not one label for each image")
+    if unfit and any(labels in members for _, labels in names.values()):
+        warn(f"{path}: labels are left out: {unfit[0]}")
+    # Without other splits, the images are in the order of the file.
+    return dataclasses.replace(of_splits(name, f"NumPy file {path}", splits), whole=len(splits) == 1)
 
-        for train, test, *labels in _PAIRS:
-            if members.keys() >= {train, test}:
-                if len(members.keys() & set(labels)) == 1:
-                    raise InputError(f"{path}: needs both {' and '.join(labels)}, or neither")
-                found = paired(name, source, *map(examples, (train, test), labels))
-                if train == "train_images" and "val_images" in members:
-                    found = with_own_validation(found, examples("val_images", "val_labels"))
-                return found
-        if "images" in members:
-            return split_off_test(name, source, examples("images", "labels"))
-        if len(members) == 1:
-            [only] = members
-            return split_off_test(name, source, examples(only))
+
+def _npz_names(members: Sequence[str], path: Path) -> dict[str, tuple[str, str]]:
+    """The names of the images and of the labels, by split, in a .npz file of these members. Raises `InputError`."""
+    layouts = [
+        {split: (image.format(split), label.format(split)) for split in ("train", "test", *VALIDATION)}
+        for image, label in _LAYOUTS
+    ]
+    tested = any(name in members for layout in layouts for name in layout["test"])
+    held = [{split: names for split, names in layout.items() if names[0] in members} for layout in layouts]
+    for splits in held:
+        if "train" in splits and ("test" in splits or not tested):
+            return {split: splits[split] for split in used_splits(splits, path)}
+    if "images" in members:
+        return {"train": ("images", "labels")}
+    if len(members) == 1:
+        return {"train": (members[0], "")}
     names = ", ".join(repr(key) for key in sorted(members)[:20]) or "no arrays"
     raise InputError(
-        f"{path}: needs x_train and x_test, or train and test, or train_images and test_images, or images, or a single "
-        f"array; found {names}"
+        f"{path}: needs x_train and, for testing, x_test, or train and test, or train_images and test_images, or "
+        f"images, or a single array; found {names}"
     )
 
 

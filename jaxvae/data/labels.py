@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from jaxvae.data.formats import blaming
 from jaxvae.errors import InputError
 
 FILES = ("metadata.csv", "metadata.jsonl")
 """Files of labels, as Hugging Face's `imagefolder` has them: a line for each picture, with `file_name` and `label`."""
-_SPLITS = frozenset(("train", "test", "val", "valid", "validation"))  # Folders of these names are no classes.
 _MOST = 2**31 - 1  # The greatest label.
 _NAMED = 3  # Files that a message names.
 
@@ -24,19 +24,15 @@ class Labels(NamedTuple):
     """What is known of the classes of pictures.
 
     Attributes:
-      of: the label of each picture, int32.
+      values: the label of each picture, int32 [N].
       classes: the name of each label, in order; empty if labels are numbers.
     """
 
-    of: Mapping[Path, int]
+    values: NDArray[np.int32]
     classes: tuple[str, ...]
 
-    def array(self, paths: Sequence[Path]) -> np.ndarray[Any, np.dtype[np.int32]]:
-        """The labels of some pictures, int32 [N]."""
-        return np.array([self.of[path] for path in paths], np.int32)
 
-
-def labels_of(folder: Path, parts: Mapping[Path, Sequence[Path]]) -> Labels | None:
+def labels_of(folder: Path, parts: Sequence[Path], names: Sequence[str]) -> Labels | None:
     """The labels of picture files.
 
     They are those of a file `metadata.csv` or `metadata.jsonl` in `folder` or in its parts. Without one, the folders
@@ -44,7 +40,8 @@ def labels_of(folder: Path, parts: Mapping[Path, Sequence[Path]]) -> Labels | No
 
     Args:
       folder: the folder of the dataset.
-      parts: the folders of the splits, or `folder` itself, and the pictures in each.
+      parts: the folders of its splits, or `folder` itself.
+      names: the pictures, as paths relative to `folder`.
 
     Returns:
       The labels, or None: there are none.
@@ -52,23 +49,22 @@ def labels_of(folder: Path, parts: Mapping[Path, Sequence[Path]]) -> Labels | No
     Raises:
       InputError: a file of labels cannot be read, or does not name every picture once.
     """
-    written: dict[Path, str | int] = {}
-    files = [path for place in dict.fromkeys((folder, *parts)) for path in _files_in(place)]
+    written: dict[str, str | int] = {}
+    files = [file for place in dict.fromkeys((folder, *parts)) for file in _files_in(place)]
     for file in files:
+        place = file.parent.relative_to(folder)
         for name, value in _lines(file):
-            path = file.parent / name
-            if path in written:
+            picture = os.path.normpath(os.path.join(place, name))
+            if picture in written:
                 raise InputError(f"{file}: names {name} twice")
-            written[path] = value
-    pictures = [path for paths in parts.values() for path in paths]
+            written[picture] = value
     if not written:
-        found = {path: part for part, paths in parts.items() for path in paths}
-        return _of_folders({path: path.relative_to(part).parts[:-1] for path, part in found.items()})
-    if missing := [path for path in pictures if path not in written]:
-        raise InputError(f"{files[0]}: no label for {_some(missing, folder)}")
-    if unknown := sorted(written.keys() - set(pictures)):
-        raise InputError(f"{files[0]}: no such picture: {_some(unknown, folder)}")
-    return _numbered(written)
+        return _of_folders(names, len(parts[0].relative_to(folder).parts))
+    if missing := [name for name in names if name not in written]:
+        raise InputError(f"{files[0]}: no label for {_some(missing)}")
+    if unknown := sorted(written.keys() - set(names)):
+        raise InputError(f"{files[0]}: no such picture: {_some(unknown)}")
+    return _numbered([written[name] for name in names])
 
 
 def _files_in(place: Path) -> list[Path]:
@@ -113,24 +109,25 @@ def _of_jsonl(text: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
             yield number, content
 
 
-def _of_folders(folders: Mapping[Path, tuple[str, ...]]) -> Labels | None:
-    """Labels by the first folder of each picture."""
-    names = {below[0] if below else "" for below in folders.values()}
-    if len(names) < 2 or "" in names or names & _SPLITS:
+def _of_folders(names: Sequence[str], depth: int) -> Labels | None:
+    """Labels by the folder of each picture that lies below `depth` others."""
+    parts = [name.split("/", depth + 1)[depth:] for name in names]
+    folders = [below[0] for below in parts if len(below) > 1]
+    if len(folders) < len(names) or len(set(folders)) < 2:
         return None
-    return _numbered({path: below[0] for path, below in folders.items()}, text=True)
+    return _numbered(folders, text=True)
 
 
-def _numbered(labels: Mapping[Path, str | int], text: bool = False) -> Labels:
+def _numbered(labels: Sequence[str | int], text: bool = False) -> Labels:
     """Whole numbers from 0 on stay as they are, unless they are names; names are numbered in their order."""
-    values = {str(value) for value in labels.values()}
+    values = {str(value) for value in labels}
     if not text and all(value.isascii() and value.isdigit() and int(value) <= _MOST for value in values):
-        return Labels({path: int(value) for path, value in labels.items()}, ())
+        return Labels(np.array([int(value) for value in labels], np.int32), ())
     classes = tuple(sorted(values))
     number = {name: i for i, name in enumerate(classes)}
-    return Labels({path: number[str(value)] for path, value in labels.items()}, classes)
+    return Labels(np.array([number[str(value)] for value in labels], np.int32), classes)
 
 
-def _some(paths: Sequence[Path], folder: Path) -> str:
-    named = ", ".join(os.path.relpath(path, folder) for path in paths[:_NAMED])
-    return f"{named}, ... ({len(paths):,} in all)" if len(paths) > _NAMED else named
+def _some(names: Sequence[str]) -> str:
+    named = ", ".join(names[:_NAMED])
+    return f"{named}, ... ({len(names):,} in all)" if len(names) > _NAMED else named

@@ -7,7 +7,7 @@ import math
 import os
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, NamedTuple, NoReturn, TypeVar, cast
@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jaxvae import memory
-from jaxvae.data.arrays import paired, split_off_test
+from jaxvae.data.arrays import VALIDATION, of_splits, used_splits
 from jaxvae.data.decoded import decoded_once
 from jaxvae.data.formats import blaming
 from jaxvae.data.images import ImageData, Split
@@ -28,7 +28,7 @@ from jaxvae.machine import cores
 from jaxvae.options import one_of
 
 if TYPE_CHECKING:
-    from PIL import Image, ImageFile
+    from PIL import ImageFile
 
 T = TypeVar("T")
 
@@ -36,6 +36,7 @@ FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 _GREY = ("1", "L", "LA")  # Modes of Pillow.
 _DEEP = ("I", "F")  # How the names of those begin that have more than 8 bits per channel.
+_BITS_PER_SAMPLE = 258  # The TIFF tag.
 _ORIENTATION, _TURNED = 0x0112, 5  # The EXIF tag, and its least value that swaps height and width.
 _SMALL_SIDE = 64  # The most that a message proposes.
 _AT_ONCE = 256  # Pictures that are decoded before the next are begun.
@@ -50,7 +51,7 @@ class Pictures(NamedTuple):
       labels: [N]; None: there are none.
       classes: the names of the labels; empty if they have none.
       files: the path of each picture, relative to the folder.
-      counts: how many are of each split, if it has splits: training, then test.
+      counts: how many are of each split, in order, by its name. Without splits, all are of "train".
       skipped: a line for each file that was left out.
       source: where they came from, in words.
     """
@@ -59,37 +60,41 @@ class Pictures(NamedTuple):
     labels: NDArray[np.int32] | None
     classes: tuple[str, ...]
     files: list[str]
-    counts: tuple[int, ...]
+    counts: Mapping[str, int]
     skipped: tuple[str, ...]
     source: str
 
 
 def pictures_of(folder: Path, reading: Reading) -> Pictures:
-    """The pictures in and below a folder. Raises `InputError`."""
-    parts = [folder / "train", folder / "test"]
-    with blaming(folder):
-        split_already = all(part.is_dir() for part in parts)
-    parts = parts if split_already else [folder]
-    every = {part: _picture_files(part) for part in parts}
-    paths = [path for group in every.values() for path in group]
+    """The pictures in and below a folder, or in its folders of splits. Raises `InputError`."""
+    parts = split_folders(folder)
+    if parts == {"train": folder / "train"}:
+        # Other folders would be ignored, and may be classes: CIFAR-100 has one called train.
+        for name in _listed(folder, folder):
+            if not name.startswith("train/"):
+                raise InputError(
+                    f"{folder}: pictures lie in train/ and beside it, such as {name}: put all of them there, or none"
+                )
+    groups = {split: _picture_files(part, folder) for split, part in parts.items()}
+    names = [name for group in groups.values() for name in group]
+    labels = labels_of(folder, [*parts.values()], names)
     source = f"pictures in {folder}"
-    if _is_streamed(paths, reading):
-        images, bad, place = _decoded(folder, paths, reading)
+    if _is_streamed(folder, names, reading):
+        images, bad, place = _decoded(folder, names, reading)
         source = f"{source}, decoded in {place}"
     else:
-        images, bad = _read(folder, paths, reading)
-    labels = labels_of(folder, every)
-    kept = {part: [path for path in group if path not in bad] for part, group in every.items()}
-    for part, group in kept.items():
-        if not group:
-            raise InputError(f"{part}: none of its picture files can be read")
-    whole = [path for group in kept.values() for path in group]
+        images, bad = _read(folder, names, reading)
+    counts = {split: sum(name not in bad for name in group) for split, group in groups.items()}
+    for split, count in counts.items():
+        if not count:
+            raise InputError(f"{parts[split]}: none of its picture files can be read")
+    kept = np.array([name not in bad for name in names])
     return Pictures(
         images,
-        None if labels is None else labels.array(whole),
+        None if labels is None else labels.values[kept],
         labels.classes if labels else (),
-        [path.relative_to(folder).as_posix() for path in whole],
-        tuple(len(group) for group in kept.values()) if split_already else (),
+        [name for name in names if name not in bad],
+        counts,
         tuple(bad.values()),
         source,
     )
@@ -99,41 +104,59 @@ def folder_of_pictures(name: str, folder: Path, reading: Reading) -> ImageData:
     """The images of a folder of picture files. Raises `InputError`."""
     found = pictures_of(folder, reading)
     whole: Split = {"image": found.images} | ({} if found.labels is None else {"label": found.labels})
-    if found.counts:
-        count = found.counts[0]
-        places = np.arange(count), np.arange(count, len(found.files))
-        splits = ({key: picked(values, part) for key, values in whole.items()} for part in places)
-        images = paired(name, found.source, *splits)
-    else:
-        images = split_off_test(name, found.source, whole)
-    return dataclasses.replace(images, skipped=found.skipped, classes=found.classes)
+    splits = {"train": whole}
+    if len(found.counts) > 1:
+        places = np.split(np.arange(len(found.files)), np.cumsum([*found.counts.values()])[:-1])
+        pairs = zip(found.counts, places, strict=True)
+        splits = {split: {key: picked(values, own) for key, values in whole.items()} for split, own in pairs}
+    images = of_splits(name, found.source, splits)
+    return dataclasses.replace(images, skipped=found.skipped, classes=found.classes, whole=len(splits) == 1)
 
 
-def _picture_files(folder: Path) -> list[Path]:
-    """The picture files in and below a folder, by their relative path."""
-    found = []
+def split_folders(folder: Path) -> dict[str, Path]:
+    """The folders of splits in a folder: train, and test and one of `VALIDATION` as far as they are there.
+
+    If there are none, `folder` itself is train. Raises `InputError` if there are some, but no train.
+    """
     with blaming(folder):
-        # As strings, which are listed and sorted ten times as fast as paths.
-        for directory, _, files in os.walk(folder, onerror=_raise):
+        found = [name for name in ("train", "test", *VALIDATION) if (folder / name).is_dir()]
+    return {name: folder / name for name in used_splits(found, folder)} if found else {"train": folder}
+
+
+def is_picture(file: str) -> bool:
+    """Whether a file is one of pictures, by its name. Hidden ones are not: macOS leaves such beside others."""
+    return file[0] != "." and file.lower().endswith(SUFFIXES)
+
+
+def _picture_files(part: Path, folder: Path) -> list[str]:
+    """The picture files in and below a part of a folder, sorted; see `_listed`."""
+    if found := sorted(_listed(part, folder)):
+        return found
+    raise InputError(f"{part}: no {one_of(FORMATS)} files in or below this folder")
+
+
+def _listed(part: Path, folder: Path) -> Iterator[str]:
+    """The picture files in and below a part of a folder, without hidden folders, as paths relative to `folder`."""
+    with blaming(part):
+        # As strings: a path for each of a million files takes seconds.
+        for directory, folders, files in os.walk(part, onerror=_raise):
+            folders[:] = [name for name in folders if name[0] != "."]
             place = os.path.relpath(directory, folder)
-            inner = "" if place == "." else f"{Path(place).as_posix()}/"
-            found += [inner + file for file in files if file.lower().endswith(SUFFIXES)]
-    if not found:
-        raise InputError(f"{folder}: no {one_of(FORMATS)} files in or below this folder")
-    return [folder / file for file in sorted(found)]
+            inner = "" if place == "." else f"{place}/"
+            yield from [inner + file for file in files if is_picture(file)]
 
 
 def _raise(error: OSError) -> NoReturn:
     raise error
 
 
-def _read(folder: Path, paths: Sequence[Path], reading: Reading) -> tuple[Images, dict[Path, str]]:
+def _read(folder: Path, names: Sequence[str], reading: Reading) -> tuple[Images, dict[str, str]]:
     """Read picture files as uint8 ``[N, H, W, C]``, and say what is wrong with those that are left out.
 
     C is 1 if all are grey, else 3, unless `reading` says it.
     """
-    bad: dict[Path, str] = {}
-    return stacked(list(_pictures(folder, paths, reading, bad))), bad
+    bad: dict[str, str] = {}
+    return stacked(list(_pictures(folder, names, reading, bad))), bad
 
 
 def stacked(pictures: Sequence[Images]) -> Images:
@@ -165,7 +188,7 @@ def of_one_size(pictures: Iterable[Images], reading: Reading, told: str) -> Imag
     return stacked(found)
 
 
-def _pictures(folder: Path, paths: Sequence[Path], reading: Reading, bad: dict[Path, str]) -> Iterator[Images]:
+def _pictures(folder: Path, names: Sequence[str], reading: Reading, bad: dict[str, str]) -> Iterator[Images]:
     """The pictures that can be read, in order; `bad` gets what is wrong with the others.
 
     Raises:
@@ -173,37 +196,39 @@ def _pictures(folder: Path, paths: Sequence[Path], reading: Reading, bad: dict[P
     """
     size: tuple[int, ...] | None = None
     with checked(reading):
-        for path, found in zip(paths, _in_threads(lambda path: _picture_or_fault(path, reading), paths), strict=True):
+        every = _in_threads(lambda path: _picture_or_fault(path, reading), folder, names)
+        for name, found in zip(names, every, strict=True):
             if isinstance(found, str):
-                bad[path] = found
+                bad[name] = found
                 continue
             size = size or found.shape[:2]
             if found.shape[:2] != size:
-                raise InputError(f"{folder}: {_sizes(paths)}")
+                raise InputError(f"{folder}: {_sizes(folder, names)}")
             yield found
     if bad and (size is None or not reading.skip_bad):
         advice = "" if size is None else "; --skip-bad leaves them out"
         named = "; ".join([*list(bad.values())[:_NAMED], *(["..."] if len(bad) > _NAMED else [])])
-        raise InputError(f"{folder}: {len(bad)} of {len(paths)} picture files cannot be read: {named}{advice}")
+        raise InputError(f"{folder}: {len(bad)} of {len(names)} picture files cannot be read: {named}{advice}")
 
 
-def _is_streamed(paths: Sequence[Path], reading: Reading) -> bool:
+def _is_streamed(folder: Path, names: Sequence[str], reading: Reading) -> bool:
     """Whether the pictures are to be decoded into a file: if that is asked for, or they might not fit in memory."""
     if reading.stream != "auto":
         return reading.stream == "always"
     # The first that can be read: if there are other sizes, that is an error anyway.
     with checked(reading):
-        size = reading.size or next((size for size in map(_size_or_none, paths) if size is not None), (0, 0))
-    return len(paths) * math.prod(size) * (reading.channels or 3) > memory.host_free_bytes() // 2
+        sizes = (_size_or_none(folder / name) for name in names)
+        size = reading.size or next((size for size in sizes if size is not None), (0, 0))
+    return len(names) * math.prod(size) * (reading.channels or 3) > memory.host_free_bytes() // 2
 
 
-def _decoded(folder: Path, paths: Sequence[Path], reading: Reading) -> tuple[Images, dict[Path, str], Path]:
+def _decoded(folder: Path, names: Sequence[str], reading: Reading) -> tuple[Images, dict[str, str], Path]:
     """The pictures as rows of a file in the user's cache, which is written if need be; the bad ones; the file."""
     if reading.channels is None:
         with checked(reading):
-            grey = all(found for found in _in_threads(_grey_or_none, paths) if found is not None)
+            grey = all(found for found in _in_threads(_grey_or_none, folder, names) if found is not None)
         reading = dataclasses.replace(reading, channels=1 if grey else 3)
-    rows, bad = decoded_once(folder, paths, reading, lambda bad: _pictures(folder, paths, reading, bad))
+    rows, bad = decoded_once(folder, names, reading, lambda bad: _pictures(folder, names, reading, bad))
     return cast(Images, rows), bad, rows.files[0].path
 
 
@@ -221,22 +246,22 @@ def checked(reading: Reading) -> Iterator[None]:
         yield
 
 
-def _in_threads(run: Callable[[Path], T], paths: Sequence[Path]) -> Iterator[T]:
-    """What `run` gives for each path, in order."""
+def _in_threads(run: Callable[[Path], T], folder: Path, names: Sequence[str]) -> Iterator[T]:
+    """What `run` gives for each file of a folder, in order."""
     with ThreadPoolExecutor(cores()) as pool:
-        for start in range(0, len(paths), _AT_ONCE):
-            yield from pool.map(run, paths[start : start + _AT_ONCE])
+        for start in range(0, len(names), _AT_ONCE):
+            yield from pool.map(run, map(folder.joinpath, names[start : start + _AT_ONCE]))
 
 
-def _sizes(paths: Sequence[Path]) -> str:
+def _sizes(folder: Path, names: Sequence[str]) -> str:
     """A sentence about pictures of several sizes, from what the files' headers say."""
-    sizes, first = Counter[tuple[int, int]](), dict[tuple[int, int], Path]()
-    for path, size in zip(paths, _in_threads(_size_or_none, paths), strict=True):
+    sizes, first = Counter[tuple[int, int]](), dict[tuple[int, int], str]()
+    for name, size in zip(names, _in_threads(_size_or_none, folder, names), strict=True):
         if size is not None:
             sizes[size] += 1
-            first.setdefault(size, path)
+            first.setdefault(size, name)
     named = ", ".join(
-        f"{shape_words(size)} ({count}, such as {first[size]})" for size, count in sizes.most_common(_NAMED)
+        f"{shape_words(size)} ({count}, such as {folder / first[size]})" for size, count in sizes.most_common(_NAMED)
     )
     side = min(_SMALL_SIDE, *(min(size) for size in sizes))
     return (
@@ -259,9 +284,20 @@ def _grey_or_none(path: Path) -> bool | None:
     """Whether a picture is grey; None: it cannot be read, or has too many bits."""
     try:
         with _opened(path) as image:
-            return None if image.mode.startswith(_DEEP) else image.mode in _GREY
+            return None if _is_deep(image) else image.mode in _GREY
     except InputError:
         return None
+
+
+def _is_deep(image: "ImageFile.ImageFile") -> bool:
+    """Whether a picture whose header is read has more than 8 bits per channel.
+
+    Of such pictures Pillow takes the upper byte, or clips them to 255, or garbles them.
+    """
+    if image.format == "PNG":
+        return any(str(mode).endswith(";16B") for *_, mode in image.tile)  # As it is stored, such as "RGB;16B".
+    bits = getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE, ())  # Of a TIFF.
+    return image.mode.startswith(_DEEP) or any(count > 8 for count in bits)
 
 
 def _picture_or_fault(path: Path, reading: Reading) -> Images | str:
@@ -312,15 +348,14 @@ def _read_picture(path: Path, reading: Reading) -> Images:
         return picture_of(image, reading, path)
 
 
-def picture_of(image: "Image.Image", reading: Reading, label: object) -> Images:
+def picture_of(image: "ImageFile.ImageFile", reading: Reading, label: object) -> Images:
     """A picture of Pillow, composited over white: uint8 ``[H, W, 1]`` if its mode is grey, else ``[H, W, 3]``.
 
     Raises `InputError` if it has more than 8 bits per channel.
     """
     from PIL import Image, ImageOps
 
-    if image.mode.startswith(_DEEP):
-        # Pillow would clip these to 255 instead of scaling them.
+    if _is_deep(image):
         raise InputError(f"{label}: has more than 8 bits per channel; convert it to 8 bits")
     grey = image.mode in _GREY if reading.channels is None else reading.channels == 1
     upright: Image.Image = ImageOps.exif_transpose(image)

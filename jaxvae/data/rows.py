@@ -38,8 +38,9 @@ class StoredArray:
 
     def take(self, places: NDArray[np.int64], out: NDArray[np.uint8]) -> None:
         """Read the rows at `places` into `out`. Raises `InputError` if the file has changed, or is gone."""
-        self._check()
+        self._check()  # First, since reading a file that was cut would end the process.
         np.take(self._array, places, axis=0, out=out, mode="clip")  # "raise" would copy once more.
+        self._check()
         self._advise("MADV_DONTNEED")
 
     def span(self, first: int, count: int) -> NDArray[np.uint8]:
@@ -47,6 +48,7 @@ class StoredArray:
         self._check()
         size = count * self.row_bytes
         found = np.fromfile(self.path, np.uint8, size, offset=self._offset + first * self.row_bytes)
+        self._check()
         if found.size != size:
             raise self._changed()
         return found.reshape(count, *self.shape[1:])

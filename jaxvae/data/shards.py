@@ -1,14 +1,15 @@
 """Read folders of shards: .npy files whose images follow one another. All input is untrusted."""
 
+import dataclasses
 import os
 from pathlib import Path
 
 import numpy as np
 
-from jaxvae.data.arrays import paired, require_label_shape, split_off_test, to_labels
+from jaxvae.data.arrays import of_splits, require_label_shape, to_labels
 from jaxvae.data.formats import blaming, npy_form, npy_images, read_npy
 from jaxvae.data.images import ImageData, Split
-from jaxvae.data.pictures import SUFFIXES
+from jaxvae.data.pictures import is_picture, split_folders
 from jaxvae.data.reading import Reading
 from jaxvae.errors import InputError
 
@@ -17,44 +18,42 @@ _IMAGES, _LABELS = "images", "labels"
 
 
 def holds_shards(folder: Path) -> bool:
-    """Whether a folder, or its ``train/`` and ``test/``, hold .npy files, and no pictures lie in or below it."""
-    if not any(_arrays(part) for part in _parts(folder)):
+    """Whether a folder, or its folders of splits, hold .npy files, and no pictures lie in or below it."""
+    if not any(_arrays(part) for part in split_folders(folder).values()):
         return False
-    return not any(file.lower().endswith(SUFFIXES) for _, _, files in os.walk(folder) for file in files)
+    return not any(is_picture(file) for _, _, files in os.walk(folder) for file in files)
 
 
 def folder_of_shards(name: str, folder: Path, reading: Reading) -> ImageData:
     """The images of a folder of .npy files, sorted by name, and their labels. They stay there if `reading` says so.
 
-    The files lie in ``train/`` and ``test/``, or in the folder itself; then every tenth image is held out. If some are
-    called ``labels*.npy``, the images are those of ``images*.npy``: ``labels-007.npy`` belongs to ``images-007.npy``.
+    The files lie in folders of splits, or in the folder itself. Every tenth image is held out if there is no ``test/``.
+    If some files are called ``labels*.npy``, the images are those of ``images*.npy``: ``labels-007.npy`` belongs to
+    ``images-007.npy``.
 
     Raises:
       InputError: a file cannot be read, is damaged, or has other images than the first; there are too many files; or
         there are labels for some of them only.
     """
-    if (count := sum(len(_arrays(part)) for part in _parts(folder))) > MOST_FILES:
+    parts = split_folders(folder)
+    if parts == {"train": folder / "train"} and (beside := _arrays(folder)):
+        name = beside[0].name
+        raise InputError(
+            f"{folder}: arrays lie in train/ and beside it, such as {name}: put all of them there, or none"
+        )
+    if (count := sum(len(_arrays(part)) for part in parts.values())) > MOST_FILES:
         raise InputError(f"{folder}: {count:,} .npy files: the most are {MOST_FILES}; join some of them")
-    splits = [_split(part, reading) for part in _parts(folder)]
-    source = f"NumPy files in {folder}"
-    if len(splits) == 1:
-        return split_off_test(name, source, splits[0])
-    if splits[0].keys() != splits[1].keys():
-        raise InputError(f"{folder}: only one of train and test has files of labels")
-    return paired(name, source, *splits)
-
-
-def _parts(folder: Path) -> list[Path]:
-    parts = [folder / "train", folder / "test"]
-    with blaming(folder):
-        return parts if all(part.is_dir() for part in parts) else [folder]
+    splits = {split: _split(part, reading) for split, part in parts.items()}
+    if len({"label" in split for split in splits.values()}) > 1:
+        raise InputError(f"{folder}: only some of {', '.join(splits)} have files of labels")
+    return dataclasses.replace(of_splits(name, f"NumPy files in {folder}", splits), whole=len(splits) == 1)
 
 
 def _arrays(folder: Path) -> list[Path]:
     """The .npy files of a folder, sorted by name, without hidden ones: macOS leaves such."""
     with blaming(folder):
-        found = (path for path in folder.iterdir() if path.suffix.lower() == ".npy" and path.name[0] != ".")
-        return sorted(path for path in found if path.is_file())
+        names = sorted(name for name in os.listdir(folder) if name.lower().endswith(".npy") and name[0] != ".")
+        return [folder / name for name in names if (folder / name).is_file()]
 
 
 def _split(folder: Path, reading: Reading) -> Split:

@@ -49,12 +49,14 @@ def load(
     - ``auto``: ``mnist``. Without `data_dir`, if MNIST is neither in the cache nor can be downloaded:
       ``digits``, and `warn` is called.
     - ``FILE.npy``: one array, split. If `reading` says so, uint8 images stay in the file: see `jaxvae.data.rows.Rows`.
-    - ``FILE.npz``: ``x_train`` and ``x_test``, or ``train`` and ``test``, or ``train_images`` and ``test_images``, or
-      ``images``, split, or a single array, split. With labels: ``y_train`` and ``y_test``, or ``train_labels`` and
-      ``test_labels``, or ``labels``.
+    - ``FILE.npz``: ``x_train``, ``x_test`` and ``x_val``, or ``train``, ``test`` and ``val``, or ``train_images`` and
+      so on, as far as they are there; or ``images``, or a single array. Without test images, split. With labels:
+      ``y_train`` and so on, or ``train_labels`` and so on, or ``labels``. Labels that a split lacks, or several for
+      each image, are left out, and `warn` is called.
     - ``hf:NAME``, ``hf:NAME:CONFIGURATION``: a dataset of Hugging Face's hub. Needs the package `datasets`.
-    - a folder: the picture files (PNG, JPEG, WebP, BMP, TIFF, GIF) in and below its ``train/`` and ``test/``
-      if it has both, else all in and below the folder, split.
+    - a folder: the picture files (PNG, JPEG, WebP, BMP, TIFF, GIF) in and below its ``train/``, ``test/`` and
+      ``validation/`` (or ``valid/``, ``val/``), as far as they are there; else all in and below the folder. Without
+      ``test/``, the images for training are split.
     - a folder that TensorFlow Datasets prepared: see `jaxvae.data.tfds.prepared_folder`.
     - a folder of ``.npy`` files without pictures: see `jaxvae.data.shards.folder_of_shards`.
 
@@ -79,7 +81,7 @@ def load(
       data_dir: folder with the files; for ``auto`` and `FILE_DATASETS` only.
       reading: the size and channels that images are given, and whether bad picture files are left out.
       labels: whether the labels of datasets with a name are read, too. Those of files come with the images.
-      warn: called with one line when ``auto`` falls back, and when files are left out.
+      warn: called with one line when ``auto`` falls back, and when files or labels are left out.
 
     Raises:
       InputError: an unknown name, a missing, damaged or unsuitable file, or a failed download. Only
@@ -143,7 +145,7 @@ def _found(
     if is_file and path.suffix.lower() == ".npy":
         return npy_file(dataset, path, reading)
     if is_file and path.suffix.lower() == ".npz":
-        return npz_file(dataset, path)
+        return npz_file(dataset, path, warn)
     names = dict.fromkeys("emnist/SPLIT" if name.startswith("emnist/") else name for name in DATASETS)
     what = "there is no such folder, file or name"
     if path.exists() and dataset != "":
