@@ -1,13 +1,10 @@
-"""The page on a model's latents, against jaxvae's own metrics and NumPy; who may ask for it; and in a browser."""
+"""The page on a model's latents, against jaxvae's own metrics and NumPy; and who may ask for it."""
 
 import asyncio
 import base64
-import contextlib
 import io
 import re
 import shutil
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,12 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 from bokeh.document import Document
+from explored_runs import SMALL, Runs, runs_in
 from hypothesis import given
 from hypothesis import strategies as st
 from image_files import FUZZ, mutated
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
-from runs import environment, train
+from runs import train
 from tornado.ioloop import IOLoop
 
 import jaxvae
@@ -35,40 +33,14 @@ from jaxvae.explore.model import SAMPLES, explored
 from jaxvae.explore.server import Server
 from jaxvae.explore.view import View
 from jaxvae.explore.watched import Watched
+from jaxvae.trained import TrainedRun
 
 pytestmark = pytest.mark.unoptimized
 
-CHROMIUM = shutil.which("chromium")
-SMALL = ["--batch-size", "16", "--learning-rate", "0.01"]
-RUNS = {
-    "vae": ["--preset", "vae", "--hidden", "8", "--latent-size", "8"],
-    "label": ["--preset", "vae", "--hidden", "8", "--latent-size", "2", "--condition", "label"],
-    "prior": ["--preset", "vae", "--hidden", "8", "--latent-size", "3", "--prior", "label"],
-    "ae": ["--preset", "notes-ae"],
-    "two-layer": ["--preset", "iwae", "--architecture", "two-layer", "--samples", "2", "--hidden", "8", "4",
-                  "--latent-size", "2", "--inputs", "grey"],
-    "conv": ["--preset", "vae", "--architecture", "conv", "--hidden", "4", "--inputs", "static"],
-    "colour": ["--preset", "vae", "--hidden", "8", "--latent-size", "3", "--channels", "3"],
-}  # fmt: skip
-
 
 @pytest.fixture(scope="module")
-def runs(images: NDArray[np.uint8], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """The run of `RUNS` with a name, of 64 training and 32 test images of 6 x 5 in three classes."""
-    folder = tmp_path_factory.mktemp("explored")
-    data = {"x_train": images[:64], "x_test": images[64:], "y_train": np.arange(64) % 3, "y_test": np.arange(32) % 3}
-    np.savez(folder / "images.npz", **data)
-
-    def run(name: str) -> Path:
-        if not (folder / name).exists():
-            flags = [*RUNS[name], *SMALL, "--dataset", str(folder / "images.npz"), "--epochs", "3"]
-            assert train(*flags, "--run-dir", str(folder / name)) == 0
-        return folder / name
-
-    return run
-
-
-Runs = Callable[[str], Path]
+def runs(images: NDArray[np.uint8], tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    return runs_in(tmp_path_factory.mktemp("explored"), images)
 
 
 @pytest.mark.slow
@@ -165,6 +137,64 @@ def test_an_autoencoder_says_that_it_cannot_be_sampled(runs: Runs) -> None:
     page.build(document, [Watched(runs("ae"))], lambda run: "")
     assert "no prior" in document.get_model_by_name("samples_0").text
     assert document.get_model_by_name("samples_controls_0").children == []
+
+
+@pytest.mark.slow
+def test_a_learnt_prior_has_samples_and_no_temperature(runs: Runs) -> None:
+    watched, document = Watched(runs("vamp")), Document()
+    page.build(document, [watched], lambda run: "")
+    controls = document.get_model_by_name("samples_controls_0").children
+    assert [control.label for control in controls] == ["Draw again"]
+    said = document.get_model_by_name("samples_0").text
+    assert "This prior takes no temperature." in said and 'alt="24 samples"' in said
+    expected = np.round(255 * jaxvae.load(runs("vamp")).sample(SAMPLES, seed=4))
+    assert np.abs(watched.model.samples(4) - expected).max() <= 1
+    assert (watched.model.samples(4, temperature=0.2) == watched.model.samples(4)).all()
+    assert watched.model.unit == "variance"
+
+
+def _image(html: str, says: str) -> NDArray[np.uint8]:
+    """The image with this alternative text in a piece of HTML."""
+    [source] = re.findall(rf'alt="{re.escape(says)}" src="data:image/png;base64,(.*?)"', html)
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(source))))
+
+
+@pytest.mark.slow
+def test_discrete_latents_are_a_picture_with_a_colour_for_each_code(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watched, document = Watched(runs("fsq")), Document()
+    assert jaxvae.load(runs("fsq")).codes(watched.model.images([0])).shape == (1, 3, 3)
+    # A model after three epochs has one code for all.
+    codes = np.random.default_rng(0).integers(0, 12, (3, 3))
+    monkeypatch.setattr(TrainedRun, "codes", lambda run, images: codes[None] + images[:, 0, 0] % 2)
+    page.build(document, [watched], lambda run: "")
+    for number in (0, 9):
+        document.get_model_by_name("picture_controls_0").children[0].value = number
+        for later in document.session_callbacks:
+            later.callback()
+        said = document.get_model_by_name("original_0").text
+        assert "Its codes, a colour each" in said
+        colours = _image(said, f"The codes of test image {number}")
+        assert colours.shape == (3, 3, 3)
+        same = (colours.reshape(9, 1, 3) == colours.reshape(1, 9, 3)).all(2)
+        np.testing.assert_array_equal(same, codes.reshape(9, 1) == codes.reshape(1, 9))
+    # The prior of the codes takes no temperature either.
+    assert "This prior takes no temperature." in document.get_model_by_name("samples_0").text
+
+
+@pytest.mark.slow
+def test_points_have_the_colour_of_their_label_and_the_legend_names_it(runs: Runs) -> None:
+    document = Document()
+    page.build(document, [Watched(runs("vae"))], lambda run: "")
+    plot = document.get_model_by_name("map_0")
+    points = next(one.data_source for one in plot.renderers if "number" in one.data_source.data).data
+    labels = [str(label) for label in np.arange(32) % 3]
+    assert list(points["label"]) == labels
+    [legend] = plot.legend
+    named = {item.label.value: item.renderers[0].glyph.fill_color for item in legend.items}
+    assert list(named) == ["0", "1", "2"] and len(set(named.values())) == 3
+    assert list(points["colour"]) == [named[label] for label in labels]
 
 
 def _png(image: Any, kind: str = "PNG") -> str:
@@ -414,232 +444,3 @@ def test_this_machine_needs_no_token_but_its_own_name(served: Any) -> None:
     assert _answer(url, Host="example.org") == _answer(url, Host="127.0.0.1.example.org:80") == 403
     assert _websocket(url, "http://example.org") == 403
     assert _websocket(url, url[:-1]) != 403
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    """A browser."""
-    if CHROMIUM is None:
-        pytest.skip("there is no Chromium")
-    player = pytest.importorskip("playwright.sync_api")
-    with player.sync_playwright() as playing:
-        browser = playing.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
-
-
-@contextlib.contextmanager
-def _served(*run_dirs: Path) -> Iterator[str]:
-    """The address of the page of runs, in a process of its own."""
-    words = [sys.executable, "-m", "jaxvae.explore", *map(str, run_dirs)]
-    server = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=environment())
-    assert server.stdout is not None
-    found = re.search(r"http://\S+", server.stdout.readline())
-    assert found is not None
-    try:
-        yield found[0]
-    finally:
-        server.terminate()
-        server.wait()
-        server.stdout.close()
-
-
-@pytest.fixture(scope="module")
-def browsed(chromium: Any, runs: Runs) -> Iterator[Any]:
-    """The page of two runs, in a browser, and what was wrong in it."""
-    with _served(runs("vae"), runs("label")) as url:
-        yield _Browsed(chromium, url)
-
-
-class _Browsed:
-    """A page in a browser.
-
-    Attributes:
-      page: of Playwright, which looks into the shadows of Bokeh's elements.
-      wrong: errors of the console and of the page.
-      asked: the addresses of all requests.
-    """
-
-    def __init__(self, browser: Any, url: str, width: int = 1500, height: int = 1100):
-        self.wrong, self.asked = list[str](), list[str]()
-        self.page = browser.new_page(viewport={"width": width, "height": height})
-        self.page.on(
-            "console", lambda said: self.wrong.append(said.text) if said.type in ("error", "warning") else None
-        )
-        self.page.on("pageerror", lambda error: self.wrong.append(str(error)))
-        self.page.on("request", lambda request: self.asked.append(request.url))
-        self.page.on("websocket", lambda socket: self.asked.append(socket.url))
-        self.url = url
-        self.page.goto(url)
-        self.page.wait_for_function("window.Bokeh && Bokeh.documents.length && Bokeh.documents[0].is_idle")
-        self.run, self.other = (self.page.locator("section.run").nth(number) for number in (0, 1))
-
-    def picture(self, says: str, where: Any = None) -> Any:
-        """The content of an image, by its alternative text; None if there is none."""
-        found = (where or self.run).get_by_alt_text(says)
-        # At once: an image may go between two questions.
-        return found.evaluate_all("images => images.length ? images[0].getAttribute('src') : null")
-
-    def changes(self, look: Callable[[], Any], act: Callable[[], Any]) -> None:
-        """Assert that `act` changes what `look` sees, and wait for it."""
-        before = look()
-        act()
-        for _ in range(3000):
-            if look() != before:
-                return
-            self.page.wait_for_timeout(10)
-        raise AssertionError(f"nothing changed after {act}")
-
-    def press(self, control: Any, key: str) -> Callable[[], None]:
-        """Focus a control and press a key."""
-        return lambda: (control.focus(), self.page.keyboard.press(key))[1]
-
-
-@pytest.mark.slow
-def test_every_control_has_a_name_and_nothing_else_is_loaded(browsed: Any) -> None:
-    said = browsed.page.locator("body").aria_snapshot()
-    unnamed = re.findall(r"^ *- (?:slider|button|textbox|combobox|img)(?: \[.*\])?:?$", said, re.MULTILINE)
-    assert unnamed == []
-    assert len(re.findall(r"^ *- '?slider ", said, re.MULTILINE)) == 6 + 2 + 2
-    assert {re.sub(r"^(http|ws)://([^/]+)/.*", r"\2", url) for url in browsed.asked if url[:5] != "data:"} == {
-        browsed.url.split("/")[2]
-    }
-
-
-@pytest.mark.slow
-def test_map_sliders_samples_and_interpolation_with_mouse_and_keyboard(browsed: Any) -> None:
-    b, page, run = browsed, browsed.page, browsed.run
-    decoded = lambda: b.picture("The image decoded")  # noqa: E731
-    box = run.get_by_role("group", name="Map").bounding_box()
-    b.changes(decoded, lambda: page.mouse.click(box["x"] + 200, box["y"] + 200))
-    run.get_by_text("not that of a test image").wait_for()
-    b.changes(decoded, b.press(run.get_by_role("slider").first, "ArrowRight"))
-    b.changes(lambda: b.picture("Images for z"), b.press(run.get_by_role("slider").nth(1), "ArrowLeft"))
-    handle = run.get_by_role("slider").nth(2).bounding_box()
-    page.mouse.move(handle["x"] + 5, handle["y"] + 5)
-    page.mouse.down()
-    b.changes(decoded, lambda: page.mouse.move(handle["x"] + 60, handle["y"] + 5))
-    page.mouse.up()
-    title = run.locator(".bk-slider-title").first
-    b.changes(title.inner_text, b.press(run.get_by_role("button", name="Less used"), "Enter"))
-    assert run.get_by_role("button", name="Less used").is_disabled()
-    b.changes(title.inner_text, lambda: run.get_by_role("button", name="More used").click())
-    b.changes(decoded, b.press(run.get_by_role("textbox", name="Test image"), "ArrowUp"))
-    b.changes(lambda: b.picture("24 samples"), b.press(run.get_by_role("button", name="Draw again"), "Enter"))
-    b.changes(lambda: b.picture("24 samples"), b.press(run.get_by_role("slider", name="Temperature"), "ArrowLeft"))
-    b.changes(lambda: b.picture("8 images"), b.press(run.get_by_role("textbox", name="Second number"), "ArrowUp"))
-    label = b.other.get_by_role("combobox", name="Class").first
-    b.changes(lambda: b.picture("24 samples", b.other), lambda: label.select_option(index=2))
-    assert b.other.get_by_role("combobox", name="Class").nth(1).input_value() == label.input_value()
-    metric = run.get_by_role("combobox", name="Metric")
-    axis = lambda: run.get_by_role("img", name="Curves").screenshot()  # noqa: E731
-    b.changes(axis, lambda: metric.select_option(label="kl"))
-    assert b.wrong == []
-
-
-@pytest.mark.slow
-def test_hover_lasso_and_zoom(browsed: Any) -> None:
-    b, page, run = browsed, browsed.page, browsed.run
-    chart = run.get_by_role("group", name="Map")
-    chart.scroll_into_view_if_needed()
-    box = chart.bounding_box()
-    with page.expect_response(re.compile(r"/image/0/\d+\.png")) as answer:
-        for x in range(60, int(box["width"]) - 20, 4):
-            for y in (150, 250, 350):
-                page.mouse.move(box["x"] + x, box["y"] + y)
-            if any("/image/0/" in url for url in b.asked):
-                break
-    assert answer.value.status == 200 and answer.value.body()[:4] == b"\x89PNG"
-    ranges = "Bokeh.documents[0].get_model_by_name('map_0').x_range.start"
-    page.mouse.move(box["x"] + 200, box["y"] + 200)
-    b.changes(lambda: page.evaluate(ranges), lambda: page.mouse.wheel(0, -300))
-    zoomed = page.evaluate(ranges)
-    page.mouse.down()
-    page.mouse.move(box["x"] + 240, box["y"] + 220, steps=4)
-    page.mouse.up()
-    assert page.evaluate(ranges) != zoomed
-    run.locator(".bk-tool-icon-reset").first.click()
-    run.locator(".bk-tool-icon-lasso-select").first.click()
-    left, top, right, bottom = box["x"] + 50, box["y"] + 60, box["x"] + box["width"] - 20, box["y"] + 480
-    page.mouse.move(left, top)
-    page.mouse.down()
-    for x, y in ((right, top), (right, bottom), (left, bottom), (left, top + 5)):
-        page.mouse.move(x, y, steps=4)
-    b.changes(lambda: b.picture("chosen test images"), page.mouse.up)
-    assert b.wrong == []
-
-
-@pytest.mark.slow
-def test_a_file_and_a_drawing_are_reconstructed_and_interpolated(browsed: Any, tmp_path: Path) -> None:
-    b, page, run = browsed, browsed.page, browsed.run
-    Image.linear_gradient("L").save(tmp_path / "ramp.png")
-    (tmp_path / "bad.png").write_bytes(b"no picture")
-    given = run.get_by_label("Picture file")
-    b.changes(lambda: b.picture("Your file"), lambda: given.set_input_files(tmp_path / "ramp.png"))
-    b.changes(
-        lambda: b.picture("8 images"),
-        lambda: run.get_by_role("combobox", name="First image").select_option(label="my file"),
-    )
-    b.changes(run.get_by_role("alert").count, lambda: given.set_input_files(tmp_path / "bad.png"))
-    assert "not a PNG" in run.get_by_role("alert").inner_text()
-    run.get_by_text("Choose a picture file above first").wait_for()
-    canvas = run.get_by_role("img", name="Canvas")
-    canvas.scroll_into_view_if_needed()
-    box = canvas.bounding_box()
-    page.mouse.move(box["x"] + 30, box["y"] + 40)
-    page.mouse.down()
-    page.mouse.move(box["x"] + 120, box["y"] + 100, steps=5)
-    b.changes(lambda: b.picture("Your drawing"), page.mouse.up)
-    lit = (_pixels(b.picture("Your drawing"))[:, :5] > 0).sum()
-    page.mouse.move(box["x"] + 30, box["y"] + 150)
-    page.mouse.down()
-    page.mouse.move(box["x"] + 150, box["y"] + 30, steps=5)
-    b.changes(lambda: b.picture("Your drawing"), page.mouse.up)
-    assert (_pixels(b.picture("Your drawing"))[:, :5] > 0).sum() > lit  # A second stroke joins the first.
-    drawing = run.get_by_role("combobox", name="First image")
-    b.changes(lambda: b.picture("8 images"), lambda: drawing.select_option(label="my drawing"))
-    b.changes(lambda: b.picture("Your drawing"), b.press(run.get_by_role("button", name="Clear"), "Enter"))
-    assert b.wrong == []
-
-
-@pytest.mark.slow
-def test_a_telephone_shows_all_of_it_draws_in_colour_and_takes_a_dropped_file(
-    chromium: Any, runs: Runs, tmp_path: Path
-) -> None:
-    with _served(runs("colour")) as url:
-        b = _Browsed(chromium, url, 390, 844)
-        page, run = b.page, b.run
-        assert page.evaluate("document.documentElement.scrollWidth") == 390  # Nothing is cut off.
-        assert run.get_by_role("group", name="Map").bounding_box()["width"] <= 390
-
-        run.get_by_label("Colour").fill("#ff0000")
-        canvas = run.get_by_role("img", name="Canvas")
-        canvas.scroll_into_view_if_needed()
-        box = canvas.bounding_box()
-        page.mouse.move(box["x"] + 10, box["y"] + 10)
-        page.mouse.down()
-        page.mouse.move(box["x"] + box["width"] - 10, box["y"] + box["height"] - 10, steps=5)
-        b.changes(lambda: b.picture("Your drawing"), page.mouse.up)
-        left = _pixels(b.picture("Your drawing"))[:, :5]
-        assert left[..., 0].max() > 100 and left[..., 1:].max() == 0
-
-        Image.new("RGB", (12, 10), (0, 0, 255)).save(tmp_path / "blue.png")
-        given = run.get_by_label("Picture file")
-        given.scroll_into_view_if_needed()
-        box = given.bounding_box()
-        where = {"x": box["x"] + box["width"] / 2, "y": box["y"] + box["height"] / 2}
-        files = {"items": [], "files": [str(tmp_path / "blue.png")], "dragOperationsMask": 1}
-        mouse = page.context.new_cdp_session(page)
-
-        def drop() -> None:
-            for kind in ("dragEnter", "dragOver", "drop"):
-                mouse.send("Input.dispatchDragEvent", {"type": kind, **where, "data": files})
-
-        b.changes(lambda: b.picture("Your file"), drop)
-        assert (_pixels(b.picture("Your file"))[:, :5] == [0, 0, 255]).all()
-        assert b.wrong == []
-
-
-def _pixels(source: str) -> NDArray[np.uint8]:
-    """The pixels of an image in the page, RGB."""
-    return np.asarray(Image.open(io.BytesIO(base64.b64decode(source.partition(",")[2]))).convert("RGB"))

@@ -17,6 +17,7 @@ import numpy as np
 import onnx
 import pytest
 from flax.traverse_util import unflatten_dict
+from huggingface_hub import ModelCard
 from numpy.typing import NDArray
 from onnxruntime import InferenceSession
 from runs import train
@@ -306,6 +307,9 @@ def test_weights_and_their_card_make_the_model_again(name: str, runs: Path, tmp_
     jax.tree.map(np.testing.assert_array_equal, variables, jax.device_get(loaded.variables))
     assert config_file.load(out / "config.json", to_use=True).likelihood == loaded.config.likelihood
     assert "Test images: loss" in card and "7 x 6 x 3" in card
+    said = ModelCard(card).data  # As the hub reads it.
+    kind = {"notes-ae": ["autoencoder"], "own": []}.get(name, ["vae"])
+    assert said.library_name == "jaxvae" and said.tags == [*kind, "jax", "flax"]
     assert str(runs) not in card + (out / "config.json").read_text()  # Where the images were is nobody's business.
 
 

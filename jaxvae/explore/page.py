@@ -25,17 +25,27 @@ from jaxvae.explore.watched import Watched
 
 EVERY = 2000  # Milliseconds between two looks at a run directory.
 
-# Bokeh's sliders have a title, but their handles have no name for screen readers: it is given to them here.
+# Screen readers need a role and a name of each control. Those of Bokeh that have none get them here. The layer that
+# takes a plot's pointer is no stop of Tab.
 _NAMES = """
+const named = (element, label) => element.setAttribute("aria-label", label)
 const name = (root) => {
   for (const element of root.querySelectorAll("*")) {
     if (element.shadowRoot) name(element.shadowRoot)
-    if (element.classList.contains("bk-spin-btn-up")) element.setAttribute("aria-label", "Next")
-    if (element.classList.contains("bk-spin-btn-down")) element.setAttribute("aria-label", "Previous")
+    const is = (kind) => element.classList.contains(kind)
+    if (is("bk-spin-btn-up")) named(element, "Next")
+    if (is("bk-spin-btn-down")) named(element, "Previous")
     if (element.getAttribute("role") === "slider") {
       root.querySelector(".bk-slider-title").id = "name"
       element.setAttribute("aria-labelledby", "name")
     }
+    if (is("bk-OnOffButton") || is("bk-ClickButton") || is("bk-tool-overflow")) {
+      element.setAttribute("role", "button")
+      named(element, element.title || "More tools")
+    }
+    // The tools behind it come into the document with its menu.
+    if (is("bk-tool-overflow")) element.onclick = element.onkeyup = () => name(document)
+    if (is("bk-events")) element.tabIndex = -1
   }
 }
 name(document)

@@ -11,12 +11,14 @@ from flax.traverse_util import flatten_dict
 
 from jaxvae import config_file
 from jaxvae.config import describe
+from jaxvae.models.autoencoder import AutoEncoder
+from jaxvae.models.vae import LatentModel
 from jaxvae.run.records import read_records, words
 from jaxvae.trained import TrainedRun
 
 CARD = """---
 library_name: jaxvae
-tags: [vae, jax, flax]
+tags: [{tags}]
 ---
 
 # {title}
@@ -50,7 +52,10 @@ def card_of(run: TrainedRun, run_dir: Path) -> Mapping[str, bytes]:
     arrays = {name: np.asarray(values, order="C") for name, values in flatten_dict(run.variables, sep=".").items()}
     # Where the images were is nobody's business.
     published = dataclasses.replace(run.config, dataset=run.dataset, data_dir=None)
+    kinds = {LatentModel: "vae", AutoEncoder: "autoencoder"}
+    kind = [name for base, name in kinds.items() if isinstance(run.model, base)]
     card = CARD.format(
+        tags=", ".join([*kind, "jax", "flax"]),
         title=describe(run.config),
         dataset=run.dataset,
         step=run.step,

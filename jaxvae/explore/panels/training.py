@@ -41,6 +41,7 @@ class TrainingPanel:
         self._figure = self._plot()
         self._words = text(f"training_words_{view.number}")
         self._pictures = text(f"training_pictures_{view.number}", style=_SIDE_BY_SIDE)
+        view.on_renewal(self._draw)
         self.look()
 
     @property
@@ -52,7 +53,7 @@ class TrainingPanel:
         plot = figure(
             name=f"curves_{self._view.number}", sizing_mode="stretch_width", height=300, margin=0, x_axis_label="step",
             tools="pan,box_zoom,reset", toolbar_location="above",
-            html_attributes={"role": "img", "aria-label": "Curves of the chosen metric"},
+            html_attributes={"role": "group", "aria-label": "Curves of the chosen metric"},
         )  # fmt: skip
         plot.add_tools(HoverTool(tooltips=[("step", "@step{0,0}"), ("$name", "@value{0.0000}")]))
         plot.xaxis.formatter.use_scientific = False
