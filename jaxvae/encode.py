@@ -18,7 +18,6 @@ from jaxvae.data.reading import shape_words
 from jaxvae.data.sources import is_picture_folder
 from jaxvae.errors import InputError
 from jaxvae.models.quantized import QuantizedVAE
-from jaxvae.models.vae import LatentModel
 from jaxvae.plane import plane_of
 from jaxvae.run import plots
 from jaxvae.trained import TrainedRun, load_run
@@ -111,7 +110,7 @@ def _encoded(run: TrainedRun, split: dict[str, NDArray[Any]]) -> dict[str, NDArr
     told = label if run.config.reads_labels else {}
     if isinstance(run.model, QuantizedVAE):
         return {"mean": run.encode(split["image"], **told), "codes": run.codes(split["image"], **told), **label}
-    if isinstance(run.model, LatentModel):
+    if run.has_deviation:
         mean, std = run.posterior(split["image"], **told)
         return {"mean": mean, "std": std, **label}
     return {"mean": run.encode(split["image"], **told), **label}

@@ -154,11 +154,11 @@ def _measured(
         "images": len(images.test),
         **records.record(run.step, -(-run.step // steps_per_epoch), "test", loss.unit, terms),
     }
-    for name, values in terms.items():
-        _, standard_error = mean_and_error(values)
+    errors = {name: mean_and_error(values)[1] for name, values in terms.items()}
+    for name, standard_error in errors.items():
         if standard_error is not None:
             result[f"{name}_standard_error"] = _rounded(standard_error, 3)
-    subject = Subject(run, loss, {name: result[name] for name in terms}, images.split("train"))
+    subject = Subject(run, loss, {name: result[name] for name in terms}, errors, images.split("train"))
     built_in = [likelihood if kind is LogLikelihood else kind() for kind in METRICS.values()]
     found: dict[str, Measured] = {}
     for metric in (*built_in, *metrics):

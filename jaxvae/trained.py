@@ -92,13 +92,18 @@ class TrainedRun:
         rows, columns = self.config.parts.network.grid(self.image_shape)
         return found.astype(np.int32).reshape(len(found), rows, columns)
 
+    @property
+    def has_deviation(self) -> bool:
+        """Whether the model has what `posterior` returns. (What `encode` of a user's own model returns is unknown.)"""
+        return self.config.model is None and not isinstance(self.model, AutoEncoder | QuantizedVAE)
+
     def posterior(self, images: ArrayLike, **others: ArrayLike) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """The mean and the standard deviation of the posterior of images, [N, L] each.
 
         (Of a model of two layers, of the latents next to the image.) `others`: see `encode`. Raises `TypeError` for an
         autoencoder, for discrete latents and for a model of the user's own.
         """
-        if not isinstance(self.model, LatentModel) or isinstance(self.model, QuantizedVAE):
+        if not self.has_deviation:
             raise TypeError(f"the model {type(self.model).__name__} has no posterior with a standard deviation")
         found: tuple[NDArray[np.float32], NDArray[np.float32]]
         found = self._map(self._moments, self._batch(images, others))
@@ -119,8 +124,7 @@ class TrainedRun:
             size = self.model.latent_size * (2 if isinstance(self.model, TwoLayerVAE) else 1)
             if given.shape[1:] != (size,):
                 raise ValueError(f"latents must be [N, {size}], not {list(given.shape)}")
-        images: NDArray[np.float32] = self._map(self._decode, {"latent": given, **self._others(others, len(given))})
-        return images
+        return np.asarray(self._map(self._decode, {"latent": given, **self._others(others, len(given))}))
 
     def sample(
         self, count: int, seed: int = 0, mixture: "GaussianMixture | None" = None, **others: ArrayLike
@@ -154,8 +158,7 @@ class TrainedRun:
             # scikit-learn sorts its draws by component.
             return self.decode(np.random.default_rng(seed).permutation(drawn), **others)
         batch = {"place": np.arange(count), **self._others(others, count)}
-        images: NDArray[np.float32] = self._map(self._sample, batch, seed, "generate")
-        return images
+        return np.asarray(self._map(self._sample, batch, seed, "generate"))
 
     def fit_mixture(
         self, images: ArrayLike, components: int = 10, seed: int = 0, **others: ArrayLike
@@ -280,14 +283,12 @@ class TrainedRun:
         seen = as_batch(batch)
         return {**seen, "image": self.config.parts.inputs.observe(seen["image"], keys)}
 
-    def _map(
-        self, run: Any, batch: Mapping[str, NDArray[Any]], seed: int = 0, purpose: Purpose = "reconstructions"
-    ) -> Any:
+    def _map(self, run: Any, batch: Mapping[str, NDArray[Any]], seed: int = 0, use: Purpose = "reconstructions") -> Any:
         count = len(next(iter(batch.values())))
         # A power of two, so that few sizes are compiled for any numbers of images.
         size = min(2 ** math.ceil(math.log2(max(count, 1))), max(1, PIXELS_AT_ONCE // math.prod(self.image_shape)))
         size = min(size, cached_at_once(self.config, self.image_shape) or size)
-        return in_chunks(run, self.variables, batch, purpose_key(seed, purpose), size, np.float32)
+        return in_chunks(run, self.variables, batch, purpose_key(seed, use), size, np.float32)
 
     def _like(self, images: ArrayLike, found: NDArray[np.float32]) -> NDArray[Any]:
         return np.round(255 * found).astype(np.uint8) if np.asarray(images).dtype == np.uint8 else found

@@ -22,10 +22,8 @@ from jaxvae.metrics import classifier
 from jaxvae.models.build import build_model
 from jaxvae.objectives.build import build_objective
 from jaxvae.optimizer import build_optimizer
-from jaxvae.sweep import __main__ as sweep_command
 from jaxvae.train import __main__ as command
 from jaxvae.train.step import init_state, make_train_step
-from jaxvae.trained import load_run
 
 COMPARED = ("notes-ae", "notes-vae", "vae")  # Presets that are compared over devices and processes.
 PATIENCE = 600.0  # Seconds until a test gives up on what hangs. Some machines are very slow.
@@ -56,25 +54,6 @@ def assert_same_run(a: Path, b: Path) -> None:
     one, other = state_of(a), state_of(b)
     assert jax.tree.structure(one) == jax.tree.structure(other)
     jax.tree.map(lambda x, y: _assert_same_bits(x, y), one, other)
-
-
-def assert_members_and_devices(given: Sequence[str], swept: Sequence[str], tmp_path: Path) -> None:
-    """A member of a sweep has the bits of a single run, and two devices compute what one does.
-
-    Args:
-      given: the flags of a run.
-      swept: a flag, a value, and the value that it has in `given`.
-      tmp_path: an empty directory.
-    """
-    sweep = [*given, *swept, "--seeds", "1", "--run-dir", str(tmp_path / "sweep"), "--devices", "1"]
-    assert cli.run(lambda: sweep_command.main(sweep)) == 0
-    extracted = ["--run-dir", str(tmp_path / "sweep"), "--extract", "1", "--to", str(tmp_path / "member")]
-    assert cli.run(lambda: sweep_command.main(extracted)) == 0
-    for devices in ("1", "2"):
-        assert train(*given, "--devices", devices, "--run-dir", str(tmp_path / devices)) == 0
-    member, one, two = (load_run(tmp_path / name).variables["params"] for name in ("member", "1", "2"))
-    jax.tree.map(_assert_same_bits, member, one)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), one, two)
 
 
 def _assert_same_bits(x: Any, y: Any) -> None:

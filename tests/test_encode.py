@@ -2,7 +2,9 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
+import jax
 import numpy as np
 import pytest
 from flax import linen as nn
@@ -11,8 +13,12 @@ from PIL import Image
 from runs import SMALL, train
 
 from jaxvae import cli, data, encode, generate, walks
+from jaxvae.config import PRESETS
 from jaxvae.data.rows import Rows, StoredArray
+from jaxvae.models.build import build_model
+from jaxvae.optimizer import build_optimizer
 from jaxvae.run import plots
+from jaxvae.train.step import init_state
 from jaxvae.trained import TrainedRun, load_run
 
 pytestmark = [pytest.mark.unoptimized, pytest.mark.slow]
@@ -119,6 +125,23 @@ def test_a_run_that_left_out_bad_pictures_encodes_arrays(runs: Path, images: NDA
     lenient = dataclasses.replace(run, config=dataclasses.replace(run.config, skip_bad=True))
     found = encode.encode(lenient, str(tmp_path / "shards"))
     np.testing.assert_array_equal(found["mean"], encode.encode(run, str(tmp_path / "shards"))["mean"])
+
+
+@pytest.mark.parametrize("preset", ["vq-vae", "fsq"])
+def test_discrete_latents_have_codes(preset: str, runs: Path) -> None:
+    """Their vectors are those of the codes, channels first, and the codes are row by row."""
+    own: dict[str, Any] = {"codes": 12, "code_size": 4} if preset == "vq-vae" else {"levels": (4, 3)}
+    config = dataclasses.replace(PRESETS[preset], hidden=(8,), code_prior_layers=0, **own)
+    model = build_model(config, (6, 5, 1))
+    variables = jax.jit(lambda: init_state(model, build_optimizer(config, 1), jax.random.key(0)).variables)()
+    run = TrainedRun(config, model, variables, 0, (6, 5, 1), {})
+    found = encode.encode(run, str(runs / "images.npz"))
+    assert {*found} == {"mean", "codes", "split"}
+    assert found["codes"].shape == (96, 3, 3) and found["codes"].dtype == np.int32
+    assert 0 <= found["codes"].min() < found["codes"].max() < 12
+    vectors = model.apply(variables, found["codes"].reshape(96, 9), method=lambda m, c: m.quantizer.embed(c))
+    expected = np.moveaxis(np.asarray(vectors), 2, 1).reshape(96, -1)
+    np.testing.assert_allclose(found["mean"], expected, rtol=1e-5, atol=1e-6)
 
 
 def test_splits_without_a_test_set_are_named(runs: Path, images: NDArray[np.uint8], tmp_path: Path) -> None:

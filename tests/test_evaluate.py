@@ -106,6 +106,8 @@ def test_every_kind_of_model_is_evaluated(
     assert {bound, log_p} == {name for name in figures if name.endswith(BOUNDS_AND_LIKELIHOODS)}
     if log_p == "log_likelihood":
         assert figures["bits_per_dimension"] == pytest.approx(-figures[log_p] / 30 / math.log(2), rel=1e-5)
+        scaled = figures[f"{log_p}_standard_error"] / 30 / math.log(2)
+        assert figures["bits_per_dimension_standard_error"] == pytest.approx(scaled, rel=1e-2)
     else:
         assert "bits_per_dimension" not in figures
 

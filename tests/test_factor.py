@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 from numpy.typing import NDArray
-from runs import assert_members_and_devices, assert_same_run, train
+from runs import assert_same_run, train
 from small import config_of, images, keys_of, model_and_params, terms_of
 
 import jaxvae
@@ -155,13 +155,6 @@ def test_a_run_trains_both_and_resumes_to_the_same_bytes(image_file: Path, tmp_p
     jax.tree.map(np.testing.assert_array_equal, back, {side: run.variables["params"][side] for side in back})
     with pytest.raises(InputError, match="weights from PyTorch have no discriminator, which this model needs"):
         params_from_torch(exported, run.model)
-
-
-@pytest.mark.exact
-@pytest.mark.slow
-def test_members_and_devices_compute_what_a_single_run_does(image_file: Path, tmp_path: Path) -> None:
-    given = [*FLAGS, "--dataset", str(image_file), "--epochs", "2"]
-    assert_members_and_devices(given, ["--beta", "5", "3"], tmp_path)
 
 
 @pytest.mark.parametrize(

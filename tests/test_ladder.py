@@ -9,13 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from runs import assert_same_curve, assert_same_run, train
+from runs import train
 from scipy import stats
 from small import keys_of
 
 from jaxvae.config import PRESETS, Config
 from jaxvae.keys import example_keys
-from jaxvae.metrics import LayerKL, Subject
+from jaxvae.metrics import ActiveUnits, LayerKL, Subject
 from jaxvae.models.build import build_model, sample
 from jaxvae.models.ladder import LadderVAE
 from jaxvae.models.top_down import layer_grids
@@ -140,6 +140,9 @@ def test_an_untrained_model_has_no_kl_term() -> None:
     params = jax.jit(lambda: model.init(jax.random.key(0), {"image": images()}, keys_of(0, 3), 1, method="draw"))()
     terms, _ = build_objective(config).of(model, params, {"image": images()}, keys_of(0, 3), Context())
     np.testing.assert_array_equal(terms["kl"], 0)
+    subject = Subject(TrainedRun(config, model, params, 0, SHAPE, {}), build_objective(config))
+    measured = ActiveUnits().measure(subject, {"image": np.uint8(255 * images())}, jax.random.key(7))
+    assert measured["active_units"].value == [0, 0, 0, 0]
 
 
 @pytest.mark.slow
@@ -147,35 +150,39 @@ def test_the_kl_terms_of_the_layers_add_up() -> None:
     config, model, params = built()
     shown = np.uint8(255 * images())
     subject = Subject(TrainedRun(config, model, params, 0, SHAPE, {}), build_objective(config))
-    found = LayerKL().measure(subject, {"image": shown}, jax.random.key(7))["kl_per_layer"].value
+    measured = LayerKL().measure(subject, {"image": shown}, jax.random.key(7))["kl_per_layer"]
+    found = measured.value
     assert isinstance(found, list) and len(found) == 4 and min(found) > 0
     x = shown / np.float32(255)
     keys = example_keys(jax.random.key(7), 0, 3)
     terms, _ = build_objective(config).of(model, params, {"image": x}, keys, Context())
     assert sum(found) == pytest.approx(float(terms["kl"].mean()), rel=1e-4)
-
-
-# --- Training -----------------------------------------------------------------------------------------------
-
-MODEL = ["--preset", "ladder", "--hidden", "8", "--blocks", "2", "--maps", "1"]
-SMALL = [*MODEL, "--batch-size", "16", "--validation", "0", "--image-every", "0"]
-
-
-@pytest.mark.slow
-def test_a_resumed_run_equals_an_uninterrupted_one(image_file: Path, tmp_path: Path) -> None:
-    flags = [*SMALL, "--dataset", str(image_file)]
-    assert train(*flags, "--epochs", "2", "--run-dir", str(tmp_path / "whole")) == 0
-    assert train(*flags, "--epochs", "1", "--run-dir", str(tmp_path / "stopped")) == 0
-    assert train("--resume", "--epochs", "2", "--run-dir", str(tmp_path / "stopped")) == 0
-    assert_same_run(tmp_path / "whole", tmp_path / "stopped")
+    kl = np.float64(model.apply(params, {"image": x}, keys, 1, method="draw").kl)
+    layers = [layer.sum(1) for layer in np.split(kl, np.cumsum(model.layer_sizes())[:-1], axis=1)]
+    np.testing.assert_allclose(found, np.mean(layers, axis=1), rtol=1e-4)
+    errors = measured.extra["kl_per_layer_standard_error"]
+    np.testing.assert_allclose(errors, stats.sem(layers, axis=1), rtol=1e-2, atol=1e-6)
 
 
 @pytest.mark.slow
-def test_it_trains_the_same_on_two_devices(image_file: Path, tmp_path: Path) -> None:
-    flags = [*SMALL, "--log-every", "1", "--epochs", "1", "--dataset", str(image_file)]
-    for count in ("1", "2"):
-        assert train(*flags, "--devices", count, "--run-dir", str(tmp_path / count)) == 0
-    assert_same_curve(tmp_path / "1", tmp_path / "2", steps=4)
+def test_active_units_say_more_than_their_priors() -> None:
+    config, model, params = built()
+    # The encoder's features vary so much that some latents are above the threshold, and others below it.
+    params = {"params": {**params["params"], "encoder": jax.tree.map(lambda a: 7 * a, params["params"]["encoder"])}}
+    shown = np.uint8(255 * images(40))
+    subject = Subject(TrainedRun(config, model, params, 0, SHAPE, {}), build_objective(config))
+    found = ActiveUnits().measure(subject, {"image": shown}, jax.random.key(7))
+
+    def again(module: LadderVAE) -> Any:
+        return module._posterior(module.encoder(shown / np.float32(255)), lambda layer, mean, std: mean)[1]
+
+    given = {name: np.float64(value) for name, value in jax.jit(lambda: model.apply(params, method=again))().items()}
+    variance = ((given["mean"] - given["prior_mean"]) / given["prior_std"]).var(axis=0)
+    expected = [int((layer > 0.01).sum()) for layer in np.split(variance, np.cumsum(model.layer_sizes())[:-1])]
+    assert found.keys() == {"active_units"} and found["active_units"].value == expected
+    assert found["active_units"].extra == {"latent_sizes": [8, 8, 24, 24]}
+    assert any(0 < units < size for units, size in zip(expected, model.layer_sizes(), strict=True)), expected
+    assert expected != [int((layer > 0.01).sum()) for layer in np.split(given["mean"].var(axis=0), [8, 16, 40])]
 
 
 @pytest.mark.parametrize(

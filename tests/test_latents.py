@@ -37,6 +37,9 @@ def test_posterior_statistics_are_those_of_the_posterior(inputs: str) -> None:
     mean, log_std = np.split(flat @ kernel + bias, 2, axis=1)
     expected = (0.5 * (mean**2 + np.exp(2 * log_std) - 1) - log_std).mean(axis=0)
     np.testing.assert_allclose(found["kl_per_dimension"].value, expected, rtol=1e-4)
+    each = 0.5 * (mean**2 + np.exp(2 * log_std) - 1) - log_std
+    errors = found["kl_per_dimension"].extra["kl_per_dimension_standard_error"]
+    np.testing.assert_allclose(errors, each.std(axis=0, ddof=1) / 500**0.5, rtol=1e-2)
     assert found["active_units"].value == [1] and found["active_units"].extra == {"latent_sizes": [3]}
     assert found.keys() == {"kl_per_dimension", "active_units"}
 

@@ -134,9 +134,10 @@ def test_errors_and_bits_are_those_of_their_definitions() -> None:
     log_p = 12 * math.log(1 / 256)
     assert bits_per_dimension(log_p, 12) == pytest.approx(8)
     config = dataclasses.replace(PRESETS["vae"], inputs="dynamic")
-    subject = dataclasses.replace(subject_of(config, None, {}), terms={"elbo": log_p})
+    subject = dataclasses.replace(subject_of(config, None, {}), terms={"elbo": log_p}, errors={"elbo": 0.3})
     found = LogLikelihood().measure(subject, {"image": np.zeros((1, 2, 2, 3), np.uint8)}, jax.random.key(0))
     assert found["bits_per_dimension"].value == pytest.approx(8)
+    assert found["bits_per_dimension"].standard_error == pytest.approx(0.3 / 12 / math.log(2))
 
 
 @pytest.mark.slow

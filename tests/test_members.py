@@ -71,29 +71,6 @@ def test_every_member_is_the_single_run_to_the_bit(preset: str, given: dict[str,
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("preset", "swept", "given"),
-    [
-        ("vq-vae", {"commitment": (0.25, 2.0)}, {"codes": 8, "code_size": 4}),
-        ("fsq", {"learning_rate": (1e-3, 1e-2)}, {"levels": (4, 3)}),
-        ("ladder", {"beta": (1.0, 0.1)}, {"maps": 1}),
-    ],
-)
-def test_members_with_a_state_or_layers_of_their_own_are_single_runs(
-    preset: str, swept: dict[str, tuple[float, float]], given: dict[str, Any], images: NDArray[np.uint8]
-) -> None:
-    small = {"hidden": (8,), "batch_size": 8, "epochs": 2, "validation": 0.0}
-    layers = {} if preset == "ladder" else {"code_prior_width": 8, "code_prior_layers": 1}
-    config = dataclasses.replace(PRESETS[preset], **{**small, **layers, **given})
-    ((name, values),), images_ = swept.items(), ImageData("digits", "a test", images[:64], images[64:])
-    result = train_members(config, images_, (0, 3), swept, jax.devices()[:1])
-    for index, seed in enumerate((0, 3)):
-        losses, state, _ = alone(dataclasses.replace(config, seed=seed, **{name: values[index]}), images_)
-        np.testing.assert_array_equal(result.train["loss"][index], losses)
-        jax.tree.map(np.testing.assert_array_equal, result.state.member(index), state)
-
-
-@pytest.mark.slow
 @pytest.mark.unoptimized
 @pytest.mark.parametrize("preset", ["notes-vae", "vae"])
 def test_members_taken_together_equal_the_single_run_in_float64(preset: str) -> None:

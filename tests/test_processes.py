@@ -1,5 +1,6 @@
 """Jobs of two real processes on this machine."""
 
+import dataclasses
 import hashlib
 import pickle
 import signal
@@ -13,6 +14,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from runs import (
     COMPARED,
     PATIENCE,
@@ -29,9 +31,15 @@ from runs import (
 )
 
 from jaxvae import cli
+from jaxvae.config import PRESETS
+from jaxvae.data.images import ImageData
+from jaxvae.distributed import devices as parallel
 from jaxvae.distributed import job as distributed
 from jaxvae.distributed import meeting
 from jaxvae.errors import InputError
+from jaxvae.models.quantizers import DEAD
+from jaxvae.train.computer import advance
+from jaxvae.train.trainer import Trainer
 
 pytestmark = pytest.mark.slow
 
@@ -147,6 +155,44 @@ def test_a_checkpoint_of_eight_devices_starts_in_two_processes_bit_for_bit(base:
     assert codes == [0, 0], said
     assert "going on from step 16" in said[0]
     assert state_of(run_dir).step == 24
+
+
+def codebook_of(devices: Sequence[jax.Device]) -> list[list[NDArray[np.float32]]]:
+    """The arrays of vq's codebook after six steps, each as every device here has it. Most of its codes restart."""
+    config = dataclasses.replace(
+        PRESETS["vq-vae"], hidden=(4,), batch_size=8, codes=40, code_size=2, code_prior_layers=0, learning_rate=1e-5
+    )
+    whole = np.random.default_rng(0).integers(0, 256, (56, 6, 5, 1), np.uint8)
+    images = ImageData("digits", "a test", whole[:48], whole[48:])
+    local = parallel.data_parallel(jax.local_devices()[:1])
+    first = jax.device_get(Trainer(config, images, local).start(None))
+    used = first.collections["codebook"]["quantizer"]
+    used["frequencies"] = np.full_like(used["frequencies"], 0.9 * DEAD / 40)
+    trainer = Trainer(config, images, parallel.data_parallel(devices))
+    state, _ = advance(trainer, trainer.start(first), 0, 6)
+    return [[np.asarray(s.data) for s in leaf.addressable_shards] for leaf in jax.tree.leaves(state.collections)]
+
+
+CODEBOOK_OF_A_JOB = """
+import pickle, sys
+from pathlib import Path
+from jaxvae.distributed import devices as parallel, job as distributed
+from test_processes import codebook_of
+_, address, process, file = sys.argv[1:]
+distributed.join(address, 2, int(process))
+Path(file).write_bytes(pickle.dumps(codebook_of(parallel.select_devices())))
+"""
+
+
+@pytest.mark.unoptimized
+def test_processes_have_one_codebook(tmp_path: Path) -> None:
+    """Bit for bit on all devices, and that of one device to rounding, restarts included."""
+    expected = codebook_of(jax.devices()[:1])
+    of_processes = [pickle.loads(found) for found in in_two_processes(CODEBOOK_OF_A_JOB, "vq", tmp_path)]
+    for (one,), *shards in zip(expected, *of_processes, strict=True):
+        copies = [copy for process in shards for copy in process]
+        assert len(copies) == 4 and len({copy.tobytes() for copy in copies}) == 1
+        np.testing.assert_allclose(copies[0], one, rtol=1e-4, atol=1e-6)
 
 
 def wait_for_lines(run_dir: Path, count: int) -> None:

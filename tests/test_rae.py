@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from runs import assert_members_and_devices, assert_same_run, train
+from runs import train
 from sklearn.mixture import GaussianMixture
 from small import config_of, images, keys_of, model_and_params
 
@@ -74,21 +74,6 @@ def trained(image_file: Path, tmp_path: Path) -> Path:
     given = [*FLAGS, "--dataset", str(image_file), "--objective", "rae", "--learning-rate", "0.01"]
     assert train(*given, "--epochs", "6", "--run-dir", str(tmp_path / "run")) == 0
     return tmp_path / "run"
-
-
-@pytest.mark.slow
-def test_a_run_is_resumed_to_the_same_bytes(trained: Path, image_file: Path, tmp_path: Path) -> None:
-    given = [*FLAGS, "--dataset", str(image_file), "--objective", "rae", "--learning-rate", "0.01"]
-    assert train(*given, "--epochs", "2", "--run-dir", str(tmp_path / "cut")) == 0
-    assert train("--resume", "--run-dir", str(tmp_path / "cut"), "--epochs", "6") == 0
-    assert_same_run(trained, tmp_path / "cut")
-
-
-@pytest.mark.exact
-@pytest.mark.slow
-def test_members_and_devices_compute_what_a_single_run_does(image_file: Path, tmp_path: Path) -> None:
-    given = [*FLAGS, "--dataset", str(image_file), "--objective", "rae", "--architecture", "gated", "--epochs", "2"]
-    assert_members_and_devices(given, ["--code-l2", "0.1", "0.01"], tmp_path)
 
 
 @pytest.mark.slow

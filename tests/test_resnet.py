@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from runs import assert_same_curve, assert_same_run, train
+from runs import train
 
 from jaxvae import PRESETS, build_model
 from jaxvae.errors import InputError
@@ -287,27 +287,3 @@ def test_a_sweep_over_latent_sizes_names_the_one_that_does_not_fit(
     assert cli.run(lambda: sweep.main(args)) == 2
     assert "error: --latent-size 50 does not fit" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
-
-
-# --- Training -----------------------------------------------------------------------------------------------
-
-
-MODEL = ["--preset", "vae", "--architecture", "resnet", "--hidden", "8", "--blocks", "1", "--latents", "spatial"]
-SMALL = [*MODEL, "--latent-size", "9", "--batch-size", "16", "--validation", "0", "--image-every", "0"]
-
-
-@pytest.mark.slow
-def test_a_resumed_run_equals_an_uninterrupted_one(image_file: Path, tmp_path: Path) -> None:
-    flags = [*SMALL, "--dataset", str(image_file)]
-    assert train(*flags, "--epochs", "2", "--run-dir", str(tmp_path / "whole")) == 0
-    assert train(*flags, "--epochs", "1", "--run-dir", str(tmp_path / "stopped")) == 0
-    assert train("--resume", "--epochs", "2", "--run-dir", str(tmp_path / "stopped")) == 0
-    assert_same_run(tmp_path / "whole", tmp_path / "stopped")
-
-
-@pytest.mark.slow
-def test_it_trains_the_same_on_two_devices(image_file: Path, tmp_path: Path) -> None:
-    flags = [*SMALL, "--log-every", "1", "--epochs", "1", "--dataset", str(image_file)]
-    for count in ("1", "2"):
-        assert train(*flags, "--devices", count, "--run-dir", str(tmp_path / count)) == 0
-    assert_same_curve(tmp_path / "1", tmp_path / "2", steps=4)

@@ -786,7 +786,8 @@ MUTATIONS: tuple[Mutation, ...] = (
         ("active: threshold halved", "ACTIVE = 0.01", "ACTIVE = 0.005"),
         ("active: deviation for variance", 'found["mean"].var(axis=0)', 'found["mean"].std(axis=0)'),
         ("active: dead ones", "(variance > ACTIVE)", "(variance < ACTIVE)"),
-        ("KL per dimension: sum for mean", 'found["kl"].mean(axis=0)', 'found["kl"].sum(axis=0)'),
+        ("KL per dimension: sum for mean", "rounded(mean, 6) for mean, _ in found",
+         "rounded(len(each) * mean, 6) for mean, _ in found"),
     ),
     *_by(
         "latents",

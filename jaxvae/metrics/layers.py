@@ -9,10 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jaxvae.chunks import chunk_size, in_chunks
-from jaxvae.metrics.subject import Subject
+from jaxvae.metrics.subject import Subject, means_of
 from jaxvae.models.ladder import LadderVAE
 from jaxvae.protocols import Measured, Metric
-from jaxvae.run.records import rounded
 from jaxvae.train.step import as_batch
 from jaxvae.typing import Array, Batch, Params
 
@@ -32,7 +31,8 @@ class LayerKL(Metric):
             x = subject.loss.inputs.observe(seen["image"], keys)
             return subject.view(variables).draw({**seen, "image": x}, keys, 1).kl
 
-        found = in_chunks(of_batch, subject.variables, images, key, chunk_size(images, subject.config)).mean(axis=0)
-        costs = [float(layer.sum()) for layer in np.split(found, np.cumsum(model.layer_sizes())[:-1])]
-        note = f"{' '.join(f'{cost:.2f}' for cost in costs)} (nats, from the top down)"
-        return {"kl_per_layer": Measured([rounded(cost, 6) for cost in costs], note=note)}
+        found = in_chunks(of_batch, subject.variables, images, key, chunk_size(images, subject.config))
+        layers = np.split(found, np.cumsum(model.layer_sizes())[:-1], axis=1)
+        costs = np.stack([layer.sum(axis=1) for layer in layers], axis=1)
+        note = f"{' '.join(f'{cost:.2f}' for cost in costs.mean(axis=0))} (nats, from the top down)"
+        return {"kl_per_layer": means_of(costs, "kl_per_layer", note)}

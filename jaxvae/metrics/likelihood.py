@@ -113,7 +113,7 @@ class LogLikelihood(Metric):
     def measure(self, subject: Subject, images: Mapping[str, NDArray[Any]], key: jax.Array) -> Mapping[str, Measured]:
         """See `Metric`."""
         loss, found = subject.loss, dict[str, Measured]()
-        log_p = subject.terms[loss.bound_name]
+        log_p, standard_error = subject.terms[loss.bound_name], subject.errors.get(loss.bound_name)
         if self.samples:
             estimates, errors = log_likelihood(subject, images, key, self.samples)
             log_p, standard_error = mean_and_error(estimates)
@@ -131,5 +131,6 @@ class LogLikelihood(Metric):
             )
         if loss.measure == "probability":
             size = math.prod(images["image"].shape[1:])
-            found["bits_per_dimension"] = Measured(bits_per_dimension(log_p, size))
+            bits = None if standard_error is None else bits_per_dimension(-standard_error, size)
+            found["bits_per_dimension"] = Measured(bits_per_dimension(log_p, size), standard_error=bits)
         return found

@@ -85,6 +85,12 @@ class LadderVAE(LatentModel):
         _, found = self._posterior(self.encoder(x), lambda layer, mean, std: mean)
         return found["mean"], found["std"]
 
+    def beyond_prior(self, x: Float[Array, "B H W C"]) -> Float[Array, "B L"]:
+        """The means of `encode` about those of their priors, in units of the priors' deviations, [B, L]."""
+        _, found = self._posterior(self.encoder(x), lambda layer, mean, std: mean)
+        beyond: Array = (found["mean"] - found["prior_mean"]) / found["prior_std"]
+        return beyond
+
     def draw(self, batch: Batch, keys: Key[Array, " B"], samples: int) -> PosteriorSamples:
         """Like `VAE.draw`. `mean` and `std` are of the first of the samples, and `kl` is averaged over them."""
         features = tuple(jnp.repeat(maps, samples, axis=0) for maps in self.encoder(batch["image"]))
