@@ -6,7 +6,7 @@ import operator
 import re
 import signal
 import types
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -186,24 +186,33 @@ def _columns(given: Any) -> dict[str, NDArray[Any]]:
         return {str(name): np.asarray(values) for name, values in given.items()}
     if hasattr(given, "__array__"):
         return {"image": np.asarray(given)}
-    if not isinstance(given, Iterable):
-        raise InputError(f"data must be images, a mapping, a pair of these, or an iterable, not {type(given).__name__}")
+    try:
+        elements = iter(given)
+    except TypeError:
+        what = f"not {type(given).__name__}"
+        raise InputError(f"data must be images, a mapping, a pair of these, or an iterable, {what}") from None
     room = memory.host_free_bytes() // 2  # Joining what was read takes as much again.
     too_much = InputError(
         f"data: the iterable gives more than {memory.in_words(room)}, half of the free memory, or has no end; "
         "images in .npy files are streamed, however many there are"
     )
-    if operator.length_hint(given) > room // ARRAY_BYTES:
+    try:
+        length = operator.length_hint(given)
+    except OverflowError:
+        raise too_much from None
+    except Exception:  # One that does not know its length.
+        length = 0
+    if length > room // ARRAY_BYTES:
         raise too_much
     parts = list[dict[str, NDArray[Any]]]()
-    for part in map(_part, given):
+    for part in map(_part, elements):
         if parts and part.keys() != parts[0].keys():
             raise InputError(f"data: an element does not hold what the first does: {', '.join(parts[0])}")
         for name, values in part.items():
             if parts and values.shape[1:] != parts[0][name].shape[1:]:
                 shapes = f"{list(parts[0][name].shape[1:])} and {list(values.shape[1:])}"
                 raise InputError(f"data: each {name} must have the same shape, not {shapes}")
-        parts.append(part)
+        parts.append({name: np.array(values) for name, values in part.items()})  # Many reuse their buffers.
         room -= sum(values.nbytes + ARRAY_BYTES for values in part.values())
         if room < 0:
             raise too_much
@@ -214,6 +223,12 @@ def _columns(given: Any) -> dict[str, NDArray[Any]]:
 
 def _part(given: Any) -> dict[str, NDArray[Any]]:
     """An element of an iterable, a batch or a picture, as arrays by name with the same first axis."""
+    if isinstance(given, list) and all(hasattr(each, "ndim") for each in given):
+        axes = [each.ndim for each in given]
+        if axes in ([3], [4]) or (len(axes) == 2 and axes[0] > axes[1]):  # What a loader of PyTorch gives.
+            given = tuple(given)
+    if isinstance(given, tuple) and len(given) == 1:
+        [given] = given
     if isinstance(given, tuple) and len(given) == 2:
         given = {"image": given[0], "label": given[1]}
     try:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import linen as nn
@@ -19,7 +20,7 @@ from jaxvae.chunks import PIXELS_AT_ONCE, cached_at_once, in_chunks
 from jaxvae.config import Config, describe
 from jaxvae.data.sources import is_named
 from jaxvae.errors import InputError, say, suggestion
-from jaxvae.keys import Purpose, purpose_key
+from jaxvae.keys import purpose_key
 from jaxvae.models.autoencoder import AutoEncoder
 from jaxvae.models.build import Examples, Model, build_model, can_sample, class_rows, reconstruct, sample
 from jaxvae.models.quantized import QuantizedVAE
@@ -29,7 +30,7 @@ from jaxvae.objectives.build import selection_term
 from jaxvae.own import give, is_own
 from jaxvae.run import directory as run_dirs
 from jaxvae.run.checkpoint import Checkpoints
-from jaxvae.run.records import read_records
+from jaxvae.run.records import better_unsaved
 from jaxvae.train.programs import jit_seldom
 from jaxvae.train.step import TrainState, as_batch, init_state
 from jaxvae.typing import Array, Batch, ImageShape, Params
@@ -95,7 +96,8 @@ class TrainedRun:
     @property
     def has_deviation(self) -> bool:
         """Whether the model has what `posterior` returns. (What `encode` of a user's own model returns is unknown.)"""
-        return self.config.model is None and not isinstance(self.model, AutoEncoder | QuantizedVAE)
+        own = not type(self.model).__module__.startswith("jaxvae.")
+        return isinstance(self.model, LatentModel) and not isinstance(self.model, QuantizedVAE) and not own
 
     def posterior(self, images: ArrayLike, **others: ArrayLike) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """The mean and the standard deviation of the posterior of images, [N, L] each.
@@ -157,8 +159,10 @@ class TrainedRun:
             drawn, _ = copy.copy(mixture).set_params(random_state=seed).sample(count)
             # scikit-learn sorts its draws by component.
             return self.decode(np.random.default_rng(seed).permutation(drawn), **others)
-        batch = {"place": np.arange(count), **self._others(others, count)}
-        return np.asarray(self._map(self._sample, batch, seed, "generate"))
+        # Whatever the machine, in chunks of one size: the key of a draw is that of its chunk.
+        size, batch = self._at_once(count), {"": np.arange(count), **self._others(others, count)}
+        drawn = in_chunks(self._sample, self.variables, batch, purpose_key(seed, "generate"), size, np.float32)
+        return self.decode(drawn, **others) if isinstance(self.model, LatentModel) else np.asarray(drawn)
 
     def fit_mixture(
         self, images: ArrayLike, components: int = 10, seed: int = 0, **others: ArrayLike
@@ -263,8 +267,11 @@ class TrainedRun:
     @functools.cached_property
     def _sample(self) -> Any:
         def drawn(variables: Params, batch: Batch, keys: Array) -> Array:
-            told = Examples({name: values for name, values in batch.items() if name != "place"})
-            return sample(self.model, variables, keys[0], len(keys), told)
+            told = Examples({name: values for name, values in batch.items() if name})
+            if not isinstance(self.model, LatentModel):
+                return sample(self.model, variables, keys[0], len(keys), told)
+            latent: Any = self.model.apply(variables, keys[0], len(keys), told, method="sample_latent")
+            return jnp.asarray(latent)
 
         return jit_seldom(drawn)
 
@@ -283,12 +290,15 @@ class TrainedRun:
         seen = as_batch(batch)
         return {**seen, "image": self.config.parts.inputs.observe(seen["image"], keys)}
 
-    def _map(self, run: Any, batch: Mapping[str, NDArray[Any]], seed: int = 0, use: Purpose = "reconstructions") -> Any:
-        count = len(next(iter(batch.values())))
-        # A power of two, so that few sizes are compiled for any numbers of images.
-        size = min(2 ** math.ceil(math.log2(max(count, 1))), max(1, PIXELS_AT_ONCE // math.prod(self.image_shape)))
+    def _map(self, run: Any, batch: Mapping[str, NDArray[Any]], seed: int = 0) -> Any:
+        size = self._at_once(len(next(iter(batch.values()))))
         size = min(size, cached_at_once(self.config, self.image_shape) or size)
-        return in_chunks(run, self.variables, batch, purpose_key(seed, use), size, np.float32)
+        return in_chunks(run, self.variables, batch, purpose_key(seed, "reconstructions"), size, np.float32)
+
+    def _at_once(self, count: int) -> int:
+        """A power of two, so that few sizes are compiled for any numbers of images; or as many as memory is for."""
+        most = max(1, PIXELS_AT_ONCE // math.prod(self.image_shape))
+        return min(1 << (max(count, 1) - 1).bit_length(), most)
 
     def _like(self, images: ArrayLike, found: NDArray[np.float32]) -> NDArray[Any]:
         return np.round(255 * found).astype(np.uint8) if np.asarray(images).dtype == np.uint8 else found
@@ -313,31 +323,11 @@ def load_run(run_dir: Path, best: bool = False) -> TrainedRun:
         like = _used_of(config, model, example_of_run(image_shape, checkpoints.read_record()))
         saved = checkpoints.restore(like, best, partial=True)
         assert saved is not None  # Its record has just been read.
-        if best and (note := _better_unsaved(run_dir, config, saved.step)):
+        if best and (note := better_unsaved(run_dir / "metrics.jsonl", saved.step, *selection_term(config))):
             say(note)
         state = saved.state
         variables = {**(state.opt_state["average"] if config.ema else state.params), **state.collections}
         return TrainedRun(config, model, variables, saved.step, image_shape, saved.record)
-
-
-def _better_unsaved(run_dir: Path, config: Config, step: int) -> str | None:
-    """A sentence about an epoch better than that at `step` by the validation images, which was not saved."""
-    term, higher = selection_term(config)
-    try:
-        records = read_records(run_dir / "metrics.jsonl")
-    except InputError:  # A model can be used without them.
-        return None
-    lines = [line for line in records if line["split"] == "validation" and term in line]
-    saved = next((line for line in lines if line["step"] == step), None)
-    if saved is None:
-        return None
-    best = (max if higher else min)(lines, key=lambda line: line[term])
-    if best[term] == saved[term]:
-        return None
-    return (
-        f"epoch {saved['epoch']} is the best of those that were saved; by the {term} of the validation images, epoch "
-        f"{best['epoch']} was better: {best[term]:.6g}, not {saved[term]:.6g} (--checkpoint-every 1 saves every epoch)"
-    )
 
 
 def example_of_run(image_shape: ImageShape, record: Mapping[str, Any]) -> dict[str, Any]:

@@ -94,8 +94,8 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 # These files take longest. They come last, the longest of them first: a fault in a quick test is seen early, and no
 # worker is left alone with a long file in the end.
 LONGEST = (
-    *("survival", "docs", "processes", "members", "sweep", "compilation_cache", "train", "evaluate", "parallel"),
-    *("fitting", "extending", "benchmark", "torch_weights", "trained", "trainer"),
+    *("survival", "docs", "processes", "members", "sweep", "compilation_cache", "train", "kinds", "evaluate"),
+    *("parallel", "fitting", "extending", "benchmark", "torch_weights", "trained", "trainer"),
 )
 
 

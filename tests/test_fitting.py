@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -157,6 +158,27 @@ COLOUR, LABELS = np.random.default_rng(0).integers(0, 256, (30, 6, 5, 3), np.uin
 PAIRS = list(zip(COLOUR, LABELS, strict=True))
 
 
+def reused(images: NDArray[np.uint8]) -> Iterator[NDArray[np.uint8]]:
+    """The images, one after the other in the same array."""
+    buffer = np.empty_like(images[0])
+    for image in images:
+        buffer[:] = image
+        yield buffer
+
+
+class Indexed:
+    """A dataset as PyTorch's are: it has items, no iterator, and not always a length."""
+
+    def __init__(self, items: list[Any]):
+        self._items = items
+
+    def __getitem__(self, place: int) -> Any:
+        return self._items[place]
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+
 @pytest.mark.parametrize(
     ("given", "labelled"),
     [
@@ -167,8 +189,15 @@ PAIRS = list(zip(COLOUR, LABELS, strict=True))
         (PAIRS, True),
         (iter([(COLOUR[:20], LABELS[:20]), (COLOUR[20:], LABELS[20:])]), True),
         ([(COLOUR[:20, ..., 0], LABELS[:20]), (COLOUR[20:, ..., 0], LABELS[20:])], True),
+        ([[COLOUR[:20], LABELS[:20]], [COLOUR[20:], LABELS[20:]]], True),
+        ([[COLOUR[:20]], (COLOUR[20:],)], False),
+        (reused(COLOUR), False),
+        (Indexed(PAIRS), True),
     ],
-    ids=["pictures", "grey", "mappings", "labelled", "pairs", "batches", "batches without an axis of channels"],
+    ids=[
+        *("pictures", "grey", "mappings", "labelled", "pairs", "batches", "batches without an axis of channels"),
+        *("lists as PyTorch's", "of one", "one buffer", "by index alone"),
+    ],
 )
 def test_elements_are_pictures_or_batches(given: Any, labelled: bool) -> None:
     found = image_data(given)
@@ -234,7 +263,7 @@ def test_datasets_of_grain(batched: bool, end: bool) -> None:
         ([1, 2, 3], "batch"),
         ([np.zeros((5, 5))], r"a picture \[H, W, C\].*, not ndarray"),
         ([(np.zeros((4, 5, 5)), np.zeros(4), np.zeros(4))], "tuple"),
-        ([[np.zeros((4, 5, 5)), np.zeros(4)]], "a pair of images and labels.*, not list"),
+        ([[np.zeros(4), np.zeros((4, 5, 5))]], "a pair of images and labels.*, not list"),
         ([{"image": np.zeros((4, 5, 5)), "label": 3}], "not dict"),
         ([{"image": np.zeros((4, 5, 5))}, {"image": np.zeros((4, 5, 5)), "label": np.zeros(4)}], "the first does"),
         ([np.zeros((5, 4, 3)), np.zeros((4, 5, 3))], r"each image must have the same shape, not \[5, 4, 3\] and \[4"),

@@ -12,6 +12,8 @@ from PIL import Image
 from jaxvae import benchmark, cli, data
 from jaxvae.config import Config
 from jaxvae.data import __main__ as data_command
+from jaxvae.data.pictures import pictures_of
+from jaxvae.data.reading import Reading
 
 
 def pictures(folder: Path, *names: str) -> None:
@@ -65,8 +67,11 @@ def test_folders_of_splits_hold_folders_of_classes(tmp_path: Path) -> None:
 )
 def test_other_folders_have_no_labels(names: list[str], tmp_path: Path) -> None:
     pictures(tmp_path, *names)
-    images = data.load(str(tmp_path))
+    warned = list[str]()
+    images = data.load(str(tmp_path), warn=warned.append)
     assert images.classes == () and images.split("train").keys() == {"image"}
+    mixed = "val/0.png" in names
+    assert warned == [f"{tmp_path}: labels are left out: val/0.png lies in no folder of a class"] * mixed
     assert not [name for name in data.digests(images) if "label" in name]
 
 
@@ -113,7 +118,30 @@ def test_splits_that_would_leave_out_pictures_are_refused(tmp_path: Path) -> Non
     pictures(tmp_path / "classes", *(f"{name}/{i}.png" for name in ("train", "whale") for i in range(6)))
     refuses("pictures lie in train/ and beside it, such as whale/", dataset=str(tmp_path / "classes"))
     pictures(tmp_path / "tests", *(f"{name}/{i}.png" for name in ("test", "whale") for i in range(6)))
-    refuses("has no split train, but test", dataset=str(tmp_path / "tests"))
+    refuses("tests: holds test/, but no train/: add that, or name", dataset=str(tmp_path / "tests"))
+
+
+def test_links_to_folders_of_classes_are_followed_and_circles_end(tmp_path: Path) -> None:
+    pictures(tmp_path / "all", *CLASSES)
+    some = tmp_path / "some"
+    some.mkdir()
+    for name in ("cats", "dogs"):
+        (some / name).symlink_to(tmp_path / "all" / name)
+    (tmp_path / "all" / "cats" / "again").symlink_to(tmp_path / "all")
+    (tmp_path / "all" / "dogs" / "up").symlink_to(tmp_path)
+    found = pictures_of(some, Reading())
+    own = [name for name in CLASSES if name.startswith(("cats", "dogs"))]
+    assert {name for name in found.files if name.count("/") == 1} == {*own}
+    assert found.classes == ("cats", "dogs") and len(found.files) < 200
+
+
+def test_names_in_json_lines_may_hold_any_character(tmp_path: Path) -> None:
+    name = "a\u2028b\x85.png"
+    pictures(tmp_path, name, *(f"{i}.png" for i in range(11)))
+    written = [{"file_name": each, "label": each[0]} for each in (name, *(f"{i}.png" for i in range(11)))]
+    lines = [json.dumps(line, ensure_ascii=False) for line in written]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    assert "a" in data.load(str(tmp_path)).classes
 
 
 FLAT = [f"{i}.png" for i in range(12)]

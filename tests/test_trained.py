@@ -1,11 +1,13 @@
 """`jaxvae.load`: a trained model on images as people have them."""
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+import own_parts
 import pytest
 from numpy.typing import NDArray
 from runs import train
@@ -13,6 +15,7 @@ from runs import train
 import jaxvae
 from jaxvae import chunks, trained
 from jaxvae.errors import InputError
+from jaxvae.models.vae import VAE
 
 pytestmark = pytest.mark.unoptimized
 
@@ -138,3 +141,32 @@ def test_a_model_of_binary_pixels_sees_binary_pixels(runs: Path, images: NDArray
     np.testing.assert_allclose(run.encode(binary), mean, rtol=1e-5, atol=1e-6)
     grey, _ = run.model.apply(run.variables, images[:5] / np.float32(255), method="encode")
     assert np.abs(run.encode(images[:5]) - grey).max() > 1e-3
+
+
+@pytest.mark.slow
+def test_what_is_drawn_does_not_depend_on_what_a_machine_computes_at_a_time(
+    runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn = loaded(runs, "vae").sample(20, seed=3)
+    monkeypatch.setattr("jaxvae.trained.cached_at_once", lambda *_: 4)
+    np.testing.assert_allclose(loaded(runs, "vae").sample(20, seed=3), drawn, atol=1e-6)
+    np.testing.assert_allclose(loaded(runs, "vae").sample(7, seed=3), drawn[:7], atol=1e-6)
+    assert len(np.unique(drawn, axis=0)) == 20
+
+
+@pytest.mark.slow
+def test_many_are_drawn_in_chunks_that_differ(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jaxvae.trained.PIXELS_AT_ONCE", 8 * 30)
+    drawn = loaded(runs, "vae").sample(21)
+    assert drawn.shape == (21, 6, 5, 1) and len(np.unique(drawn, axis=0)) == 21
+
+
+@pytest.mark.slow
+def test_a_posterior_is_asked_of_models_of_jaxvae_alone(runs: Path, images: NDArray[np.uint8]) -> None:
+    """A subclass may return anything from encode, whether a model, a network or an objective brings it."""
+    run = loaded(runs, "vae")
+    fields = [field.name for field in dataclasses.fields(VAE) if field.init and field.name not in ("parent", "name")]
+    own = own_parts.LoudVae(**{name: getattr(run.model, name) for name in fields})
+    assert run.has_deviation and not dataclasses.replace(run, model=own).has_deviation
+    with pytest.raises(TypeError, match="the model LoudVae has no posterior with a standard deviation"):
+        dataclasses.replace(run, model=own).posterior(images[:2])

@@ -1,6 +1,5 @@
 """Say what a dataset holds, before anyone trains on it: ``python -m jaxvae.data PATH_OR_NAME``."""
 
-import contextlib
 import dataclasses
 import shlex
 import sys
@@ -14,9 +13,8 @@ import tyro
 
 from jaxvae import cli, memory
 from jaxvae.config import Config
-from jaxvae.data.formats import blaming
 from jaxvae.data.images import ImageData, in_words, prepared, reading_of, usual_batch_size
-from jaxvae.data.pictures import checked, is_picture, opened_stream, split_folders
+from jaxvae.data.pictures import checked, headers
 from jaxvae.data.reading import Reading, shape_words
 from jaxvae.data.rows import Rows
 from jaxvae.data.sources import is_named, is_picture_folder, load_for
@@ -101,23 +99,11 @@ def place(images: ImageData, config: Config) -> str:
 
 def kinds(folder: Path, reading: Reading) -> Iterator[str]:
     """How many picture files of a folder have which mode and size, by their headers."""
-    from PIL import ExifTags
-
     modes, sizes = Counter[str](), Counter[str]()
-    files = sorted(file for part in split_folders(folder).values() for file in part.rglob("*"))
-    for file in files:
-        if not is_picture(file.name) or any(name[0] == "." for name in file.relative_to(folder).parts):
-            continue
-        with (
-            contextlib.suppress(InputError),  # Other lines tell of files that cannot be read.
-            checked(reading),
-            blaming(file),
-            file.open("rb") as opened,
-            opened_stream(opened, file) as image,
-        ):
-            turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5  # By a quarter.
-            sizes[shape_words(image.size if turned else image.size[::-1])] += 1
-            modes[image.mode] += 1
+    with checked(reading):
+        for header in headers(folder):
+            modes[header.mode] += 1
+            sizes[shape_words(header.size)] += 1
     yield f"modes of the files (Pillow's): {_most_common(modes)}"
     yield f"sizes of the files, height x width: {_most_common(sizes)}"
 

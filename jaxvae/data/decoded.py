@@ -21,6 +21,7 @@ from jaxvae.data.rows import Rows, StoredArray
 from jaxvae.errors import InputError
 
 _SPARE = 2**28  # Bytes of the disk that stay free.
+_RULES = 2  # Counts the ways in which pictures have been read.
 
 
 def decoded_once(
@@ -75,7 +76,15 @@ def _key(folder: Path, names: Sequence[str], reading: Reading) -> str:
     """A name for pictures and how they are read."""
     from PIL import __version__
 
-    how = [os.path.abspath(folder), reading.size, reading.resize, reading.channels, reading.skip_bad, __version__]
+    how = [
+        _RULES,
+        os.path.abspath(folder),
+        reading.size,
+        reading.resize,
+        reading.channels,
+        reading.skip_bad,
+        __version__,
+    ]
     digest = hashlib.sha256(json.dumps(how).encode("utf-8", "surrogateescape"))
     for name in names:
         with contextlib.suppress(OSError):  # Reading it says what is wrong.

@@ -4,13 +4,14 @@ import csv
 import io
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from jaxvae import errors
 from jaxvae.data.formats import blaming
 from jaxvae.errors import InputError
 
@@ -32,7 +33,9 @@ class Labels(NamedTuple):
     classes: tuple[str, ...]
 
 
-def labels_of(folder: Path, parts: Sequence[Path], names: Sequence[str]) -> Labels | None:
+def labels_of(
+    folder: Path, parts: Sequence[Path], names: Sequence[str], warn: Callable[[str], None] = errors.warn
+) -> Labels | None:
     """The labels of picture files.
 
     They are those of a file `metadata.csv` or `metadata.jsonl` in `folder` or in its parts. Without one, the folders
@@ -42,6 +45,7 @@ def labels_of(folder: Path, parts: Sequence[Path], names: Sequence[str]) -> Labe
       folder: the folder of the dataset.
       parts: the folders of its splits, or `folder` itself.
       names: the pictures, as paths relative to `folder`.
+      warn: called with one line if only some pictures of splits lie in folders of classes.
 
     Returns:
       The labels, or None: there are none.
@@ -59,7 +63,7 @@ def labels_of(folder: Path, parts: Sequence[Path], names: Sequence[str]) -> Labe
                 raise InputError(f"{file}: names {name} twice")
             written[picture] = value
     if not written:
-        return _of_folders(names, len(parts[0].relative_to(folder).parts))
+        return _of_folders(names, len(parts[0].relative_to(folder).parts), lambda why: warn(f"{folder}: {why}"))
     if missing := [name for name in names if name not in written]:
         raise InputError(f"{files[0]}: no label for {_some(missing)}")
     if unknown := sorted(written.keys() - set(names)):
@@ -101,7 +105,7 @@ def _of_csv(text: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
 
 
 def _of_jsonl(text: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             content = json.loads(line)
             if not isinstance(content, dict):
@@ -109,11 +113,16 @@ def _of_jsonl(text: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
             yield number, content
 
 
-def _of_folders(names: Sequence[str], depth: int) -> Labels | None:
+def _of_folders(names: Sequence[str], depth: int, warn: Callable[[str], None]) -> Labels | None:
     """Labels by the folder of each picture that lies below `depth` others."""
     parts = [name.split("/", depth + 1)[depth:] for name in names]
     folders = [below[0] for below in parts if len(below) > 1]
-    if len(folders) < len(names) or len(set(folders)) < 2:
+    if len(set(folders)) < 2:
+        return None
+    if len(folders) < len(names):
+        if depth:  # Else the folders may be anything.
+            outside = next(name for name, below in zip(names, parts, strict=True) if len(below) == 1)
+            warn(f"labels are left out: {outside} lies in no folder of a class")
         return None
     return _numbered(folders, text=True)
 

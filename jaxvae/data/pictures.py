@@ -10,17 +10,18 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, NamedTuple, NoReturn, TypeVar, cast
+from typing import IO, TYPE_CHECKING, NamedTuple, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from jaxvae import memory
-from jaxvae.data.arrays import VALIDATION, of_splits, used_splits
+from jaxvae import errors, memory
+from jaxvae.data.arrays import of_splits
 from jaxvae.data.decoded import decoded_once
 from jaxvae.data.formats import blaming
 from jaxvae.data.images import ImageData, Split
 from jaxvae.data.labels import labels_of
+from jaxvae.data.listing import FORMATS, listed, picture_files, split_folders
 from jaxvae.data.reading import Images, Reading, shape_words
 from jaxvae.data.rows import picked
 from jaxvae.errors import InputError
@@ -32,8 +33,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 _GREY = ("1", "L", "LA")  # Modes of Pillow.
 _DEEP = ("I", "F")  # How the names of those begin that have more than 8 bits per channel.
 _BITS_PER_SAMPLE = 258  # The TIFF tag.
@@ -65,19 +64,19 @@ class Pictures(NamedTuple):
     source: str
 
 
-def pictures_of(folder: Path, reading: Reading) -> Pictures:
-    """The pictures in and below a folder, or in its folders of splits. Raises `InputError`."""
+def pictures_of(folder: Path, reading: Reading, warn: Callable[[str], None] = errors.warn) -> Pictures:
+    """The pictures in and below a folder, or in its folders of splits. `warn`: see `labels_of`. Raises `InputError`."""
     parts = split_folders(folder)
     if parts == {"train": folder / "train"}:
         # Other folders would be ignored, and may be classes: CIFAR-100 has one called train.
-        for name in _listed(folder, folder):
+        for name in listed(folder, folder):
             if not name.startswith("train/"):
                 raise InputError(
                     f"{folder}: pictures lie in train/ and beside it, such as {name}: put all of them there, or none"
                 )
-    groups = {split: _picture_files(part, folder) for split, part in parts.items()}
+    groups = {split: picture_files(part, folder) for split, part in parts.items()}
     names = [name for group in groups.values() for name in group]
-    labels = labels_of(folder, [*parts.values()], names)
+    labels = labels_of(folder, [*parts.values()], names, warn)
     source = f"pictures in {folder}"
     if _is_streamed(folder, names, reading):
         images, bad, place = _decoded(folder, names, reading)
@@ -100,9 +99,11 @@ def pictures_of(folder: Path, reading: Reading) -> Pictures:
     )
 
 
-def folder_of_pictures(name: str, folder: Path, reading: Reading) -> ImageData:
-    """The images of a folder of picture files. Raises `InputError`."""
-    found = pictures_of(folder, reading)
+def folder_of_pictures(
+    name: str, folder: Path, reading: Reading, warn: Callable[[str], None] = errors.warn
+) -> ImageData:
+    """The images of a folder of picture files. `warn`: see `labels_of`. Raises `InputError`."""
+    found = pictures_of(folder, reading, warn)
     whole: Split = {"image": found.images} | ({} if found.labels is None else {"label": found.labels})
     splits = {"train": whole}
     if len(found.counts) > 1:
@@ -111,43 +112,6 @@ def folder_of_pictures(name: str, folder: Path, reading: Reading) -> ImageData:
         splits = {split: {key: picked(values, own) for key, values in whole.items()} for split, own in pairs}
     images = of_splits(name, found.source, splits)
     return dataclasses.replace(images, skipped=found.skipped, classes=found.classes, whole=len(splits) == 1)
-
-
-def split_folders(folder: Path) -> dict[str, Path]:
-    """The folders of splits in a folder: train, and test and one of `VALIDATION` as far as they are there.
-
-    If there are none, `folder` itself is train. Raises `InputError` if there are some, but no train.
-    """
-    with blaming(folder):
-        found = [name for name in ("train", "test", *VALIDATION) if (folder / name).is_dir()]
-    return {name: folder / name for name in used_splits(found, folder)} if found else {"train": folder}
-
-
-def is_picture(file: str) -> bool:
-    """Whether a file is one of pictures, by its name. Hidden ones are not: macOS leaves such beside others."""
-    return file[0] != "." and file.lower().endswith(SUFFIXES)
-
-
-def _picture_files(part: Path, folder: Path) -> list[str]:
-    """The picture files in and below a part of a folder, sorted; see `_listed`."""
-    if found := sorted(_listed(part, folder)):
-        return found
-    raise InputError(f"{part}: no {one_of(FORMATS)} files in or below this folder")
-
-
-def _listed(part: Path, folder: Path) -> Iterator[str]:
-    """The picture files in and below a part of a folder, without hidden folders, as paths relative to `folder`."""
-    with blaming(part):
-        # As strings: a path for each of a million files takes seconds.
-        for directory, folders, files in os.walk(part, onerror=_raise):
-            folders[:] = [name for name in folders if name[0] != "."]
-            place = os.path.relpath(directory, folder)
-            inner = "" if place == "." else f"{place}/"
-            yield from [inner + file for file in files if is_picture(file)]
-
-
-def _raise(error: OSError) -> NoReturn:
-    raise error
 
 
 def _read(folder: Path, names: Sequence[str], reading: Reading) -> tuple[Images, dict[str, str]]:
@@ -217,8 +181,8 @@ def _is_streamed(folder: Path, names: Sequence[str], reading: Reading) -> bool:
         return reading.stream == "always"
     # The first that can be read: if there are other sizes, that is an error anyway.
     with checked(reading):
-        sizes = (_size_or_none(folder / name) for name in names)
-        size = reading.size or next((size for size in sizes if size is not None), (0, 0))
+        found = (_header_or_none(folder / name) for name in names)
+        size = reading.size or next((header.size for header in found if header is not None), (0, 0))
     return len(names) * math.prod(size) * (reading.channels or 3) > memory.host_free_bytes() // 2
 
 
@@ -226,7 +190,8 @@ def _decoded(folder: Path, names: Sequence[str], reading: Reading) -> tuple[Imag
     """The pictures as rows of a file in the user's cache, which is written if need be; the bad ones; the file."""
     if reading.channels is None:
         with checked(reading):
-            grey = all(found for found in _in_threads(_grey_or_none, folder, names) if found is not None)
+            found = _in_threads(_header_or_none, folder, names)
+            grey = all(each.mode in _GREY for each in found if each is not None and not each.deep)
         reading = dataclasses.replace(reading, channels=1 if grey else 3)
     rows, bad = decoded_once(folder, names, reading, lambda bad: _pictures(folder, names, reading, bad))
     return cast(Images, rows), bad, rows.files[0].path
@@ -256,10 +221,10 @@ def _in_threads(run: Callable[[Path], T], folder: Path, names: Sequence[str]) ->
 def _sizes(folder: Path, names: Sequence[str]) -> str:
     """A sentence about pictures of several sizes, from what the files' headers say."""
     sizes, first = Counter[tuple[int, int]](), dict[tuple[int, int], str]()
-    for name, size in zip(names, _in_threads(_size_or_none, folder, names), strict=True):
-        if size is not None:
-            sizes[size] += 1
-            first.setdefault(size, name)
+    for name, header in zip(names, _in_threads(_header_or_none, folder, names), strict=True):
+        if header is not None:
+            sizes[header.size] += 1
+            first.setdefault(header.size, name)
     named = ", ".join(
         f"{shape_words(size)} ({count}, such as {folder / first[size]})" for size, count in sizes.most_common(_NAMED)
     )
@@ -270,21 +235,33 @@ def _sizes(folder: Path, names: Sequence[str]) -> str:
     )
 
 
-def _size_or_none(path: Path) -> tuple[int, int] | None:
-    """(height, width) of a picture, upright; None: it cannot be read."""
-    try:
-        with _opened(path) as image:
-            width, height = image.size
-            return (width, height) if image.getexif().get(_ORIENTATION, 1) >= _TURNED else (height, width)
-    except InputError:
-        return None
+class Header(NamedTuple):
+    """What the header of a picture file says.
+
+    Attributes:
+      mode: Pillow's.
+      size: (height, width), turned as the EXIF tag says.
+      deep: whether it has more than 8 bits per channel.
+    """
+
+    mode: str
+    size: tuple[int, int]
+    deep: bool
 
 
-def _grey_or_none(path: Path) -> bool | None:
-    """Whether a picture is grey; None: it cannot be read, or has too many bits."""
+def headers(folder: Path) -> Iterator[Header]:
+    """The headers of the picture files of a folder, without those that cannot be opened."""
+    names = [name for part in split_folders(folder).values() for name in picture_files(part, folder)]
+    yield from (header for header in _in_threads(_header_or_none, folder, names) if header is not None)
+
+
+def _header_or_none(path: Path) -> Header | None:
     try:
         with _opened(path) as image:
-            return None if _is_deep(image) else image.mode in _GREY
+            # To look for the tag of a PNG file behind its pixels, Pillow would decode them.
+            tagged = image.format != "PNG" or "exif" in image.info
+            turned = tagged and image.getexif().get(_ORIENTATION, 1) >= _TURNED
+            return Header(image.mode, image.size if turned else image.size[::-1], _is_deep(image))
     except InputError:
         return None
 

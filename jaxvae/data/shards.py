@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxvae.data.arrays import of_splits, require_label_shape, to_labels
+from jaxvae.data.arrays import VALIDATION, of_splits, require_label_shape, to_labels
 from jaxvae.data.formats import blaming, npy_form, npy_images, read_npy
 from jaxvae.data.images import ImageData, Split
-from jaxvae.data.pictures import is_picture, split_folders
+from jaxvae.data.listing import is_picture, split_folders
 from jaxvae.data.reading import Reading
 from jaxvae.errors import InputError
 
@@ -19,7 +19,8 @@ _IMAGES, _LABELS = "images", "labels"
 
 def holds_shards(folder: Path) -> bool:
     """Whether a folder, or its folders of splits, hold .npy files, and no pictures lie in or below it."""
-    if not any(_arrays(part) for part in split_folders(folder).values()):
+    parts = (folder, *(folder / name for name in ("train", "test", *VALIDATION)))
+    if not any(_arrays(part) for part in parts if part.is_dir()):
         return False
     return not any(is_picture(file) for _, _, files in os.walk(folder) for file in files)
 

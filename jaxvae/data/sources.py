@@ -71,8 +71,8 @@ def load(
     Picture files must all have one size, unless `reading` gives them one. They are sorted by relative path and
     turned upright as their EXIF tag says. If all modes are grey (1, L, LA), C is 1, else C is 3. Pictures with
     transparency are composited over white, so the colour of a transparent pixel does not matter. Of an animation
-    the first frame is taken. Links to files are followed, links to folders below the given one are not. Their labels
-    come from ``metadata.csv`` or ``metadata.jsonl``, or from the folders: see `jaxvae.data.labels`.
+    the first frame is taken. Links are followed. Their labels come from ``metadata.csv`` or
+    ``metadata.jsonl``, or from the folders: see `jaxvae.data.labels`.
 
     Labels are ``others[split]["label"]``, int32 [N].
 
@@ -137,7 +137,7 @@ def _found(
     with blaming(f"--dataset {dataset!r}"):
         is_folder, is_file = path.is_dir() and dataset != "", path.is_file()
     if is_folder and is_picture_folder(path):
-        return folder_of_pictures(dataset, path, reading)
+        return folder_of_pictures(dataset, path, reading, warn)
     if is_folder:
         reading.without_skip_bad(dataset)
         read = tfds.prepared_folder if tfds.is_prepared(path) else folder_of_shards

@@ -135,7 +135,7 @@ class CodePrior(nn.Module):
 
         def draw(before: tuple[Array, Any], place: Array) -> tuple[tuple[Array, Any], Array]:
             logits, seen = module.apply(variables, *before, place, label, method="_next")
-            drawn = jax.random.categorical(jax.random.fold_in(key, place), logits)
+            drawn = jax.random.categorical(jax.random.fold_in(key, place), logits).astype(jnp.int32)
             return (drawn, seen), drawn
 
         codes: Array = jax.lax.scan(draw, first, jnp.arange(self.places))[1]

@@ -224,3 +224,28 @@ def json_line(values: Mapping[str, Any]) -> str:
 def words(line: Mapping[str, Any]) -> str:
     """A record's terms in words: "loss 0.0543  recon 0.0481  kl 0.0062"."""
     return "  ".join(f"{term} {line[term]:.4g}" for term in terms_of([line]))
+
+
+def better_unsaved(metrics: Path, step: int, term: str, higher: bool) -> str | None:
+    """A sentence about an epoch better than that at `step` by the validation images, which was not saved.
+
+    Args:
+      metrics: the file of the run's records.
+      step: of the best checkpoint.
+      term, higher: what is compared, and whether higher is better.
+    """
+    try:
+        records = read_records(metrics)
+    except InputError:  # A model can be used without them.
+        return None
+    lines = [line for line in records if line["split"] == "validation" and term in line]
+    saved = next((line for line in lines if line["step"] == step), None)
+    if saved is None:
+        return None
+    best = (max if higher else min)(lines, key=lambda line: line[term])
+    if best[term] == saved[term]:
+        return None
+    return (
+        f"epoch {saved['epoch']} is the best of those that were saved; by the {term} of the validation images, epoch "
+        f"{best['epoch']} was better: {best[term]:.6g}, not {saved[term]:.6g} (--checkpoint-every 1 saves every epoch)"
+    )
