@@ -20,6 +20,7 @@ from jaxvae.models.networks import NETWORKS
 from jaxvae.objectives.build import OBJECTIVES
 from jaxvae.sweep.trainer import MembersTrainer
 from jaxvae.train.computer import advance
+from jaxvae.train.cost import flops_per_step
 from jaxvae.train.trainer import Trainer
 
 EPOCH = 4  # Steps.
@@ -99,6 +100,9 @@ def test_a_kind_trains_resumes_and_is_used_alone_in_a_sweep_and_on_two_devices(
     _, shares = advance(trainer, trainer.start(None), 0, 2 * EPOCH)
     shared = np.concatenate([np.asarray(terms["loss"])[:count] for count, terms in shares])
     np.testing.assert_allclose(shared, losses, rtol=1e-5)
+
+    flops, _ = flops_per_step(config, images)
+    assert flops > 2 * config.batch_size * min(leaf.size for leaf in jax.tree.leaves(run.variables))
 
     told = {"label": images.split("test")["label"]} if config.reads_labels else {}
     latents = run.encode(images.test, **told)

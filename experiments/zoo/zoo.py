@@ -2,9 +2,10 @@
 
     python experiments/zoo/zoo.py --data-dir DIR --epochs 3 --runs runs/zoo    # DIR: MNIST's IDX files
 
-Trains, evaluates and draws by the commands of jaxvae, on MNIST with pixels drawn as 0 or 1 anew each time an image is
-seen. A model that has been evaluated is skipped, so a stopped run goes on. Writes zoo.json and README.md's table beside
-this file, and docs/images/zoo.png. Nothing is chosen by the test images.
+Trains, evaluates, draws and measures by the commands of jaxvae, on MNIST with pixels drawn as 0 or 1 anew each time an
+image is seen. What has been evaluated or measured is skipped, so a stopped run goes on. The speeds come last, one model
+at a time: nothing else should run then. Writes zoo.json and README.md's table beside this file, and
+docs/images/zoo.png. Nothing is chosen by the test images.
 """
 
 import argparse
@@ -42,11 +43,15 @@ MODELS: Mapping[str, str] = {
     "vae": "--preset vae",
     "vae, label": "--preset vae --condition label",
     "iwae": "--preset vae --objective iwae --samples 5",
+    "iwae, its preset": "--preset iwae --schedule constant",
     "beta-tc": "--preset vae --objective beta-tc --beta 4",
+    "factor": "--preset vae --objective factor --beta 11",
+    "capacity": "--preset vae --objective capacity --capacity 25",
     "mixture prior": "--preset vae --prior mixture",
     "VampPrior": "--preset vae --prior vamp",
     "flow prior": "--preset vae --prior realnvp",
     "gated": "--preset vae --architecture gated --hidden 300 300",
+    "vamp, its preset": "--preset vamp",
     "two-layer": "--preset vae --architecture two-layer --hidden 200 100",
     "conv": "--preset vae --architecture conv --hidden 32 64",
     "resnet": "--preset vae --architecture resnet --hidden 32 64 --blocks 1",
@@ -63,7 +68,7 @@ def run(*command: str) -> None:
     subprocess.run([sys.executable, "-m", *command], check=True)
 
 
-def measured(name: str, runs: Path, data_dir: str, epochs: int) -> dict[str, Any]:
+def evaluated(name: str, runs: Path, data_dir: str, epochs: int) -> dict[str, Any]:
     """Train a model and evaluate it, if that was not done: what `jaxvae.evaluate --json` wrote."""
     run_dir = runs / name.replace(" ", "-").replace(",", "")
     result = run_dir / "zoo.json"
@@ -78,8 +83,19 @@ def measured(name: str, runs: Path, data_dir: str, epochs: int) -> dict[str, Any
     return {**json.loads(result.read_text()), "run_dir": str(run_dir)}
 
 
-def summary(name: str, result: Mapping[str, Any]) -> dict[str, Any]:
+def timed(name: str, run_dir: Path, data_dir: str) -> dict[str, Any]:
+    """What `jaxvae.benchmark --json` wrote of a model; measured, if that was not done."""
+    result = run_dir / "speed.json"
+    if not result.exists():
+        flags = shlex.split(f"{MODELS[name]} {SHARED}")
+        run("jaxvae.benchmark", *flags, "--data-dir", data_dir, "--skip-first-step", "--json", str(result))
+    found: dict[str, Any] = json.loads(result.read_text())
+    return found
+
+
+def summary(name: str, result: Mapping[str, Any], speed: Mapping[str, Any]) -> dict[str, Any]:
     """What the table says of a model."""
+    (pace,) = speed["results"]
     run_dir = Path(result["run_dir"])
     loaded = jaxvae.load(run_dir)
     leaves = [leaf.size for leaf in _leaves(loaded.variables["params"])]
@@ -94,6 +110,8 @@ def summary(name: str, result: Mapping[str, Any]) -> dict[str, Any]:
         "psnr": result["psnr"],
         "fid": None if fid is None else result[fid],
         "features": fid,
+        "steps_per_second": pace["steps_per_second"],
+        "peak_fraction": pace["peak_fraction"],
     }
 
 
@@ -118,10 +136,12 @@ def table(rows: list[dict[str, Any]]) -> str:
     def shown(value: float | None, digits: int) -> str:
         return "" if value is None else f"{value:,.{digits}f}"
 
-    lines = ["| model | flags | parameters | -bound, nats | PSNR, dB | FID |", "| --- " * 6 + "|"]
+    heads = ("model", "flags", "parameters", "-bound, nats", "PSNR, dB", "FID", "steps/s", "of the peak")
+    lines = [f"| {' | '.join(heads)} |", "| --- " * len(heads) + "|"]
     for row in rows:
         cells = [row["model"], f"`{row['flags']}`", f"{row['parameters']:,}", shown(row["nats"], 1)]
         cells += [shown(row["psnr"], 2), shown(row["fid"], 1)]
+        cells += [shown(row["steps_per_second"], 1), f"{row['peak_fraction']:.0%}"]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -134,11 +154,10 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/zoo"))
     parser.add_argument("--models", nargs="+", choices=tuple(MODELS), default=tuple(MODELS))
     args = parser.parse_args()
-    rows, pictures = [], []
-    for name in args.models:
-        result = measured(name, args.runs, args.data_dir, args.epochs)
-        rows.append(summary(name, result))
-        pictures.append(drawn(name, Path(result["run_dir"])))
+    results = {name: evaluated(name, args.runs, args.data_dir, args.epochs) for name in args.models}
+    pictures = [drawn(name, Path(result["run_dir"])) for name, result in results.items()]
+    speeds = {name: timed(name, Path(result["run_dir"]), args.data_dir) for name, result in results.items()}
+    rows = [summary(name, results[name], speeds[name]) for name in args.models]
     facts = {
         "machine": f"{machine.cores()} cores, {machine.processor().get('model name', platform.machine())}",
         "python": platform.python_version(),

@@ -16,8 +16,9 @@ from jaxvae.train.step import abstract_state, example_of, make_train_step
 def flops_per_step(config: Config, images: ImageData) -> tuple[int, list[str]]:
     """FLOP of one training step on examples like those of `images`, and what they leave out: see `product_flops`."""
     model, optimizer = build_model(config, images.image_shape), build_optimizer(config, steps_per_epoch=1)
-    step = make_train_step(model, build_objective(config, steps_per_epoch=1, num_images=1), optimizer)
     train = images.split("train")
+    objective = build_objective(config, steps_per_epoch=1, num_images=len(train["image"]))
+    step = make_train_step(model, objective, optimizer)
     forms = {name: (config.batch_size, *values.shape[1:]) for name, values in train.items()}
     batch = {name: jax.ShapeDtypeStruct(form, jnp.dtype(train[name].dtype)) for name, form in forms.items()}
     state = abstract_state(model, optimizer, example_of(train))
