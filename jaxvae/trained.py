@@ -159,7 +159,7 @@ class TrainedRun:
             drawn, _ = copy.copy(mixture).set_params(random_state=seed).sample(count)
             # scikit-learn sorts its draws by component.
             return self.decode(np.random.default_rng(seed).permutation(drawn), **others)
-        # Whatever the machine, in chunks of one size: the key of a draw is that of its chunk.
+        # A chunk has one key for its draws, so chunks have the same size on every machine.
         size, batch = self._at_once(count), {"": np.arange(count), **self._others(others, count)}
         drawn = in_chunks(self._sample, self.variables, batch, purpose_key(seed, "generate"), size, np.float32)
         return self.decode(drawn, **others) if isinstance(self.model, LatentModel) else np.asarray(drawn)
@@ -296,7 +296,7 @@ class TrainedRun:
         return in_chunks(run, self.variables, batch, purpose_key(seed, "reconstructions"), size, np.float32)
 
     def _at_once(self, count: int) -> int:
-        """A power of two, so that few sizes are compiled for any numbers of images; or as many as memory is for."""
+        """How many of `count` examples to take at a time: a power of two, so that few sizes are compiled, or fewer."""
         most = max(1, PIXELS_AT_ONCE // math.prod(self.image_shape))
         return min(1 << (max(count, 1) - 1).bit_length(), most)
 

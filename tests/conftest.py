@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -163,3 +163,12 @@ def mnist_dir(tmp_path: Path) -> Path:
         header = struct.pack(">IIII", 0x803, count, 28, 28)
         (tmp_path / f"{name}-images-idx3-ubyte").write_bytes(header + pixels)
     return tmp_path
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    """A headless browser; tests that need it are skipped where there is none."""
+    from browser import started
+
+    with started() as browser:
+        yield browser

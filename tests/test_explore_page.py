@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from browser import Opened, decoded, started
+from browser import Opened, decoded
 from explored_runs import Runs, runs_in, served
 from numpy.typing import NDArray
 from PIL import Image
@@ -23,12 +23,6 @@ pytestmark = [pytest.mark.unoptimized, pytest.mark.slow]
 @pytest.fixture(scope="module")
 def runs(images: NDArray[np.uint8], tmp_path_factory: pytest.TempPathFactory) -> Runs:
     return runs_in(tmp_path_factory.mktemp("explored"), images)
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    with started() as browser:
-        yield browser
 
 
 class Browsed(Opened):

@@ -1,12 +1,12 @@
 """The exported page in a browser, from a disk: each control with mouse and keyboard, against the model itself."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from browser import Opened, decoded, started
+from browser import Opened, decoded
 from numpy.typing import NDArray
 from runs import train
 
@@ -21,12 +21,6 @@ pytestmark = [pytest.mark.unoptimized, pytest.mark.slow]
 VAE = ["--preset", "vae", "--hidden", "8", "--latent-size", "3", "--batch-size", "16", "--learning-rate", "0.02",
        "--beta", "0.1"]  # fmt: skip
 CLASSES = ["</script><b>", "b & c", "c"]
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    with started() as browser:
-        yield browser
 
 
 class Exported(Opened):

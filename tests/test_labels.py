@@ -71,7 +71,7 @@ def test_other_folders_have_no_labels(names: list[str], tmp_path: Path) -> None:
     images = data.load(str(tmp_path), warn=warned.append)
     assert images.classes == () and images.split("train").keys() == {"image"}
     mixed = "val/0.png" in names
-    assert warned == [f"{tmp_path}: labels are left out: val/0.png lies in no folder of a class"] * mixed
+    assert warned == [f"{tmp_path}: labels are left out: val/0.png lies in no class folder"] * mixed
     assert not [name for name in data.digests(images) if "label" in name]
 
 

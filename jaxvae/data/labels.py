@@ -122,7 +122,7 @@ def _of_folders(names: Sequence[str], depth: int, warn: Callable[[str], None]) -
     if len(folders) < len(names):
         if depth:  # Else the folders may be anything.
             outside = next(name for name, below in zip(names, parts, strict=True) if len(below) == 1)
-            warn(f"labels are left out: {outside} lies in no folder of a class")
+            warn(f"labels are left out: {outside} lies in no class folder")
         return None
     return _numbered(folders, text=True)
 

@@ -27,7 +27,7 @@ def split_folders(folder: Path) -> dict[str, Path]:
 
 
 def is_picture(file: str) -> bool:
-    """Whether a file is one of pictures, by its name. Hidden ones are not: macOS leaves such beside others."""
+    """Whether a file's name is that of a picture. Hidden files are none: macOS leaves some beside pictures."""
     return file[0] != "." and file.lower().endswith(SUFFIXES)
 
 

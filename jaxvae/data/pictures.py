@@ -72,7 +72,7 @@ def pictures_of(folder: Path, reading: Reading, warn: Callable[[str], None] = er
         for name in listed(folder, folder):
             if not name.startswith("train/"):
                 raise InputError(
-                    f"{folder}: pictures lie in train/ and beside it, such as {name}: put all of them there, or none"
+                    f"{folder}: pictures lie in train/ and beside it, such as {name}: put all into train/, or none"
                 )
     groups = {split: picture_files(part, folder) for split, part in parts.items()}
     names = [name for group in groups.values() for name in group]

@@ -39,9 +39,7 @@ def folder_of_shards(name: str, folder: Path, reading: Reading) -> ImageData:
     parts = split_folders(folder)
     if parts == {"train": folder / "train"} and (beside := _arrays(folder)):
         name = beside[0].name
-        raise InputError(
-            f"{folder}: arrays lie in train/ and beside it, such as {name}: put all of them there, or none"
-        )
+        raise InputError(f"{folder}: arrays lie in train/ and beside it, such as {name}: put all into train/, or none")
     if (count := sum(len(_arrays(part)) for part in parts.values())) > MOST_FILES:
         raise InputError(f"{folder}: {count:,} .npy files: the most are {MOST_FILES}; join some of them")
     splits = {split: _split(part, reading) for split, part in parts.items()}

@@ -41,7 +41,7 @@ class CausalBlock(nn.Module):
         return self._added(x, jax.nn.dot_product_attention(query, key, value, is_causal=True))
 
     def one(self, x: Float[Array, "B 1 W"], seen: Seen, place: Int[Array, ""]) -> tuple[Float[Array, "B 1 W"], Seen]:
-        """As `__call__`, for one place: it needs what is seen of those before. Then this one is seen as well."""
+        """`__call__` for one place, and `seen` with its key and value added to those of the places before it."""
         query, *new = self._heads(x)
         key, value = (
             jax.lax.dynamic_update_slice_in_dim(all_, own, place, axis=1) for all_, own in zip(seen, new, strict=True)
