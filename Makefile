@@ -1,6 +1,7 @@
 # make train [ARGS="..."]    train; flags as in `python -m jaxvae.train --help`
-# make test                  the whole test suite
-# make test-fast             without the tests marked slow, two minutes on two cores: for daily work
+# make test                  the tests, but for the long ones: under 12 minutes on two cores
+# make test-fast             the quick tests: for daily work
+# make test-long             the long ones: whole runs, jobs of several processes, browsers, the pages of the docs
 # make lint                  ruff and mypy
 # make docs                  the documentation, into site/
 # make notebooks             executes docs/notebooks/*.py, which are the source of the notebooks beside them
@@ -19,16 +20,19 @@ PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist lo
 # The suite starts many processes, each of which would compile all modules again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: train test test-fast lint format docs notebooks mutations tensorboard clean
+.PHONY: train test test-fast test-long lint format docs notebooks mutations tensorboard clean
 
 train: $(VENV)/.installed
 	$(BIN)/python -m jaxvae.train $(ARGS)
 
 test: $(VENV)/.installed-test
-	$(PYTEST) $(ARGS)
+	$(PYTEST) -m "not long" $(ARGS)
 
 test-fast: $(VENV)/.installed-test
-	$(PYTEST) -m "not slow" $(ARGS)
+	$(PYTEST) -m "not slow and not long" $(ARGS)
+
+test-long: $(VENV)/.installed-test
+	$(PYTEST) -m long $(ARGS)
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .

@@ -1,4 +1,4 @@
-"""Runs side by side: ``python -m jaxvae.compare RUN_DIR RUN_DIR ...``. Only their records are read."""
+"""Runs side by side: ``python -m jaxvae.compare RUN_DIR RUN_DIR ...``. Only what was recorded is read."""
 
 import dataclasses
 import itertools
@@ -7,13 +7,14 @@ import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, NamedTuple
 
 import tyro
 from flax import linen as nn
 
 from jaxvae import cli, config_file
-from jaxvae.config import Config, options_of, values_of
+from jaxvae.config import Config, describe, options_of, values_of
 from jaxvae.errors import InputError, warn
 from jaxvae.options import options, words
 from jaxvae.own import is_own, standing_in
@@ -25,7 +26,7 @@ from jaxvae.run.step_files import DamagedError, read_record
 
 DESCRIPTION = """Show runs side by side: in what they differ, the metrics of their last evaluation, parameters and time.
 
-Only what the runs recorded is read, so they may still be training. What does not compare is said on stderr."""
+Only what was recorded is read, so the runs may still be training. What does not compare is said on stderr."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +39,8 @@ class Arguments:
     """PNG file to draw: a loss against the epoch, and against the seconds of training."""
     json: Path | None = None
     """File to write the table to, as JSON."""
+    evaluations: tuple[Path, ...] = ()
+    """What jaxvae.evaluate --json wrote, one file a run in the same order: log p(x), PSNR, FID and others."""
 
 
 class Run(NamedTuple):
@@ -50,6 +53,7 @@ class Run(NamedTuple):
       identity: the record of its newest checkpoint; empty if there is none.
       parameters: how many its model has; None: it has no checkpoint.
       timing: (step, steps, seconds) of stretches of training, each step once.
+      evaluation: what ``jaxvae.evaluate --json`` wrote; empty: not given.
     """
 
     name: str
@@ -58,6 +62,7 @@ class Run(NamedTuple):
     identity: Mapping[str, Any]
     parameters: int | None
     timing: list[tuple[int, int, float]]
+    evaluation: Mapping[str, Any] = MappingProxyType({})
 
     @property
     def step(self) -> int:
@@ -82,6 +87,25 @@ def read(run_dir: Path) -> Run:
         raise InputError(f"{run_dir}: has recorded nothing yet")
     identity, parameters = _newest(run_dir / "checkpoints")
     return Run(str(run_dir), config, lines, identity, parameters, _timing(run_dir / "timing.jsonl"))
+
+
+def with_evaluation(run: Run, path: Path) -> Run:
+    """The run with what `path` holds. Raises `InputError` if that is no evaluation of a model like the run's."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"--evaluations {path}: cannot be read ({type(error).__name__})") from None
+    if not isinstance(found, dict) or [type(found.get(name)) for name in ("model", "unit", "step")] != [str, str, int]:
+        raise InputError(f"--evaluations {path}: jaxvae.evaluate --json did not write it")
+    if found["model"] != describe(run.config):
+        raise InputError(f"--evaluations {path}: is of {found['model']}, but {run.name} is {describe(run.config)}")
+    line = run.last("test") or {}
+    own, other = line.get("loss", math.nan), found.get("loss")
+    if line.get("step") == found["step"] and not (isinstance(other, float) and math.isclose(own, other, rel_tol=1e-2)):
+        raise InputError(
+            f"--evaluations {path}: has a loss of {other} where {run.name} had {own}: is it of another run?"
+        )
+    return run._replace(evaluation=found)
 
 
 class _NoModel(nn.Module):
@@ -160,6 +184,11 @@ def warnings(runs: Sequence[Run]) -> Iterator[str]:
         yield "the bounds are of different numbers of samples: more samples make a tighter bound"
     if len({run.step for run in runs}) > 1:
         yield "the runs have not taken the same number of steps"
+    for run in runs:
+        if run.evaluation and run.evaluation["step"] != run.step:
+            yield f"{run.name} has taken {run.step:,} steps, its evaluation is of step {run.evaluation['step']:,}"
+    if len({run.evaluation.get("samples") for run in runs if run.evaluation}) > 1:
+        yield "the evaluations have different --samples: their log p(x), and bits per dimension, do not compare"
 
 
 def _of_loss(runs: Sequence[Run]) -> set[str]:
@@ -178,6 +207,14 @@ def rows_of(runs: Sequence[Run]) -> dict[str, dict[str, list[Any]]]:
             same = [line if line.get("unit") == unit else {} for line in lines]
             rows = {term: [line.get(term) for line in same] for term in ordered(terms_of(filter(None, same)))}
             found[f"{split} ({unit})"] = rows
+    evaluations = [run.evaluation for run in runs]
+    names = dict.fromkeys(name for each in evaluations for name, value in each.items() if _is_figure(name, value))
+    terms = {term for run in runs for term in terms_of(run.lines)}  # They have the unit of the objective.
+    for unit in dict.fromkeys(each["unit"] for each in evaluations if each):
+        same = [each if each.get("unit") == unit else {} for each in evaluations]
+        rows = {name: [each.get(name) for each in same] for name in names if _term(name) in terms}
+        found[f"evaluation ({unit})"] = {name: row for name, row in rows.items() if row != [None] * len(runs)}
+    found["evaluation"] = {name: [each.get(name) for each in evaluations] for name in names if _term(name) not in terms}
     speeds = [(sum(steps for _, steps, _ in run.timing), run.seconds(run.step)) for run in runs]
     found["training"] = {
         "parameters": [run.parameters for run in runs],
@@ -187,6 +224,15 @@ def rows_of(runs: Sequence[Run]) -> dict[str, dict[str, list[Any]]]:
         "steps_per_second": [rounded(steps / seconds, 4) if seconds else None for steps, seconds in speeds],
     }
     return found
+
+
+def _is_figure(name: str, value: Any) -> bool:
+    """Whether an entry of an evaluation is a figure of the model that a table has room for."""
+    return name == "active_units" or (isinstance(value, float) and math.isfinite(value))
+
+
+def _term(name: str) -> str:
+    return name.removesuffix("_standard_error")
 
 
 def table(runs: Sequence[Run]) -> str:
@@ -259,7 +305,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             cli.check_writable(name, path)
     if arguments.out is not None and arguments.out.suffix.lower() != ".png":
         raise InputError(f"--out {arguments.out}: must end in .png")
+    if arguments.evaluations and len(arguments.evaluations) != len(arguments.run_dirs):
+        raise InputError(f"--evaluations: {len(arguments.evaluations)} files for {len(arguments.run_dirs)} runs")
     runs = [read(path) for path in arguments.run_dirs]
+    if arguments.evaluations:
+        runs = [with_evaluation(run, path) for run, path in zip(runs, arguments.evaluations, strict=True)]
     said = list(warnings(runs))
     for line in said:
         warn(line)

@@ -130,12 +130,8 @@ def draw_map(path: Path, found: dict[str, NDArray[Any]], title: str) -> None:
     mean = found["mean"].reshape(len(found["mean"]), -1)
     if mean.shape[1] < 2 or len(mean) < 3:
         raise InputError(f"--map needs at least 2 latents and 3 images, not {mean.shape[1]} and {len(mean)}")
-    plane, axes = plane_of(mean), ["latent 0", "latent 1"]
-    if plane.shares is not None:
-        axes = [f"principal component {i + 1}: {share:.0%} of the variance" for i, share in enumerate(plane.shares)]
-    plots.save_map(
-        path, plane.places(mean), found.get("label"), found.get("classes", np.array([])).tolist(), axes, title
-    )
+    plane, classes = plane_of(mean), found.get("classes", np.array([])).tolist()
+    plots.save_map(path, plane.places(mean), found.get("label"), classes, plane.names, title)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -26,6 +26,13 @@ class Plane:
     axes: Floats
     shares: tuple[float, float] | None = None
 
+    @property
+    def names(self) -> list[str]:
+        """What both axes are, in words."""
+        if self.shares is None:
+            return ["latent 0", "latent 1"]
+        return [f"principal component {i + 1}: {share:.0%} of the variance" for i, share in enumerate(self.shares)]
+
     def places(self, latents: ArrayLike) -> Floats:
         """Where latents [N, L] lie on the map, [N, 2]: their orthogonal projection."""
         found: Floats = (np.asarray(latents, np.float64) - self.centre) @ self.axes.T

@@ -22,7 +22,7 @@ def campaign(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
     return run.main()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_piece_is_measured_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -64,7 +64,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(benchmark, "IMAGES", 300)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.usefixtures("quick")
 def test_command_line(image_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "figures.json"
@@ -91,7 +91,7 @@ def test_command_line(image_file: Path, tmp_path: Path, capsys: pytest.CaptureFi
     assert content["results"][0]["flops_per_step"] == 2 * 8 * (3 * sum(layers) - 30 * 32)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.usefixtures("quick")
 def test_the_users_own_model_on_a_folder_of_pictures(
     images: NDArray[np.uint8], tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -201,7 +201,7 @@ def test_distortions_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
         assert "jax_debug_nans is set" in words()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_first_step_of_the_real_command(image_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
     _, (config,), _ = benchmark.parse(

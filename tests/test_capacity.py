@@ -40,7 +40,7 @@ def test_its_reconstruction_is_that_of_elbo() -> None:
     np.testing.assert_array_equal(found[0]["recon"], found[1]["recon"])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_training_holds_the_kl_term_at_the_capacity(image_file: Path, tmp_path: Path) -> None:
     given = ["--preset", "vae", "--dataset", str(image_file), "--hidden", "16", "--latent-size", "4"]
     given += ["--batch-size", "8", "--learning-rate", "0.01", "--objective", "capacity", "--capacity", "3"]

@@ -528,7 +528,7 @@ with Checkpoints(Path(sys.argv[1]), keep=1) as checkpoints:
 
 # Orbax leaves coroutines behind where a file that it reads is gone.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_is_read_while_it_saves_as_fast_as_it_can(tmp_path: Path) -> None:
     writer = subprocess.Popen(
         [sys.executable, "-c", WRITER, str(tmp_path)], cwd=Path(__file__).parent, stdout=subprocess.PIPE, text=True

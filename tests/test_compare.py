@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from runs import SMALL, train
 
-from jaxvae import cli, compare, own
+from jaxvae import cli, compare, evaluate, own
 from jaxvae.fitting import fit
 from jaxvae.run import plots
 from jaxvae.trained import load_run
@@ -66,6 +66,38 @@ def test_two_runs(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
         assert content["rows"]["training"]["steps"][place] == 14
     with Image.open(tmp_path / "c.png") as image:
         assert len(image.getcolors(2**24) or ()) > 20
+
+
+def test_what_evaluate_found_stands_beside_it(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = [tmp_path / f"{name}.json" for name in ("first", "narrow")]
+    for file in files:
+        assert cli.run(lambda file=file: evaluate.main([str(runs / file.stem), "--json", str(file)])) == 0
+    capsys.readouterr()
+    given = ["--evaluations", *map(str, files)]
+    compared(runs, "first", "narrow", *given, "--json", str(tmp_path / "c.json"))
+    shown, said = capsys.readouterr()
+    found = [json.loads(file.read_text()) for file in files]
+    content = json.loads((tmp_path / "c.json").read_text())["rows"]
+    terms, rows = content["evaluation (nats/image)"], content["evaluation"]
+    assert said == "" and rows["psnr"] == [each["psnr"] for each in found]
+    assert terms["loss"] == content["test (nats/image)"]["loss"] and terms["kl_standard_error"][0] > 0
+    assert {"mse", "active_units"} <= rows.keys() and not {"step", "images", "kl"} & rows.keys()
+    assert re.search(rf"\n  psnr +{found[0]['psnr']:.6g} +{found[1]['psnr']:.6g}\n", shown)
+    # In the wrong order, too few, of an older step, and not an evaluation at all.
+    compared(runs, "narrow", "first", *given, code=2)
+    assert "is of" in capsys.readouterr().err
+    compared(runs, "first", "narrow", *given[:2], code=2)
+    assert "1 files for 2 runs" in capsys.readouterr().err
+    files[0].write_text(json.dumps(found[0] | {"step": 7, "samples": 5}))
+    compared(runs, "first", "narrow", *given)
+    told = capsys.readouterr().err
+    assert "has taken 14 steps, its evaluation is of step 7" in told and "different --samples" in told
+    files[0].write_text(json.dumps(found[0] | {"loss": 1.03 * found[0]["loss"]}))  # As of another seed.
+    compared(runs, "first", "narrow", *given, code=2)
+    assert "is it of another run?" in capsys.readouterr().err
+    for content in ("[]", "{}", "{", json.dumps(found[0] | {"step": "x"}), "[" * 10_000):
+        files[0].write_text(content)
+        compared(runs, "first", "narrow", *given, code=2)
 
 
 def test_the_parameters_are_those_of_the_model(runs: Path) -> None:
@@ -123,6 +155,7 @@ def test_steps_that_were_taken_again_count_once(runs: Path, tmp_path: Path) -> N
     assert [run.seconds(step) for step in (5, 8, 14)] == [1, 5, 13]
 
 
+@pytest.mark.long
 def test_runs_of_a_model_and_a_loss_given_in_python(
     images: NDArray[np.uint8], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -72,7 +72,7 @@ def entries(caches: Path) -> list[Path]:
     return sorted((caches / "jaxvae").glob("*/*"))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_what_was_compiled_once_is_loaded_and_computes_the_same(start: Callable[..., Training], tmp_path: Path) -> None:
     caches = tmp_path / "caches"
     together = [start("one"), start("two")]  # At once, both with nothing to load.
@@ -97,7 +97,7 @@ def test_what_was_compiled_once_is_loaded_and_computes_the_same(start: Callable[
     assert MISSES not in start("mended").counts()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_cache_can_be_turned_off_and_the_users_choice_holds(start: Callable[..., Training], tmp_path: Path) -> None:
     theirs = tmp_path / "theirs"
     chosen = {"JAX_COMPILATION_CACHE_DIR": str(theirs), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
@@ -111,7 +111,7 @@ def test_the_cache_can_be_turned_off_and_the_users_choice_holds(start: Callable[
     assert len(list(theirs.iterdir())) == files
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_an_unusable_cache_directory_is_not_used(start: Callable[..., Training], tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     assert MISSES not in start("no folder", tmp_path / "file").counts()
@@ -122,7 +122,7 @@ def test_an_unusable_cache_directory_is_not_used(start: Callable[..., Training],
     assert not any(folder.iterdir())
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_processes_of_a_job_share_a_cache(image_file: Path, tmp_path: Path) -> None:
     args = ["--preset", "vae", *SMALL, "--dataset", str(image_file), "--epochs", "1"]
     for name in ("first", "again"):

@@ -57,7 +57,7 @@ def test_what_is_lowered_without_data_is_what_runs(images: NDArray[np.uint8]) ->
     assert trainer._program.trace(*trainer._arguments(state, 0)).lower().as_text() == alone
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.unoptimized
 def test_what_is_lowered_of_a_sweep_without_data_is_what_runs(images: NDArray[np.uint8]) -> None:
     config = dataclasses.replace(PRESETS["vae"], hidden=(16,), latent_size=3, batch_size=8, log_every=1)

@@ -46,7 +46,7 @@ def model_and_params(config: Config) -> tuple[Any, Any]:
     return model, jax.tree.unflatten(tree, moved)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_label_adds_an_image_to_the_input_and_numbers_to_the_latents() -> None:
     """In NumPy, in float64."""
     model, params = model_and_params(conditional(hidden=(8,), activation="tanh", head="logvar"))
@@ -86,7 +86,7 @@ NETWORKS = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     "changes",
     [*({"objective": name, **more} for name, more in OBJECTIVES.items()), *NETWORKS.values(), {"prior": "label"}],
@@ -107,7 +107,7 @@ def test_each_image_is_told_its_own_label(changes: dict[str, Any]) -> None:
     np.testing.assert_array_equal(np.delete(one, 1), np.delete(other, 1))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_gradient_reaches_the_vectors_of_the_labels_at_hand() -> None:
     config = conditional(prior="label")
     model, params = model_and_params(config)
@@ -129,6 +129,7 @@ def test_the_gradient_reaches_the_vectors_of_the_labels_at_hand() -> None:
         assert moved[0] > 0 and moved[2] > 0 and moved[1] == 0
 
 
+@pytest.mark.long
 def test_the_prior_of_a_label() -> None:
     """Its density, its KL term and its draws, against PyTorch's normal distribution."""
     torch = pytest.importorskip("torch")
@@ -177,7 +178,7 @@ def fitted(tmp_path: Path, **options: Any) -> jaxvae.Fit:
     return jaxvae.fit(data=sides(400), run_dir=tmp_path / "run", devices=1, image_every=0, **given)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("prior", ["normal", "label"])
 def test_what_is_drawn_of_a_class_looks_like_it(prior: str, tmp_path: Path) -> None:
     run = fitted(tmp_path, prior=prior).run
@@ -214,7 +215,7 @@ def flags(folder: Path, *more: str) -> list[str]:
     return ["--preset", "vae", "--dataset", str(folder), *SMALL, *more]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_is_trained_resumed_evaluated_and_drawn_from(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -247,7 +248,7 @@ def test_a_run_is_trained_resumed_evaluated_and_drawn_from(
     assert draw("--label", "2") == 2
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_members_of_a_sweep_are_what_single_runs_are(folder: Path, tmp_path: Path) -> None:
     given = flags(folder, "--condition", "label", "--epochs", "2")
     swept = ["--beta", "0.5", "1", "--seeds", "1", "--run-dir", str(tmp_path / "sweep"), "--devices", "1"]
@@ -259,7 +260,7 @@ def test_members_of_a_sweep_are_what_single_runs_are(folder: Path, tmp_path: Pat
     jax.tree.map(np.testing.assert_array_equal, one, other)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_devices_compute_what_one_does(folder: Path, tmp_path: Path) -> None:
     given = flags(folder, "--condition", "label", "--epochs", "1")
     for devices in ("1", "2"):

@@ -45,7 +45,7 @@ configs = st.builds(
 )
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @given(configs)
 def test_json_round_trip_is_exact(original: Config) -> None:
     assert config_file.from_json(config_file.to_json(original)) == original
@@ -555,7 +555,7 @@ def _initial(model: Any, seed: int) -> tuple[str, Any, Any]:
     return str(made[0]), {"params": others.pop("params", {})}, others
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_fields_called_unread_do_not_change_training() -> None:
     seen = set[str]()
     for one in combinations():

@@ -205,7 +205,7 @@ def test_pictures_that_might_not_fit_in_memory_are_streamed(
         assert isinstance(never.train, np.ndarray)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_on_a_streamed_folder_writes_the_bytes_of_one_in_memory(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -158,7 +158,7 @@ def test_images_without_the_right_factors_are_refused(train_factors: Any, test_f
         Disentanglement().check_images(data.from_arrays(*splits))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_flag(tmp_path: Path, image_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The factors of dSprites are read although the model does not; images without them are refused."""
     dsprites(tmp_path, 80)

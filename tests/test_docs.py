@@ -122,7 +122,7 @@ def directory(images: NDArray[np.uint8], tmp_path: Path, monkeypatch: pytest.Mon
     return tmp_path
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.unoptimized
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
 def test_a_page_runs(path: Path, directory: Path, capsys: pytest.CaptureFixture[str]) -> None:

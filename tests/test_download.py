@@ -21,6 +21,7 @@ from runs import PATIENCE
 from test_originals import WRITERS
 
 from jaxvae import data
+from jaxvae.config import Config
 from jaxvae.data import download, originals
 from jaxvae.errors import InputError
 
@@ -414,11 +415,21 @@ class TestLoad:
             server.files[name] = gzip.compress(struct.pack(">2I", 0x801, len(labels)) + bytes(labels))
             small["url_infos"][name] = url_info(server.files[name], name)
         real = download.cached_files
-        monkeypatch.setattr(download, "cached_files", lambda name, *files: real(name, *files, **small))
-        assert data.load("mnist").split("train").keys() == {"image"}
+        monkeypatch.setattr(download, "cached_files", lambda *args, **given: real(*args, **small, **given))
+        config = Config("vae", dataset="mnist", validation=0.0)
+        images = data.load("mnist")
+        assert images.split("train").keys() == {"image"}
+        assert data.labels_beside(config, images) is None
         assert not any("labels" in request for request in server.requests)
         loaded = data.load("mnist", labels=True)
         assert [loaded.split(name)["label"].tolist() for name in ("train", "test")] == list(wanted.values())
+        # Files that are there already tell the labels of what a run evaluates.
+        found = data.labels_beside(config, images)
+        assert found is not None and found.tolist() == [3, 4, 5]
+        config = Config("vae", dataset="mnist", validation=5.0)
+        images, loaded = (data.prepared(each, config) for each in (images, loaded))
+        found = data.labels_beside(config, images)
+        assert found is not None and found.tolist() == loaded.split("validation")["label"].tolist()
 
     def test_auto_does_not_hide_a_damaged_file(self, small: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
         train, _ = download.cached_files("mnist", **small)

@@ -84,7 +84,7 @@ def test_images_that_might_not_fit_in_memory_are_streamed(tmp_path: Path, monkey
         assert isinstance(never.train, np.ndarray)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_streamed_run_writes_the_bytes_of_one_in_memory(tmp_path: Path) -> None:
     dsprites(tmp_path)
     config = dataclasses.replace(

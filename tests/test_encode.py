@@ -70,6 +70,7 @@ def test_a_file_without_splits_stays_in_order(runs: Path, images: NDArray[np.uin
         assert len(image.getcolors(2**24) or ()) > 20
 
 
+@pytest.mark.long
 def test_the_dataset_of_a_run_is_read_from_the_files_of_its_training(mnist_dir: Path, tmp_path: Path) -> None:
     flags = ["--dataset", "mnist", "--data-dir", str(mnist_dir), "--validation", "0", "--epochs", "1"]
     assert train("--preset", "vae", *SMALL, *flags, "--run-dir", str(tmp_path / "run")) == 0

@@ -35,7 +35,7 @@ def evaluated(run_dir: Path, out: Path, *flags: str) -> Any:
     return json.loads(out.read_text())
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("inputs", ["grey", "dynamic", "static"])
 def test_the_metrics_of_a_run(inputs: str, base: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = tmp_path / "run"
@@ -79,7 +79,7 @@ def test_the_metrics_of_a_run(inputs: str, base: list[str], tmp_path: Path, caps
         assert word in shown
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("flags", "bound", "log_p"),
     [
@@ -137,7 +137,7 @@ def test_the_notes_scale_has_no_likelihood(base: list[str], tmp_path: Path, caps
         evaluate.main([str(run), "--samples", "-1"])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_pictures_show_what_the_model_sees(base: list[str], tmp_path: Path) -> None:
     """Binarised pixels over their reconstructions, in the grid that is written."""
     run = tmp_path / "run"

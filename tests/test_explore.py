@@ -43,7 +43,7 @@ def runs(images: NDArray[np.uint8], tmp_path_factory: pytest.TempPathFactory) ->
     return runs_in(tmp_path_factory.mktemp("explored"), images)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_latents_are_ordered_by_the_kl_that_the_evaluation_measures(runs: Runs) -> None:
     model = explored(runs("vae"))
     measured = np.array(evaluate_run(runs("vae"))["kl_per_dimension"])
@@ -52,7 +52,7 @@ def test_latents_are_ordered_by_the_kl_that_the_evaluation_measures(runs: Runs) 
     assert model.order[0] == measured.argmax() and (np.diff(model.usage[model.order]) <= 0).all()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["ae", "label"])
 def test_a_test_image_has_its_number_on_a_map_of_fewer_images(
     name: str, runs: Runs, monkeypatch: pytest.MonkeyPatch
@@ -83,7 +83,7 @@ def test_a_test_image_has_its_number_on_a_map_of_fewer_images(
     assert "5 of 32 test images, evenly spaced." in document.get_model_by_name("map_words_0").text
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["ae", "two-layer", "conv"])
 def test_latents_are_those_of_the_model(name: str, runs: Runs) -> None:
     model, run = explored(runs(name)), jaxvae.load(runs(name))
@@ -274,7 +274,7 @@ def test_a_run_directory_is_only_read(runs: Runs) -> None:
     assert _state(runs("vae")) == before
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_newer_checkpoint_is_taken_and_the_same_test_image_stays(runs: Runs, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(runs("vae"), run)
@@ -326,7 +326,7 @@ def loss(output, batch):
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_models_of_the_users_own(
     runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

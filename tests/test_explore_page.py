@@ -17,7 +17,7 @@ from runs import free_address, train
 import jaxvae
 from jaxvae.trained import TrainedRun
 
-pytestmark = [pytest.mark.unoptimized, pytest.mark.slow]
+pytestmark = [pytest.mark.unoptimized, pytest.mark.long]
 
 
 @pytest.fixture(scope="module")

@@ -108,7 +108,7 @@ console.log(JSON.stringify(given.map(([z, label]) => Array.from(decode(model, Fl
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(NODE is None, reason="there is no node to run JavaScript")
 @pytest.mark.parametrize("name", VAES)
 def test_the_page_draws_what_the_model_draws(name: str, runs: Path, tmp_path: Path) -> None:
@@ -165,7 +165,7 @@ def test_latents_that_change_the_image_most_come_first(runs: Path) -> None:
     assert walks.order(loaded)[-1] == 2 and walks.order(loaded)[0] == 1
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("flags", [["--preset", "notes-ae"], ["--prior", "label", "--hidden", "8"]])
 def test_models_without_a_page(flags: list[str], runs: Path, tmp_path: Path) -> None:
     run = run_of(runs, "-".join(flags[:2]), *flags)
@@ -200,7 +200,7 @@ np.savez(sys.argv[4], **results)
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", EACH)
 def test_programs_run_in_a_process_without_this_package(name: str, runs: Path, tmp_path: Path) -> None:
     run = run_of(runs, name)

@@ -16,7 +16,7 @@ from jaxvae.export import __main__ as command
 from jaxvae.export.page import page_of
 from jaxvae.trained import TrainedRun
 
-pytestmark = [pytest.mark.unoptimized, pytest.mark.slow]
+pytestmark = [pytest.mark.unoptimized, pytest.mark.long]
 
 VAE = ["--preset", "vae", "--hidden", "8", "--latent-size", "3", "--batch-size", "16", "--learning-rate", "0.02",
        "--beta", "0.1"]  # fmt: skip

@@ -12,7 +12,7 @@ from runs import environment
 PAGE = (Path(__file__).parents[1] / "docs" / "extending.md").read_text()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_script_of_the_page_goes_on_to_the_same_bytes_when_killed(tmp_path: Path) -> None:
     """As it stands but for the number of epochs, so that there is time to kill it."""
     (text,) = re.findall(r"^```python\n# file: mine.py\n(.*?)^```", PAGE, flags=re.MULTILINE | re.DOTALL)

@@ -46,7 +46,7 @@ def drawn(model: Any, params: Any, x: jax.Array, keys: jax.Array) -> Any:
     return model.apply(params, {"image": x}, keys, 1, method="draw")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_its_terms_in_numpy() -> None:
     model, params = model_and_params(CONFIG, scale=2.0)
     x, keys = images(6), keys_of(0, 6)
@@ -74,7 +74,7 @@ def gradient(of: Any, params: Any) -> Any:
     return jax.grad(lambda p: of(p).mean())(params)["params"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_discriminator_learns_from_its_own_loss_and_the_vae_from_the_others() -> None:
     model, params = model_and_params(CONFIG, scale=2.0)
     x, keys = images(6), keys_of(0, 6)
@@ -105,7 +105,7 @@ def test_permuted_latents_keep_each_dimension_and_lose_what_ties_them() -> None:
     assert np.abs(np.corrcoef(found.T) - np.eye(3)).max() < 0.15
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("rho", [0.0, 0.6])
 def test_a_trained_discriminator_finds_the_total_correlation_of_gaussians(rho: float) -> None:
     """That is -log det C / 2."""
@@ -134,7 +134,7 @@ def test_a_trained_discriminator_finds_the_total_correlation_of_gaussians(rho: f
     assert estimate == pytest.approx(-0.5 * np.linalg.slogdet(covariance)[1], abs=0.06)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_trains_both_and_resumes_to_the_same_bytes(image_file: Path, tmp_path: Path) -> None:
     given = [*FLAGS, "--dataset", str(image_file), "--ema", "0.9"]
     assert train(*given, "--epochs", "3", "--run-dir", str(tmp_path / "whole")) == 0

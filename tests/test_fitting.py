@@ -45,7 +45,7 @@ def test_the_users_own_model_gets_all_that_a_run_has(images: NDArray[np.uint8], 
     assert "sparsity" in repr(run) and str(run.run_dir) in repr(run)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_step_is_that_of_plain_flax_and_optax(images: NDArray[np.uint8], tmp_path: Path) -> None:
     """Without noise: batch statistics and parameters after an epoch, against a loop written out."""
     model, optimizer = Plain(), optax.sgd(0.01, momentum=0.9)
@@ -91,7 +91,7 @@ def squares(output: Any, batch: Any) -> Any:
     return {"loss": jax.numpy.square(output - batch["image"]).sum((1, 2, 3))}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("devices", [2, 4])
 def test_any_number_of_devices_computes_what_one_does(devices: int, images: NDArray[np.uint8], tmp_path: Path) -> None:
     """With batch statistics and dropout, which are of the whole batch. (Lion takes signs, and multiplies rounding.)"""
@@ -119,7 +119,7 @@ def test_other_arrays_of_an_example_reach_the_model_and_the_loss(images: NDArray
     assert "train_label_sha256" in record
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_an_interrupt_saves_and_is_raised(images: NDArray[np.uint8], tmp_path: Path) -> None:
     """A loop around `fit` ends with it."""
     from jaxvae.train.trainer import Trainer
@@ -354,7 +354,7 @@ def test_a_term_that_is_not_finite_ends_a_run(images: NDArray[np.uint8], tmp_pat
         fit(data=images, model=Plain(), objective=loss, run_dir=tmp_path / "run", **SMALL)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_components_are_given_by_name_or_as_objects(images: NDArray[np.uint8], tmp_path: Path) -> None:
     small: dict[str, Any] = {**SMALL, "epochs": 1, "hidden": (8,), "latent_size": 2, "data": images}
     named = fit(likelihood="own_parts:Cauchy", cauchy_scale=0.3, objective="iwae", run_dir=tmp_path / "a", **small)
@@ -362,7 +362,7 @@ def test_components_are_given_by_name_or_as_objects(images: NDArray[np.uint8], t
     np.testing.assert_array_equal(named.metrics["test"]["loss"], given.metrics["test"]["loss"])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_prior_that_depends_on_the_label(images: NDArray[np.uint8], tmp_path: Path) -> None:
     """Pictures and samples of a label are drawn, and a label that is misspelt or missing is refused."""
     data = {"image": images, "label": np.arange(96) % 4}
@@ -399,7 +399,7 @@ def test_other_arguments_than_the_runs_are_refused_on_resume(images: NDArray[np.
         fit(data=images[::-1], run_dir=tmp_path / "run", resume=True, **OWN, **SMALL)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_preset_is_fitted_by_its_name(images: NDArray[np.uint8], tmp_path: Path) -> None:
     """A single number stands for a list of one, as on the command line."""
     run = fit("notes-ae", data=images, hidden=8, latent_size=3, image_size=6, run_dir=tmp_path / "run", **SMALL).run
@@ -450,7 +450,7 @@ def local_loss() -> Any:
     return lambda output, batch: squares(output, batch)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_what_is_fitted_is_what_the_command_line_trains(image_file: Path, tmp_path: Path) -> None:
     from runs import train
 

@@ -26,7 +26,7 @@ def module_and_params(size: int, layers: int, moved: float = 0.5) -> tuple[FlowM
     )
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(("size", "layers"), [(2, 1), (5, 4), (6, 3)])
 def test_the_inverse_and_the_jacobian(size: int, layers: int) -> None:
     module, params = module_and_params(size, layers)

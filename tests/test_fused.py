@@ -34,7 +34,7 @@ def trained(config: Config, block: int, fused: Plan | None) -> Any:
     return jax.device_get(state), terms
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.unoptimized
 @pytest.mark.parametrize(
     ("config", "block", "parts"),

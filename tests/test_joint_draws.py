@@ -49,13 +49,13 @@ def of_many_kinds(key: Any, scale: Any) -> dict[str, Any]:
     }
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_bits_stay_the_same() -> None:
     args = key_of(5), np.float32([[2.0], [0.5], [1.0]])
     assert_same_bits(jax.jit(with_joint_draws(of_many_kinds))(*args), jax.jit(of_many_kinds)(*args))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_random_numbers_stay_the_same_for_many_keys_at_once() -> None:
     keys = jax.random.split(key_of(1), 4)
 
@@ -133,7 +133,7 @@ def test_a_function_with_side_effects_stays_as_it_is(capfd: pytest.CaptureFixtur
     assert capfd.readouterr().out.count("drawn") == 2
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.optimized
 @pytest.mark.parametrize("preset", ["vae", "ladder"])
 def test_models_start_with_the_weights_that_flax_gives_them(preset: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -98,7 +98,7 @@ def test_one_class_is_refused(subject: Subject) -> None:
         LinearProbe().measure(one, examples(1, 5), KEY)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_flag(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """It reads labels that the model does not, and refuses images without them before anything is compiled."""
     first, second = examples(3, 80), examples(4, 24)

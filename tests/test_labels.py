@@ -48,7 +48,9 @@ def test_folders_are_classes(tmp_path: Path) -> None:
 def test_folders_of_splits_hold_folders_of_classes(tmp_path: Path) -> None:
     pictures(tmp_path / "train", *CLASSES)
     pictures(tmp_path / "test", "dogs/a.png", "bats/b.png")
-    images = data.load(str(tmp_path))
+    warned = list[str]()
+    images = data.load(str(tmp_path), warn=warned.append)
+    assert warned == [f"{tmp_path}: no picture for training has the label bats"]
     assert images.classes == ("ants", "bats", "cats", "dogs")
     assert images.split("test")["label"].tolist() == [1, 3]  # Sorted by path: bats before dogs.
     assert sorted(images.split("train")["label"].tolist()) == [0, *[2] * 7, *[3] * 6]
@@ -103,6 +105,20 @@ def test_a_folder_of_training_pictures_alone_is_like_its_content(tmp_path: Path)
     whole, content = data.load(str(tmp_path)), data.load(str(tmp_path / "train"))
     assert data.identity(whole) == data.identity(content)
     assert whole.classes == ("ants", "cats", "dogs") and "train_label_sha256" in data.identity(whole)
+
+
+@pytest.mark.parametrize("numbers", [True, False])
+def test_labels_that_no_picture_for_training_has_are_told(numbers: bool, tmp_path: Path) -> None:
+    """Of a folder without splits, too: every tenth picture is held out."""
+    names = [f"{i:02}.png" for i in range(50)]
+    pictures(tmp_path, *names)
+    held_out = {9: 3, 19: 4, 29: 5, 39: 6}
+    lines = [f"{name},{'' if numbers else 'class'}{held_out.get(i, i % 3)}" for i, name in enumerate(names)]
+    (tmp_path / "metadata.csv").write_text("\n".join(["file_name,label", *lines]))
+    warned = list[str]()
+    data.load(str(tmp_path), warn=warned.append)
+    which = "3, 4, 5, ... (4 in all)" if numbers else "class3, class4, class5, ... (4 in all)"
+    assert warned == [f"{tmp_path}: no picture for training has the label {which}"]
 
 
 def test_three_splits_are_three_splits(tmp_path: Path) -> None:

@@ -53,7 +53,7 @@ def test_grids_grow_from_the_top_down() -> None:
     assert built()[1].latent_size == 2 * 2 * (2 * 2 + 4 * 3)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_densities_are_those_of_gaussians_given_the_layers_above() -> None:
     """The posterior and prior of each layer are computed again, layer by layer, from the latents that were drawn."""
     _, model, params = built()
@@ -83,7 +83,7 @@ def test_the_densities_are_those_of_gaussians_given_the_layers_above() -> None:
     assert np.ptp(found["prior_mean"][:, 2 * size :], axis=0).min() > 0
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_both_estimates_of_the_bound_agree() -> None:
     """The one with closed-form KL terms, and that of densities alone, over many draws."""
     config, model, params = built(likelihood="bernoulli")
@@ -101,7 +101,7 @@ def test_both_estimates_of_the_bound_agree() -> None:
     assert float(iwae["unnormalised_iwae_bound"][0]) > float(elbo["unnormalised_elbo"][0])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_latents_decode_to_the_images_that_they_were_drawn_with() -> None:
     _, model, params = built()
     drawn = jax.jit(lambda: model.apply(params, {"image": images()}, keys_of(0, 3), 2, method="draw"))()
@@ -111,7 +111,7 @@ def test_latents_decode_to_the_images_that_they_were_drawn_with() -> None:
     np.testing.assert_allclose(model.apply(params, output.latent, method="decode"), output.logits, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_samples_follow_the_priors_from_the_top_down() -> None:
     """Drawn latents, standardised by the priors given those above, are standard normal."""
     _, model, params = built()
@@ -133,7 +133,7 @@ def test_samples_follow_the_priors_from_the_top_down() -> None:
     assert sample(model, params, jax.random.key(0), 2).shape == (2, *SHAPE)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_an_untrained_model_has_no_kl_term() -> None:
     """Its posteriors and priors are all N(0, I)."""
     config, model, _ = built()
@@ -145,7 +145,7 @@ def test_an_untrained_model_has_no_kl_term() -> None:
     assert measured["active_units"].value == [0, 0, 0, 0]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_kl_terms_of_the_layers_add_up() -> None:
     config, model, params = built()
     shown = np.uint8(255 * images())
@@ -164,7 +164,7 @@ def test_the_kl_terms_of_the_layers_add_up() -> None:
     np.testing.assert_allclose(errors, stats.sem(layers, axis=1), rtol=1e-2, atol=1e-6)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_active_units_say_more_than_their_priors() -> None:
     config, model, params = built()
     # The encoder's features vary so much that some latents are above the threshold, and others below it.

@@ -39,7 +39,7 @@ def flags(prior: str, image_file: Path, *more: str) -> list[str]:
     return ["--preset", "vae", "--dataset", str(image_file), "--prior", prior, *own, *small, *more]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("prior", PRIORS)
 def test_a_run_is_evaluated_drawn_from_and_exported(prior: str, image_file: Path, tmp_path: Path) -> None:
     whole = tmp_path / "whole"
@@ -76,7 +76,7 @@ CHANGES: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("prior", "changes"),
     # A VampPrior refuses labels: see test_vamp.py.
@@ -111,7 +111,7 @@ def test_the_estimated_kl_term_is_that_of_the_closed_form() -> None:
     assert (np.abs(found.mean(axis=0) - expected) < 4 * error).all()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("prior", PRIORS)
 def test_iwae_and_dreg_have_the_same_value(prior: str) -> None:
     bounds = []

@@ -127,7 +127,7 @@ def test_the_likelihood_of_many_draws_is_that_of_each(likelihood: str) -> None:
     assert shown.shape == x.shape and float(shown.min()) >= 0 and float(shown.max()) <= 1
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_learned_variance_learns_the_variance() -> None:
     """On constant images with noise of a known standard deviation."""
     rng = np.random.default_rng(5)

@@ -140,7 +140,7 @@ def test_errors_and_bits_are_those_of_their_definitions() -> None:
     assert found["bits_per_dimension"].standard_error == pytest.approx(0.3 / 12 / math.log(2))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_training_reaches_probabilistic_pca() -> None:
     """The maximum of the ELBO of a linear VAE is that of the likelihood of pPCA: Lucas et al. (arXiv 1911.02469).
 

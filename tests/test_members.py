@@ -40,7 +40,7 @@ def alone(config: Config, images: ImageData) -> tuple[NDArray[Any], Any, Any]:
     return np.concatenate(losses), jax.device_get(state), test
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("preset", "given"),
     [
@@ -70,7 +70,7 @@ def test_every_member_is_the_single_run_to_the_bit(preset: str, given: dict[str,
         assert {name: values[index] for name, values in result.test.items()} == test
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.unoptimized
 @pytest.mark.parametrize("preset", ["notes-vae", "vae"])
 def test_members_taken_together_equal_the_single_run_in_float64(preset: str) -> None:
@@ -116,7 +116,7 @@ def test_members_taken_together_equal_the_single_run_in_float64(preset: str) -> 
             )
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_evaluations_of_members_run_seldom_and_their_steps_do_not(
     images: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -135,7 +135,7 @@ def singles() -> dict[int, Any]:
     return {}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(("at_once", "devices"), [(1, 2), (1, 8), (2, 2), (5, 1)])
 def test_members_are_the_same_however_they_are_shared_out(
     at_once: int, devices: int, images: NDArray[np.uint8], singles: dict[int, Any]
@@ -167,7 +167,7 @@ def test_members_are_the_same_however_they_are_shared_out(
             jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), host.member(index), own)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_member_that_diverges_does_not_affect_the_others(images: NDArray[np.uint8]) -> None:
     config = dataclasses.replace(PRESETS["vae"], hidden=(8,), latent_size=2, batch_size=16, epochs=3)
     images_ = ImageData("digits", "a test", images[:64], images[64:])
@@ -188,7 +188,7 @@ def test_a_member_that_diverges_does_not_affect_the_others(images: NDArray[np.ui
         assert not any(leaf.any() for leaf in jax.tree.leaves(result.state.member(at).params))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.unoptimized
 def test_weight_decay_may_be_none_for_some(images: NDArray[np.uint8]) -> None:
     config = dataclasses.replace(PRESETS["vae"], hidden=(8,), latent_size=2, batch_size=16, epochs=2)
@@ -211,7 +211,7 @@ def test_bad_members_are_refused(seeds: list[int], numbers: Any, message: str, i
         train_members(PRESETS["vae"], ImageData("digits", "a test", images, images), seeds, numbers)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_room_is_what_the_device_says(images: NDArray[np.uint8]) -> None:
     config = dataclasses.replace(PRESETS["vae"], hidden=(8,), latent_size=2, batch_size=16)
     images_ = ImageData("digits", "a test", images[:64], images[64:])
@@ -230,7 +230,7 @@ CHANGED: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.unoptimized
 @pytest.mark.parametrize("changed", CHANGED, ids=["dense", "conv", "resnet", "vamp"])
 def test_members_that_surely_fit_are_not_compiled_to_see_it(
@@ -247,7 +247,7 @@ def test_members_that_surely_fit_are_not_compiled_to_see_it(
     assert 2 <= most.members <= measured.members
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_members_of_binarised_images_are_runs_on_them(images: NDArray[np.uint8]) -> None:
     config = dataclasses.replace(PRESETS["vae"], hidden=(8,), latent_size=2, batch_size=16, epochs=2, inputs="static")
     images_ = ImageData("digits", "a test", images[:64], images[64:])

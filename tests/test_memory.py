@@ -142,7 +142,7 @@ sys.exit(cli.run(lambda: train.main(sys.argv[1:])))
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_limit_of_the_process_counts(image_file: Path, tmp_path: Path) -> None:
     """Training needs 13 GB, which most machines have, but the limit leaves 4 GiB."""
     args = ["--preset", "vae", "--dataset", str(image_file), "--batch-size", "8", "--hidden", "28000", "28000"]

@@ -45,7 +45,7 @@ def test_a_draw_of_one_and_its_gradient() -> None:
     assert sorted(np.asarray(by_mean).sum(axis=1).tolist()) == [0, 0, 2]  # That of the component chosen.
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_module_starts_with_equal_weights_and_learns_all_of_them() -> None:
     module = MixtureModule(latent_size=2, components=4)
     latent = jnp.float32(RNG.normal(size=(3, 5, 2)))

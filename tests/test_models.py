@@ -131,7 +131,7 @@ class TestReparameterize:
             reparameterize(jax.random.split(KEY, 3), jnp.zeros((2, 3)), jnp.ones((2, 3)))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("preset", PRESETS)
 def test_bfloat16_models_return_float32(preset: str) -> None:
     model = build_model(PRESETS[preset], (28, 28, 1))
@@ -160,7 +160,7 @@ def test_reconstruct_and_sample() -> None:
     assert drawn.shape == (7, 4, 5, 2)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian-pixel"])
 @pytest.mark.parametrize("kind", [Conv, ResNet])
 @pytest.mark.parametrize(("shape", "channels"), [((28, 28, 1), (4, 6)), ((7, 5, 3), (4,)), ((9, 1, 2), (3, 4, 5))])
@@ -209,7 +209,7 @@ def test_every_activation_is_applied_between_the_layers(activation: Activation) 
     np.testing.assert_allclose(code, np.maximum(hidden @ k1 + b1, 0), rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_bfloat16_keeps_losses_and_noise_in_float32() -> None:
     for model in (
         VAE((4, 4, 1), Mlp((8,)), 3, dtype=jnp.bfloat16),

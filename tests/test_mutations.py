@@ -9,7 +9,7 @@ import pytest
 from mutations import MUTATIONS
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_every_mutation_applies_names_a_test_and_has_its_own_name() -> None:
     assert len({m.name for m in MUTATIONS}) == len(MUTATIONS)
     for mutation in MUTATIONS:

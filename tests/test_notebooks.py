@@ -53,7 +53,7 @@ def test_links_lead_to_pages_of_the_site() -> None:
     assert hook(text, page, None) == text
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_runs(path: Path, tmp_path: Path) -> None:
     text = path.read_text(encoding="utf-8")

@@ -87,7 +87,7 @@ def test_an_update_with_too_large_a_gradient_is_skipped() -> None:
     assert int(state[0].count) == 3
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_step_that_may_be_skipped_compiles_to_so_much_for_each_parameter() -> None:
     """XLA may copy cheap operations into every update that needs them; the norm of all gradients must not be one."""
     optimizer = build_optimizer(dataclasses.replace(PRESETS["vae"], skip_norm=5.0))
@@ -118,7 +118,7 @@ def test_a_decay_out_of_range_is_refused(decay: str) -> None:
         dataclasses.replace(PRESETS["vae"], ema=float(decay))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_evaluates_and_exports_the_average(image_file: Path, tmp_path: Path) -> None:
     """The reported test loss is that of the average, which differs from the last weights."""
     args = ["--preset", "notes-ae", "--dataset", str(image_file), "--hidden", "8", "--latent-size", "3"]

@@ -18,6 +18,7 @@ from jaxvae.trained import load_run
 pytestmark = [pytest.mark.unoptimized, pytest.mark.slow]
 
 
+@pytest.mark.long
 def test_the_worst_images_of_a_run(image_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run, picture, written = tmp_path / "run", tmp_path / "outliers.png", tmp_path / "figures.json"
     flags = ["--dataset", str(image_file), *SMALL, "--epochs", "1", "--inputs", "dynamic"]
@@ -57,6 +58,7 @@ def test_the_worst_images_of_a_run(image_file: Path, tmp_path: Path, capsys: pyt
     assert "must end in .png" in capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_a_model_without_a_likelihood_has_its_worst_reconstructions(image_file: Path, tmp_path: Path) -> None:
     run, picture = tmp_path / "run", tmp_path / "outliers.png"
     flags = ["--dataset", str(image_file), *SMALL, "--epochs", "1", "--run-dir", str(run)]

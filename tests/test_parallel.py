@@ -167,7 +167,7 @@ def one_device() -> dict[str, tuple[Any, Any]]:
     return {preset: float64_steps(preset, "jit", jax.devices()[:1]) for preset in COMPARED}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(("way", "devices"), [("jit", 2), ("jit", 4), ("jit", 8), ("pmap", 4), ("shard_map", 4)])
 @pytest.mark.parametrize("preset", COMPARED)
 def test_200_steps_are_the_same_on_any_number_of_devices(
@@ -237,7 +237,7 @@ def assert_same_gradient(a: Any, b: Any) -> None:
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-9, atol=1e-12), a, b)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("way", ["pmap", "shard_map", "shard_map, tracked"])
 @pytest.mark.parametrize("objective", ["info", "beta-tc", "factor"])
 def test_the_gradient_of_a_term_of_the_batch_is_the_same_on_four_devices(
@@ -252,7 +252,7 @@ def test_the_gradient_of_a_term_of_the_batch_is_the_same_on_four_devices(
         assert_same_gradient(batch_gradient(objective, way), one)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_users_own_mesh_and_shardings() -> None:
     """Batches are sharded over one axis of a mesh, the widest layer's weights and moments over the other."""
     config = dataclasses.replace(PRESETS["vae"], batch_size=16, hidden=(32,), latent_size=4)
@@ -288,7 +288,7 @@ def test_the_users_own_mesh_and_shardings() -> None:
     np.testing.assert_allclose(tests[1], tests[0], rtol=1e-4)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("count", [180, 179, 3])
 def test_evaluation_takes_every_image_once_on_any_number_of_devices(count: int) -> None:
     config = dataclasses.replace(PRESETS["vae"], hidden=(16,), latent_size=3)
@@ -311,7 +311,7 @@ def test_evaluation_takes_every_image_once_on_any_number_of_devices(count: int) 
         np.testing.assert_allclose(got[0][place], loss[0], rtol=1e-5)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("devices", [1, 2, 4])
 def test_a_checkpoint_of_eight_devices_starts_on_fewer_bit_for_bit(devices: int, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"

@@ -380,7 +380,7 @@ def test_training_curve(
         assert worst[-1] < rtol, name
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("preset", NOTES)
 def test_the_reference_is_what_pytorch_computes(preset: str, dtype: Dtype, expected: dict[str, Any]) -> None:

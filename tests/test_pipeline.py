@@ -29,7 +29,7 @@ class Clock:
 class Computer:
     """A computer with steps of `seconds` each. Its state is its step."""
 
-    steps_per_epoch = PER_EPOCH
+    steps_per_epoch, waited = PER_EPOCH, 0.0
 
     def __init__(self, clock: Clock, seconds: float):
         self._clock, self._seconds = clock, seconds
@@ -158,6 +158,18 @@ def test_spans_time_every_step_of_a_long_run_and_none_is_faster_than_the_device(
     assert all(span.per_second == pytest.approx(1000) for span in sink.spans)
     assert all(span.seconds >= pipeline.SPAN_SECONDS for span in sink.spans[:-1])
     assert sum(span.steps for span in sink.spans) == PER_EPOCH * 3 - 1  # All but the first call's.
+
+
+def test_the_device_idles_only_once_earlier_work_is_done() -> None:
+    """The host waits 3 s for images before each call, which then takes 2 s; and longer ones hide the waiting."""
+    speed = Speed()
+    speed.add(1, 1, 0.0, 2.0)
+    speed.add(2, 1, 1.0, 6.0, waited=3.0)  # From 1 to 4; the device was free at 2.
+    assert speed.idle == 2.0
+    speed.add(3, 1, 4.0, 9.0, waited=1.5)  # To 5.5, while it worked.
+    assert speed.idle == 2.0
+    speed.add(4, 1, 10.0, 13.0, waited=1.0)  # Not for images alone: nobody asked before 10.
+    assert speed.idle == 3.0
 
 
 def test_results_that_are_seen_late_do_not_distort_the_speed() -> None:

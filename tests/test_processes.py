@@ -83,6 +83,7 @@ def errors_in(said: str) -> list[str]:
     return [line for line in said.splitlines() if not line.startswith("waiting for") and " is here" not in line]
 
 
+@pytest.mark.long
 @pytest.mark.unoptimized
 @pytest.mark.parametrize("preset", COMPARED)
 def test_200_steps_are_the_same_in_two_processes(preset: str, tmp_path: Path) -> None:
@@ -91,6 +92,7 @@ def test_200_steps_are_the_same_in_two_processes(preset: str, tmp_path: Path) ->
         assert_same_training(*pickle.loads(result), *expected)
 
 
+@pytest.mark.long
 @pytest.mark.unoptimized
 def test_two_processes_train_like_one(tmp_path: Path) -> None:
     """The command line, in float32, for as many steps as differences stay as small as rounding."""
@@ -109,6 +111,7 @@ def base(image_file: Path) -> list[str]:
     return ["--dataset", str(image_file), *SMALL]
 
 
+@pytest.mark.long
 def test_a_job_of_two_resumes_bit_for_bit_what_it_left(base: list[str], tmp_path: Path) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert Job([*base, "--epochs", "4", "--run-dir", str(whole)]).wait()[0] == [0, 0]
@@ -143,6 +146,7 @@ for leaf in jax.tree.leaves(state):
 """
 
 
+@pytest.mark.long
 @pytest.mark.unoptimized
 def test_a_checkpoint_of_eight_devices_starts_in_two_processes_bit_for_bit(base: list[str], tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
@@ -203,6 +207,7 @@ def wait_for_lines(run_dir: Path, count: int) -> None:
         time.sleep(0.01)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("told", [0, 1])
 def test_a_signal_to_one_stops_both_at_the_same_step(told: int, base: list[str], tmp_path: Path) -> None:
     whole, cut = tmp_path / "whole", tmp_path / "cut"
@@ -221,6 +226,7 @@ def test_a_signal_to_one_stops_both_at_the_same_step(told: int, base: list[str],
     assert_same_run(whole, cut)
 
 
+@pytest.mark.long
 @pytest.mark.unoptimized
 def test_a_loss_that_is_not_finite_stops_both(base: list[str], tmp_path: Path) -> None:
     codes, said = Job(["--preset", "vae", *base, "--learning-rate", "1e30", "--run-dir", str(tmp_path / "run")]).wait()
@@ -246,6 +252,7 @@ Path(file).write_text(str(cli.run(lambda: train.main([*args, *job]))))
 """
 
 
+@pytest.mark.long
 @pytest.mark.unoptimized
 @pytest.mark.parametrize("at", [16, 32])
 def test_a_save_that_fails_ends_both_with_its_code(at: int, base: list[str], tmp_path: Path) -> None:
@@ -254,6 +261,7 @@ def test_a_save_that_fails_ends_both_with_its_code(at: int, base: list[str], tmp
     assert in_two_processes(FAILING_SAVE, " ".join(args), tmp_path, devices=1) == [b"4", b"4"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
@@ -274,6 +282,7 @@ def test_bad_input_to_one_process_is_reported_by_both(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.long
 @pytest.mark.unoptimized
 def test_an_error_of_process_0_is_reported_by_both(base: list[str], tmp_path: Path) -> None:
     args = [*base, "--epochs", "1", "--run-dir", str(tmp_path / "run")]
@@ -303,6 +312,7 @@ sys.exit(cli.run(lambda: train.main([*args, *job])))
 """
 
 
+@pytest.mark.long
 @pytest.mark.unoptimized
 @pytest.mark.parametrize(
     ("place", "error", "code"),
@@ -318,6 +328,7 @@ def test_an_error_in_one_process_ends_both(place: str, error: str, code: int, ba
     assert b"of the test" in said[1]
 
 
+@pytest.mark.long
 @pytest.mark.unoptimized
 @pytest.mark.parametrize("lost", [0, 1])
 def test_a_process_that_is_killed_ends_the_other(lost: int, base: list[str], tmp_path: Path) -> None:
@@ -352,6 +363,7 @@ Path(file).write_text(" ".join(map(str, distributed.gather(int(process)))))
 """
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("scheduler", ["slurm", "gke"])
 def test_processes_that_a_scheduler_started_meet(scheduler: str, tmp_path: Path) -> None:
     assert in_two_processes(SCHEDULED, scheduler, tmp_path, devices=1) == [b"0 1", b"0 1"]

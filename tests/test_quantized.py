@@ -114,6 +114,7 @@ def test_fsq_passes_the_gradient_of_its_bound() -> None:
     assert float(found) == pytest.approx((bound[1] - bound[0]) / (2 * step), rel=1e-4)
 
 
+@pytest.mark.long
 def test_the_codebook_moves_as_the_formula_says() -> None:
     """Appendix A.1, in float64; no code is so rare that it is restarted."""
     quantizer = VectorQuantizer(3, 2)
@@ -243,7 +244,7 @@ def test_the_bound_is_that_of_the_decoded_codes_and_their_prior(objective: str) 
     assert "perplexity" not in terms  # It is the training images'.
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("codebook", ["average", "gradient"])
 def test_the_loss_pulls_vectors_and_codes_together(codebook: str) -> None:
     """Equation 3, with the straight-through gradient, written out for one place."""
@@ -315,7 +316,7 @@ def test_gradients_pass_the_quantiser_and_meet_in_the_cost(codebook: str) -> Non
     np.testing.assert_allclose(by_vectors, (codebook == "gradient") * 2 * (vectors - features), rtol=1e-5)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_codebook_is_the_same_on_all_devices_and_that_of_one() -> None:
     """Restarts included: many codes are dead after some steps."""
     config = config_of("vq", codes=40)
@@ -339,7 +340,7 @@ def test_the_codebook_is_the_same_on_all_devices_and_that_of_one() -> None:
 # --- Training -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_trained_model_encodes_to_codes_and_draws_images_of_a_class(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     label = np.int32(np.arange(64) % 2)
@@ -368,7 +369,7 @@ def test_a_trained_model_encodes_to_codes_and_draws_images_of_a_class(tmp_path: 
     assert not shown.has_temperature and shown.samples(0, label=1).mean() > 150
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_usage_of_codes_is_counted_over_all_images() -> None:
     config = config_of("vq")
     model, state = initial(config)

@@ -112,7 +112,7 @@ def test_images_are_drawn_from_a_mixture_fitted_to_the_codes(
     np.testing.assert_allclose(np.sort(drawn.ravel()), np.sort(expected.ravel()), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_mixture_stands_in_for_the_prior_of_a_vae(image_file: Path, tmp_path: Path) -> None:
     labels = {"y_train": np.arange(64) % 2, "y_test": np.arange(32) % 2}
     given = np.load(image_file)

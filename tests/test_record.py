@@ -157,7 +157,7 @@ def runner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Runner:
     return found
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.unoptimized
 def test_a_killed_row_goes_on_and_a_finished_one_is_skipped(
     runner: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -187,7 +187,7 @@ def test_a_killed_row_goes_on_and_a_finished_one_is_skipped(
         reproduce.check_is_of(rows.ROWS[0], runner.folder / "runs" / "tiny" / "0")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.unoptimized
 def test_seeds_are_trained_together_and_fill_the_page(
     runner: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

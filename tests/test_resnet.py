@@ -161,7 +161,7 @@ def torch_decoder(p: Any, z: Any, shape: tuple[int, int, int], last: Any, blocks
     return x.permute(0, 2, 3, 1)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(("hidden", "spatial"), [((5, 16), False), ((16, 5), True)])
 def test_outputs_and_gradients_match_pytorch(hidden: tuple[int, ...], spatial: bool) -> None:
     """For images with an even number of rows and an odd number of columns; the last level is 2 x 2; float64."""
@@ -202,7 +202,7 @@ def test_outputs_and_gradients_match_pytorch(hidden: tuple[int, ...], spatial: b
 # --- Latents ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_spatial_latent_belongs_to_its_pixel() -> None:
     """With 2 latents for each of 4 x 3 pixels, changing one of them changes the image most around its pixel."""
     model = VAE((32, 24, 1), ResNet((8, 8, 8), blocks=1, latents="spatial"), latent_size=24)

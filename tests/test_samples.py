@@ -45,6 +45,25 @@ def test_the_frechet_distance_has_the_root_of_scipy(width: int, kind: type) -> N
     assert frechet_distance(x, x) == pytest.approx(0, abs=1e-9)
 
 
+@pytest.mark.filterwarnings("default")  # Those of other packages.
+def test_fid_kid_precision_and_recall_are_those_of_torch_fidelity() -> None:
+    torch = pytest.importorskip("torch")
+    fid, kid, prc = (pytest.importorskip(f"torch_fidelity.metric_{name}") for name in ("fid", "kid", "prc"))
+    real, drawn = features(9, 300, 20), features(10, 250, 20)
+    x, y = torch.from_numpy(real), torch.from_numpy(drawn)
+    moments = [fid.fid_features_to_statistics(each) for each in (x, y)]
+    [found] = fid.fid_statistics_to_metric(*moments, verbose=False).values()
+    assert frechet_distance(real, drawn) == pytest.approx(found, rel=1e-6)
+    # A subset is all features, in another order.
+    told = {"kid_subsets": 1, "kid_subset_size": 250, "rng_seed": 0, "verbose": False}
+    found = kid.kid_features_to_metric(x[:250], y, **told)[kid.KEY_METRIC_KID_MEAN]
+    np.testing.assert_allclose(kernel_distances(real[:250], drawn, 1, 250), found, rtol=1e-6)
+    found = prc.prc_features_to_metric(y, x, prc_neighborhood=3, verbose=False)
+    expected = found[prc.KEY_METRIC_PRECISION], found[prc.KEY_METRIC_RECALL]
+    assert precision_and_recall(real, drawn, 3) == pytest.approx(expected)
+    assert 0 < expected[0] < 1 and 0 < expected[1] < 1
+
+
 def test_the_frechet_distance_of_features_that_depend_on_each_other() -> None:
     """Singular covariances: the closed form for a common diagonal."""
     rng = np.random.default_rng(0)
@@ -130,7 +149,7 @@ def subject(**changes: Any) -> Subject:
     )
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_classifier_is_trained_once(caches: Path, capsys: pytest.CaptureFixture[str]) -> None:
     told, test = examples(0, 200), examples(1, 50)
     name, params, classes = classifier.trained(told["image"], told["label"], "bars")
@@ -154,7 +173,7 @@ def test_the_classifier_is_trained_once(caches: Path, capsys: pytest.CaptureFixt
     jax.tree.map(np.testing.assert_array_equal, params, anew)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_all_four_numbers_of_a_model(caches: Path) -> None:
     test = examples(1, 100)
     found = SampleQuality(count=80).measure(subject(), test, KEY)
@@ -219,7 +238,7 @@ def test_an_autoencoder_has_no_samples() -> None:
         SampleQuality().check(PRESETS["notes-ae"])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_flags(caches: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     first, second = examples(3, 80), examples(4, 40)
     path = tmp_path / "bars.npz"

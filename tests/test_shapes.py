@@ -65,7 +65,7 @@ except TypeCheckError:
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_signatures_tell_the_shapes() -> None:
     command, here = [sys.executable, "-c", CHECKED], Path(__file__).parent  # Where `shape_checker` is.
     done = subprocess.run(command, cwd=here, env=environment(), capture_output=True, text=True, timeout=PATIENCE)

@@ -167,7 +167,7 @@ def test_a_shard_that_changes_is_refused(whole: NDArray[np.uint8], tmp_path: Pat
     np.testing.assert_array_equal(train[:1], whole[:1])  # From another file.
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.unoptimized
 def test_a_run_on_streamed_shards_writes_the_bytes_of_one_on_a_single_file(
     whole: NDArray[np.uint8], tmp_path: Path

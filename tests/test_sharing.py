@@ -27,7 +27,7 @@ def base(image_file: Path) -> list[str]:
     return ["--preset", "vae", *images, *SMALL, *grid, "--epochs", "3", "--log-every", "1"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_program_that_another_process_has_comes_last(
     base: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -72,7 +72,7 @@ def test_a_signal_ends_the_wait(tmp_path: Path) -> None:
         assert list(sharing.programs_left(tmp_path, 2, stop)) == [1, None]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_processes_start_together_and_one_is_killed(base: list[str], tmp_path: Path) -> None:
     whole, shared = tmp_path / "whole", tmp_path / "shared"
     grid = [*base[:-4], "--epochs", "40", "--log-every", "1", "--members-per-program", "1", "--devices", "1"]
@@ -102,7 +102,7 @@ def test_processes_start_together_and_one_is_killed(base: list[str], tmp_path: P
     assert_same_sweep(whole, shared)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_what_does_not_go_together_is_refused(
     base: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -127,7 +127,7 @@ def test_what_does_not_go_together_is_refused(
     assert "is in use by process" in capsys.readouterr().err
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_same_command_again_trains_nothing(base: list[str], tmp_path: Path) -> None:
     out = tmp_path / "sweep"
     assert sweep(*base, "--run-dir", str(out), "--join") == 0

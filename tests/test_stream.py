@@ -80,6 +80,31 @@ def test_a_file_that_cannot_be_read_any_more_is_told_where_the_block_is_needed()
         blocks.read(blocks.place(0))
 
 
+def test_waiting_counts_from_the_second_block_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first must be read in any case. A clock that only waiting moves, by 5 s for a block."""
+    monkeypatch.setattr(stream, "BLOCK_BYTES", B * (6 + 4))
+    now, result = [0.0], stream.Future.result
+    monkeypatch.setattr(stream.time, "perf_counter", lambda: now[0])
+
+    def waits(self: Any) -> Any:
+        now[0] += 5
+        return result(self)
+
+    monkeypatch.setattr(stream.Future, "result", waits)
+    _, blocks, _ = example_blocks()
+    for step, waited in ((0, 0), (1, 5), (2, 10), (9, 10), (10, 15)):  # From step 2, it goes to 9.
+        blocks.read(blocks.place(step))
+        assert blocks.waited == waited
+    blocks.close()
+
+
+@pytest.mark.parametrize(("waited", "said"), [(0.0, None), (1.0, None), (3.4, "34%"), (12.0, "100%")])
+def test_a_run_that_waits_for_its_images_says_so(waited: float, said: str | None) -> None:
+    told = loop.input_bound(waited, 10.0)
+    assert told is None if said is None else told is not None and told.startswith(f"input-bound: {said} of")
+    assert loop.input_bound(waited / 100, 0.1) is None  # Less than a second is not worth a word.
+
+
 def test_a_part_of_a_split_repeats_its_last_example() -> None:
     np.testing.assert_array_equal(stream.part_of({"image": np.arange(7)}, 4, 5)["image"], [4, 5, 6, 6, 6])
 
@@ -121,7 +146,7 @@ print(train.nbytes, max(most, resident()) - before)
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_the_memory_of_a_streamed_file_does_not_grow_with_it(tmp_path: Path) -> None:
     file = tmp_path / "images.npy"
@@ -148,7 +173,7 @@ def metrics(run: Path) -> bytes:
     return (run / "metrics.jsonl").read_bytes()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("own", "devices"),
     [({}, 2), ({"architecture": "conv", "hidden": (4,)}, 1), ({"inputs": "dynamic", "ema": 0.5}, 1)],
@@ -163,7 +188,7 @@ def test_a_streamed_run_writes_the_bytes_of_a_resident_one(
     assert json.loads(metrics(tmp_path / "never").splitlines()[-1])["split"] == "test"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_begun_on_the_device_goes_on_streamed_and_back(config: Config, tmp_path: Path) -> None:
     loop.train(dataclasses.replace(config, stream="never"), tmp_path / "whole", devices=1)
     mixed = tmp_path / "mixed"
@@ -174,7 +199,7 @@ def test_a_run_begun_on_the_device_goes_on_streamed_and_back(config: Config, tmp
     assert train[0] == train[1] and finals[0][-1] == finals[1][-1]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_streamed_steps_from_the_middle_of_a_block_are_those_of_a_whole_run(config: Config) -> None:
     images = np.random.default_rng(1).integers(0, 256, (57, 8, 8, 1), np.uint8)
     data = ImageData("noise", "a test", images, images[:9])
@@ -198,14 +223,17 @@ def test_streamed_steps_from_the_middle_of_a_block_are_those_of_a_whole_run(conf
         jax.tree.map(np.testing.assert_array_equal, streamed_params, params)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_streamed_run_that_is_stopped_in_an_epoch_goes_on_from_its_step(
-    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """It writes the metrics of a run never stopped, and reads no block before that of the step."""
     monkeypatch.setattr(pipeline, "CALL_SECONDS", 1e-3)  # Few steps a call, as if each took long.
     config = dataclasses.replace(config, stream="always")
-    loop.train(config, tmp_path / "whole", devices=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline.Pipeline, "idle_seconds", 1e6)
+        loop.train(config, tmp_path / "whole", devices=1)
+    assert "input-bound: 100% of the training time" in capsys.readouterr().err
     run_steps = Trainer.run_steps
 
     def stopped(self: Trainer, state: Any, step: int, count: int) -> Any:

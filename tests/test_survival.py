@@ -48,7 +48,8 @@ def base(image_file: Path) -> list[str]:
 
 
 def newest(run_dir: Path) -> Path:
-    return max((run_dir / "checkpoints").glob("[0-9]*"), key=lambda path: int(path.name))
+    steps = (path for path in (run_dir / "checkpoints").iterdir() if path.name.isdigit())
+    return max(steps, key=lambda path: int(path.name))
 
 
 def start(*args: str) -> "subprocess.Popen[str]":
@@ -60,10 +61,27 @@ def lines(run_dir: Path) -> int:
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
+def wait_for_lines(process: "subprocess.Popen[str]", run_dir: Path, count: int) -> None:
+    """Wait until a run has written so many lines of metrics, or has ended."""
+    end = time.monotonic() + PATIENCE
+    while process.poll() is None and lines(run_dir) < count:
+        assert time.monotonic() < end, "it hangs"
+        time.sleep(0.005)
+
+
+def killed(process: "subprocess.Popen[str]") -> None:
+    """Kill a run that has not ended."""
+    process.kill()
+    assert process.stderr is not None
+    said = process.stderr.read()
+    process.stderr.close()
+    assert process.wait() == -signal.SIGKILL, said
+
+
 # --- Killed --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_kills_at_random_moments_some_during_a_save(base: list[str], tmp_path: Path) -> None:
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     epochs = ["--epochs", "150"]
@@ -72,20 +90,13 @@ def test_kills_at_random_moments_some_during_a_save(base: list[str], tmp_path: P
     args, in_save = [*base, *BUSY, *epochs], 0
     for number in range(8):
         process = start(*args, "--run-dir", str(cut))
-        before, more = lines(cut), rng.randrange(1, 50)
-        end = time.monotonic() + PATIENCE
-        while process.poll() is None and lines(cut) < before + more:
-            assert time.monotonic() < end, "it hangs"
-            time.sleep(0.005)
+        wait_for_lines(process, cut, lines(cut) + rng.randrange(1, 50))
         if number % 2:
             while process.poll() is None and not list((cut / "checkpoints").glob("*.tmp")):
                 time.sleep(0.002)
         process.kill()
         in_save += bool(list((cut / "checkpoints").glob("*.tmp")))
-        assert process.stderr is not None
-        said = process.stderr.read()
-        process.stderr.close()
-        assert process.wait() == -signal.SIGKILL, said
+        killed(process)
         args = ["--resume"]
     assert in_save >= 2
     assert train("--resume", "--run-dir", str(cut)) == 0
@@ -93,7 +104,37 @@ def test_kills_at_random_moments_some_during_a_save(base: list[str], tmp_path: P
     assert_same_run(whole, cut)
 
 
-@pytest.mark.slow
+@pytest.mark.long
+@pytest.mark.parametrize("kind", ["vq-vae", "factor", "streamed"])
+def test_more_than_weights_survives_kills(
+    kind: str, base: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A codebook that averages move, a discriminator with an optimiser of its own, images that are streamed."""
+    flags = {
+        "vq-vae": ["--preset", "vq-vae", "--hidden", "8", "--codes", "12", "--code-size", "4", "--batch-size", "8"],
+        "factor": ["--preset", "vae", "--objective", "factor", "--beta", "3", "--discriminator-width", "8"],
+        "streamed": ["--stream", "always"],
+    }[kind]
+    if kind == "vq-vae":
+        base = [*base[:2], "--code-prior-width", "8", "--code-prior-layers", "1"]
+    args = [*base, *flags, *BUSY, "--epochs", "40"]
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert train(*args, "--run-dir", str(whole)) == 0
+    assert ("streamed in blocks" in capsys.readouterr().err) == (kind == "streamed")
+    for more in (7, 17):
+        process = start(*args, "--run-dir", str(cut))
+        wait_for_lines(process, cut, lines(cut) + more)
+        while process.poll() is None and not (saved := [*(cut / "checkpoints").glob("*[0-9]")]):
+            time.sleep(0.005)
+        killed(process)
+        assert saved
+        args = ["--resume"]
+        assert int(newest(cut).name) < int(newest(whole).name)
+    assert train("--resume", "--run-dir", str(cut)) == 0
+    assert_same_run(whole, cut)
+
+
+@pytest.mark.long
 def test_resume_at_every_position(images: NDArray[np.uint8], tmp_path: Path) -> None:
     """From each step of three epochs: through a checkpoint, all remaining losses and the end, bit for bit."""
     config = dataclasses.replace(PRESETS["vae"], hidden=(8,), latent_size=2, batch_size=16)
@@ -204,7 +245,7 @@ def wait_for(words: str, process: "subprocess.Popen[str]") -> None:
         assert process.poll() is None
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_is_answered_at_once_and_a_second_one_ends_the_run_whatever_a_step_costs(
     number: signal.Signals, base: list[str], tmp_path: Path
@@ -242,7 +283,7 @@ def test_two_signals_of_different_kinds_do_not_end_the_run_at_once() -> None:
 # --- Damaged -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_damaged_newest_checkpoint_costs_the_steps_since_the_one_before(
     base: list[str], finished: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -263,7 +304,7 @@ def test_a_damaged_newest_checkpoint_costs_the_steps_since_the_one_before(
     assert_same_run(whole, cut)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("damage", ["cut short", "half a line", "lost"])
 def test_a_log_that_lost_its_end_is_mended_or_the_run_goes_on_without(
     damage: str, finished: Callable[..., Path], tmp_path: Path
@@ -300,7 +341,7 @@ def with_file_system(options: str, directory: Path, command: list[str]) -> "subp
     )
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_disk_that_fills_up(image_file: Path, tmp_path: Path) -> None:
     """Room for some checkpoints of 3 MB and no more: a clear error, and those before intact."""
     disk = tmp_path / "disk"
@@ -316,7 +357,7 @@ def test_a_disk_that_fills_up(image_file: Path, tmp_path: Path) -> None:
     assert steps and all(step.isdigit() for step in steps), "the failed save left files"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_directory_that_cannot_be_written_is_refused_before_anything_compiles(
     base: list[str], tmp_path: Path
 ) -> None:
@@ -397,7 +438,7 @@ def test_a_pipe_in_place_of_a_file_does_not_hang(
     assert error.startswith("error: ") and what in error and error.count("\n") == 1, error
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_goes_on_when_its_output_has_no_reader(
     base: list[str], finished: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -412,7 +453,7 @@ def test_a_run_goes_on_when_its_output_has_no_reader(
     assert_same_run(whole, run)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_without_stderr_is_like_any_other(base: list[str], finished: Callable[..., Path], tmp_path: Path) -> None:
     """Descriptor 2 is free for the first file that is opened, and must not become a file of the run."""
     run = tmp_path / "run"
@@ -432,7 +473,7 @@ def test_nohup_is_heeded() -> None:
         signal.signal(signal.SIGHUP, old)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("size", ["64k", "88k"])
 def test_a_disk_that_fills_up_with_metrics(size: str, base: list[str], tmp_path: Path) -> None:
     """The last lines of a log, which did not fit, are not written again when it is closed."""
@@ -446,7 +487,7 @@ def test_a_disk_that_fills_up_with_metrics(size: str, base: list[str], tmp_path:
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_disk_that_fills_up_with_pictures(tmp_path: Path) -> None:
     """The files that are written all the time meet the full disk first, not a checkpoint."""
     disk = tmp_path / "disk"
@@ -458,7 +499,7 @@ def test_a_disk_that_fills_up_with_pictures(tmp_path: Path) -> None:
     assert error.startswith(f"error: --run-dir {disk / 'run'} cannot be written: ") and "space" in error.lower(), error
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("at", [1, 2, 3])
 def test_a_save_that_fails_ends_the_run_with_its_own_code(
     at: int,
@@ -488,7 +529,7 @@ def test_a_save_that_fails_ends_the_run_with_its_own_code(
 # --- Two at once ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_second_run_is_refused_and_a_dead_one_is_no_obstacle(
     base: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -512,7 +553,7 @@ def test_a_second_run_is_refused_and_a_dead_one_is_no_obstacle(
 # --- Diverged ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_nan_stops_the_run_with_the_last_finite_checkpoint_left(
     base: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -538,7 +579,7 @@ def test_a_nan_stops_the_run_with_the_last_finite_checkpoint_left(
     assert max(record["step"] for record in records.read_records(run / "metrics.jsonl")) == 16
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_best_checkpoint_is_kept_and_used(base: list[str], tmp_path: Path) -> None:
     """By the validation images, with a learning rate so high that their bound goes down again."""
     run = tmp_path / "run"
@@ -552,7 +593,7 @@ def test_the_best_checkpoint_is_kept_and_used(base: list[str], tmp_path: Path) -
     assert evaluate.evaluate_run(run, best=True)["step"] == best["step"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_better_epoch_that_was_not_saved_is_told(
     base: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -574,7 +615,7 @@ def test_a_better_epoch_that_was_not_saved_is_told(
     assert "was better" not in capsys.readouterr().err
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_stop_during_the_evaluation_of_the_best_checkpoint(
     base: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -623,7 +664,7 @@ def test_a_run_that_holds_no_images_out_has_no_best_checkpoint(
 # --- Time and place ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_clock_that_jumps(
     base: list[str], finished: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -644,7 +685,7 @@ def test_a_clock_that_jumps(
     assert timing and not any("-" in line.partition("seconds")[2][:6] for line in timing)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_that_was_moved_elsewhere(base: list[str], finished: Callable[..., Path], tmp_path: Path) -> None:
     run = tmp_path / "run"
     whole = finished(*SMALL, "--epochs", "4")

@@ -68,7 +68,7 @@ def base(image_file: Path) -> list[str]:
     return ["--preset", "vae", *images, *SMALL, "--epochs", "2", "--log-every", "1"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_sweep_is_its_runs(base: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "sweep"
     grid = ["--seeds", "2", "--learning-rate", "1e-3", "1e-2", "--beta", "1", "4", "--latent-size", "4", "3"]
@@ -99,7 +99,7 @@ def test_a_sweep_is_its_runs(base: list[str], tmp_path: Path, capsys: pytest.Cap
         np.testing.assert_allclose(evaluate_run(run)["loss"], float(row["test_loss"]), rtol=1e-6)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_best_member_is_extracted_as_a_run(
     base: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -121,7 +121,7 @@ def test_the_best_member_is_extracted_as_a_run(
     assert_same_run(run, one)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.unoptimized
 def test_a_member_is_extracted_in_the_middle_of_an_epoch(
     base: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -170,7 +170,7 @@ def test_a_sweep_goes_on_bit_for_bit(base: list[str], tmp_path: Path) -> None:
         extract(whole, next(int(r["member"]) for r in rows if r["status"] != "done"), tmp_path / "x")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.unoptimized
 def test_all_members_may_diverge(base: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "sweep"
@@ -189,7 +189,7 @@ def test_all_members_may_diverge(base: list[str], tmp_path: Path, capsys: pytest
 
 
 @pytest.mark.unoptimized
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGTERM, 143), (signal.SIGKILL, -9)])
 def test_a_sweep_that_was_stopped(sent: signal.Signals, code: int, base: list[str], tmp_path: Path) -> None:
     whole, cut = tmp_path / "whole", tmp_path / "cut"
@@ -267,7 +267,7 @@ def test_bad_input_is_refused(
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.unoptimized
 def test_directories_are_guarded(base: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "sweep"
@@ -421,7 +421,7 @@ def test_no_member_is_best_before_one_was_evaluated(tmp_path: Path) -> None:
         best(grid, table(written(tmp_path, grid, lines)))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_one_device_for_each_core() -> None:
     """Where the user has not said otherwise, and on the command line only."""
     code = "import jax; from jaxvae.sweep.__main__ import use_every_core; use_every_core(); print(jax.device_count())"
@@ -431,7 +431,7 @@ def test_one_device_for_each_core() -> None:
         assert int(out.stdout) == expected
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.unoptimized
 def test_a_refused_resume_leaves_all_as_it_was(
     base: list[str], tmp_path: Path, images: NDArray[np.uint8], capsys: pytest.CaptureFixture[str]
@@ -483,7 +483,7 @@ def test_a_damaged_sweep_is_refused_in_one_line(change: dict[str, Any], tmp_path
                 load_sweep(tmp_path)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.unoptimized
 @pytest.mark.parametrize(
     ("flags", "name"), [("--likelihood own_parts:Cauchy", "cauchy_scale"), ("--prior own_parts:Wide", "prior_width")]

@@ -108,7 +108,7 @@ def test_the_bound_is_the_same_for_all_weights(changes: dict[str, Any]) -> None:
     np.testing.assert_allclose(terms[name], -same["loss"], rtol=1e-5)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("objective", ["info", "beta-tc", "factor"])
 def test_terms_of_a_batch_are_of_the_global_batch(objective: str) -> None:
     config = config_of(objective, beta=3.0, mmd_weight=2.0 if objective == "info" else 0.0)

@@ -121,7 +121,7 @@ def test_a_module_initialised_by_pytorch_computes_the_same_in_jaxvae(changes: di
     jax.tree.map(np.testing.assert_array_equal, back, weights)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("changes", [GATED, CONV, {**RESNET, "latents": "spatial", "latent_size": 4}], ids=str)
 def test_gradients_match_pytorch(changes: dict[str, Any]) -> None:
     """Gradients of the reconstructions' squared error with respect to every parameter; float64."""

@@ -167,7 +167,7 @@ def test_what_pytorch_saved_is_read(suffix: str, dtype: str, tmp_path: Path, mon
         np.testing.assert_array_equal(back[name], values.float().numpy())
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_layers_of_other_widths_travel_too() -> None:
     model = VAE((2, 3, 1), Mlp((5, 4, 3, 2)), latent_size=2)
     params = init_state(model, build_optimizer(PRESETS["vae"]), jax.random.key(0)).params
@@ -347,7 +347,7 @@ def run(*args: object) -> int:
     return cli.run(lambda: torch_weights.main([str(a) for a in args]))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_import_then_export(
     weights: StateDict, tmp_path: Path, capsys: pytest.CaptureFixture[str], mnist_dir: Path
 ) -> None:
@@ -408,7 +408,7 @@ def test_names_of_other_layers_are_refused_and_the_help_says_which_are_expected(
     assert all(word in said for word in ("encoder.0", "nn.Sequential", "fc21", "log-variance"))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_export_says_what_pytorch_must_compute(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = ["--hidden", "4", "--latent-size", "2", "--batch-size", "8", "--epochs", "1", "--dataset", "digits"]
     assert train("--preset", "vae", *flags, "--run-dir", str(tmp_path / "run")) == 0
@@ -523,7 +523,7 @@ def test_usage(capsys: pytest.CaptureFixture[str]) -> None:
     assert "--preset" in capsys.readouterr().out
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_what_has_no_form_in_pytorch_is_refused(tmp_path: Path) -> None:
     run = tmp_path / "run"
     small = ["--hidden", "8", "4", "--latent-size", "2", "--batch-size", "8", "--epochs", "1"]

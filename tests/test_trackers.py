@@ -62,7 +62,7 @@ def kept(monkeypatch: pytest.MonkeyPatch) -> list[Kept]:
     return Kept.made
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_and_its_resumption_report_everything_to_one_tracker_run(
     image_file: Path, tmp_path: Path, kept: list[Kept]
 ) -> None:
@@ -89,7 +89,7 @@ def test_a_run_and_its_resumption_report_everything_to_one_tracker_run(
     assert len(kept) == 2
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_tracker_that_fails_is_one_warning_and_changes_nothing(
     image_file: Path,
     tmp_path: Path,
@@ -185,7 +185,7 @@ def losses(tmp_path: Path) -> dict[int, float]:
     return {line["step"]: line["loss"] for line in lines if line["split"] == "validation"}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore:.*loader strategy is deprecated")  # SQLAlchemy's, of MLflow.
 def test_mlflow_holds_one_run_with_all_of_it(image_file: Path, tmp_path: Path) -> None:
     mlflow = pytest.importorskip("mlflow")
@@ -200,7 +200,7 @@ def test_mlflow_holds_one_run_with_all_of_it(image_file: Path, tmp_path: Path) -
     assert len(pictures) == 4
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_wandb_keeps_both_parts_under_one_id(image_file: Path, tmp_path: Path) -> None:
     pytest.importorskip("wandb")
     identity = run_twice("wandb", image_file, tmp_path)
@@ -212,7 +212,7 @@ def test_wandb_keeps_both_parts_under_one_id(image_file: Path, tmp_path: Path) -
         assert b"loss_nats_per_image/validation" in stored and b"latent_size" in stored
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_trackio_holds_one_run_with_all_of_it(
     image_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

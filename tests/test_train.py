@@ -17,13 +17,15 @@ from numpy.typing import NDArray
 from PIL import Image
 from runs import SHALLOW, SMALL, assert_same_run, state_of, train
 
-from jaxvae import cli, evaluate, generate
+from jaxvae import cli, data, evaluate, generate
 from jaxvae.config import PRESETS
 from jaxvae.errors import InputError
 from jaxvae.objectives.notes import NotesElbo
+from jaxvae.plane import plane_of
 from jaxvae.run import directory as run_dir
-from jaxvae.run import records
+from jaxvae.run import plots, records
 from jaxvae.train import loop, programs, trainer
+from jaxvae.trained import load_run
 
 pytestmark = pytest.mark.unoptimized
 
@@ -33,7 +35,7 @@ def base(image_file: Path) -> list[str]:
     return ["--dataset", str(image_file), *SMALL]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("preset", PRESETS)
 def test_a_run_writes_what_it_promises(preset: str, base: list[str], tmp_path: Path) -> None:
     run = tmp_path / "run"
@@ -64,7 +66,7 @@ def test_a_run_writes_what_it_promises(preset: str, base: list[str], tmp_path: P
     pictures = sorted(p.name for p in (run / "images").iterdir())
     grids = ["reconstructions"] if preset == "notes-ae" else ["reconstructions", "samples"]
     assert pictures == sorted(
-        ["curves.png", "training.png"]
+        ["curves.png", "latents.png", "training.png"]
         + [f"{g}_epoch_{e:04}.png" for g in grids for e in (1, 2, 3)]
         + [f"latents_epoch_{e:04}.npz" for e in (1, 2, 3)]
     )
@@ -75,14 +77,14 @@ def test_a_run_writes_what_it_promises(preset: str, base: list[str], tmp_path: P
     assert state_of(run).step == 3 * steps
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_runs_of_one_configuration_write_the_same_bytes(base: list[str], tmp_path: Path) -> None:
     for name in ("a", "b"):
         assert train(*base, "--epochs", "2", "--run-dir", str(tmp_path / name)) == 0
     assert_same_run(tmp_path / "a", tmp_path / "b")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(("setting", "value"), [("default_prng_impl", "rbg"), ("threefry_partitionable", False)])
 def test_the_environments_random_generator_changes_nothing(
     setting: str, value: Any, base: list[str], tmp_path: Path
@@ -109,7 +111,7 @@ def test_a_changed_preset_is_announced_as_one(
     assert capsys.readouterr().err.startswith(f"{changed} on ")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_another_seed_is_another_run(base: list[str], tmp_path: Path) -> None:
     for seed in ("0", "1"):
         assert train(*base, "--epochs", "1", "--seed", seed, "--run-dir", str(tmp_path / seed)) == 0
@@ -143,7 +145,7 @@ def test_fewer_epochs_than_are_done_are_refused(
     assert (run / "config.json").read_bytes() == before
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_that_is_extended_and_taken_back_has_its_test_metrics(base: list[str], tmp_path: Path) -> None:
     whole, run = tmp_path / "whole", tmp_path / "run"
     base = ["--preset", "vae", *base]
@@ -156,7 +158,7 @@ def test_a_run_that_is_extended_and_taken_back_has_its_test_metrics(base: list[s
     assert_same_run(whole, run)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_finished_run_has_nothing_to_resume(
     finished: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -168,7 +170,26 @@ def test_a_finished_run_has_nothing_to_resume(
     assert (run / "metrics.jsonl").read_bytes() == before
 
 
-@pytest.mark.slow
+@pytest.mark.long
+def test_the_map_of_a_run_has_the_colours_of_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a dataset by name they are read when it ends; the map shows the newest latents, in their order."""
+    drawn: list[Any] = []
+    monkeypatch.setattr(plots, "save_map", lambda *args: drawn.append(args))
+    flags = ["--preset", "vae", "--dataset", "digits", "--hidden", "8", "--latent-size", "3", "--epochs", "2"]
+    assert train(*flags, "--image-every", "1", "--run-dir", str(tmp_path / "run")) == 0
+    [(path, places, labels, _, names, _)] = drawn
+    assert path == tmp_path / "run" / "images" / "latents.png" and names[0].startswith("principal component 1")
+    run = load_run(tmp_path / "run")
+    held_out = data.prepared(data.load("digits", labels=True), run.config).split("validation")
+    np.testing.assert_array_equal(labels, held_out["label"][: len(labels)])
+    latents = run.encode(held_out["image"][: len(labels)])
+    with np.load(path.with_name("latents_epoch_0002.npz")) as file:
+        kept = file["latent"].astype(np.float64)
+    np.testing.assert_allclose(kept, latents, rtol=1e-2, atol=1e-3)  # As float16.
+    np.testing.assert_array_equal(places, plane_of(kept).places(kept))
+
+
+@pytest.mark.long
 def test_a_run_that_overfits_says_which_epoch_was_best(
     images: NDArray[np.uint8], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -198,7 +219,7 @@ def test_a_run_that_overfits_says_which_epoch_was_best(
     assert "was best at epoch" not in said_by("blobs", "--hidden", "16", "--epochs", "8")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_saves_and_stops_and_the_run_goes_on(
     number: signal.Signals,
@@ -290,7 +311,7 @@ def test_generate_refuses_an_autoencoder(
     assert "has no prior to draw from" in capsys.readouterr().err
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_idx_directory_trains_under_its_name(mnist_dir: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     args = ["--data-dir", str(mnist_dir), "--batch-size", "8", "--epochs", "1"]
@@ -477,7 +498,7 @@ def test_a_directory_for_runs_that_leads_nowhere(
     assert "error: --run-dir runs cannot be written: File exists" in capsys.readouterr().err
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_of_a_relative_path_goes_on_from_elsewhere(
     image_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -541,7 +562,7 @@ def test_a_run_traces_each_of_its_programs_once(
     assert traces.count("terms") == 2  # In the train step, and in the evaluation.
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_with_only_damaged_checkpoints_does_not_start_again(base: list[str], tmp_path: Path) -> None:
     run = tmp_path / "run"
     assert train(*base, "--epochs", "1", "--run-dir", str(run)) == 0
@@ -601,7 +622,7 @@ class TestResumeIsRefused:
         assert capsys.readouterr().err == f"error: {path}, line 1: not a record of metrics\n"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_python_m_runs_outside_the_checkout(image_file: Path, tmp_path: Path) -> None:
     def run(module: str, *args: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", f"jaxvae.{module}", *args]

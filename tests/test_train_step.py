@@ -119,7 +119,7 @@ def test_step_is_the_gradient_step_written_out(preset: str, images: NDArray[np.u
     assert int(new.step) == 1
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_each_step_and_each_example_has_noise_of_its_own(images: NDArray[np.uint8]) -> None:
     state, train_step = parts("notes-vae")[-1], train_step_of("notes-vae")
     batch = jnp.asarray(np.repeat(images[:1], BATCH, axis=0))
@@ -132,7 +132,7 @@ def test_each_step_and_each_example_has_noise_of_its_own(images: NDArray[np.uint
     assert float(alone) != float(metrics["recon"])  # The other copies of the image drew other latents.
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("axis_name", [None, "data"])
 @pytest.mark.parametrize("objective", [name for name, kind in OBJECTIVES.items() if kind.separate])
 def test_a_batch_in_parts_has_the_same_gradients(
@@ -167,7 +167,7 @@ def test_an_objective_that_gathers_cannot_be_computed_in_parts(images: NDArray[n
         jax.eval_shape(step, state, jnp.asarray(images[:12]), NOISE)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("preset", "way", "devices"),
     [(preset, way, devices) for preset in PRESETS for way, devices in (("shard_map", 8), ("varying tracked", 4))]
@@ -232,7 +232,7 @@ def test_an_epoch_takes_every_image_once_in_a_new_order(images: NDArray[np.uint8
     assert not np.array_equal(epochs[0], images.reshape(96, -1))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("preset", "capacity"),
     [(preset, STEPS) for preset in PRESETS] + [(preset, None) for preset in STATELESS_AND_STATEFUL],

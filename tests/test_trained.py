@@ -43,7 +43,7 @@ def loaded(runs: Path, name: str) -> trained.TrainedRun:
     return jaxvae.load(runs / name)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", MODELS)
 def test_images_go_in_and_images_come_out(name: str, runs: Path, images: NDArray[np.uint8]) -> None:
     run = loaded(runs, name)

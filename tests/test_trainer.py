@@ -86,7 +86,7 @@ def test_a_subclass_does_not_inherit_that_it_treats_images_separately(monkeypatc
     assert programs.part_size(config, (28, 28, 1), 1, "cpu") is None
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("devices", [1, 2])
 def test_a_run_computes_batches_in_parts(
     devices: int, images: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
@@ -106,7 +106,7 @@ def test_a_run_computes_batches_in_parts(
     assert loops == before + 1
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_calls_take_the_steps_of_the_epoch(images: NDArray[np.uint8]) -> None:
     trainer = trainer_of(images)
     state = trainer.start(None)
@@ -134,7 +134,7 @@ def test_no_part_of_an_evaluation_takes_longer_than_some_steps(images: NDArray[n
     assert trainer.joined("test", parts)["loss"].shape == (96,)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_blocks_of_steps_compute_the_same_bits(images: NDArray[np.uint8]) -> None:
     """As an accelerator takes them, here on the CPU: an epoch of 4 steps is a block of 3 and a single step."""
     results = []
@@ -246,7 +246,7 @@ def test_test_images_are_evaluated_only_at_the_end_if_there_are_validation_image
     assert splits(validation=False, last=False) == splits(validation=False, last=True) == ("test",)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("devices", [2, 4, 8])
 def test_several_devices_compute_what_one_does(devices: int, images: NDArray[np.uint8]) -> None:
     def run(count: int) -> tuple[Any, list[Any]]:

@@ -49,7 +49,7 @@ def old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "old"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_of_version_0_1_goes_on_as_it_would_have(old: Path) -> None:
     assert train("--resume", "--run-dir", "run", "--epochs", "3") == 0
     # Other versions of XLA, and other processors, round otherwise.
@@ -83,7 +83,7 @@ def test_a_run_of_version_0_1_is_evaluated_as_it_was(old: Path) -> None:
     assert found["kl_per_dimension"] == pytest.approx(expected["kl_per_dimension"], rel=1e-4)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_member_of_a_sweep_of_version_0_1_is_extracted(old: Path) -> None:
     extract(Path("sweep"), 1, Path("member"))
     assert train("--resume", "--run-dir", "member", "--epochs", "3") == 0

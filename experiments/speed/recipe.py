@@ -51,23 +51,26 @@ FLAGS: Mapping[str, str] = {
 }
 
 
-def measure(data_dir: Path, seed: int) -> dict[str, Any]:
-    """Train and evaluate with one seed. Raises `subprocess.CalledProcessError`."""
-    with tempfile.TemporaryDirectory() as directory:
-        run, figures = Path(directory) / "run", Path(directory) / "figures.json"
-        environment = {**os.environ, "XDG_CACHE_HOME": str(Path(directory) / "cache")}
+def train(data_dir: Path, seed: int, run: Path) -> float:
+    """Train with one seed; the seconds it took. Raises `subprocess.CalledProcessError`."""
+    with tempfile.TemporaryDirectory() as cache:
+        environment = {**os.environ, "XDG_CACHE_HOME": cache}
         environment.pop("JAX_COMPILATION_CACHE_DIR", None)
         flags = [word for name, value in FLAGS.items() for word in (f"--{name}", *value.split())]
         flags += ["--data-dir", str(data_dir), "--seed", str(seed), "--run-dir", str(run)]
         start = time.perf_counter()
-        train = [sys.executable, "-m", "jaxvae.train", *flags]
-        subprocess.run(train, env=environment, check=True, capture_output=True)
-        seconds = time.perf_counter() - start
-        evaluate = [sys.executable, "-m", "jaxvae.evaluate", str(run), "--samples", str(SAMPLES)]
-        subprocess.run([*evaluate, "--json", str(figures)], env=environment, check=True, capture_output=True)
-        found = json.loads(figures.read_text())
-        names = ("log_likelihood", "log_likelihood_standard_error", "elbo", "active_units")
-        return {"seed": seed, "seconds": seconds, **{name: found[name] for name in names}}
+        subprocess.run([sys.executable, "-m", "jaxvae.train", *flags], env=environment, check=True, capture_output=True)
+        return time.perf_counter() - start
+
+
+def evaluate(run: Path) -> dict[str, Any]:
+    """The figures of a trained run. Raises `subprocess.CalledProcessError`."""
+    figures = run.with_suffix(".json")
+    command = [sys.executable, "-m", "jaxvae.evaluate", str(run), "--samples", str(SAMPLES), "--json", str(figures)]
+    subprocess.run(command, check=True, capture_output=True)
+    found = json.loads(figures.read_text())
+    names = ("log_likelihood", "log_likelihood_standard_error", "elbo", "active_units")
+    return {name: found[name] for name in names}
 
 
 def main() -> int:
@@ -76,18 +79,29 @@ def main() -> int:
     parser.add_argument("--data-dir", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=10)
     args = parser.parse_args()
+    about = {
+        "machine": machine.processor(),
+        "python": platform.python_version(),
+        "jax": version("jax"),
+        "date": str(datetime.date.today()),
+    }
     runs: list[dict[str, Any]] = []
-    for seed in range(args.seeds):
-        runs.append(measure(args.data_dir, seed))
-        print(json.dumps(runs[-1]), flush=True)
-        about = {
-            "machine": machine.processor(),
-            "python": platform.python_version(),
-            "jax": version("jax"),
-            "date": str(datetime.date.today()),
-        }
+
+    def write() -> None:
         result = {**about, "flags": dict(FLAGS), "samples": SAMPLES, "runs": runs}
         (HERE / "recipe.json").write_text(json.dumps(result, indent=1) + "\n")
+
+    with tempfile.TemporaryDirectory() as directory:
+        places = [Path(directory) / str(seed) for seed in range(args.seeds)]
+        # All of training first: only that needs a machine that does nothing else.
+        for seed, run in enumerate(places):
+            runs.append({"seed": seed, "seconds": train(args.data_dir, seed, run)})
+            print(json.dumps(runs[-1]), flush=True)
+            write()
+        for found, run in zip(runs, places, strict=True):
+            found.update(evaluate(run))
+            print(json.dumps(found), flush=True)
+            write()
     for name, values in (
         ("seconds", [run["seconds"] for run in runs]),
         ("nats", [-run["log_likelihood"] for run in runs]),

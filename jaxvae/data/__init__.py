@@ -16,7 +16,7 @@ from jaxvae.data.images import (
     with_validation,
 )
 from jaxvae.data.reading import Images, Reading
-from jaxvae.data.sources import DATASETS, FILE_DATASETS, is_named, load, load_for
+from jaxvae.data.sources import DATASETS, FILE_DATASETS, is_named, labels_beside, load, load_for
 
 __all__ = [
     "DATASETS",
@@ -35,6 +35,7 @@ __all__ = [
     "from_arrays",
     "identity",
     "is_named",
+    "labels_beside",
     "load",
     "load_for",
     "prepared",

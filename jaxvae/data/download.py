@@ -96,6 +96,7 @@ def cached_files(
     base_url: str | None = None,
     url_infos: Mapping[str, Any] | None = None,
     data_dir: str | os.PathLike[str] | None = None,
+    fetch: bool = True,
 ) -> list[Path]:
     """Return files of a dataset. Download those that the cache lacks.
 
@@ -109,6 +110,7 @@ def cached_files(
       url_infos: file name -> TFDS ``UrlInfo`` (size in bytes, SHA-256), or `Digest`; default: those of `DIGESTS`, or
         else those TFDS has for `name`.
       data_dir: TFDS data dir; default: ``$TFDS_DATA_DIR`` or ``~/tensorflow_datasets``.
+      fetch: False: download nothing, and raise `InputError` for a file that the cache lacks.
 
     Returns:
       The paths, in the order of `files`.
@@ -143,6 +145,8 @@ def cached_files(
         # TFDS's rule: a file counts once its INFO file exists. Without permission to look, os.path.exists is False.
         cached = (c for c in candidates if all(map(os.path.exists, (c, resource.get_info_path(c)))))
         path = next(cached, None)
+        if path is None and not fetch:
+            raise InputError(f"{name}: {file} is not in the cache")
         if path is None:
             if not reached:
                 _require_reachable(name, url)

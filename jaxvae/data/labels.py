@@ -65,9 +65,9 @@ def labels_of(
     if not written:
         return _of_folders(names, len(parts[0].relative_to(folder).parts), lambda why: warn(f"{folder}: {why}"))
     if missing := [name for name in names if name not in written]:
-        raise InputError(f"{files[0]}: no label for {_some(missing)}")
+        raise InputError(f"{files[0]}: no label for {some(missing)}")
     if unknown := sorted(written.keys() - set(names)):
-        raise InputError(f"{files[0]}: no such picture: {_some(unknown)}")
+        raise InputError(f"{files[0]}: no such picture: {some(unknown)}")
     return _numbered([written[name] for name in names])
 
 
@@ -137,6 +137,7 @@ def _numbered(labels: Sequence[str | int], text: bool = False) -> Labels:
     return Labels(np.array([number[str(value)] for value in labels], np.int32), classes)
 
 
-def _some(names: Sequence[str]) -> str:
+def some(names: Sequence[str]) -> str:
+    """A few of `names`, in words."""
     named = ", ".join(names[:_NAMED])
     return f"{named}, ... ({len(names):,} in all)" if len(names) > _NAMED else named

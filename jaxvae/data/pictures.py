@@ -19,8 +19,8 @@ from jaxvae import errors, memory
 from jaxvae.data.arrays import of_splits
 from jaxvae.data.decoded import decoded_once
 from jaxvae.data.formats import blaming
-from jaxvae.data.images import ImageData, Split
-from jaxvae.data.labels import labels_of
+from jaxvae.data.images import SPLITS, ImageData, Split
+from jaxvae.data.labels import labels_of, some
 from jaxvae.data.listing import FORMATS, listed, picture_files, split_folders
 from jaxvae.data.reading import Images, Reading, shape_words
 from jaxvae.data.rows import picked
@@ -102,7 +102,10 @@ def pictures_of(folder: Path, reading: Reading, warn: Callable[[str], None] = er
 def folder_of_pictures(
     name: str, folder: Path, reading: Reading, warn: Callable[[str], None] = errors.warn
 ) -> ImageData:
-    """The images of a folder of picture files. `warn`: see `labels_of`. Raises `InputError`."""
+    """The images of a folder of picture files. Raises `InputError`.
+
+    `warn` is called with one line: see `labels_of`; or if no picture for training has a label that others have.
+    """
     found = pictures_of(folder, reading, warn)
     whole: Split = {"image": found.images} | ({} if found.labels is None else {"label": found.labels})
     splits = {"train": whole}
@@ -111,6 +114,11 @@ def folder_of_pictures(
         pairs = zip(found.counts, places, strict=True)
         splits = {split: {key: picked(values, own) for key, values in whole.items()} for split, own in pairs}
     images = of_splits(name, found.source, splits)
+    if found.labels is not None:
+        labels = {split: set(np.asarray(images.split(split).get("label", ())).tolist()) for split in SPLITS}
+        if absent := sorted((labels["validation"] | labels["test"]) - labels["train"]):
+            which = some([found.classes[value] if found.classes else str(value) for value in absent])
+            warn(f"{folder}: no picture for training has the label {which}")
     return dataclasses.replace(images, skipped=found.skipped, classes=found.classes, whole=len(splits) == 1)
 
 

@@ -9,13 +9,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from jaxvae import errors
 from jaxvae.config import Config
 from jaxvae.data import download, hub, originals, tfds
 from jaxvae.data.arrays import GIVEN, paired
 from jaxvae.data.formats import blaming, npy_file, npz_file, read_idx, read_idx_labels
-from jaxvae.data.images import ImageData, Split, reading_of
+from jaxvae.data.images import ImageData, Split, reading_of, with_validation
 from jaxvae.data.pictures import folder_of_pictures
 from jaxvae.data.reading import AS_THEY_ARE, Reading
 from jaxvae.data.shards import folder_of_shards, holds_shards
@@ -108,6 +109,33 @@ def load_for(config: Config, warn: Callable[[str], None] = errors.warn) -> Image
     return images
 
 
+def labels_beside(config: Config, images: ImageData) -> NDArray[np.integer] | None:
+    """Labels of the images that a run evaluates while it trains, from files that lie beside those of its images.
+
+    A run reads them only for a map of its latents. So nothing is downloaded, and None is no error: there are none.
+
+    Args:
+      config: of a run whose dataset has a name.
+      images: the run's, as `prepared` returns them.
+    """
+    try:
+        if config.dataset == "digits":
+            train, test = (_digits(labels=True).split(split)["label"] for split in ("train", "test"))
+        elif config.dataset in download.IDX_DATASETS:
+            counts = len(images.train) + len(images.validation), len(images.test)
+            train, test = map(read_idx_labels, _label_files(config.dataset, config.data_dir, fetch=False), counts)
+        else:
+            return None
+    except InputError:
+        return None
+    if not len(images.validation):
+        return test
+    # The choice of validation images depends on their number alone, so labels can stand in for them.
+    first, second = (values.astype(np.uint8).reshape(-1, 1, 1, 1) for values in (train, test))
+    whole = ImageData(images.name, images.source, first, second)
+    return with_validation(whole, config.validation, config.validation_seed).validation.ravel()
+
+
 def is_named(dataset: str) -> bool:
     """Whether `dataset` is a name, not a path."""
     return dataset in (*DATASETS, GIVEN) or dataset.startswith(hub.PREFIX)
@@ -170,18 +198,23 @@ def _auto(data_dir: str | os.PathLike[str] | None, labels: bool, warn: Callable[
 def _idx_dataset(name: str, data_dir: str | os.PathLike[str] | None, labels: bool) -> ImageData:
     if data_dir is None:
         images: list[Path] = download.cached_files(name)
-        labelled = download.cached_files(name, download.LABEL_FILES) if labels else []
         source = f"IDX files in TensorFlow Datasets' cache {images[0].parent}"
     else:
         folder = Path(data_dir)
         images = [_find_idx(folder, f"{split}-images", 3) for split in _IDX_SPLITS]
-        labelled = [_find_idx(folder, f"{split}-labels", 1) for split in _IDX_SPLITS if labels]
         source = f"IDX files in {data_dir}"
     splits: list[Split] = [{"image": read_idx(path)} for path in images]
     if labels:
-        pairs = zip(splits, labelled, strict=True)
+        pairs = zip(splits, _label_files(name, data_dir), strict=True)
         splits = [{**split, "label": read_idx_labels(path, len(split["image"]))} for split, path in pairs]
     return paired(name, source, *splits)
+
+
+def _label_files(name: str, data_dir: str | os.PathLike[str] | None, fetch: bool = True) -> list[Path]:
+    """The files of labels of an IDX dataset, for training and testing. `fetch`: download those that the cache lacks."""
+    if data_dir is None:
+        return download.cached_files(name, download.LABEL_FILES, fetch=fetch)
+    return [_find_idx(Path(data_dir), f"{split}-labels", 1) for split in _IDX_SPLITS]
 
 
 def _original(name: str, data_dir: str | os.PathLike[str] | None, labels: bool, reading: Reading) -> ImageData:

@@ -280,6 +280,11 @@ class MembersTrainer:
         """XLA's memory analysis of what `trace` returned; compiles it."""
         return self._program.compiled(traced).memory_analysis()
 
+    @property
+    def waited(self) -> float:
+        """See `Computer`: all images are on the devices."""
+        return 0.0
+
     def run_steps(self, state: MembersState, step: int, count: int) -> tuple[MembersState, Mapping[str, Array]]:
         """See `Computer`: the values of the steps are [M, capacity], and "diverged" is that of the state, [M, 1]."""
         end, terms = self._program(count, *self._arguments(state, step))

@@ -12,13 +12,17 @@ PART_BATCHES = 8  # Most batches evaluated in one call, which takes about as lon
 
 
 class Computer(Protocol[S]):
-    """Computes a run of one model or of many members. Every method dispatches work and waits for nothing.
+    """Computes a run of one model or of many members. Methods dispatch work, and wait for nothing but images.
 
     Attributes:
       steps_per_epoch: steps an epoch.
+      waited: seconds for which `run_steps` waited so far for training images that were still being read.
     """
 
     steps_per_epoch: int
+
+    @property
+    def waited(self) -> float: ...
 
     def usable(self, step: int, wanted: int) -> int:
         """The largest number of steps from `step` on, at most `wanted` and within its epoch, that one call can take."""

@@ -18,6 +18,7 @@ from jaxvae import config_file
 from jaxvae.data.images import contradicted, in_words
 from jaxvae.errors import Diverged, InputError, SaveError
 from jaxvae.objectives.build import measure_warning, selection_cost, selection_term
+from jaxvae.plane import plane_of
 from jaxvae.run import console, plots, records
 from jaxvae.run import directory as run_dirs
 from jaxvae.run.checkpoint import Checkpoints
@@ -51,12 +52,16 @@ class RunFiles:
       run_dir: the run directory; None: a new one.
       resume: whether to resume the run in `run_dir`; `saved` is then its checkpoint, if there is one.
       record: JSON saved with every checkpoint, which identifies the run's data.
+      labels: of the images that are evaluated during training, [N], if those do not hold them: colours of a map.
 
     Raises:
       InputError: the directory is in use, belongs to another run, or cannot be written or read.
     """
 
-    def __init__(self, trainer: Trainer, run_dir: Path | None, resume: bool, record: dict[str, Any]):
+    def __init__(
+        self, trainer: Trainer, run_dir: Path | None, resume: bool, record: dict[str, Any], labels: Any = None
+    ):
+        self._labels = labels
         self._config, self._steps_per_epoch = trainer.config, trainer.steps_per_epoch
         self._images, self._unit, self._record = trainer.images, trainer.objective.unit, record
         self._like, self._requested, self._resume = trainer.abstract_state(), run_dir, resume
@@ -224,7 +229,8 @@ class RunFiles:
 
     def _save_pictures(self, pictures: Mapping[str, Array], step: int, epoch: int) -> None:
         if "latents" in pictures:
-            labels: Any = {"label": np.asarray(pictures["labels"])} if "labels" in pictures else {}
+            known = pictures.get("labels", self._labels)
+            labels: Any = {} if known is None else {"label": np.asarray(known)[: len(pictures["latents"])]}
             path = self.run_dir / "images" / f"latents_epoch_{epoch:04}.npz"
             whole = path.with_suffix(".partial")  # A movie may be made meanwhile.
             with whole.open("wb") as file:
@@ -245,8 +251,26 @@ class RunFiles:
             title = configs.describe(self._config)
             plots.save_curves(self.run_dir / "images" / "curves.png", self.log.records, title)
 
-    def finish(self, state: TrainState, step: int) -> None:
-        """Save `state` if it is not saved yet, draw the curves, and wait for the save. Raises `SaveError`."""
+    def draw_map(self) -> None:
+        """Draw the latents of held-out images after the last epoch of which they were kept."""
+        images = self.run_dir / "images"
+        files = {int(path.stem.rpartition("_")[2]): path for path in images.glob("latents_epoch_*.npz")}
+        if not files:
+            return
+        with np.load(files[max(files)]) as file:
+            latents, labels = file["latent"].astype(np.float64), file.get("label")
+        latents = latents.reshape(len(latents), -1)
+        if min(latents.shape) < 2 or not np.isfinite(latents).all():
+            return
+        plane, title = plane_of(latents), f"{configs.describe(self._config)}: latents of held-out images"
+        places, classes = plane.places(latents), self._images.classes
+        plots.save_map(images / "latents.png", places, labels, classes, plane.names, f"{title}, epoch {max(files)}")
+
+    def finish(self, state: TrainState, step: int, whole: bool) -> None:
+        """Save `state` if it is not saved yet, draw what is drawn at the end, and wait for the save.
+
+        `whole`: the run is complete, not stopped. Raises `SaveError`.
+        """
         with run_dirs.told(self.run_dir, SaveError):
             if self._checkpoints.latest_step() != step:
                 lines = (line for line in self.log.records if line["step"] == step and line["split"] == "validation")
@@ -254,6 +278,8 @@ class RunFiles:
                 self._save(state, None if validation is None else selection_cost(self._config, validation))
             self.draw_curves()
             self._checkpoints.wait()
+            if whole:
+                self.draw_map()
 
     def past_the_best(self) -> str | None:
         """A sentence about a model that became worse on the validation images before its end; None if it did not.

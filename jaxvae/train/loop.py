@@ -35,6 +35,8 @@ from jaxvae.train.trainer import Trainer
 
 Array = jax.Array
 
+INPUT_BOUND = 0.1  # The part of its training time that a run may wait for images before it says so.
+
 
 class Outcome(NamedTuple):
     """How training ended.
@@ -84,7 +86,12 @@ def train(
         },
     )
     with trainer, ExitStack() as stack:
-        files = distributed.on_lead(lambda: stack.enter_context(RunFiles(trainer, run_dir, resume, record)))
+
+        def run_files() -> RunFiles:
+            labels = None if images is not None else data.labels_beside(trainer.config, trainer.images)
+            return stack.enter_context(RunFiles(trainer, run_dir, resume, record, labels))
+
+        files = distributed.on_lead(run_files)
         stopped_by = _train(trainer, files)
         return Outcome(run_dir if files is None else files.run_dir, stopped_by)
 
@@ -135,6 +142,7 @@ def _train(trainer: Trainer, files: "RunFiles | None") -> int | None:
     if step >= total and evaluated:
         if files is not None:
             files.draw_curves()
+            files.draw_map()
             files.say(f"nothing to do: {step:,} steps are done already; raise {flag('epochs')} to go on")
         return None
     sink = _RunSink(files)
@@ -160,7 +168,7 @@ def _train(trainer: Trainer, files: "RunFiles | None") -> int | None:
             if sink.failure is not None:
                 raise sink.failure
             if files is not None:
-                files.finish(state, step)
+                files.finish(state, step, pipeline.stopped_by is None)
 
         # The other processes wait: one that left would count as lost, and all would end.
         distributed.on_lead(finish)
@@ -169,10 +177,23 @@ def _train(trainer: Trainer, files: "RunFiles | None") -> int | None:
             files.say(f"saved at step {step:,}; go on with --resume --run-dir {files.run_dir}")
         return pipeline.stopped_by
     if files is not None:
-        if (note := files.past_the_best()) is not None:
-            files.say(note)
+        for note in (files.past_the_best(), input_bound(pipeline.idle_seconds, sink.seconds)):
+            if note is not None:
+                files.say(note)
         files.say(f"done: {files.run_dir}")
     return None
+
+
+def input_bound(waited: float, seconds: float) -> str | None:
+    """A sentence about a run that waited for its images; None if it hardly did.
+
+    Args:
+      waited: seconds for which the devices waited.
+      seconds: that its steps took, the waiting included.
+    """
+    if waited <= max(INPUT_BOUND * seconds, 1.0):
+        return None
+    return f"input-bound: {min(waited / seconds, 1.0):.0%} of the training time went into waiting for images to be read"
 
 
 class _RunSink:
@@ -183,9 +204,11 @@ class _RunSink:
     def __init__(self, files: "RunFiles | None"):
         self._files = files
         self.failure: SaveError | None = None
+        self.seconds = 0.0  # Of all steps so far.
         self.collective_seconds: float | None = None  # Of a step, in a job of several processes.
 
     def timed(self, span: Span) -> None:
+        self.seconds += span.seconds
         self._write(lambda files: files.write_speed(span))
         if self._files is not None and self.collective_seconds is not None:
             advice = parallel.communication_advice(self.collective_seconds, span.seconds / span.steps)

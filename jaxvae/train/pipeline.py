@@ -55,10 +55,15 @@ class Speed:
         self._free = 0.0  # When the device finished all earlier work.
         self._steps, self._seconds = 0, 0.0
         self.last: Span | None = None
+        self.idle = 0.0  # Seconds for which the device had nothing to do, as images were still being read.
         self.step_seconds = 0.0  # The best estimate of the cost of a step: at first, that of the first call.
 
-    def add(self, step: int, steps: int, dispatched: float, ready: float) -> Span | None:
-        """Note work that ended at `step` (0 `steps`: not training). Returns a span if one is complete."""
+    def add(self, step: int, steps: int, dispatched: float, ready: float, waited: float = 0.0) -> Span | None:
+        """Note work that ended at `step` (0 `steps`: not training). Returns a span if one is complete.
+
+        The host began with it at `dispatched`, and first waited for images for `waited` seconds.
+        """
+        self.idle += max(min(waited, dispatched + waited - self._free), 0.0)
         start, self._free = max(dispatched, self._free), ready
         if not steps:
             return None
@@ -133,11 +138,12 @@ class Sink(Protocol[C]):
 
 
 class _Pending(NamedTuple):
-    """Work in flight: when it was dispatched, how many steps it takes, when it was ready, and what to do then."""
+    """Work in flight: its steps, when the host began with it and how long it waited, when it was ready, what to do."""
 
     step: int
     steps: int
     dispatched: float
+    waited: float
     ready: "Future[float]"
     take: Callable[[], None]
 
@@ -184,16 +190,22 @@ class Pipeline(Generic[S]):
             self._end_epoch(state, step, total)
         while step < total and not self._sink.finished and not self._stopping():
             count = self._computer.usable(step, self._wanted())
-            dispatched = time.perf_counter()
+            dispatched, before = time.perf_counter(), self._computer.waited
             state, terms = self._computer.run_steps(state, step, count)
             step, self._count = step + count, count
-            self._push(step, count, dispatched, terms, self._taking_steps(step, count, terms))
+            waited = self._computer.waited - before
+            self._push(step, count, dispatched, terms, self._taking_steps(step, count, terms), waited)
             if not step % epoch:
                 self._end_epoch(state, step, total)
         self._drain(0)
         if (rest := self._speed.rest(step)) is not None:
             self._sink.timed(rest)
         return state, step
+
+    @property
+    def idle_seconds(self) -> float:
+        """Seconds for which the device had nothing to do, as images were still being read."""
+        return self._speed.idle
 
     def _wanted(self) -> int:
         """Steps of the next call: as many as take `CALL_SECONDS`, but not many more than the call before."""
@@ -237,9 +249,11 @@ class Pipeline(Generic[S]):
 
         return take
 
-    def _push(self, step: int, steps: int, dispatched: float, results: Any, take: Callable[[], None]) -> None:
+    def _push(
+        self, step: int, steps: int, dispatched: float, results: Any, take: Callable[[], None], waited: float = 0.0
+    ) -> None:
         ready = self._watcher.submit(_when_ready, results)
-        self._pending.append(_Pending(step, steps, dispatched, ready, take))
+        self._pending.append(_Pending(step, steps, dispatched, waited, ready, take))
         # A part of an evaluation takes no longer than `PART_BATCHES` steps.
         quick = 0 < (steps or PART_BATCHES) * self._step_seconds <= QUEUED_SECONDS
         self._drain(1 if quick else 0)
@@ -248,7 +262,7 @@ class Pipeline(Generic[S]):
         """Take results until only `left` are in flight."""
         while len(self._pending) > left:
             work = self._pending.popleft()
-            span = self._speed.add(work.step, work.steps, work.dispatched, work.ready.result())
+            span = self._speed.add(work.step, work.steps, work.dispatched, work.ready.result(), work.waited)
             if span is not None:
                 self._sink.timed(span)
             work.take()

@@ -1,5 +1,6 @@
 """Training images that do not lie on the device: they come block by block, in the order of the epoch, read ahead."""
 
+import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -27,6 +28,9 @@ class Blocks:
     block of an epoch repeats its last example, to be as long as the others. So what a step gets is a function of seed
     and step, as if all examples lay on the device, and a resumed run reads nothing of what came before.
 
+    Attributes:
+      waited: for how many seconds `read` waited for blocks after the first, which were being read ahead.
+
     Args:
       examples: arrays by name, or `jaxvae.data.rows.Rows`; any length N.
       batch_size: B.
@@ -49,6 +53,7 @@ class Blocks:
         self._orders: dict[int, Any] = {}
         self._read: dict[Place, Future[dict[str, NDArray[Any]]]] = {}
         self._threads = ThreadPoolExecutor(AHEAD, thread_name_prefix="blocks")
+        self.waited = 0.0
 
     def close(self) -> None:
         """Read no more."""
@@ -82,12 +87,15 @@ class Blocks:
         Raises:
           InputError: they cannot be read.
         """
-        wanted = [place]
+        wanted, ahead = [place], place in self._read
         for _ in range(AHEAD):
             wanted.append(self._after(wanted[-1]))
         self._orders = {epoch: self._order(epoch) for epoch in {each.epoch for each in wanted}}
         self._read = {each: self._read.get(each) or self._begin(each) for each in wanted}
-        return self._read.pop(place).result()
+        start = time.perf_counter()
+        block = self._read.pop(place).result()
+        self.waited += (time.perf_counter() - start) * ahead
+        return block
 
     def _after(self, place: Place) -> Place:
         last = (self._steps_per_epoch - 1) // self.steps

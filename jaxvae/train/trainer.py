@@ -172,6 +172,11 @@ class Trainer:
             return "resident on the device"
         return f"streamed in blocks of {self._blocks.steps:,} steps ({memory.in_words(self._blocks.nbytes)})"
 
+    @property
+    def waited(self) -> float:
+        """See `Computer`."""
+        return 0.0 if self._blocks is None else self._blocks.waited
+
     def _held_out(self) -> dict[str, Split]:
         held_out = {name: self.images.split(name) for name in ("validation", "test")}
         return {name: split for name, split in held_out.items() if len(split["image"])}
