@@ -566,7 +566,7 @@ def test_fields_called_unread_do_not_change_training() -> None:
     assert seen == CONDITIONAL
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", sorted({field.name for field in dataclasses.fields(Config)} - OUTSIDE))
 def test_fields_called_read_change_training(name: str) -> None:
     reading = [one for one in combinations() if not config.unmet(one, name)]

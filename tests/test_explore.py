@@ -115,7 +115,7 @@ def test_decoding_is_that_of_the_model_for_any_number_of_latents(runs: Runs) -> 
     np.testing.assert_array_equal(way[[0, -1]], model.decode(np.repeat(latents[:2], 4, axis=0), 2)[[0, -1]])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["vae", "label", "prior", "two-layer"])
 def test_samples_at_temperature_1_are_the_models_and_at_0_the_priors_mean(name: str, runs: Runs) -> None:
     model, run = explored(runs(name)), jaxvae.load(runs(name))

@@ -218,7 +218,7 @@ def test_programs_run_in_a_process_without_this_package(name: str, runs: Path, t
     assert ("labels" in text) == bool(told)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", EACH)
 def test_onnx_files_compute_what_the_model_computes(name: str, runs: Path, tmp_path: Path) -> None:
     run, out = run_of(runs, name), tmp_path / "files"

@@ -64,7 +64,7 @@ def test_a_dequantized_density_bounds_the_probability_of_the_levels(std: float, 
     assert exact < 0
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("changes", [{"inputs": "dynamic"}, {"likelihood": "gaussian-global", "dequantize": True}])
 @pytest.mark.parametrize("objective", ["elbo", "iwae", "dreg", "info", "beta-tc"])
 def test_training_and_evaluation_see_noisy_pixels(objective: str, changes: dict[str, Any]) -> None:

@@ -188,6 +188,7 @@ Path(file).write_bytes(pickle.dumps(codebook_of(parallel.select_devices())))
 """
 
 
+@pytest.mark.long
 @pytest.mark.unoptimized
 def test_processes_have_one_codebook(tmp_path: Path) -> None:
     """Bit for bit on all devices, and that of one device to rounding, restarts included."""
