@@ -69,6 +69,29 @@ def test_discretized_logistic_sums_to_one_and_is_the_difference_of_cdfs(mean: fl
     assert np.isfinite(nll).all() and np.isfinite(slope).all()
 
 
+def test_the_gradient_of_the_discretized_logistic_is_that_of_its_formula() -> None:
+    """Against JAX's gradient of the difference of two sigmoids, in float64: by the mean, the scale and the pixels."""
+
+    def formula(mean: Any, log_scale: Any, x: Any) -> Any:
+        upper, lower = ((x + edge / 255 - mean) * jnp.exp(-log_scale) for edge in (0.5, -0.5))
+        upper, lower = jnp.where(x > 0.999, jnp.inf, upper), jnp.where(x < 0.001, -jnp.inf, lower)
+        return -jnp.log(jax.nn.sigmoid(upper) - jax.nn.sigmoid(lower)).sum(axis=-1)
+
+    rng = np.random.default_rng(6)
+    mean, log_scale = rng.uniform(-0.2, 1.2, (40, 64)), rng.uniform(-2.5, 2, (40, 64))
+    x = rng.integers(0, 256, (40, 64)) / 255
+    x[:, :9], x[:, 9:18] = 0, 1
+    weights = rng.normal(size=40)
+    given = [jnp.float32(each) for each in (mean, log_scale, x)]
+    value, back = jax.vjp(discretized_logistic_nll, *given)
+    with jax.enable_x64(True):
+        wanted, wanted_back = jax.vjp(formula, *(jnp.float64(np.float32(each)) for each in (mean, log_scale, x)))
+        expected = wanted_back(jnp.float64(weights))
+    np.testing.assert_allclose(value, wanted, rtol=1e-5)
+    for found, each in zip(back(jnp.float32(weights)), expected, strict=True):
+        np.testing.assert_allclose(found, each, rtol=2e-4, atol=2e-4)
+
+
 @pytest.mark.parametrize(
     ("likelihood", "dequantize"),
     [

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -98,13 +98,68 @@ def discretized_logistic_nll(
       ValueError: if the shapes differ.
     """
     check_same_shape(mean=mean, log_scale=log_scale, x=x)
+    return sum_per_example(_logistic_nll_per_pixel(mean, log_scale, x))
+
+
+class _Bin(NamedTuple):
+    """The bin of each pixel under its logistic distribution; arrays like the images.
+
+    Attributes:
+      inverse: of the scale.
+      upper, lower: the bin's edges, in scales from the mean.
+      far_upper, far_lower: ``exp(-|edge|)``.
+      inside: 1 - exp(lower - upper).
+      lowest, highest: whether the bin reaches to minus infinity, or to infinity.
+    """
+
+    inverse: Array
+    upper: Array
+    lower: Array
+    far_upper: Array
+    far_lower: Array
+    inside: Array
+    lowest: Array
+    highest: Array
+
+
+def _bin(mean: Array, log_scale: Array, x: Array) -> _Bin:
     inverse = jnp.exp(-log_scale)
     upper, lower = (x + 0.5 / 255 - mean) * inverse, (x - 0.5 / 255 - mean) * inverse
-    # log(sigmoid(upper) - sigmoid(lower)), without cancellation.
-    between = jax.nn.log_sigmoid(upper) + jax.nn.log_sigmoid(-lower) + jnp.log(-jnp.expm1(-inverse / 255))
-    lowest, highest = x < 0.5 / 255, x > 254.5 / 255
-    log_p = jnp.where(lowest, jax.nn.log_sigmoid(upper), jnp.where(highest, jax.nn.log_sigmoid(-lower), between))
-    return -sum_per_example(log_p)
+    far_upper, far_lower = jnp.exp(-jnp.abs(upper)), jnp.exp(-jnp.abs(lower))
+    inside, lowest, highest = -jnp.expm1(-inverse / 255), x < 0.5 / 255, x > 254.5 / 255
+    return _Bin(inverse, upper, lower, far_upper, far_lower, inside, lowest, highest)
+
+
+@jax.custom_vjp
+def _logistic_nll_per_pixel(mean: Array, log_scale: Array, x: Array) -> Array:
+    """What each pixel adds to `discretized_logistic_nll`.
+
+    ``-log(sigmoid(upper) - sigmoid(lower)) = softplus(-upper) + softplus(lower) - log(1 - exp(lower - upper))``, whose
+    logarithms are one: on a CPU, a training step of a convolutional VAE spends a fifth of its time here otherwise.
+    """
+    b = _bin(mean, log_scale, x)
+    beyond = jnp.where(b.highest, 0.0, jax.nn.relu(-b.upper)) + jnp.where(b.lowest, 0.0, jax.nn.relu(b.lower))
+    ratio = jnp.where(b.highest, 1.0, 1 + b.far_upper) * jnp.where(b.lowest, 1.0, 1 + b.far_lower)
+    return beyond + jnp.log(ratio / jnp.where(b.lowest | b.highest, 1.0, b.inside))
+
+
+def _logistic_forward(mean: Array, log_scale: Array, x: Array) -> tuple[Array, tuple[Array, Array, Array]]:
+    return _logistic_nll_per_pixel(mean, log_scale, x), (mean, log_scale, x)
+
+
+def _logistic_backward(given: tuple[Array, Array, Array], slope: Array) -> tuple[Array, Array, Array]:
+    """The gradient in closed form. JAX's own, of the same formula, takes two to three times as long on a CPU."""
+    b = _bin(*given)
+    by_upper = jnp.where(b.upper > 0, b.far_upper, 1.0) / (1 + b.far_upper)  # sigmoid(-upper)
+    by_lower = jnp.where(b.lower > 0, 1.0, b.far_lower) / (1 + b.far_lower)  # sigmoid(lower)
+    by_upper, by_lower = jnp.where(b.highest, 0.0, -by_upper), jnp.where(b.lowest, 0.0, by_lower)
+    by_width = jnp.where(b.lowest | b.highest, 0.0, (b.inside - 1) / b.inside)
+    by_x = slope * (by_upper + by_lower) * b.inverse
+    by_log_scale = -slope * (by_upper * b.upper + by_lower * b.lower + by_width * b.inverse / 255)
+    return -by_x, by_log_scale, by_x
+
+
+_logistic_nll_per_pixel.defvjp(_logistic_forward, _logistic_backward)
 
 
 def split_scale(decoded: Float[Array, "... K"]) -> PixelDistribution:
