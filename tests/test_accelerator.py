@@ -145,4 +145,6 @@ def test_a_form_computes_what_the_layers_do(form: str) -> None:
         expected = convolution.convolve(x, kernel, stride)
         np.testing.assert_allclose(convolve(x, kernel, stride), expected, rtol=1e-4, atol=1e-5)
     kernel = jnp.float32(rng.normal(size=(4, 4, 3, 5)))
-    np.testing.assert_allclose(transposed(x, kernel), convolution.convolve_transposed(x, kernel), rtol=1e-4, atol=1e-5)
+    for size in ((14, 12), (13, 11)):
+        expected = convolution.convolve_transposed(x, kernel, size)
+        np.testing.assert_allclose(transposed(x, kernel, size), expected, rtol=1e-4, atol=1e-5)

@@ -46,10 +46,42 @@ def test_a_convolution_matches_flax(size: int, stride: int, shape: tuple[int, in
 def test_a_transposed_convolution_matches_flax(shape: tuple[int, int, int], features: int) -> None:
     with jax.enable_x64(True):
         theirs = nn.ConvTranspose(features, (4, 4), strides=(2, 2), dtype=jnp.float64)
-        assert_same(ConvTranspose(features, jnp.float64), theirs, images(shape))
+        size = (2 * shape[0], 2 * shape[1])
+        assert_same(ConvTranspose(features, size, jnp.float64), theirs, images(shape))
 
 
-@pytest.mark.parametrize("function", [lambda x, k: convolve(x, k, 2), convolve_transposed])
+class Cropped(nn.Module):
+    """A transposed convolution by Flax, cropped to `size`."""
+
+    features: int
+    size: tuple[int, int]
+
+    @nn.compact
+    def __call__(self, x: Any) -> Any:
+        x = nn.ConvTranspose(self.features, (4, 4), strides=(2, 2), dtype=jnp.float64, name="layer")(x)
+        return x[:, : self.size[0], : self.size[1]]
+
+
+class Named(nn.Module):
+    """Ours, under the name that `Cropped` gives to Flax's."""
+
+    features: int
+    size: tuple[int, int]
+
+    @nn.compact
+    def __call__(self, x: Any) -> Any:
+        return ConvTranspose(self.features, self.size, jnp.float64, name="layer")(x)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("features", [1, 4, 7])
+@pytest.mark.parametrize("size", [(13, 9), (14, 9), (13, 10)])
+def test_a_transposed_convolution_to_an_odd_size_is_a_cropped_one(size: tuple[int, int], features: int) -> None:
+    with jax.enable_x64(True):
+        assert_same(Named(features, size), Cropped(features, size), images((7, 5, 2)))
+
+
+@pytest.mark.parametrize("function", [lambda x, k: convolve(x, k, 2), lambda x, k: convolve_transposed(x, k, (15, 16))])
 def test_cpus_and_gpus_multiply_matrices_and_a_tpu_convolves(function: Any) -> None:
     x, kernel = jnp.zeros((2, 8, 8, 3)), jnp.zeros((4, 4, 3, 5))
 

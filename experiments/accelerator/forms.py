@@ -16,9 +16,10 @@ def by_xla(x: Any, kernel: Any, stride: int = 1) -> Any:
     return jax.lax.conv_general_dilated(x, kernel, (stride, stride), "SAME", dimension_numbers=NUMBERS)
 
 
-def transposed_by_xla(x: Any, kernel: Any) -> Any:
+def transposed_by_xla(x: Any, kernel: Any, size: tuple[int, int]) -> Any:
     """See `jaxvae.models.convolution.convolve_transposed`."""
-    return jax.lax.conv_transpose(x, kernel, (2, 2), "SAME", dimension_numbers=NUMBERS)
+    whole = jax.lax.conv_transpose(x, kernel, (2, 2), "SAME", dimension_numbers=NUMBERS)
+    return whole[:, : size[0], : size[1]]
 
 
 FORMS = {"by XLA": (by_xla, transposed_by_xla)}

@@ -158,15 +158,17 @@ def _row_by_row(x: Array, kernel: Array) -> Array:
     return _images(_moved(product.reshape(features, -1, batch), _rows((height, width), rows)), height, width)
 
 
-def _transposed_by_products(x: Array, kernel: Array, images: Callable[..., Array] = _images) -> Array:
+def _transposed_by_products(
+    x: Array, kernel: Array, size: tuple[int, int], images: Callable[..., Array] = _images
+) -> Array:
     """A transposed convolution with stride 2 and padding SAME: the transpose of `_by_products`, step by step."""
-    batch, height, width, channels = x.shape
+    batch, _, _, channels = x.shape
     rows, cols, _, features = kernel.shape
     # `jax.lax.conv_transpose` convolves a dilated image. Its kernel is the convolution's, rotated by 180 degrees.
     taps = kernel[::-1, ::-1].transpose(3, 0, 1, 2).reshape(features * rows * cols, channels)
     product = jnp.einsum("kc,cm->km", taps, _pixels(x).reshape(channels, -1))
-    windows = _windows((2 * height, 2 * width), (rows, cols), 2)
-    return images(_moved(product.reshape(features, -1, batch), windows.transposed), 2 * height, 2 * width)
+    windows = _windows(size, (rows, cols), 2)
+    return images(_moved(product.reshape(features, -1, batch), windows.transposed), *size)
 
 
 # `jit` keeps what it traced, and the derivatives of that, for all layers of one form. Without it, those of a residual
@@ -194,26 +196,28 @@ def convolve(x: Array, kernel: Array, stride: int = 1) -> Array:
     return result
 
 
-@functools.partial(jax.jit, inline=True)
-def convolve_transposed(x: Array, kernel: Array) -> Array:
-    """A transposed convolution with stride 2 and padding SAME, which doubles the size of images.
+@functools.partial(jax.jit, static_argnames="size", inline=True)
+def convolve_transposed(x: Array, kernel: Array, size: tuple[int, int]) -> Array:
+    """A transposed convolution with stride 2 and padding SAME, which doubles the size of images, cropped to `size`.
 
     The kernel is not flipped: see `jax.lax.conv_transpose`.
 
     Args:
       x: [B, H, W, C].
       kernel: [4, 4, C, F].
+      size: rows and columns of the result: 2 H or 2 H - 1, and 2 W or 2 W - 1.
 
     Returns:
-      [B, 2 H, 2 W, F].
+      [B, *size, F].
     """
 
     def by_xla(x: Array, kernel: Array) -> Array:
         result: Array = jax.lax.conv_transpose(x, kernel, (2, 2), "SAME", dimension_numbers=_NUMBERS)
-        return result
+        return result[:, : size[0], : size[1]]
 
-    on_cpu = functools.partial(_transposed_by_products, images=_copied_images)
-    result: Array = jax.lax.platform_dependent(x, kernel, cpu=on_cpu, cuda=_transposed_by_products, default=by_xla)
+    by_products = functools.partial(_transposed_by_products, size=size)
+    on_cpu = functools.partial(by_products, images=_copied_images)
+    result: Array = jax.lax.platform_dependent(x, kernel, cpu=on_cpu, cuda=by_products, default=by_xla)
     return result
 
 
@@ -243,10 +247,12 @@ class Conv(nn.Module):
 class ConvTranspose(nn.Module):
     """`flax.linen.ConvTranspose` with a 4 x 4 kernel, stride 2 and padding SAME: the same parameters and values.
 
-    Input [B, H, W, C], output [B, 2 H, 2 W, features].
+    Input [B, H, W, C], output [B, *size, features]: `size` is the mirrored convolution's input size, so (2 H, 2 W) or
+    one row or column less.
     """
 
     features: int
+    size: tuple[int, int]
     dtype: Any = jnp.float32
     kernel_init: Any = nn.initializers.lecun_normal()
     bias_init: Any = nn.initializers.zeros_init()
@@ -256,5 +262,5 @@ class ConvTranspose(nn.Module):
         kernel = self.param("kernel", self.kernel_init, (4, 4, x.shape[-1], self.features), jnp.float32)
         bias = self.param("bias", self.bias_init, (self.features,), jnp.float32)
         x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
-        output: Array = convolve_transposed(x, kernel) + bias.reshape(1, 1, 1, -1)
+        output: Array = convolve_transposed(x, kernel, self.size) + bias.reshape(1, 1, 1, -1)
         return output

@@ -170,7 +170,7 @@ class ConvEncoder(nn.Module):
 class ConvDecoder(nn.Module):
     """Like `Decoder`, but with a dense layer and transposed convolutions of stride 2 that mirror `ConvEncoder`.
 
-    Sizes need not be powers of two: each layer's output is cropped to the input size of its mirror.
+    Sizes need not be powers of two: each layer's output has the input size of its mirror.
     """
 
     hidden: tuple[int, ...]
@@ -189,12 +189,11 @@ class ConvDecoder(nn.Module):
         else:
             x = nn.Dense(rows * cols * first, dtype=self.dtype, **GLOROT, name="in")(z)
             x = x.reshape(-1, rows, cols, first)
-        for i, (rows, cols) in enumerate(sizes[-2::-1]):
+        for i, size in enumerate(sizes[-2::-1]):
             x = ACTIVATIONS[self.activation](x)
             out = self.hidden[i + 1] if i + 1 < len(self.hidden) else channels
             name = "out" if i + 1 == len(self.hidden) else f"conv_{i}"
-            x = ConvTranspose(out, self.dtype, **GLOROT, name=name)(x)
-            x = x[:, :rows, :cols]
+            x = ConvTranspose(out, size, self.dtype, **GLOROT, name=name)(x)
         return at_least_float32(x)
 
 

@@ -155,9 +155,7 @@ class ResNetDecoder(nn.Module):
             if not level:
                 x = ACTIVATIONS[self.activation](GroupNorm(name="norm")(x))
             out, name = (self.hidden[level - 1], f"up_{level}") if level else (channels, "out")
-            x = ConvTranspose(out, self.dtype, kernel_init=nearest_neighbour_init, name=name)(x)
-            rows, cols = sizes[level]
-            x = x[:, :rows, :cols]
+            x = ConvTranspose(out, sizes[level], self.dtype, kernel_init=nearest_neighbour_init, name=name)(x)
         return at_least_float32(x)
 
 

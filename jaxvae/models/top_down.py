@@ -97,9 +97,8 @@ class TopDown(nn.Module):
                 layer += 1
             out, name = (self.hidden[level - 1], f"up_{level}") if level else (channels, "out")
             x = ACTIVATIONS[self.activation](x) if not level else x
-            x = ConvTranspose(out, self.dtype, kernel_init=nearest_neighbour_init, name=name)(x)
-            rows, columns = sizes[level]
-            x = at_least_float32(x[:, :rows, :columns])
+            up = ConvTranspose(out, sizes[level], self.dtype, kernel_init=nearest_neighbour_init, name=name)
+            x = at_least_float32(up(x))
         return x
 
 
