@@ -26,7 +26,7 @@ from jaxvae.errors import SaveError
 from jaxvae.run import plots, records
 from jaxvae.run.checkpoint import Checkpoints
 from jaxvae.run.step_files import read_step
-from jaxvae.train import loop, pipeline, programs
+from jaxvae.train import loop, pipeline, programs, stream
 from jaxvae.train.signals import StopSignals
 from jaxvae.train.trainer import Trainer
 
@@ -34,6 +34,14 @@ pytestmark = pytest.mark.unoptimized
 
 # Metrics of two steps, a checkpoint every epoch: something happens all the time.
 BUSY = ["--log-every", "2", "--checkpoint-every", "1", "--image-every", "0"]
+# `python -m jaxvae.train`, with streamed blocks of so many bytes.
+WITH_BLOCKS = """
+import runpy
+from jaxvae.train import stream
+
+stream.BLOCK_BYTES = {}
+runpy.run_module("jaxvae.train", run_name="__main__", alter_sys=True)
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -52,8 +60,11 @@ def newest(run_dir: Path) -> Path:
     return max(steps, key=lambda path: int(path.name))
 
 
-def start(*args: str) -> "subprocess.Popen[str]":
-    return subprocess.Popen(train_command(*args), env=environment(), stderr=subprocess.PIPE, text=True)
+def start(*args: str, block_bytes: int = 0) -> "subprocess.Popen[str]":
+    command = train_command(*args)
+    if block_bytes:
+        command[1:3] = ["-c", WITH_BLOCKS.format(block_bytes)]
+    return subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE, text=True)
 
 
 def lines(run_dir: Path) -> int:
@@ -107,9 +118,15 @@ def test_kills_at_random_moments_some_during_a_save(base: list[str], tmp_path: P
 @pytest.mark.long
 @pytest.mark.parametrize("kind", ["vq-vae", "factor", "streamed"])
 def test_more_than_weights_survives_kills(
-    kind: str, base: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    kind: str,
+    base: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A codebook that averages move, a discriminator with an optimiser of its own, images that are streamed."""
+    """A codebook that averages move, a discriminator with an optimiser of its own, images in three blocks an epoch."""
+    block = 3 * 8 * 6 * 5  # Bytes of three of the eight batches of an epoch.
+    monkeypatch.setattr(stream, "BLOCK_BYTES", block)
     flags = {
         "vq-vae": ["--preset", "vq-vae", "--hidden", "8", "--codes", "12", "--code-size", "4", "--batch-size", "8"],
         "factor": ["--preset", "vae", "--objective", "factor", "--beta", "3", "--discriminator-width", "8"],
@@ -120,9 +137,9 @@ def test_more_than_weights_survives_kills(
     args = [*base, *flags, *BUSY, "--epochs", "40"]
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     assert train(*args, "--run-dir", str(whole)) == 0
-    assert ("streamed in blocks" in capsys.readouterr().err) == (kind == "streamed")
+    assert ("streamed in blocks of 3 steps" in capsys.readouterr().err) == (kind == "streamed")
     for more in (7, 17):
-        process = start(*args, "--run-dir", str(cut))
+        process = start(*args, "--run-dir", str(cut), block_bytes=block)
         wait_for_lines(process, cut, lines(cut) + more)
         while process.poll() is None and not (saved := [*(cut / "checkpoints").glob("*[0-9]")]):
             time.sleep(0.005)
