@@ -24,11 +24,11 @@ from jaxvae.run.plots import COLUMNS
 from jaxvae.run_images import images_of
 
 N = 64  # Images, if it is not said how many.
-MOST = 10_000  # Images in one picture.
+MOST = {".png": 10_000, ".npy": 1_000_000}  # Images in one file.
 
 FITTED = 50_000  # Most training images that a mixture is fitted to.
 
-DESCRIPTION = """Draw images by a run's newest model, as a PNG grid with 8 images per row.
+DESCRIPTION = """Draw images by a run's newest model, as a PNG grid with 8 images per row, or as an array (--out x.npy).
 
 They are drawn from a VAE's prior, or from a mixture of Gaussians fitted to the latents (--fit-mixture), by which
 autoencoders draw images, too; or they are decoded from --latents of a file, on lines between test images
@@ -61,7 +61,7 @@ class Arguments:
     data_dir: str | None = None
     """Directory of its files, if it is not that of training."""
     out: Path = Path("samples.png")
-    """PNG file to write."""
+    """File to write: .png, a grid; or .npy, an array of uint8 [N, H, W, C], which --dataset reads as well."""
     seed: int = 0
     """Seed of the draws: another seed gives other images."""
     best: bool = False
@@ -102,7 +102,7 @@ def generate(
         raise InputError(f"--label {label}: {run_dir} was trained with neither --condition label nor --prior label")
     mixture = fitted(run, run_dir, fit_mixture, dataset, data_dir) if fit_mixture else None
     if label is None:
-        most = min(8 * run.config.classes, MOST) if run.config.reads_labels else N
+        most = min(8 * run.config.classes, MOST[".png"]) if run.config.reads_labels else N
         return run.sample(most if n is None else n, seed, mixture)
     n = N if n is None else n
     return run.sample(n, seed, mixture, label=np.full(n, number_of(label, run)))
@@ -213,27 +213,32 @@ def main(argv: Sequence[str] | None = None) -> int:
             *(arguments.run_dir, arguments.n, arguments.seed, arguments.best, arguments.label),
             *(arguments.fit_mixture, *where),
         )
-    picture = plots.image_grid(images)
     if arguments.nearest:
         run = trained.load_run(arguments.run_dir, arguments.best)
         found = images_of(run, arguments.run_dir, *where)
         found = with_validation(found, run.config.validation, run.config.validation_seed)
         picture = with_nearest(images, found)
-    plots.save_png(arguments.out, picture, scale=2)
+    with cli.saving("--out", arguments.out):
+        if arguments.out.suffix.lower() == ".npy":
+            with arguments.out.open("wb") as file:
+                np.save(file, plots.as_uint8(images))
+        else:
+            plots.save_png(arguments.out, picture if arguments.nearest else plots.image_grid(images), scale=2)
     print(f"{len(images)} images -> {arguments.out}")
     return cli.EXIT_OK
 
 
 def _check(arguments: Arguments) -> None:
     """Raise `InputError` for values out of range, and for flags that have no effect together."""
-    if arguments.n is not None and not 1 <= arguments.n <= MOST:
-        raise InputError(f"-n must be from 1 to {MOST}, not {arguments.n}")
+    kind = arguments.out.suffix.lower()
+    if kind not in MOST:
+        raise InputError(f"--out {arguments.out}: must end in .png or .npy")
+    if arguments.n is not None and not 1 <= arguments.n <= MOST[kind]:
+        raise InputError(f"-n must be from 1 to {MOST[kind]:,} for a {kind} file, not {arguments.n}")
     if not 0 <= arguments.seed < 2**32:
         raise InputError(f"--seed must be in [0, 2^32), not {arguments.seed}")
     if arguments.fit_mixture < 0:
         raise InputError(f"--fit-mixture must be at least 1, not {arguments.fit_mixture}")
-    if arguments.out.suffix.lower() != ".png":
-        raise InputError(f"--out {arguments.out}: must end in .png")
     ways = [f"--{name}" for name in ("nearest", "latents", "interpolate", "traverse") if getattr(arguments, name)]
     if len(ways) > 1:
         raise InputError(f"{ways[0]} and {ways[1]} are two pictures: ask for one")
@@ -242,6 +247,8 @@ def _check(arguments: Arguments) -> None:
         raise InputError(f"--label has no effect with {way}: its labels are those of the images")
     if arguments.seed and way in ("--latents", "--traverse"):
         raise InputError(f"--seed has no effect with {way}: nothing is drawn")
+    if arguments.nearest and kind != ".png":
+        raise InputError(f"--nearest draws a picture: --out {arguments.out} must end in .png")
     if arguments.fit_mixture and way not in ("samples", "--nearest"):
         raise InputError(f"--fit-mixture has no effect with {way}: nothing is drawn from it")
     reads_images = way in ("--nearest", "--interpolate") or arguments.fit_mixture

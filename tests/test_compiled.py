@@ -140,17 +140,73 @@ BOUNDS: dict[tuple[str, str], tuple[int, int]] = {
     ("h100", "--preset notes-vae --batch-size 32 --step-kernels pallas"): (6, 5),
     ("h100", "--preset vae --step-kernels pallas --batch-size 128 --matmul-precision high --activation elu"): (6, 5),
     ("h100", "--preset notes-ae --step-kernels pallas --batch-size 3 --hidden 600 7 --latent-size 1"): (7, 5),
+    ("h100", "--preset notes-ae --batch-size 128"): (49, 24),
+    ("h100", "--preset notes-vae --batch-size 128"): (57, 25),
+    ("h100", "--preset vae --batch-size 128"): (63, 25),
+    ("h100", "--preset iwae --batch-size 128"): (81, 33),
+    ("h100", "--preset vamp --batch-size 128"): (98, 38),
+    ("h100", "--preset vq-vae --batch-size 128"): (294, 103),
+    ("h100", "--preset fsq --batch-size 128"): (283, 102),
+    ("h100", "--preset ladder --batch-size 128"): (1078, 363),
     ("h100", "--preset vae --architecture conv --batch-size 128"): (78, 32),
+    ("h100", "--preset vae --architecture resnet --batch-size 128"): (479, 277),
+    ("h100", "--preset vae --objective factor --batch-size 128"): (151, 49),
+    ("h100", "--preset vae --prior realnvp --batch-size 128"): (210, 88),
+    ("h100:2", "--preset vae --batch-size 128"): (59, 27),
     ("v5e:2x2", "--preset notes-vae --batch-size 32"): (51, 26),
+    ("v5e:2x2", "--preset vae --batch-size 128"): (141, 21),
+    ("v5e:2x2", "--preset iwae --batch-size 128"): (138, 37),
+    ("v5e:2x2", "--preset vae --architecture conv --batch-size 128"): (126, 28),
 }
+
+
+# The same of a step of a sweep of 16 members at batch 32, on one device, by preset.
+SWEEP_BOUNDS = {("h100", "notes-vae"): (44, 21), ("h100", "vae"): (49, 21), ("v5e:2x2", "notes-vae"): (98, 21)}
+
+# It compiles in a process of its own: a plugin of an accelerator cannot be taken out of this one again.
+SWEEP = """
+import dataclasses, sys
+
+from jaxvae import data
+from jaxvae.compiled import accelerators
+from jaxvae.compiled.report import compiled, report
+from jaxvae.config import PRESETS
+from jaxvae.sweep.trainer import MembersTrainer
+
+name, preset = sys.argv[1:]
+config = dataclasses.replace(PRESETS[preset], batch_size=32)
+accelerator, devices = accelerators.described(name)
+numbers = {field: [value] * 16 for field, value in config.traced().items()}
+trainer = MembersTrainer(config, data.load("digits"), range(16), numbers, list(devices), block=64)
+found = report(compiled(trainer, accelerator), flops=0)
+print(found.count, found.chain, len(found.collectives))
+"""
+
+
+def _skip_unless_it_compiles_for(name: str) -> None:
+    platform = accelerators.ACCELERATORS[name.partition(":")[0]].platform
+    if not any(map(importlib.util.find_spec, NEEDED[platform])):
+        pytest.skip(f"nothing that compiles for {name} is installed")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "preset"), SWEEP_BOUNDS)
+def test_kernels_of_a_step_of_a_sweep(name: str, preset: str) -> None:
+    _skip_unless_it_compiles_for(name)
+    own = {**environment(), "JAX_DISABLE_MOST_OPTIMIZATIONS": "0"}
+    command = [sys.executable, "-c", SWEEP, name, preset]
+    done = subprocess.run(command, env=own, capture_output=True, text=True, timeout=PATIENCE)
+    assert done.returncode == 0, done.stderr[-2000:]
+    kernels, chain, collectives = map(int, done.stdout.split()[-3:])
+    assert 5 < kernels <= SWEEP_BOUNDS[name, preset][0]
+    assert 4 < chain <= SWEEP_BOUNDS[name, preset][1]
+    assert collectives == 0  # Members do not exchange anything, on four chips either.
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "flags"), BOUNDS)
 def test_kernels_of_a_step(name: str, flags: str, tmp_path: Path) -> None:
-    platform = accelerators.ACCELERATORS[name.partition(":")[0]].platform
-    if not any(map(importlib.util.find_spec, NEEDED[platform])):
-        pytest.skip(f"nothing that compiles for {name} is installed")
+    _skip_unless_it_compiles_for(name)
     out = tmp_path / "compiled.json"
     command = [sys.executable, "-m", "jaxvae.benchmark", "--compile-for", name, *flags.split(), "--dataset", "digits"]
     command += ["--json", str(out)]

@@ -209,6 +209,15 @@ def test_the_nearest_training_image(runs: Path, images: NDArray[np.uint8], tmp_p
     np.testing.assert_array_equal(walks.nearest(samples, rows), walks.nearest(samples, images))
 
 
+def test_samples_as_an_array(runs: Path, tmp_path: Path) -> None:
+    out = tmp_path / "samples.npy"
+    assert run_generate(runs / "vae", "-n", 20, "--seed", 3, "--out", out) == 0
+    written = np.load(out)
+    assert written.dtype == np.uint8
+    np.testing.assert_array_equal(written, np.round(255 * load_run(runs / "vae").sample(20, 3)))
+    assert data.load(str(out)).image_shape == written.shape[1:]
+
+
 @pytest.mark.parametrize(
     ("args", "said"),
     [
@@ -238,12 +247,16 @@ def test_what_encode_refuses(
         (["vae", "--latents", "RUNS/whole.npy"], "must hold finite latents [N, L], not uint8"),
         (["vae", "--latents", "RUNS/wide.npy"], "wide.npy: latents must be [N, 2], not ["),
         (["vae", "--latents", "RUNS/missing.npz"], "missing.npz: cannot be read"),
+        (["vae", "-n", "10001"], "-n must be from 1 to 10,000 for a .png file, not 10001"),
+        (["vae", "--out", "TMP/x.jpg"], "x.jpg: must end in .png or .npy"),
+        (["vae", "--nearest", "--out", "TMP/x.npy"], "--nearest draws a picture: --out"),
     ],
 )
 def test_what_generate_refuses(
     args: list[str], said: str, runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     np.save(runs / "wide.npy", np.zeros((4, 3), np.float32))
-    named = [arg.replace("RUNS", str(runs)) for arg in args]
-    assert run_generate(runs / named[0], *named[1:], "--out", tmp_path / "out.png") == 2
+    named = [arg.replace("RUNS", str(runs)).replace("TMP", str(tmp_path)) for arg in args]
+    out = [] if "--out" in named else ["--out", tmp_path / "out.png"]
+    assert run_generate(runs / named[0], *named[1:], *out) == 2
     assert said in capsys.readouterr().err

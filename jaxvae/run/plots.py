@@ -19,7 +19,8 @@ _LEGEND = "upper right"  # To find the best place, Matplotlib looks at every poi
 _BACKGROUND = 96  # A dark grey that neither black nor white images vanish into.
 
 
-def _as_uint8(images: NDArray[Any]) -> NDArray[np.uint8]:
+def as_uint8(images: NDArray[Any]) -> NDArray[np.uint8]:
+    """Images as they are, if they are uint8; else intensities in [0, 1], clipped, times 255 and rounded."""
     scaled = images if images.dtype == np.uint8 else np.round(np.clip(images, 0, 1) * 255)
     return scaled.astype(np.uint8, copy=False)
 
@@ -38,7 +39,7 @@ def image_grid(images: NDArray[Any], columns: int = COLUMNS) -> NDArray[np.uint8
     rows = -(-n // columns)
     tall, wide = height + _GAP, width + _GAP
     grid = np.full((rows * tall + _GAP, columns * wide + _GAP, channels), _BACKGROUND, np.uint8)
-    for i, image in enumerate(_as_uint8(images)):
+    for i, image in enumerate(as_uint8(images)):
         top, left = _GAP + i // columns * tall, _GAP + i % columns * wide
         grid[top : top + height, left : left + width] = image
     return grid
@@ -46,7 +47,7 @@ def image_grid(images: NDArray[Any], columns: int = COLUMNS) -> NDArray[np.uint8
 
 def reconstruction_grid(x: NDArray[Any], x_hat: NDArray[Any], columns: int = COLUMNS) -> NDArray[np.uint8]:
     """Rows of images `x` [N, H, W, C], each over the row of their reconstructions `x_hat` [N, H, W, C]."""
-    rows = [_as_uint8(a[i : i + columns]) for i in range(0, len(x), columns) for a in (x, x_hat)]
+    rows = [as_uint8(a[i : i + columns]) for i in range(0, len(x), columns) for a in (x, x_hat)]
     # An incomplete last row is padded, or its reconstructions would move up beside it.
     missing = columns - len(rows[-1])
     blank = np.full((missing, *x.shape[1:]), _BACKGROUND, np.uint8)
@@ -87,7 +88,7 @@ def save_outliers(path: Path, groups: Sequence[tuple[str, NDArray[Any], NDArray[
             axes.set_axis_off()
         for axes, place, value, image, reconstruction in zip(panels, places, values, x, x_hat, strict=False):
             gap = np.full((max(1, len(image) // 14), *image.shape[1:]), _BACKGROUND, np.uint8)
-            pair = np.concatenate([_as_uint8(image), gap, _as_uint8(reconstruction)])
+            pair = np.concatenate([as_uint8(image), gap, as_uint8(reconstruction)])
             axes.imshow(pair[..., 0] if pair.shape[2] == 1 else pair, cmap="gray", vmin=0, vmax=255)
             axes.set_title(f"#{place}\n{value:.4g}", fontsize=7)
     figure.savefig(path, dpi=120)
