@@ -33,13 +33,13 @@ Only what was recorded is read, so the runs may still be training. What does not
 class Arguments:
     """Which runs."""
 
-    run_dirs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN_DIR")]
+    run_dirs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN_DIR", help_behavior_hint="")]
     """Directories of runs of jaxvae.train, two or more."""
     out: Path | None = None
     """PNG file to draw: a loss against the epoch, and against the seconds of training."""
     json: Path | None = None
     """File to write the table to, as JSON."""
-    evaluations: tuple[Path, ...] = ()
+    evaluations: Annotated[tuple[Path, ...], tyro.conf.arg(help_behavior_hint="(default: none)")] = ()
     """What jaxvae.evaluate --json wrote, one file a run in the same order: log p(x), PSNR, FID and others."""
 
 

@@ -91,12 +91,12 @@ class Likelihood(Component, Protocol):
     continuous: ClassVar[bool]
 
     def parameters(self) -> Mapping[str, float]:
-        """Learnt parameters of the distribution, [] each: their names in the model, and their initial values."""
+        """Learned parameters of the distribution, [] each: their names in the model, and their initial values."""
         return {}
 
-    def pixels(self, decoded: Float[Array, "... H W C"], learnt: Mapping[str, Float[Array, ""]]) -> PixelDistribution:
-        """The distribution for the decoder's output [..., H, W, `outputs` C] and the learnt `parameters`."""
-        del learnt
+    def pixels(self, decoded: Float[Array, "... H W C"], learned: Mapping[str, Float[Array, ""]]) -> PixelDistribution:
+        """The distribution for the decoder's output [..., H, W, `outputs` C] and the learned `parameters`."""
+        del learned
         return PixelDistribution(decoded)
 
     def nll(self, pixels: PixelDistribution, x: Float[Array, "N D"]) -> Float[Array, " N"]:

@@ -177,7 +177,7 @@ class OfLabel(Prior):
         return OfLabelModule(latent_size)
 
 
-class LearntModule(nn.Module):
+class LearnedModule(nn.Module):
     latent_size: int
 
     def setup(self) -> None:
@@ -194,11 +194,11 @@ class LearntModule(nn.Module):
 
 
 @dataclass(frozen=True)
-class Learnt(Prior):
-    """A Gaussian whose mean is learnt."""
+class Learned(Prior):
+    """A Gaussian whose mean is learned."""
 
     def module(self, latent_size: int) -> Any:
-        return LearntModule(latent_size)
+        return LearnedModule(latent_size)
 
 
 lion = optax.lion(1e-3)

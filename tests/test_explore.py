@@ -140,7 +140,7 @@ def test_an_autoencoder_says_that_it_cannot_be_sampled(runs: Runs) -> None:
 
 
 @pytest.mark.slow
-def test_a_learnt_prior_has_samples_and_no_temperature(runs: Runs) -> None:
+def test_a_learned_prior_has_samples_and_no_temperature(runs: Runs) -> None:
     watched, document = Watched(runs("vamp")), Document()
     page.build(document, [watched], lambda run: "")
     controls = document.get_model_by_name("samples_controls_0").children

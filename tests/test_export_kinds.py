@@ -1,4 +1,4 @@
-"""Models of every later kind, exported: discrete latents, many layers, learnt priors."""
+"""Models of every later kind, exported: discrete latents, many layers, learned priors."""
 
 import dataclasses
 import re

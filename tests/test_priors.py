@@ -41,7 +41,7 @@ def test_gaussian_kl_is_zero_only_for_the_prior() -> None:
 
 
 def test_an_objective_that_needs_a_closed_form_refuses_a_prior_without_one() -> None:
-    config = dataclasses.replace(PRESETS["vae"], objective="beta-tc", prior="own_parts:Learnt")
+    config = dataclasses.replace(PRESETS["vae"], objective="beta-tc", prior="own_parts:Learned")
     model, optimizer = build_model(config, (4, 4, 1)), build_optimizer(config)
     step = make_train_step(model, build_objective(config, num_images=16), optimizer)
     batch = jax.ShapeDtypeStruct((2, 4, 4, 1), jnp.uint8)

@@ -485,7 +485,7 @@ def test_convolutional_weights_that_do_not_fit(shape: tuple[int, int, int], flag
 
 
 def test_the_users_own_parts_travel_if_they_can() -> None:
-    config = dataclasses.replace(PRESETS["vae"], hidden=(4,), likelihood="own_parts:Cauchy", prior="own_parts:Learnt")
+    config = dataclasses.replace(PRESETS["vae"], hidden=(4,), likelihood="own_parts:Cauchy", prior="own_parts:Learned")
     model = build_model(config, (2, 2, 1))
     params = numbered(model)
     weights = torch_from_params(params, model)

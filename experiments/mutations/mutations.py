@@ -3,7 +3,7 @@
     python experiments/mutations/mutations.py
 
 Expected: the unchanged copy passes, and every change is caught. Measured for all but the changes of gated layers,
-learnt priors, capacity and rae: so, in half an hour on two cores that had three times as much other work.
+learned priors, capacity and rae: so, in half an hour on two cores that had three times as much other work.
 
 Each entry of `MUTATIONS` alters one term, sign, constant, activation, constant of Adam, or property of the initial
 weights: first those of the notes, which tests/test_parity.py compares with PyTorch, then those of the other

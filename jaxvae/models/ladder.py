@@ -60,7 +60,7 @@ class LadderVAE(LatentModel):
         ]
 
     def _down(self, count: int, pick: Callable[[int, int, Array, Array], Array]) -> PixelDistribution:
-        return self.likelihood.pixels(self.decoder(count, pick), self.learnt)
+        return self.likelihood.pixels(self.decoder(count, pick), self.learned)
 
     def _posterior(
         self, features: tuple[Array, ...], choose: Callable[[int, Array, Array], Array]

@@ -80,7 +80,7 @@ def at_least_float32(x: Array) -> Array:
 
 
 class ByLabel(nn.Module):
-    """A learnt vector for each label: labels [B] to [B, size]. A label that there is not has zeros.
+    """A learned vector for each label: labels [B] to [B, size]. A label that there is not has zeros.
 
     As a product with one-hot labels: the gradient of a gather has no fixed order of sums on a GPU.
     """

@@ -214,15 +214,15 @@ class Gaussian(_GaussianBase):
 
 @dataclass(frozen=True)
 class GaussianGlobal(_GaussianBase):
-    """N(mean, std^2) per pixel, with one learnt standard deviation for all pixels."""
+    """N(mean, std^2) per pixel, with one learned standard deviation for all pixels."""
 
     def parameters(self) -> Mapping[str, float]:
         """See `Likelihood`."""
         return {"log_scale": -2.0}
 
-    def pixels(self, decoded: Float[Array, "... H W C"], learnt: Mapping[str, Float[Array, ""]]) -> PixelDistribution:
+    def pixels(self, decoded: Float[Array, "... H W C"], learned: Mapping[str, Float[Array, ""]]) -> PixelDistribution:
         """See `Likelihood`."""
-        return PixelDistribution(decoded, learnt["log_scale"])
+        return PixelDistribution(decoded, learned["log_scale"])
 
     def nll(self, pixels: PixelDistribution, x: Float[Array, "N D"]) -> Float[Array, " N"]:
         """See `Likelihood`."""
@@ -236,9 +236,9 @@ class GaussianPixel(_GaussianBase):
 
     outputs: ClassVar[int] = 2
 
-    def pixels(self, decoded: Float[Array, "... H W C"], learnt: Mapping[str, Float[Array, ""]]) -> PixelDistribution:
+    def pixels(self, decoded: Float[Array, "... H W C"], learned: Mapping[str, Float[Array, ""]]) -> PixelDistribution:
         """See `Likelihood`."""
-        del learnt
+        del learned
         return split_scale(decoded)
 
     def nll(self, pixels: PixelDistribution, x: Float[Array, "N D"]) -> Float[Array, " N"]:
@@ -259,9 +259,9 @@ class Logistic(Likelihood):
         if config.parts.inputs.pixels == "binary":
             raise InputError("--likelihood logistic needs --inputs grey: it models 256 levels")
 
-    def pixels(self, decoded: Float[Array, "... H W C"], learnt: Mapping[str, Float[Array, ""]]) -> PixelDistribution:
+    def pixels(self, decoded: Float[Array, "... H W C"], learned: Mapping[str, Float[Array, ""]]) -> PixelDistribution:
         """See `Likelihood`."""
-        del learnt
+        del learned
         return split_scale(decoded)
 
     def nll(self, pixels: PixelDistribution, x: Float[Array, "N D"]) -> Float[Array, " N"]:

@@ -1,4 +1,4 @@
-"""A mixture of Gaussians, and the prior that is one with learnt components.
+"""A mixture of Gaussians, and the prior that is one with learned components.
 
 Shapes: K components; B images; S latents per image; L latent dimensions.
 """
@@ -99,7 +99,7 @@ class MixtureModule(OfGaussians):
 
 @dataclass(frozen=True)
 class Mixture(Prior):
-    """A mixture of diagonal Gaussians. Their weights, means and deviations are learnt."""
+    """A mixture of diagonal Gaussians. Their weights, means and deviations are learned."""
 
     closed_form: ClassVar[bool] = False
 

@@ -107,7 +107,7 @@ class LabelGaussianModule(nn.Module):
 
 @dataclass(frozen=True)
 class LabelGaussian(Prior):
-    """A diagonal Gaussian for each label, learnt: p(z | y). Sohn, Lee and Yan (NeurIPS 2015), section 4.1."""
+    """A diagonal Gaussian for each label, learned: p(z | y). Sohn, Lee and Yan (NeurIPS 2015), section 4.1."""
 
     reads_labels: ClassVar[bool] = True
 

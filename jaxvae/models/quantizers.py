@@ -59,7 +59,7 @@ class _Usage(nn.Module):
 
 
 class VectorQuantizer(_Usage):
-    """A learnt codebook: van den Oord, Vinyals and Kavukcuoglu, arXiv 1711.00937.
+    """A learned codebook: van den Oord, Vinyals and Kavukcuoglu, arXiv 1711.00937.
 
     Attributes:
       codes: K.

@@ -99,7 +99,7 @@ class LatentModel(nn.Module):
 
     With `classes`, it is conditional: q(z | x, y) and p(x | z, y), where y is an image's label. Sohn, Lee and Yan,
     "Learning Structured Output Representation using Deep Conditional Generative Models" (NeurIPS 2015). A label has two
-    learnt vectors: an image that is added to what the encoder sees, and L numbers that the decoder gets after the
+    learned vectors: an image that is added to what the encoder sees, and L numbers that the decoder gets after the
     latents. (So many, that a decoder of spatial latents can share them out.) The methods below that take a `label` then
     need it.
 
@@ -129,8 +129,8 @@ class LatentModel(nn.Module):
     def _setup_pixels(self) -> None:
         height, width, channels = self.image_shape
         self.decoder = self.network.decoder((height, width, channels * self.likelihood.outputs), self.dtype)
-        learnt = self.likelihood.parameters()
-        self.learnt = {name: self.param(name, nn.initializers.constant(first), ()) for name, first in learnt.items()}
+        learned = self.likelihood.parameters()
+        self.learned = {name: self.param(name, nn.initializers.constant(first), ()) for name, first in learned.items()}
         self.p_z: Any = self.prior.module_with(self.latent_size, self.encode, self.image_shape)
         if self.classes:
             self.label_image = ByLabel(self.classes, height * width * channels)
@@ -156,7 +156,7 @@ class LatentModel(nn.Module):
             told = told.reshape(told.shape[0], *[1] * (latent.ndim - 2), -1)
             latent = jnp.concatenate([latent, jnp.broadcast_to(told, latent.shape)], axis=-1)
         flat: Array = self.decoder(latent.reshape(-1, latent.shape[-1]))
-        return self.likelihood.pixels(flat.reshape(*lead, *flat.shape[1:]), self.learnt)
+        return self.likelihood.pixels(flat.reshape(*lead, *flat.shape[1:]), self.learned)
 
     def decode(self, latent: Float[Array, "B L"], label: Int[Array, " B"] | None = None) -> Float[Array, "B H W C"]:
         """Decode the latents next to the image [B, L] to logits of the mean intensities [B, H, W, C]."""

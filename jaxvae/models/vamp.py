@@ -1,4 +1,4 @@
-"""The VampPrior: a mixture of the posteriors of pseudo-inputs, images that are learnt.
+"""The VampPrior: a mixture of the posteriors of pseudo-inputs, images that are learned.
 
 Tomczak and Welling, "VAE with a VampPrior" (arXiv 1705.07120).
 """
@@ -45,13 +45,13 @@ class VampModule(OfGaussians):
 
 @dataclass(frozen=True)
 class Vamp(Prior):
-    """The VampPrior: ``p(z) = 1/K sum_k q(z | u_k)`` for K learnt pseudo-inputs u (arXiv 1705.07120, section 3)."""
+    """The VampPrior: ``p(z) = 1/K sum_k q(z | u_k)`` for K learned pseudo-inputs u (arXiv 1705.07120, section 3)."""
 
     closed_form: ClassVar[bool] = False
     separate: ClassVar[bool] = False
 
     pseudo_inputs: int = option(500, COMPONENTS)
-    """Learnt images of --prior vamp. The prior is the mean of their posteriors."""
+    """Learned images of --prior vamp. The prior is the mean of their posteriors."""
 
     def check(self, config: Any) -> None:
         """See `Component`."""

@@ -1,4 +1,4 @@
-"""VQ-VAE: discrete latents with a learnt codebook."""
+"""VQ-VAE: discrete latents with a learned codebook."""
 
 from dataclasses import dataclass
 from typing import Any, Literal

@@ -88,7 +88,8 @@ def train(
     with trainer, ExitStack() as stack:
 
         def run_files() -> RunFiles:
-            labels = None if images is not None else data.labels_beside(trainer.config, trainer.images)
+            draws_maps = images is None and trainer.config.image_every
+            labels = data.labels_beside(trainer.config, trainer.images) if draws_maps else None
             return stack.enter_context(RunFiles(trainer, run_dir, resume, record, labels))
 
         files = distributed.on_lead(run_files)

@@ -94,7 +94,8 @@ class Blocks:
         self._read = {each: self._read.get(each) or self._begin(each) for each in wanted}
         start = time.perf_counter()
         block = self._read.pop(place).result()
-        self.waited += (time.perf_counter() - start) * ahead
+        if ahead:
+            self.waited += time.perf_counter() - start
         return block
 
     def _after(self, place: Place) -> Place:

@@ -1,4 +1,4 @@
-"""Learnt priors in whole runs: what is trained, resumed, evaluated, drawn and exported with each."""
+"""Learned priors in whole runs: what is trained, resumed, evaluated, drawn and exported with each."""
 
 import json
 from pathlib import Path
