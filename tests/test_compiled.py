@@ -154,8 +154,10 @@ BOUNDS: dict[tuple[str, str], tuple[int, int]] = {
     ("h100", "--preset vae --prior realnvp --batch-size 128"): (210, 88),
     ("h100:2", "--preset vae --batch-size 128"): (59, 27),
     ("v5e:2x2", "--preset notes-vae --batch-size 32"): (51, 26),
+    ("v5e:2x2", "--preset notes-ae --batch-size 128"): (42, 23),
     ("v5e:2x2", "--preset vae --batch-size 128"): (141, 21),
     ("v5e:2x2", "--preset iwae --batch-size 128"): (138, 37),
+    ("v5e:2x2", "--preset vamp --batch-size 128"): (138, 27),
     ("v5e:2x2", "--preset vae --architecture conv --batch-size 128"): (126, 28),
 }
 
