@@ -64,6 +64,7 @@ def encode(run: TrainedRun, dataset: str, data_dir: str | None = None) -> dict[s
         sizes = f"{shape_words(images.image_shape)}, not {shape_words(run.image_shape)}"
         raise InputError(f"{images.source}: the images are {sizes} as those of the run")
     if run.config.reads_labels:
+        images = _labelled_as_trained(run, images)
         data.for_run(run.config, images)  # It checks the labels.
     splits = {name: images.split(name) for name in SPLITS if len(getattr(images, name))}
     parts = {name: _encoded(run, split) for name, split in splits.items()}
@@ -103,6 +104,28 @@ def _read(run: TrainedRun, dataset: str, data_dir: str | None) -> tuple[ImageDat
             raise
         images = data.load(dataset, data_dir, reading)  # There may be no files of labels.
     return as_seen(images, run.config), []
+
+
+def _labelled_as_trained(run: TrainedRun, images: ImageData) -> ImageData:
+    """The images, with the labels that the classes of these names had in training.
+
+    A source numbers its own classes, and may not have all of them. Raises `InputError` for others.
+    """
+    known, names = run.record.get("classes", []), list(images.classes)
+    if not names or names == known:
+        return images
+    numbers = {name: number for number, name in enumerate(known)}
+    if not known:  # It was trained with numbers.
+        numbers = {name: int(name) for name in names if name.isascii() and name.isdigit() and len(name) < 9}
+    if unknown := [name for name in names if name not in numbers]:
+        of = ", ".join(known[:20]) or f"0 to {run.config.classes - 1}"
+        raise InputError(f"{images.source}: the run knows no class {unknown[0]}: its classes are {of}")
+    table = np.array([numbers[name] for name in names])
+    others = {
+        split: {**arrays, "label": table[arrays["label"]]} if "label" in arrays else arrays
+        for split, arrays in images.others.items()
+    }
+    return dataclasses.replace(images, others=others, classes=tuple(known))
 
 
 def _encoded(run: TrainedRun, split: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
@@ -147,6 +170,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             cli.check_writable(flag, path)
     compilation_cache.use(not arguments.no_compilation_cache)
     run = load_run(arguments.run_dir, arguments.best)
+    if arguments.map is not None and getattr(run.model, "latent_size", 2) < 2:
+        raise InputError("--map needs at least 2 latents, and the model has one")
     found = encode(run, arguments.dataset, arguments.data_dir)
     count = f"{len(found['mean']):,} images"
     if arguments.out is not None:

@@ -153,7 +153,8 @@ def save_gif(path: Path, frames: Sequence[NDArray[np.uint8]], seconds: float) ->
     from PIL import Image
 
     # One palette for all frames, from the last one, which has the most to show.
-    palette = Image.fromarray(frames[-1]).quantize(256, dither=Image.Dither.NONE)
+    # Pillow's usual choice, the median cut, gives rare colours away, such as those of the points of a map.
+    palette = Image.fromarray(frames[-1]).quantize(256, Image.Quantize.MAXCOVERAGE, 2, dither=Image.Dither.NONE)
     images = [Image.fromarray(frame).quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
     each = max(20, round(1000 * seconds / len(frames)))  # Browsers slow down what is faster.
     durations = [each] * (len(frames) - 1) + [round(1000 * LAST_SECONDS)]

@@ -3,11 +3,14 @@
 import contextlib
 import importlib
 import sys
+import sysconfig
+import traceback
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from jaxvae.errors import InputError
+from jaxvae.options import flag
 
 GIVEN = "given"  # Stands for the module of an object that cannot be imported by name.
 
@@ -77,6 +80,38 @@ def resolve(name: str, flag: str) -> Any:
             raise InputError(f"{flag} {name}: {module} holds no {attribute}")
         found = getattr(found, part)
     return found
+
+
+@contextlib.contextmanager
+def blamed(names: Mapping[str, str]) -> Iterator[None]:
+    """Around what calls the user's components, which may raise anything: an error in their code becomes one line.
+
+    Args:
+      names: of the components, by the option that holds them. Empty: every error stays as it is.
+
+    Raises:
+      InputError: it names the components, and the place in the user's file.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        place = _place_in_users_code(error)
+        if not names or place is None:
+            raise
+        told = " ".join(f"{flag(option)} {name}" for option, name in names.items())
+        said = " ".join(str(error).split("\n\n")[0].split())
+        raise InputError(f"{told}: {place}: {type(error).__name__}: {said}") from error
+
+
+def _place_in_users_code(error: Exception) -> str | None:
+    """ "FILE, line N" of the innermost frame that is neither of this package nor of a library; None: there is none."""
+    paths = sysconfig.get_paths()
+    others = (str(Path(__file__).parent), paths["stdlib"], paths["purelib"], paths["platlib"])
+    frames = traceback.extract_tb(error.__traceback__)
+    users = [frame for frame in frames if not frame.filename.startswith((*others, "<frozen"))]
+    return f"{users[-1].filename}, line {users[-1].lineno}" if users else None
 
 
 def _given_in_python(flag: str, name: str) -> str:

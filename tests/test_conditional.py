@@ -1,6 +1,7 @@
 """Conditional models: what a label changes, what is drawn of a class, and what is refused."""
 
 import dataclasses
+import shutil
 import struct
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from runs import SMALL, assert_same_run, train
 from small import SHAPE, config_of, images, keys_of
 
 import jaxvae
-from jaxvae import cli, data, evaluate, generate
+from jaxvae import cli, data, encode, evaluate, generate
 from jaxvae import torch_weights as torch_command
 from jaxvae.config import Config
 from jaxvae.errors import InputError
@@ -243,6 +244,11 @@ def test_a_run_is_trained_resumed_evaluated_and_drawn_from(
         "3 images",
     ]
     np.testing.assert_array_equal(generate.generate(whole, 3, label="left"), generate.generate(whole, 3, label="0"))
+    # Other pictures: their classes are those of the same names, and others are none that it knows.
+    shutil.copytree(folder, tmp_path / "more")
+    (tmp_path / "more" / "left").rename(tmp_path / "more" / "up")
+    with pytest.raises(InputError, match="the run knows no class up: its classes are left, right"):
+        encode.encode(jaxvae.load(whole), str(tmp_path / "more"))
     assert draw("--label", "rihgt") == 2
     assert "--label rihgt: the classes are left, right; did you mean right?" in capsys.readouterr().err
     assert draw("--label", "2") == 2

@@ -81,6 +81,12 @@ def test_a_transposed_convolution_to_an_odd_size_is_a_cropped_one(size: tuple[in
         assert_same(Named(features, size), Cropped(features, size), images((7, 5, 2)))
 
 
+@pytest.mark.parametrize("size", [(12, 10), (15, 10), (14, 8), (14, 11), (7, 5)])
+def test_a_transposed_convolution_refuses_other_sizes(size: tuple[int, int]) -> None:
+    with pytest.raises(ValueError, match="cannot give"):
+        convolve_transposed(jnp.zeros((3, 7, 5, 2)), jnp.zeros((4, 4, 2, 1)), size)
+
+
 @pytest.mark.parametrize("function", [lambda x, k: convolve(x, k, 2), lambda x, k: convolve_transposed(x, k, (15, 16))])
 def test_cpus_and_gpus_multiply_matrices_and_a_tpu_convolves(function: Any) -> None:
     x, kernel = jnp.zeros((2, 8, 8, 3)), jnp.zeros((4, 4, 3, 5))

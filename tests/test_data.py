@@ -265,6 +265,7 @@ def filled(value: Any, dtype: Any) -> Any:
 
 BAD_ARRAYS: dict[str, tuple[Any, ...]] = {
     "float above 1": (filled(1.01, "f4"), "1.01: floats must be finite and in [0, 1]"),
+    "float from -1": (filled(-0.5, "f4"), "if they are from -1 to 1, take (x + 1) / 2"),
     "float below 0": (filled(-0.01, "f8"), "[0, 1]"),
     "0..255 as float": (filled(255, "f4"), "[0, 1]; if they are levels from 0 to 255, divide them by 255"),
     "NaN": (filled(np.nan, "f2"), "[0, 1]"),
@@ -449,6 +450,13 @@ def test_npz_with_unknown_keys(names: tuple[str, ...], tmp_path: Path) -> None:
     arrays: dict[str, Any] = dict.fromkeys(names, C)
     np.savez(path, **arrays)
     refuses(path, "x_train", "x_test", *map(repr, names), dataset=str(path))
+
+
+@pytest.mark.parametrize("other", ["x_test", "test", "test_images"])
+def test_a_npz_file_of_two_layouts_is_refused(other: str, tmp_path: Path) -> None:
+    path = tmp_path / "x.npz"
+    np.savez(path, images=C, **{other: C})  # type: ignore[arg-type]
+    refuses(path, "holds images and", other, dataset=str(path))
 
 
 def test_npz_keys_cannot_break_the_line(tmp_path: Path) -> None:

@@ -160,8 +160,12 @@ def test_a_bad_picture_does_not_decide_the_channels(tmp_path: Path) -> None:
     for n in range(12):
         save(tmp_path / "d" / f"{n:02}.png", 7, 6, seed=n)
     Image.fromarray(np.zeros((7, 6), np.uint16)).save(tmp_path / "d" / "deep.png")
-    for reading in (Reading(skip_bad=True), dataclasses.replace(STREAMED, skip_bad=True)):
-        assert data.load(str(tmp_path / "d"), reading=reading, warn=lambda _: None).image_shape == (7, 6, 1)
+    # This one's header can be read, and its pixels cannot.
+    save(tmp_path / "d" / "cut.png", 7, 6, 3)
+    (tmp_path / "d" / "cut.png").write_bytes((tmp_path / "d" / "cut.png").read_bytes()[:100])
+    for reading in (Reading(skip_bad=True), *[dataclasses.replace(STREAMED, skip_bad=True)] * 2):
+        found = data.load(str(tmp_path / "d"), reading=reading, warn=lambda _: None)
+        assert found.image_shape == (7, 6, 1) and len(found.skipped) == 2
 
 
 @pytest.mark.parametrize("place", [0, -1])

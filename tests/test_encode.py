@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -14,7 +15,9 @@ from runs import SMALL, train
 
 from jaxvae import cli, data, encode, generate, walks
 from jaxvae.config import PRESETS
+from jaxvae.data.images import ImageData
 from jaxvae.data.rows import Rows, StoredArray
+from jaxvae.errors import InputError
 from jaxvae.models.build import build_model
 from jaxvae.optimizer import build_optimizer
 from jaxvae.run import plots
@@ -207,6 +210,30 @@ def test_the_nearest_training_image(runs: Path, images: NDArray[np.uint8], tmp_p
     offset = (tmp_path / "rows.npy").stat().st_size - images.nbytes
     rows = Rows([StoredArray(tmp_path / "rows.npy", offset, images.shape)])
     np.testing.assert_array_equal(walks.nearest(samples, rows), walks.nearest(samples, images))
+
+
+@pytest.mark.parametrize(
+    ("known", "names", "expected"),
+    [
+        (["ant", "bee", "cat"], ("bee", "cat"), [1, 2]),
+        (["ant", "bee", "cat"], ("ant", "bee", "cat"), [0, 1]),
+        (["ant", "bee", "cat"], (), [0, 1]),  # Numbers stay what they are.
+        ([], ("3", "7"), [3, 7]),
+        (["ant", "bee", "cat"], ("bee", "dog"), "the run knows no class dog: its classes are ant, bee, cat"),
+        ([], ("3", "dog"), "the run knows no class dog: its classes are 0 to 9"),
+    ],
+)
+def test_labels_are_numbered_as_in_training(known: list[str], names: tuple[str, ...], expected: Any) -> None:
+    run: Any = SimpleNamespace(record={"classes": known}, config=SimpleNamespace(classes=len(known) or 10))
+    image, label = np.zeros((2, 6, 5, 1), np.uint8), np.array([0, 1], np.int32)
+    others = {split: {"label": label} for split in ("train", "test")}
+    given = ImageData("x", "a test", image, image, others=others, classes=names)
+    if isinstance(expected, str):
+        with pytest.raises(InputError, match=expected):
+            encode._labelled_as_trained(run, given)
+        return
+    found = encode._labelled_as_trained(run, given)
+    assert [found.split(split)["label"].tolist() for split in ("train", "test")] == [expected] * 2
 
 
 def test_samples_as_an_array(runs: Path, tmp_path: Path) -> None:

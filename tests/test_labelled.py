@@ -13,9 +13,11 @@ from small import SMALL as CONFIG
 from small import subject_of
 
 from jaxvae import cli, evaluate
+from jaxvae.data.images import ImageData
 from jaxvae.errors import InputError
 from jaxvae.metrics import LinearProbe, NearestNeighbours, Subject, labelled
 from jaxvae.models.build import build_model, init_variables
+from jaxvae.protocols import Metric
 
 pytestmark = pytest.mark.unoptimized
 KEY = jax.random.key(0)
@@ -96,6 +98,19 @@ def test_one_class_is_refused(subject: Subject) -> None:
     one = dataclasses.replace(subject, train={**subject.train, "label": np.zeros(90, np.int32)})
     with pytest.raises(InputError, match="--metric probe: the training images are all of one class"):
         LinearProbe().measure(one, examples(1, 5), KEY)
+
+
+@pytest.mark.parametrize("metric", [LinearProbe(), NearestNeighbours()])
+def test_one_class_is_refused_before_anything_is_measured(metric: Metric) -> None:
+    image, label = np.zeros((8, 4, 3, 1), np.uint8), np.arange(8) % 2
+    for given, said in ((label, None), (np.ones(8, int), "are all of one class"), (None, "have no labels")):
+        others = {} if given is None else {"train": {"label": given}, "test": {"label": label}}
+        images = ImageData("x", "a test", image, image, others=others)
+        if said is None:
+            metric.check_images(images)
+            continue
+        with pytest.raises(InputError, match=said):
+            metric.check_images(images)
 
 
 @pytest.mark.long

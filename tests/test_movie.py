@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib import colormaps
 from PIL import Image, ImageSequence
 from runs import SMALL, train
 from sklearn.decomposition import PCA
@@ -48,6 +49,20 @@ def test_a_movie_has_a_frame_an_epoch_and_shows_the_pictures_of_the_run(run: Pat
 
 
 @pytest.mark.slow
+def test_rare_colours_stay_what_they_are(tmp_path: Path) -> None:
+    """Ten points on a picture of thousands of colours."""
+    row, column = np.mgrid[:128, :128]
+    frame = np.stack([2 * row, 2 * column, 255 - row - column], axis=-1).astype(np.uint8)
+    colours = np.round(255 * np.array(colormaps["tab10"].colors)).astype(np.uint8)  # type: ignore[attr-defined]
+    for place, colour in enumerate(colours):
+        frame[5:8, 10 * place : 10 * place + 3] = colour
+    movie.save_gif(tmp_path / "x.gif", [frame, frame[::-1].copy()], 1.0)
+    with Image.open(tmp_path / "x.gif") as gif:
+        shown = np.asarray(gif.convert("RGB")).astype(int)
+    assert np.abs(shown[6, 1 : 10 * len(colours) : 10] - colours).max() <= 16
+    assert np.abs(shown - frame).mean() < 8
+
+
 def test_frames_hold_the_pictures_exactly(run: Path) -> None:
     frames = movie.frames_of(run)
     assert len(frames) == 3 and len({frame.shape for frame in frames}) == 1

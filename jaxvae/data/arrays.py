@@ -134,6 +134,8 @@ def to_uint8(array: np.ndarray[Any, Any], label: object) -> Images:
             kind = "floats must be finite and in [0, 1]" if floating else "integers must be in 0..255"
             if floating and low >= 0 and 2 <= top <= 255:
                 kind += "; if they are levels from 0 to 255, divide them by 255"
+            if floating and -1 <= low < 0 and top <= 1:
+                kind += "; if they are from -1 to 1, take (x + 1) / 2"
             raise InputError(f"{label}: {array.dtype} values from {low:g} to {top:g}: {kind}")
         array = np.rint(array.astype(np.float32) * 255) if floating else array
     return np.ascontiguousarray(array, dtype=np.uint8)

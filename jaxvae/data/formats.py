@@ -232,6 +232,8 @@ def _npz_names(members: Sequence[str], path: Path) -> dict[str, tuple[str, str]]
         if "train" in splits and ("test" in splits or not tested):
             return {split: splits[split] for split in used_splits(splits, path)}
     if "images" in members:
+        if other := [names["test"][0] for names in layouts if names["test"][0] in members]:
+            raise InputError(f"{path}: holds images and {other[0]}: if both belong together, name images x_train, too")
         return {"train": ("images", "labels")}
     if len(members) == 1:
         return {"train": (members[0], "")}

@@ -108,7 +108,9 @@ def for_run(config: Config, images: ImageData) -> Config:
     if any(each.ndim != 1 or each.dtype.kind not in "iu" or each.min() < 0 for each in labels.values()):
         raise InputError(f"{flag}: {images.source}: a label must be a whole number of at least 0 for each image")
     most = max(int(each.max()) for each in labels.values())
-    classes = config.classes or min(max(most + 1, len(images.classes)), MOST_CLASSES)
+    if most >= MOST_CLASSES:
+        raise InputError(f"{flag}: {images.source} has the label {most}; labels must be below {MOST_CLASSES}")
+    classes = config.classes or max(most + 1, len(images.classes))
     if most >= classes:
         raise InputError(f"{flag} with {classes} classes: {images.source} has the label {most}; labels count from 0")
     return dataclasses.replace(named, classes=classes)

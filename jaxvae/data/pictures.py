@@ -23,7 +23,7 @@ from jaxvae.data.images import SPLITS, ImageData, Split
 from jaxvae.data.labels import labels_of, some
 from jaxvae.data.listing import FORMATS, listed, picture_files, split_folders
 from jaxvae.data.reading import Images, Reading, shape_words
-from jaxvae.data.rows import picked
+from jaxvae.data.rows import Rows, picked
 from jaxvae.errors import InputError
 from jaxvae.machine import cores
 from jaxvae.options import one_of
@@ -196,12 +196,23 @@ def _is_streamed(folder: Path, names: Sequence[str], reading: Reading) -> bool:
 
 def _decoded(folder: Path, names: Sequence[str], reading: Reading) -> tuple[Images, dict[str, str], Path]:
     """The pictures as rows of a file in the user's cache, which is written if need be; the bad ones; the file."""
-    if reading.channels is None:
-        with checked(reading):
-            found = _in_threads(_header_or_none, folder, names)
-            grey = all(each.mode in _GREY for each in found if each is not None and not each.deep)
-        reading = dataclasses.replace(reading, channels=1 if grey else 3)
-    rows, bad = decoded_once(folder, names, reading, lambda bad: _pictures(folder, names, reading, bad))
+
+    def read(reading: Reading) -> tuple[Rows, dict[str, str]]:
+        return decoded_once(folder, names, reading, lambda bad: _pictures(folder, names, reading, bad))
+
+    if reading.channels is not None:
+        rows, bad = read(reading)
+        return cast(Images, rows), bad, rows.files[0].path
+    with checked(reading):
+        found = _in_threads(_header_or_none, folder, names)
+        coloured = {
+            name
+            for name, each in zip(names, found, strict=True)
+            if each is not None and not each.deep and each.mode not in _GREY
+        }
+    rows, bad = read(dataclasses.replace(reading, channels=3 if coloured else 1))
+    if coloured and coloured <= bad.keys():  # Those with colours have a header, but cannot be read.
+        rows, bad = read(dataclasses.replace(reading, channels=1))
     return cast(Images, rows), bad, rows.files[0].path
 
 

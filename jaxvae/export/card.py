@@ -23,7 +23,7 @@ tags: [{tags}]
 
 # {title}
 
-Trained on {dataset} by [jaxvae](https://pypi.org/project/jaxvae/) for {step:,} steps. Images are {shape}.
+Trained on {dataset} by jaxvae for {step:,} steps. Images are {shape}.
 
 {metrics}
 

@@ -36,6 +36,8 @@ def page_of(run: TrainedRun) -> str:
         network has no form in PyTorch, or its decoder is too large.
     """
     model = run.model
+    if run.config.model is not None:
+        raise InputError(f"--format html: it knows no models of one's own, such as {run.config.model}")
     if not isinstance(model, VAE) or not isinstance(model.prior, StandardNormal):
         raise InputError("--format html needs a VAE with one layer of latents and --prior normal")
     height, width, channels = run.image_shape

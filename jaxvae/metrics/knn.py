@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import jax
 from numpy.typing import NDArray
 
-from jaxvae.metrics.labelled import check_encodes, labelled_latents
+from jaxvae.metrics.labelled import check_classes, check_encodes, labelled_latents
 from jaxvae.metrics.subject import Subject
 from jaxvae.options import AT_LEAST_1, option
 from jaxvae.protocols import Measured, Metric
@@ -28,6 +28,11 @@ class NearestNeighbours(Metric):
     def check(self, config: Any) -> None:
         """See `Component`."""
         check_encodes("knn", config)
+
+    def check_images(self, images: Any) -> None:
+        """See `Metric`."""
+        super().check_images(images)
+        check_classes("knn", images)
 
     def measure(self, subject: Subject, images: Mapping[str, NDArray[Any]], key: jax.Array) -> Mapping[str, Measured]:
         """See `Metric`: "knn_accuracy"."""

@@ -35,6 +35,13 @@ def check_encodes(name: str, config: Any) -> None:
         raise InputError(f"--metric {name}: the model {type(own).__name__} has no method encode")
 
 
+def check_classes(name: str, images: Any) -> None:
+    """Raise `InputError` if the training images of an `ImageData` are all of one class; `name` is the metric's."""
+    labels = images.split("train").get("label")
+    if labels is not None and len(np.unique(labels)) < 2:
+        raise InputError(f"--metric {name}: the training images are all of one class")
+
+
 def encoded(subject: Subject, examples: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
     """The latents [N, L] of examples: the means of their posteriors, or the codes of an autoencoder."""
     told = {"label": examples["label"]} if subject.config.reads_labels else {}

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import jax
 from numpy.typing import NDArray
 
-from jaxvae.metrics.labelled import check_encodes, labelled_latents
+from jaxvae.metrics.labelled import check_classes, check_encodes, labelled_latents
 from jaxvae.metrics.subject import Subject
 from jaxvae.protocols import Measured, Metric
 
@@ -26,6 +26,11 @@ class LinearProbe(Metric):
     def check(self, config: Any) -> None:
         """See `Component`."""
         check_encodes("probe", config)
+
+    def check_images(self, images: Any) -> None:
+        """See `Metric`."""
+        super().check_images(images)
+        check_classes("probe", images)
 
     def measure(self, subject: Subject, images: Mapping[str, NDArray[Any]], key: jax.Array) -> Mapping[str, Measured]:
         """See `Metric`: "probe_accuracy"."""

@@ -209,7 +209,12 @@ def convolve_transposed(x: Array, kernel: Array, size: tuple[int, int]) -> Array
 
     Returns:
       [B, *size, F].
+
+    Raises:
+      ValueError: no such size.
     """
+    if any(2 * here - there not in (0, 1) for here, there in zip(x.shape[1:3], size, strict=True)):
+        raise ValueError(f"a transposed convolution of {x.shape[1:3]} cannot give {size}")
 
     def by_xla(x: Array, kernel: Array) -> Array:
         result: Array = jax.lax.conv_transpose(x, kernel, (2, 2), "SAME", dimension_numbers=_NUMBERS)

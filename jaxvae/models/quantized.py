@@ -28,14 +28,13 @@ class QuantizedOutput(NamedTuple):
 
 
 class Quantized(NamedTuple):
-    """What an objective reads: the pixels [B, H, W, C], the encoder's vectors and the codebook's, [B, N, D], the codes'
-    log-probability [B] in nats, and the perplexity of the codes [] that training used of late."""
+    """What an objective reads: the pixels [B, H, W, C], the encoder's vectors and the codebook's, [B, N, D], and the
+    codes' log-probability [B] in nats."""
 
     pixels: PixelDistribution
     features: Float[Array, "B N D"]
     vectors: Float[Array, "B N D"]
     log_prior: Float[Array, " B"]
-    perplexity: Float[Array, ""]
 
 
 class QuantizedVAE(LatentModel):
@@ -83,13 +82,12 @@ class QuantizedVAE(LatentModel):
         features = self._features(batch["image"], told.get("label"))
         codes, vectors = self.quantizer.quantize(features)
         pixels = self.pixels(self._latent(self.quantizer.through(features, vectors)), **told)
-        return Quantized(
-            pixels, features, vectors, self.code_prior.log_probability(codes, **told), self.quantizer.perplexity()
-        )
+        return Quantized(pixels, features, vectors, self.code_prior.log_probability(codes, **told))
 
-    def update(self, features: Float[Array, "T D"], key: Key[Array, ""]) -> None:
-        """Let the quantiser count the codes of a batch's vectors, and move its averages."""
-        self.quantizer.update(features, key)
+    def update(self, features: Float[Array, "T D"], key: Key[Array, ""]) -> Float[Array, ""]:
+        """Let the quantiser count the codes of a batch's vectors, and move its averages; the codes' perplexity."""
+        perplexity: Array = self.quantizer.update(features, key)
+        return perplexity
 
     def draw(self, batch: Batch, keys: Key[Array, " B"], samples: int) -> PosteriorSamples:
         """The one latent of each image, `samples` times: its posterior has no other."""

@@ -36,8 +36,11 @@ def nearest(features: Float[Array, "... D"], codebook: Float[Array, "K D"]) -> I
 
 
 def perplexity(frequencies: Float[Array, " K"]) -> Float[Array, ""]:
-    """``exp(-sum p log p)`` of the codes' frequencies: how many codes are in use, if all were used equally often."""
-    p = frequencies / frequencies.sum()
+    """``exp(-sum p log p)`` of the codes' frequencies: how many codes are in use, if all were used equally often.
+
+    It is 1 if no code was ever used."""
+    total = frequencies.sum()
+    p = frequencies / jnp.where(total > 0, total, 1)
     return jnp.exp(-jnp.where(p > 0, p * jnp.log(jnp.where(p > 0, p, 1)), 0).sum())
 
 
@@ -46,13 +49,8 @@ class _Usage(nn.Module):
 
     codes: int
 
-    def _setup_usage(self) -> None:
-        equal = jnp.full((self.codes,), 1 / self.codes)
-        self.frequencies = self.variable("codebook", "frequencies", lambda: equal)
-
-    def perplexity(self) -> Float[Array, ""]:
-        """The perplexity of the codes that training used of late."""
-        return perplexity(self.frequencies.value)
+    def _setup_usage(self, first: float) -> None:
+        self.frequencies = self.variable("codebook", "frequencies", jnp.full, (self.codes,), first)
 
     def _average(self, used: Float[Array, "T K"]) -> None:
         self.frequencies.value = DECAY * self.frequencies.value + (1 - DECAY) * used.mean(0)
@@ -73,7 +71,7 @@ class VectorQuantizer(_Usage):
     averaged: bool = True
 
     def setup(self) -> None:
-        self._setup_usage()
+        self._setup_usage(1 / self.codes)
         # Of the size of features, so that codes compete from the start.
         init = nn.initializers.normal(1.0)
         if self.averaged:
@@ -105,12 +103,17 @@ class VectorQuantizer(_Usage):
         vectors: Array = nn.one_hot(codes, self.codes, dtype=codebook.dtype) @ codebook
         return vectors
 
-    def update(self, features: Float[Array, "T D"], key: Key[Array, ""]) -> None:
-        """Move the averages towards a batch's vectors, and restart dead codes at some of them, drawn with `key`."""
+    def update(self, features: Float[Array, "T D"], key: Key[Array, ""]) -> Float[Array, ""]:
+        """Move the averages towards a batch's vectors, and restart dead codes at some of them, drawn with `key`.
+
+        Returns:
+          The perplexity of the batch's codes. That of the averages would count restarted codes as used.
+        """
         used = nn.one_hot(nearest(features, self.codebook()), self.codes, dtype=features.dtype)
+        found = perplexity(used.mean(0))
         if not self.averaged:
             self._average(used)
-            return
+            return found
         sums = DECAY * self.sums.value + (1 - DECAY) * (used.T @ features) / len(features)
         self._average(used)
         frequencies, equal = self.frequencies.value, 1 / self.codes
@@ -118,6 +121,7 @@ class VectorQuantizer(_Usage):
         drawn = features[jax.random.randint(key, (self.codes,), 0, len(features))]
         self.frequencies.value = jnp.where(dead, equal, frequencies)
         self.sums.value = jnp.where(dead[:, None], drawn * equal, sums)
+        return found
 
 
 class FiniteScalarQuantizer(_Usage):
@@ -133,7 +137,7 @@ class FiniteScalarQuantizer(_Usage):
     levels: tuple[int, ...] = ()
 
     def setup(self) -> None:
-        self._setup_usage()
+        self._setup_usage(0.0)
 
     @property
     def size(self) -> int:
@@ -169,8 +173,13 @@ class FiniteScalarQuantizer(_Usage):
         vectors: Array = (places // row(self._basis, places) % row(levels, places) - middle) / middle
         return vectors.astype(jnp.float32)
 
-    def update(self, features: Float[Array, "T D"], key: Key[Array, ""]) -> None:
-        """Count the codes of a batch."""
+    def update(self, features: Float[Array, "T D"], key: Key[Array, ""]) -> Float[Array, ""]:
+        """Count the codes of a batch, or of a device's part of it.
+
+        Returns:
+          The perplexity of the codes that were used of late, before these: it is the same on every device.
+        """
         del key
-        codes, _ = self.quantize(features[:, None])
+        found, (codes, _) = perplexity(self.frequencies.value), self.quantize(features[:, None])
         self._average(nn.one_hot(codes[:, 0], self.codes, dtype=features.dtype))
+        return found

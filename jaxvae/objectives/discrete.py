@@ -84,6 +84,6 @@ class Discrete(Objective):
         terms = {"loss": recon + rate + self.cost(found), "recon": recon, "kl": rate, "bound": -(recon + rate)}
         if view.train:
             features, key = self.counted(view, jax.lax.stop_gradient(found.features), keys)
-            view.apply(features.reshape(-1, features.shape[-1]), key, method="update")
-            terms["perplexity"] = jnp.broadcast_to(found.perplexity, recon.shape)
+            perplexity = view.apply(features.reshape(-1, features.shape[-1]), key, method="update")
+            terms["perplexity"] = jnp.broadcast_to(perplexity, recon.shape)
         return terms

@@ -19,11 +19,13 @@ import numpy as np
 
 from jaxvae import config as configs
 from jaxvae import config_file, data, errors
+from jaxvae.components import SLOTS
 from jaxvae.config import Config
 from jaxvae.distributed import devices as parallel
 from jaxvae.distributed import job as distributed
 from jaxvae.errors import Diverged, InputError, SaveError
 from jaxvae.options import flag
+from jaxvae.own import blamed, is_own
 from jaxvae.run import directory as run_dirs
 from jaxvae.run.trackers import start as trackers
 from jaxvae.train.files import RUN_FILES, RunFiles
@@ -121,8 +123,13 @@ def _prepare(
         "steps_per_epoch": steps_per_epoch(config, len(images.train)),
         **data.identity(images),
     }
-    trainer = Trainer(config, images, parallel.data_parallel(parallel.select_devices(devices)))
-    trainer.check_fits()
+    components = {slot: name for slot in SLOTS if is_own(name := getattr(config, slot))}
+    placement = parallel.data_parallel(parallel.select_devices(devices))
+    with blamed(components):
+        trainer = Trainer(config, images, placement)
+        trainer.check_fits()
+        if components:
+            trainer.trace()
     return trainer, record
 
 

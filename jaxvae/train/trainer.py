@@ -257,7 +257,8 @@ class Trainer:
         placement, count = self.placement, len(self.images.train)
         keys = jax.eval_shape(self._make_keys)
         hyperparameters = {name: np.float32(value) for name, value in self.config.traced().items()}
-        rest = np.zeros(count, np.int32), keys["train-noise"], hyperparameters
+        order = np.zeros(count, np.int32) if self._blocks is None else self._blocks.places()
+        rest = order, keys["train-noise"], hyperparameters
         return self._program.trace(
             parallel.placed_shapes(self.abstract_state(), placement.state),
             parallel.placed_shapes(
