@@ -74,8 +74,11 @@ class Run(NamedTuple):
         return next((line for line in reversed(self.lines) if line["split"] == split), None)
 
     def seconds(self, step: int) -> float:
-        """Seconds of training up to a step. (Steps that no line counts, such as the first, take none.)"""
-        return sum(seconds for end, _, seconds in self.timing if end <= step)
+        """Seconds of training up to a step, of a stretch the share of its steps that are done by then.
+
+        Steps that no line counts, such as the first, take none.
+        """
+        return sum(seconds * min(max(step - end + steps, 0) / max(steps, 1), 1) for end, steps, seconds in self.timing)
 
 
 def read(run_dir: Path) -> Run:

@@ -75,7 +75,7 @@ class Console:
         step, wide = train["step"], self._rich.width >= 110
         epoch = min(train["epoch"] + (step * self._epochs % self._steps == 0), self._epochs)
         shown = f"{words(train)} ({self._unit})" if wide else f"loss {train['loss']:.4g} {self._unit}"
-        speed = f"{speed_words(steps_per_second)} {self._left(step, steps_per_second)}"
+        speed = " ".join(filter(None, (speed_words(steps_per_second), self._left(step, steps_per_second))))
         self._bar.update(self._task, completed=step, description=f"{epoch}/{self._epochs} {shown}", speed=speed)
         if self._bar.disable and time.perf_counter() - self._said > QUIET_SECONDS:
             self.say(f"epoch {epoch}/{self._epochs}  step {step:,}/{self._steps:,}  {shown}  {speed}")
@@ -86,10 +86,8 @@ class Console:
             self._warm, self._first = True, None
         step, said = lines[0]["step"], "  ".join(f"{line['split']} {words(line)}" for line in lines)
         speed = steps_per_second or 0.0
-        self.say(
-            f"epoch {lines[0]['epoch']}/{self._epochs}  step {step:,}  {said}  ({self._unit})  "
-            f"{speed_words(speed)}  {self._left(step, speed)}".rstrip()
-        )
+        parts = f"({self._unit})", speed_words(speed), self._left(step, speed)
+        self.say(f"epoch {lines[0]['epoch']}/{self._epochs}  step {step:,}  {said}  {'  '.join(filter(None, parts))}")
 
 
 def speed_words(steps_per_second: float) -> str:
