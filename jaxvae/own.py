@@ -5,12 +5,11 @@ import importlib
 import sys
 import sysconfig
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from jaxvae.errors import InputError
-from jaxvae.options import flag
 
 GIVEN = "given"  # Stands for the module of an object that cannot be imported by name.
 
@@ -83,11 +82,11 @@ def resolve(name: str, flag: str) -> Any:
 
 
 @contextlib.contextmanager
-def blamed(names: Mapping[str, str]) -> Iterator[None]:
+def blamed(components: Sequence[str]) -> Iterator[None]:
     """Around what calls the user's components, which may raise anything: an error in their code becomes one line.
 
     Args:
-      names: of the components, by the option that holds them. Empty: every error stays as it is.
+      components: with their flags, such as "--model mine:Net". None: every error stays as it is.
 
     Raises:
       InputError: it names the components, and the place in the user's file.
@@ -98,11 +97,10 @@ def blamed(names: Mapping[str, str]) -> Iterator[None]:
         raise
     except Exception as error:
         place = _place_in_users_code(error)
-        if not names or place is None:
+        if not components or place is None:
             raise
-        told = " ".join(f"{flag(option)} {name}" for option, name in names.items())
         said = " ".join(str(error).split("\n\n")[0].split())
-        raise InputError(f"{told}: {place}: {type(error).__name__}: {said}") from error
+        raise InputError(f"{' '.join(components)}: {place}: {type(error).__name__}: {said}") from error
 
 
 def _place_in_users_code(error: Exception) -> str | None:

@@ -39,10 +39,10 @@ def test_an_error_in_a_component_names_it_and_the_line(
 
 
 def test_other_errors_stay_what_they_are() -> None:
-    names = {"model": "here:Model"}
+    components = ["--model here:Model"]
     for error in (InputError("as it was"), ValueError("not theirs")):
-        with pytest.raises(type(error), match=str(error)), blamed({} if isinstance(error, ValueError) else names):
+        with pytest.raises(type(error), match=str(error)), blamed([] if isinstance(error, ValueError) else components):
             raise error
     said = r"^--model here:Model: .*test_own.py, line \d+: ValueError: two words$"
-    with pytest.raises(InputError, match=said), blamed(names):
+    with pytest.raises(InputError, match=said), blamed(components):
         raise ValueError("two\nwords\n\nand an explanation")

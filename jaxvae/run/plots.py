@@ -252,7 +252,7 @@ def save_rate_distortion(
     axes.set(xlim=(left, right), ylim=(low, high))
     axes.grid(alpha=0.3)
     if len(groups) <= 16:
-        axes.legend(loc="best", fontsize=7)  # There are few points, some in each corner.
+        figure.legend(loc="outside right upper", fontsize=7)  # Points may lie in each corner.
     figure.savefig(path, dpi=120)
 
 

@@ -123,7 +123,7 @@ def _prepare(
         "steps_per_epoch": steps_per_epoch(config, len(images.train)),
         **data.identity(images),
     }
-    components = {slot: name for slot in SLOTS if is_own(name := getattr(config, slot))}
+    components = [f"{flag(slot)} {name}" for slot in ("model", *SLOTS) if is_own(name := getattr(config, slot))]
     placement = parallel.data_parallel(parallel.select_devices(devices))
     with blamed(components):
         trainer = Trainer(config, images, placement)
