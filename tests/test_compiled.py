@@ -146,7 +146,7 @@ BOUNDS: dict[tuple[str, str], tuple[int, int]] = {
     ("h100", "--preset iwae --batch-size 128"): (81, 33),
     ("h100", "--preset vamp --batch-size 128"): (98, 38),
     ("h100", "--preset vq-vae --batch-size 128"): (294, 103),
-    ("h100", "--preset fsq --batch-size 128"): (283, 102),
+    ("h100", "--preset fsq --batch-size 128"): (284, 102),
     ("h100", "--preset ladder --batch-size 128"): (1078, 363),
     ("h100", "--preset vae --architecture conv --batch-size 128"): (78, 32),
     ("h100", "--preset vae --architecture resnet --batch-size 128"): (479, 277),
