@@ -12,8 +12,14 @@ from jax.experimental import topologies
 
 from jaxvae.errors import InputError
 
-# So that libtpu does not look for TPUs, nor complain that there are none.
-_NO_TPU_HERE = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_ACCELERATOR_TYPE": "v5litepod-1"}
+# So that libtpu does not look for TPUs, nor complain that there are none, nor that another process has loaded it: it is
+# only to compile.
+_NO_TPU_HERE = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-1",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+}
 GIGA, TERA = 10**9, 10**12
 
 
