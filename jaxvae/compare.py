@@ -74,7 +74,7 @@ class Run(NamedTuple):
         return next((line for line in reversed(self.lines) if line["split"] == split), None)
 
     def seconds(self, step: int) -> float:
-        """Seconds of training up to a step, of a stretch the share of its steps that are done by then.
+        """Seconds of training up to a step. Within a stretch, they grow evenly with its steps.
 
         Steps that no line counts, such as the first, take none.
         """

@@ -167,7 +167,7 @@ def decode_file(run: trained.TrainedRun, path: Path, n: int) -> NDArray[np.float
 def traversal(run: trained.TrainedRun, n: int, label: str | None) -> NDArray[np.float32]:
     """Rows of 8 images for the latents that change most. Raises `InputError` for a model without a N(0, I) prior."""
     if run.config.model is not None:
-        raise InputError(f"--traverse: it knows no models of one's own, such as {run.config.model}")
+        raise InputError(f"--traverse takes built-in VAEs, not {run.config.model}")
     if not isinstance(run.model, VAE) or not isinstance(run.model.prior, StandardNormal):
         raise InputError("--traverse needs a VAE with one layer of latents and --prior normal")
     if label is not None and not run.config.reads_labels:

@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib
+import os
 import sys
 import sysconfig
 import traceback
@@ -106,7 +107,8 @@ def blamed(components: Sequence[str]) -> Iterator[None]:
 def _place_in_users_code(error: Exception) -> str | None:
     """ "FILE, line N" of the innermost frame that is neither of this package nor of a library; None: there is none."""
     paths = sysconfig.get_paths()
-    others = (str(Path(__file__).parent), paths["stdlib"], paths["purelib"], paths["platlib"])
+    folders = (str(Path(__file__).parent), paths["stdlib"], paths["purelib"], paths["platlib"])
+    others = tuple(os.path.join(folder, "") for folder in folders)
     frames = traceback.extract_tb(error.__traceback__)
     users = [frame for frame in frames if not frame.filename.startswith((*others, "<frozen"))]
     return f"{users[-1].filename}, line {users[-1].lineno}" if users else None

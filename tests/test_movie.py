@@ -48,7 +48,6 @@ def test_a_movie_has_a_frame_an_epoch_and_shows_the_pictures_of_the_run(run: Pat
             left += width + movie.GAP
 
 
-@pytest.mark.slow
 def test_rare_colours_stay_what_they_are(tmp_path: Path) -> None:
     """Ten points on a picture of thousands of colours."""
     row, column = np.mgrid[:128, :128]
@@ -63,6 +62,7 @@ def test_rare_colours_stay_what_they_are(tmp_path: Path) -> None:
     assert np.abs(shown - frame).mean() < 8
 
 
+@pytest.mark.slow
 def test_frames_hold_the_pictures_exactly(run: Path) -> None:
     frames = movie.frames_of(run)
     assert len(frames) == 3 and len({frame.shape for frame in frames}) == 1

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from runs import SMALL, train
 
+from jaxvae import own
 from jaxvae.errors import InputError
 from jaxvae.own import blamed
 
@@ -36,6 +37,13 @@ def test_an_error_in_a_component_names_it_and_the_line(
     assert said.startswith("error: --model own_fixed:Fixed --objective own_fixed:loss: ")
     assert "own_fixed.py, line 13: TypeError: " in said and "(8, 6, 5, 1)" in said
     assert not Path("run").exists()
+
+
+def test_a_file_beside_the_package_is_the_users() -> None:
+    """Even if its name begins as the package's folder does."""
+    beside = f"{Path(own.__file__).parent}_mine.py"
+    with pytest.raises(InputError, match=r"jaxvae_mine\.py, line 1: ZeroDivisionError"), blamed(["--model a:B"]):
+        exec(compile("1 / 0", beside, "exec"))
 
 
 def test_other_errors_stay_what_they_are() -> None:

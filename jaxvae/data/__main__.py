@@ -13,7 +13,6 @@ import tyro
 
 from jaxvae import cli, memory
 from jaxvae.config import Config
-from jaxvae.data.download import IDX_DATASETS
 from jaxvae.data.images import ImageData, in_words, prepared, reading_of, usual_batch_size
 from jaxvae.data.pictures import checked, headers
 from jaxvae.data.reading import Reading, shape_words
@@ -119,8 +118,6 @@ def classes(images: ImageData) -> Iterator[str]:
     splits = [images.split(name).get("label") for name in ("train", "validation", "test")]
     found = [labels for labels in splits if labels is not None and labels.ndim == 1 and labels.dtype.kind in "biu"]
     if not found:
-        if images.name == "digits" or images.name in IDX_DATASETS:
-            yield "it has labels: --condition label trains a model that draws the class you ask for"
         return
     values, counts = np.unique(np.concatenate(found), return_counts=True)
     named = [

@@ -32,12 +32,12 @@ def page_of(run: TrainedRun) -> str:
     """The page of a run's model, as HTML.
 
     Raises:
-      InputError: the model is no VAE of one stochastic layer, its prior depends on labels or is the user's own, its
-        network has no form in PyTorch, or its decoder is too large.
+      InputError: the model is the user's own, or no VAE of one stochastic layer; its prior is not N(0, I); its network
+        has no form in PyTorch; or its decoder is too large.
     """
     model = run.model
     if run.config.model is not None:
-        raise InputError(f"--format html: it knows no models of one's own, such as {run.config.model}")
+        raise InputError(f"--format html takes built-in VAEs, not {run.config.model}")
     if not isinstance(model, VAE) or not isinstance(model.prior, StandardNormal):
         raise InputError("--format html needs a VAE with one layer of latents and --prior normal")
     height, width, channels = run.image_shape

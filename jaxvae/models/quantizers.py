@@ -38,7 +38,8 @@ def nearest(features: Float[Array, "... D"], codebook: Float[Array, "K D"]) -> I
 def perplexity(frequencies: Float[Array, " K"]) -> Float[Array, ""]:
     """``exp(-sum p log p)`` of the codes' frequencies: how many codes are in use, if all were used equally often.
 
-    It is 1 if no code was ever used."""
+    It is 1 if no code was used yet.
+    """
     total = frequencies.sum()
     p = frequencies / jnp.where(total > 0, total, 1)
     return jnp.exp(-jnp.where(p > 0, p * jnp.log(jnp.where(p > 0, p, 1)), 0).sum())
