@@ -175,8 +175,8 @@ ROWS = (
         85.54,
         f"{_SHORT} --objective iwae --samples 5",
         differs=_SHORT_RECIPE,
-        finding="The short recipe costs 0.73: by that of `vae-k1` the figure is 85.72 (`iwae-k5-long`). It costs `vae-k1` "
-        "about as much: 87.31 (seed 0), 0.67 more.",
+        finding="The short recipe costs 0.73: by that of `vae-k1` the figure is 85.72 (`iwae-k5-long`). It costs "
+        "`vae-k1` about as much: 87.31 (seed 0), 0.67 more.",
     ),
     Row(
         "iwae-k5-long",
