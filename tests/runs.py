@@ -130,13 +130,17 @@ class Job:
 
 
 def assert_same_curve(a: Path, b: Path, steps: int) -> None:
-    """The losses of the first steps agree in two runs that logged every step."""
+    """The losses of the first steps agree in two runs that logged every step.
+
+    Adam divides by the size of the gradient, so it multiplies rounding, by how much depends on the processor: after ten
+    steps of `vae` 1e-5 was seen. Other noise or another mean of the gradients changes a loss by more than 1e-3.
+    """
     curves = []
     for run_dir in (a, b):
         lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
         curves.append([line["loss"] for line in lines if line["split"] == "train"][:steps])
         assert len(curves[-1]) == steps
-    np.testing.assert_allclose(*curves, rtol=1e-5)
+    np.testing.assert_allclose(*curves, rtol=1e-4)
 
 
 def float64_steps(preset: str, way: str, devices: Sequence[jax.Device], steps: int = 200) -> tuple[Any, Any]:

@@ -58,7 +58,9 @@ def test_a_step_gets_the_batch_that_the_order_of_its_epoch_names(
             taken = places[within * B : (within + 1) * B]
             wanted = np.random.default_rng(epoch).permutation(N)[within * B : (within + 1) * B]
             for name, values in examples.items():
-                np.testing.assert_array_equal(block[name][taken], values[wanted])
+                assert block[name].ndim <= 2, "examples lie in rows"
+                taken_shaped = block[name][taken].reshape(B, *values.shape[1:])
+                np.testing.assert_array_equal(taken_shaped, values[wanted])
                 assert blocks.forms[name].shape == block[name].shape and blocks.forms[name].dtype == values.dtype
         step = min(step + count, (step // (N // B) + 1) * (N // B))
     assert len(asked) == len(set(asked)), "an epoch's order was computed twice"

@@ -279,7 +279,9 @@ def test_a_mesh_of_one_device_adds_nothing_to_the_program(images: NDArray[np.uin
     trainer = trainer_of(images)
     state = trainer.start(None)
     arguments = trainer._arguments(state, 0)
-    plain = jax.jit(make_call(trainer.config, trainer.model, 64, trainer.steps_per_epoch), donate_argnums=0)
+    shapes = {"image": images.shape[1:]}
+    call = make_call(trainer.config, trainer.model, 64, trainer.steps_per_epoch, shapes=shapes)
+    plain = jax.jit(call, donate_argnums=0)
     unplaced = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), (*arguments, np.int32(1)))
 
     def instructions(lowered: Any) -> list[str]:

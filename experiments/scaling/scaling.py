@@ -89,13 +89,14 @@ def plain(config: Any, images: Any) -> Contender:
     from jaxvae.models.build import build_model
     from jaxvae.optimizer import build_optimizer
     from jaxvae.train.programs import make_call, steps_per_epoch
-    from jaxvae.train.step import epoch_order, init_state
+    from jaxvae.train.step import as_rows, epoch_order, init_state
 
     count, steps = len(images.train), steps_per_epoch(config, len(images.train))
     model, optimizer = build_model(config, images.train.shape[1:]), build_optimizer(config, steps)
-    call: Any = jax.jit(make_call(config, model, count, steps), donate_argnums=0)
+    shapes = {"image": images.train.shape[1:]}
+    call: Any = jax.jit(make_call(config, model, count, steps, shapes=shapes), donate_argnums=0)
     order = jax.jit(lambda key, epoch: epoch_order(key, epoch, count))
-    train, numbers = jax.device_put((images.train, config.traced()))
+    train, numbers = jax.device_put((as_rows({"image": images.train}), config.traced()))
     shuffle, noise = purpose_key(config.seed, "shuffle"), purpose_key(config.seed, "train-noise")
 
     def run(state: Any, step: int) -> Any:

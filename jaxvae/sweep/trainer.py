@@ -40,7 +40,7 @@ from jaxvae.train.programs import (
     part_size,
     steps_per_epoch,
 )
-from jaxvae.train.step import TrainState, epoch_order, example_of, init_state
+from jaxvae.train.step import TrainState, as_rows, epoch_order, example_of, init_state
 from jaxvae.train.trainer import start_of
 from jaxvae.typing import Batch, Collections, ImageShape, Params
 
@@ -84,6 +84,7 @@ def make_run_members(
     capacity: int,
     block: int = 1,
     part: int | None = None,
+    shapes: Mapping[str, Sequence[int]] | None = None,
 ) -> Callable[..., tuple[MembersState, Any]]:
     """``run_members(state, examples, orders, noise_keys, hyperparameters, count) -> (state, metrics)``: a call of
     every member.
@@ -92,7 +93,7 @@ def make_run_members(
     [M] each; `metrics` are its terms at every step, [M, capacity].
     """
 
-    call = make_call(config, model, num_images, capacity, block=block, part=part)
+    call = make_call(config, model, num_images, capacity, block=block, part=part, shapes=shapes)
     epoch = steps_per_epoch(config, num_images)
 
     def run_members(
@@ -187,7 +188,9 @@ class MembersTrainer:
 
         capacity = min(self.steps_per_epoch, MOST_STEPS, max(1, MOST_VALUES // (share * len(devices))))
         part = part_size(config, images.image_shape, 1, devices[0].platform)
-        run = make_run_members(config, self.model, len(images.train), self.at_once, capacity, block_steps(block), part)
+        self._shapes = {name: values.shape[1:] for name, values in self._example.items()}
+        count, block = len(images.train), block_steps(block)
+        run = make_run_members(config, self.model, count, self.at_once, capacity, block, part, self._shapes)
         specs = (state, one, each, each, each, one)
         run_steps = self._on_each_device(run, specs, (state, each))
         self._program = StepProgram(jax.jit(run_steps, donate_argnums=0), capacity)
@@ -203,7 +206,6 @@ class MembersTrainer:
             split: jit_seldom(self._on_each_device(partial(self._evaluate_share, size), evaluation, each))
             for split, size in self._sizes.items()
         }
-        count = len(images.train)
         self._orders_of: Any = jax.jit(
             lambda keys, epoch: jax.vmap(lambda key: epoch_order(key, epoch, count))(keys), out_shardings=self._spread
         )
@@ -235,8 +237,8 @@ class MembersTrainer:
     def start(self, state: MembersState | None) -> MembersState:
         """Put the images on the devices, and there make the first states or put `state`, which is on the host."""
         each, one = self._spread, self._everywhere
-        self._train_examples = parallel.place(self.images.split("train"), one)
-        self._held_out = {split: parallel.place(found, one) for split, found in self._held_out.items()}
+        self._train_examples = parallel.place(as_rows(self.images.split("train")), one)
+        self._held_out = {split: parallel.place(as_rows(found), one) for split, found in self._held_out.items()}
         hyperparameters = {name: jnp.asarray(values) for name, values in self._hyperparameters.items()}
         self._hyperparameters_placed = jax.device_put(hyperparameters, each)
         make_keys = jax.jit(jax.vmap(lambda seed: purpose_keys(seed, _PURPOSES)), out_shardings=each)
@@ -272,7 +274,7 @@ class MembersTrainer:
         orders = np.zeros((members, len(self.images.train)), np.int32)
         return self._program.trace(
             parallel.placed_shapes(state, MembersState(one, each, each, each, each)),  # type: ignore[arg-type]
-            parallel.placed_shapes(self.images.split("train"), one),
+            parallel.placed_shapes(as_rows(self.images.split("train")), one),
             *parallel.placed_shapes((orders, keys, self._hyperparameters), each),
         )
 
@@ -327,7 +329,8 @@ class MembersTrainer:
         def one(member: Any) -> Any:
             variables, key, hyperparameters = member
             objective = build_objective(self.config, self.steps_per_epoch, len(self.images.train), hyperparameters)
-            evaluate = make_evaluate(with_traced_parts(self.model, hyperparameters), objective, size)
+            traced_model = with_traced_parts(self.model, hyperparameters)
+            evaluate = make_evaluate(traced_model, objective, size, shapes=self._shapes)
             return evaluate(variables, examples, key, first)
 
         return map_members(one, (variables, keys, dict(hyperparameters)), self.at_once)

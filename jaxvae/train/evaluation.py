@@ -14,7 +14,7 @@ from jaxvae.models.build import Model
 from jaxvae.models.layers import float32_products
 from jaxvae.objectives.base import Context, Loss
 from jaxvae.train.programs import jit_seldom
-from jaxvae.train.step import as_batch
+from jaxvae.train.step import as_batch, shaped
 from jaxvae.typing import Array, Batch, Params, Terms
 
 PIXELS_AT_ONCE = 2**20  # Of all reconstructions that an evaluation holds in memory.
@@ -25,6 +25,7 @@ def make_evaluate(
     objective: Loss,
     size: int,
     batch_sharding: jax.sharding.NamedSharding | None = None,
+    shapes: Mapping[str, Sequence[int]] | None = None,
 ) -> Callable[..., Terms]:
     """``evaluate(variables, examples, key, first, origin=0) -> terms``: the terms of some images, [size] each.
 
@@ -35,7 +36,8 @@ def make_evaluate(
     computed in float32, whatever precision the model was trained with. `origin` is the place in the split of the first
     of `examples`.
 
-    With `batch_sharding`, the sharding of an array with a first axis of images, each device works on its share.
+    With `batch_sharding`, the sharding of an array with a first axis of images, each device works on its share. With
+    `shapes`, see `make_run_steps`.
     """
 
     def evaluate(
@@ -45,7 +47,8 @@ def make_evaluate(
         if batch_sharding is not None:
             places = jax.lax.with_sharding_constraint(places, batch_sharding)
         named = examples if isinstance(examples, Mapping) else {"image": examples}
-        batch = as_batch({name: values.at[places].get(mode="clip") for name, values in named.items()})
+        taken = {name: values.at[places].get(mode="clip") for name, values in named.items()}
+        batch = as_batch(taken if shapes is None else shaped(taken, shapes))
         keys = example_keys(key, first, size)
         return objective.of(model, variables, batch, keys, Context())[0]
 

@@ -3,7 +3,7 @@
 import functools
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -218,6 +218,7 @@ def make_call(
     block: int = 1,
     fused: Any = None,
     part: int | None = None,
+    shapes: Mapping[str, Sequence[int]] | None = None,
 ) -> Callable[[TrainState, Batch, Array, Array, Hyperparameters, Array], tuple[TrainState, Metrics]]:
     """``call(state, examples, order, noise_key, hyperparameters, count) -> (state, metrics)``, as `make_run_steps`.
 
@@ -225,8 +226,9 @@ def make_call(
     might fold, so that models that differ in them round alike. (The compiler must also make the same instructions of
     the step within larger programs; `tests/test_members.py` shows that it does for the presets.)
 
-    With `part`, see `part_size`. With `fused`, a `jaxvae.train.fused_plan.Plan`, the steps are fused. Of
-    `hyperparameters`, these take the learning rate alone; the rest is in the plan.
+    With `part`, see `part_size`. With `shapes`, see `make_run_steps`. With `fused`, a
+    `jaxvae.train.fused_plan.Plan`, the steps are fused. Of `hyperparameters`, these take the learning rate alone; the
+    rest is in the plan.
     """
     steps = steps_per_epoch(config, num_images)
 
@@ -252,7 +254,7 @@ def make_call(
         else:
             shared = make_train_step(traced_model, objective, optimizer, batch_sharding.spec[0], part)
             step = on_every_device(shared, batch_sharding)
-        run = make_run_steps(step, config.batch_size, steps, capacity, batch_sharding, block)
+        run = make_run_steps(step, config.batch_size, steps, capacity, batch_sharding, block, shapes)
         return run(state, examples, order, noise_key, count)
 
     return call

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jaxvae.data.images import Split
+from jaxvae.train.step import as_rows
 
 BLOCK_BYTES = 2**26  # Of the examples that a block holds, or one batch if that is more.
 AHEAD = 2  # Blocks that are read before they are needed, each by a thread.
@@ -24,9 +25,10 @@ class Place(NamedTuple):
 class Blocks:
     """The training examples of a run, in blocks of whole batches.
 
-    The examples of a block, [``steps`` B, ...], are those that the epoch's order names, in this order. The last
-    block of an epoch repeats its last example, to be as long as the others. So what a step gets is a function of seed
-    and step, as if all examples lay on the device, and a resumed run reads nothing of what came before.
+    The examples of a block, ``steps`` B in rows as `as_rows` makes them, are those that the epoch's order names, in
+    this order. The last block of an epoch repeats its last example, to be as long as the others. So what a step gets
+    is a function of seed and step, as if all examples lay on the device, and a resumed run reads nothing of what came
+    before.
 
     Attributes:
       waited: for how many seconds `read` waited for blocks after the first, which were being read ahead.
@@ -62,10 +64,11 @@ class Blocks:
     @property
     def forms(self) -> dict[str, NDArray[Any]]:
         """A block's shapes and dtypes: arrays that take no memory."""
-        return {
+        forms = {
             name: np.broadcast_to(np.zeros((), values.dtype), (self.steps * self._batch_size, *values.shape[1:]))
             for name, values in self._examples.items()
         }
+        return as_rows(forms)
 
     def places(self) -> NDArray[np.int32]:
         """For each place in an epoch's order, int32 [N]: where its example is in its block."""
@@ -112,10 +115,10 @@ class Blocks:
         size = self.steps * self._batch_size
         places = np.asarray(order)[number * size : (number + 1) * size]
         places = np.pad(places, (0, size - len(places)), mode="edge")
-        return {name: values[places] for name, values in self._examples.items()}
+        return as_rows({name: values[places] for name, values in self._examples.items()})
 
 
 def part_of(examples: Split, first: int, size: int) -> dict[str, NDArray[Any]]:
-    """The `size` examples from place `first` on, as host arrays; those past the end repeat the last one."""
+    """The `size` examples from place `first` on, `as_rows` on the host; those past the end repeat the last one."""
     places = np.minimum(np.arange(first, first + size), len(examples["image"]) - 1)
-    return {name: values[places] for name, values in examples.items()}
+    return as_rows({name: values[places] for name, values in examples.items()})

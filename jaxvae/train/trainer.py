@@ -40,6 +40,7 @@ from jaxvae.train.step import (
     TrainState,
     abstract_state,
     as_batch,
+    as_rows,
     epoch_order,
     example_of,
     init_state,
@@ -101,11 +102,14 @@ class Trainer:
         mapped = min(MAPPED, max(SHOWN, MAPPED_VALUES // most))
         self._mapped = {name: values[:mapped] for name, values in shown.items()}
 
+        shapes = {name: values.shape[1:] for name, values in self._example.items()}
         platform = placement.batch.mesh.devices.flat[0].platform
         self._part = part_size(config, images.image_shape, placement.shares, platform)
         capacity = min(self.steps_per_epoch, MOST_STEPS)
         jitted = jax.jit(
-            make_call(config, self.model, count, capacity, batch_sharding, block_steps(block), fused, self._part),
+            make_call(
+                config, self.model, count, capacity, batch_sharding, block_steps(block), fused, self._part, shapes
+            ),
             donate_argnums=0,
             out_shardings=(placement.state, everywhere),
         )
@@ -122,7 +126,9 @@ class Trainer:
             for name, split in self._held_out().items()
         }
         self._evaluate: dict[str, Any] = {
-            name: jit_seldom(make_evaluate(self.model, self.objective, size, batch_sharding), out_shardings=everywhere)
+            name: jit_seldom(
+                make_evaluate(self.model, self.objective, size, batch_sharding, shapes), out_shardings=everywhere
+            )
             for name, size in self._size.items()
         }
         self._order_of: Any = jax.jit(lambda key, epoch: epoch_order(key, epoch, count), out_shardings=everywhere)
@@ -204,9 +210,9 @@ class Trainer:
         """Put the images on the devices, and there make the first state or put `state`, which is on the host."""
         placement = self.placement
         if self._blocks is None:
-            self._train_examples = parallel.place(self.images.split("train"), placement.images)
+            self._train_examples = parallel.place(as_rows(self.images.split("train")), placement.images)
             self._held_out_examples = {
-                name: parallel.place(split, placement.images) for name, split in self._held_out().items()
+                name: parallel.place(as_rows(split), placement.images) for name, split in self._held_out().items()
             }
         else:
             self._places = parallel.place(self._blocks.places(), placement.replicated)
@@ -262,7 +268,7 @@ class Trainer:
         return self._program.trace(
             parallel.placed_shapes(self.abstract_state(), placement.state),
             parallel.placed_shapes(
-                self.images.split("train") if self._blocks is None else self._blocks.forms, placement.images
+                as_rows(self.images.split("train")) if self._blocks is None else self._blocks.forms, placement.images
             ),
             *parallel.placed_shapes(rest, placement.replicated),
         )
