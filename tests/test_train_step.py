@@ -23,11 +23,13 @@ from jaxvae.train.evaluation import PIXELS_AT_ONCE, evaluation_size, joined, mak
 from jaxvae.train.step import (
     TrainState,
     abstract_state,
+    as_rows,
     epoch_order,
     init_state,
     intensities,
     make_run_steps,
     make_train_step,
+    shaped,
 )
 
 pytestmark = pytest.mark.unoptimized
@@ -307,6 +309,37 @@ def test_the_number_of_steps_has_any_integer_type(capacity: int | None, block: i
     with jax.enable_x64(True):
         found = run(state, jnp.asarray(images), order_of(0), NOISE, 5)[1]["loss"]
         np.testing.assert_allclose(found, expected, rtol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.exact
+@pytest.mark.parametrize("preset", STATELESS_AND_STATEFUL)
+def test_steps_take_images_in_rows(preset: str, images: NDArray[np.uint8]) -> None:
+    """The same bits, whether images lie as they are or in rows that become images again once a batch is picked."""
+    model, objective, optimizer, state = parts(preset)
+    step = make_train_step(model, objective, optimizer)
+    ended = []
+    for shapes in (None, {"image": SHAPE}):
+        run = jax.jit(make_run_steps(step, 8, steps_per_epoch=12, capacity=12, shapes=shapes))
+        given = images if shapes is None else images.reshape(len(images), -1)
+        ended.append(run(state, {"image": jnp.asarray(given)}, order_of(0), NOISE, 5))
+    assert_trees_equal(*ended)
+
+
+def test_rows_become_examples_again() -> None:
+    """Whatever axes an example's values have; numbers and rows stay as they are."""
+    rng = np.random.default_rng(0)
+    shapes: dict[str, tuple[int, ...]] = {"image": (5, 4, 3), "map": (3, 2), "row": (7,), "label": ()}
+    examples = {name: rng.integers(0, 256, (6, *shape)) for name, shape in shapes.items()}
+    rows = as_rows(examples)
+    assert {name: values.shape for name, values in rows.items()} == {
+        "image": (6, 60),
+        "map": (6, 6),
+        "row": (6, 7),
+        "label": (6,),
+    }
+    picked = {name: jnp.asarray(values[[4, 0]]) for name, values in rows.items()}
+    assert_trees_equal(shaped(picked, shapes), {name: values[[4, 0]] for name, values in examples.items()})
 
 
 @pytest.mark.slow
