@@ -338,6 +338,7 @@ def test_rows_become_examples_again() -> None:
         "row": (6, 7),
         "label": (6,),
     }
+    assert as_rows({"image": np.zeros((0, 5, 4, 3))})["image"].shape == (0, 60)
     picked = {name: jnp.asarray(values[[4, 0]]) for name, values in rows.items()}
     assert_trees_equal(shaped(picked, shapes), {name: values[[4, 0]] for name, values in examples.items()})
 

@@ -3,6 +3,7 @@
 A step is a plain function of its arguments: `jit`, `vmap`, `pmap` and `shard_map` all take it.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
@@ -93,9 +94,11 @@ def as_rows(examples: Mapping[str, Any]) -> dict[str, Any]:
     A TPU lays an array's last axis out in lanes of 128 numbers. Of images [N, H, W, C] it would copy a whole training
     set into another order, and every batch once more.
     """
-    return {
-        name: values.reshape(values.shape[0], -1) if values.ndim > 2 else values for name, values in examples.items()
-    }
+
+    def rows(values: Any) -> Any:
+        return values.reshape(values.shape[0], math.prod(values.shape[1:])) if values.ndim > 2 else values
+
+    return {name: rows(values) for name, values in examples.items()}
 
 
 def shaped(batch: Mapping[str, Array], shapes: Mapping[str, Sequence[int]]) -> dict[str, Array]:
