@@ -132,8 +132,8 @@ class Job:
 def assert_same_curve(a: Path, b: Path, steps: int) -> None:
     """The losses of the first steps agree in two runs that logged every step.
 
-    Adam divides by the size of the gradient, so it multiplies rounding, by how much depends on the processor: after ten
-    steps of `vae` 1e-5 was seen. Other noise or another mean of the gradients changes a loss by more than 1e-3.
+    Adam divides by the size of the gradient, so it multiplies rounding. How much depends on the processor: 1.3e-5 was
+    seen in ten steps of `vae`.
     """
     curves = []
     for run_dir in (a, b):

@@ -120,6 +120,30 @@ def test_other_arrays_of_an_example_reach_the_model_and_the_loss(images: NDArray
 
 
 @pytest.mark.long
+@pytest.mark.parametrize("stream", ["never", "always"])
+def test_each_split_has_its_own_arrays(stream: str, images: NDArray[np.uint8], tmp_path: Path) -> None:
+    """Held-out examples reach the loss as they were given, whatever the training examples have."""
+    rng = np.random.default_rng(0)
+    first, second = rng.uniform(size=(80, 2, 3)), rng.uniform(size=(16, 3, 2))
+
+    def corner(output: Any, batch: Any) -> Any:
+        named = jnp.full(len(batch["image"]), 1.0 if "name" in batch else 0.0)
+        return {**own_parts.loss(output, batch), "corner": batch["map"][:, 0, 1].astype(jnp.float32), "named": named}
+
+    data = jaxvae.ImageData(
+        "given", "a test", images[:80], images[80:],
+        others={"train": {"map": first}, "test": {"map": second, "name": np.arange(16)}},
+    )  # fmt: skip
+    run = fit(
+        data=data, model=own_parts.Net(), objective=corner, stream=stream, run_dir=tmp_path / "run",
+        **{**SMALL, "epochs": 1, "validation": 0.0},
+    )  # fmt: skip
+    assert run.metrics["train"]["corner"] == pytest.approx(first[:, 0, 1].mean())
+    assert run.metrics["test"]["corner"] == pytest.approx(second[:, 0, 1].mean())
+    assert (run.metrics["train"]["named"], run.metrics["test"]["named"]) == (0, 1)
+
+
+@pytest.mark.long
 def test_an_interrupt_saves_and_is_raised(images: NDArray[np.uint8], tmp_path: Path) -> None:
     """A loop around `fit` ends with it."""
     from jaxvae.train.trainer import Trainer

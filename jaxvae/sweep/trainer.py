@@ -40,7 +40,7 @@ from jaxvae.train.programs import (
     part_size,
     steps_per_epoch,
 )
-from jaxvae.train.step import TrainState, as_rows, epoch_order, example_of, init_state
+from jaxvae.train.step import TrainState, as_rows, epoch_order, example_of, init_state, shapes_of
 from jaxvae.train.trainer import start_of
 from jaxvae.typing import Batch, Collections, ImageShape, Params
 
@@ -188,9 +188,8 @@ class MembersTrainer:
 
         capacity = min(self.steps_per_epoch, MOST_STEPS, max(1, MOST_VALUES // (share * len(devices))))
         part = part_size(config, images.image_shape, 1, devices[0].platform)
-        self._shapes = {name: values.shape[1:] for name, values in self._example.items()}
-        count, block = len(images.train), block_steps(block)
-        run = make_run_members(config, self.model, count, self.at_once, capacity, block, part, self._shapes)
+        count, block, shapes = len(images.train), block_steps(block), shapes_of(self._example)
+        run = make_run_members(config, self.model, count, self.at_once, capacity, block, part, shapes)
         specs = (state, one, each, each, each, one)
         run_steps = self._on_each_device(run, specs, (state, each))
         self._program = StepProgram(jax.jit(run_steps, donate_argnums=0), capacity)
@@ -201,10 +200,11 @@ class MembersTrainer:
         most = max(config.batch_size, min(PART_BATCHES * config.batch_size, PIXELS_AT_ONCE // pixels // self.at_once))
         most = min(most, cached_at_once(config, images.image_shape, config.parts.objective.latents) or most)
         self._sizes = {split: min(most, len(found["image"])) for split, found in self._held_out.items()}
+        self._shapes = {split: shapes_of(found) for split, found in self._held_out.items()}
         evaluation = (each, one, each, each, one)
         self._evaluate: dict[str, Any] = {
-            split: jit_seldom(self._on_each_device(partial(self._evaluate_share, size), evaluation, each))
-            for split, size in self._sizes.items()
+            split: jit_seldom(self._on_each_device(partial(self._evaluate_share, split), evaluation, each))
+            for split in self._held_out
         }
         self._orders_of: Any = jax.jit(
             lambda keys, epoch: jax.vmap(lambda key: epoch_order(key, epoch, count))(keys), out_shardings=self._spread
@@ -324,13 +324,13 @@ class MembersTrainer:
         return jnp.asarray(values)
 
     def _evaluate_share(
-        self, size: int, variables: Any, examples: Batch, keys: Array, hyperparameters: Hyperparameters, first: Array
+        self, split: str, variables: Any, examples: Batch, keys: Array, hyperparameters: Hyperparameters, first: Array
     ) -> Any:
         def one(member: Any) -> Any:
             variables, key, hyperparameters = member
             objective = build_objective(self.config, self.steps_per_epoch, len(self.images.train), hyperparameters)
             traced_model = with_traced_parts(self.model, hyperparameters)
-            evaluate = make_evaluate(traced_model, objective, size, shapes=self._shapes)
+            evaluate = make_evaluate(traced_model, objective, self._sizes[split], shapes=self._shapes[split])
             return evaluate(variables, examples, key, first)
 
         return map_members(one, (variables, keys, dict(hyperparameters)), self.at_once)

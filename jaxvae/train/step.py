@@ -101,6 +101,11 @@ def as_rows(examples: Mapping[str, Any]) -> dict[str, Any]:
     return {name: rows(values) for name, values in examples.items()}
 
 
+def shapes_of(examples: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """The shape of the values of one example, by name: see `shaped`."""
+    return {name: values.shape[1:] for name, values in examples.items()}
+
+
 def shaped(batch: Mapping[str, Array], shapes: Mapping[str, Sequence[int]]) -> dict[str, Array]:
     """Some of the examples that `as_rows` made, with their shapes again: [B, *shape]."""
     return {name: values.reshape(values.shape[0], *shapes[name]) for name, values in batch.items()}
@@ -275,9 +280,9 @@ def make_run_steps(
     """``run_steps(state, examples, order, noise_key, count) -> (state, metrics)``: `count` steps in one program.
 
     To be jitted with the state donated. `examples` are arrays [N, ...] on the device by name, among them the images,
-    uint8 [N, H, W, C]; or the images alone. `order` is the `epoch_order` of the epoch that ``state.step`` lies in. The
-    call takes the `count` steps that follow ``state.step``, which must not cross the end of the epoch. `metrics` hold
-    the value of every step, and zeros after those: [capacity].
+    uint8 [N, H, W, C], or in rows (see `shapes`); or the images alone. `order` is the `epoch_order` of the epoch that
+    ``state.step`` lies in. The call takes the `count` steps that follow ``state.step``, which must not cross the end of
+    the epoch. `metrics` hold the value of every step, and zeros after those: [capacity].
 
     Args:
       train_step: the step, as `make_train_step` makes it.
@@ -289,8 +294,8 @@ def make_run_steps(
         `train_step` comes from `on_every_device`, or takes a whole batch that the compiler distributes.
       block: steps are taken in blocks of this many, then one by one. A loop whose length XLA does not know makes an
         accelerator ask the host before every turn, so there a turn should be many steps; the result is the same.
-      shapes: of one example, by name, if `examples` are `as_rows` makes them: a batch gets these shapes. TPUs are
-        several times as fast with rows. Default: the shapes of `examples`.
+      shapes: of the values of one example, by name. Then `examples` lie in rows, [N, size], as `as_rows` makes them,
+        and a batch gets these shapes. Rows spare TPUs copies. Default: a batch has the shapes of `examples`.
     """
 
     def run_steps(

@@ -44,6 +44,7 @@ from jaxvae.train.step import (
     epoch_order,
     example_of,
     init_state,
+    shapes_of,
 )
 from jaxvae.train.stream import Blocks, Place, part_of
 from jaxvae.typing import Array, Params
@@ -102,13 +103,20 @@ class Trainer:
         mapped = min(MAPPED, max(SHOWN, MAPPED_VALUES // most))
         self._mapped = {name: values[:mapped] for name, values in shown.items()}
 
-        shapes = {name: values.shape[1:] for name, values in self._example.items()}
         platform = placement.batch.mesh.devices.flat[0].platform
         self._part = part_size(config, images.image_shape, placement.shares, platform)
         capacity = min(self.steps_per_epoch, MOST_STEPS)
         jitted = jax.jit(
             make_call(
-                config, self.model, count, capacity, batch_sharding, block_steps(block), fused, self._part, shapes
+                config,
+                self.model,
+                count,
+                capacity,
+                batch_sharding,
+                block_steps(block),
+                fused,
+                self._part,
+                shapes_of(self._example),
             ),
             donate_argnums=0,
             out_shardings=(placement.state, everywhere),
@@ -127,9 +135,10 @@ class Trainer:
         }
         self._evaluate: dict[str, Any] = {
             name: jit_seldom(
-                make_evaluate(self.model, self.objective, size, batch_sharding, shapes), out_shardings=everywhere
+                make_evaluate(self.model, self.objective, self._size[name], batch_sharding, shapes_of(split)),
+                out_shardings=everywhere,
             )
-            for name, size in self._size.items()
+            for name, split in self._held_out().items()
         }
         self._order_of: Any = jax.jit(lambda key, epoch: epoch_order(key, epoch, count), out_shardings=everywhere)
         self._order: tuple[int, Array] | None = None
