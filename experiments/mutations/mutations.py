@@ -76,8 +76,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     *_by(
         "parity",
         "test_mse",
-        ("mse: sign", "jnp.square(x_hat - x)", "jnp.square(x_hat + x)"),
-        ("mse: not squared", "jnp.square(x_hat - x)", "jnp.abs(x_hat - x)"),
+        ("mse: sign", "x_hat.reshape(rows) - x.reshape(rows)", "x_hat.reshape(rows) + x.reshape(rows)"),
+        ("mse: not squared", "jnp.square(x_hat.reshape(rows)", "jnp.abs(x_hat.reshape(rows)"),
         ("mse: not averaged", "sum_per_example(error) / (error.size // error.shape[0])", "sum_per_example(error)"),
         ("mse: over the batch's pixels", "(error.size // error.shape[0])", "error.size"),
     ),
@@ -185,6 +185,11 @@ MUTATIONS: tuple[Mutation, ...] = (
         ("preset: head", 'head: Head = option("relu")', 'head: Head = option("linear")'),
     ),
     # The step.
+    *_by(
+        "train_step",
+        "test_rows_become_examples_again",
+        ("rows: another order", "values.shape[0], *shapes[name])", "values.shape[0], *shapes[name][::-1])"),
+    ),
     *_by(
         "train_step",
         "test_a_batch_in_parts_has_the_same_gradients",
