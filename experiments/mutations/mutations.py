@@ -76,8 +76,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     *_by(
         "parity",
         "test_mse",
-        ("mse: sign", "x_hat.reshape(rows) - x.reshape(rows)", "x_hat.reshape(rows) + x.reshape(rows)"),
-        ("mse: not squared", "jnp.square(x_hat.reshape(rows)", "jnp.abs(x_hat.reshape(rows)"),
+        ("mse: sign", "jnp.square(x_hat - x)", "jnp.square(x_hat + x)"),
+        ("mse: not squared", "jnp.square(x_hat - x)", "jnp.abs(x_hat - x)"),
         ("mse: not averaged", "sum_per_example(error) / (error.size // error.shape[0])", "sum_per_example(error)"),
         ("mse: over the batch's pixels", "(error.size // error.shape[0])", "error.size"),
     ),
